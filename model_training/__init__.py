@@ -1,0 +1,1 @@
+"""Training: recipes, mL1-ACE losses, evaluation, and the export of bundles that `service` serves."""

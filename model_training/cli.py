@@ -1,0 +1,114 @@
+"""`calibrant train | export | evaluate`; joined to the command by entry point, heavy libraries imported when used."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from model_training.config import Recipe
+    from model_training.data import Case
+    from service.bundle.card import Measurement
+
+app = typer.Typer()
+
+RecipeName = Annotated[str, typer.Argument(help="Name of the recipe, e.g. hippocampus.")]
+Data = Annotated[
+    Path, typer.Option("--data", help="Folder of the data set, in its genuine layout.", exists=True, file_okay=False)
+]
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: weights and record.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same run on the same machine.")] = 0,
+    device: Annotated[str, typer.Option(help="torch device, e.g. cpu or cuda:0.")] = "cpu",
+) -> None:
+    """Train a recipe's network."""
+    import torch
+
+    from model_training.progress import Progress
+    from model_training.train import train as run_training
+
+    chosen = _recipe(recipe)
+    with Progress(chosen.schedule.steps) as progress:
+        run_training(chosen, data, out, seed=seed, device=torch.device(device), progress=progress)
+    typer.echo(f"Weights and record are in {out}. Next: calibrant export {recipe} --data {data} --run {out} -o BUNDLE")
+
+
+@app.command()
+def export(
+    recipe: RecipeName,
+    data: Data,
+    run: Annotated[
+        Path, typer.Option("--run", help="Folder that calibrant train wrote.", exists=True, file_okay=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle; must not exist.")],
+) -> None:
+    """Measure a trained network on persons that it never saw and write the bundle with its calibration card."""
+    from model_training.export import export as write_bundle
+
+    identity = write_bundle(_recipe(recipe), data, run, out, _show)
+    typer.echo(f"{identity} is in {out}, read back and checked.")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", exists=True, file_okay=False)],
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe that knows the data set's layout.")],
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="Split to measure; the card's own by default.")] = None,
+) -> None:
+    """Measure a bundle on labelled cases; on the card's own split, compare with the card (exit code 1 if they differ)."""
+    import torch
+
+    from model_training.evaluate import differences, measure
+    from service.bundle.reader import load_bundle
+
+    chosen = _recipe(recipe)
+    loaded = load_bundle(bundle, torch.device("cpu"))
+    name = split or chosen.validation_split
+    splits = chosen.cases(data)
+    if name not in splits:
+        typer.echo(f"There is no split {name}; the data set has {', '.join(splits)}.", err=True)
+        raise typer.Exit(2)
+    found = measure(loaded.network, loaded.description.config, splits[name], _show)
+    _print_scores(name, found)
+    stated = loaded.description.card.measurement(found.engine, found.precision)
+    if name == chosen.validation_split and stated is not None:
+        differing = list(differences(found, stated))
+        for figure, difference in differing[:10]:
+            typer.echo(f"  differs from the card: {figure} by {difference:.3g}")
+        same = "Every figure and every sum equals the card's exactly."
+        elsewhere = f"{len(differing)} figures or sums differ. The card was measured on {stated.platform}."
+        typer.echo(elsewhere if differing else same)
+        raise typer.Exit(bool(differing))
+
+
+def _recipe(name: str) -> "Recipe":
+    from model_training.recipes import RECIPES
+
+    if name not in RECIPES:
+        typer.echo(f"There is no recipe {name}; there are: {', '.join(RECIPES)}.", err=True)
+        raise typer.Exit(2)
+    return RECIPES[name]
+
+
+def _show(case: "Case") -> None:
+    if sys.stderr.isatty():
+        typer.echo(f"\r{case.name}", nl=False, err=True)
+
+
+def _print_scores(split: str, found: "Measurement") -> None:
+    persons = len({case.person for case in found.cases})
+    typer.echo(f"{split}: {len(found.cases)} cases of {persons} persons, {found.engine} {found.precision}")
+    typer.echo("foreground, native grid; 95 % intervals over persons")
+    for structure, scores in {"mean": found.scores, **found.class_scores}.items():
+        for name, score in scores.items():
+            if score.value is None or score.low is None or score.high is None:
+                typer.echo(f"  {structure:24} {name:12} undefined")
+            else:
+                typer.echo(f"  {structure:24} {name:12} {score.value:.4f}  ({score.low:.4f} to {score.high:.4f})")

@@ -1,0 +1,63 @@
+"""What a recipe decides: data, network, loss, schedule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from model_training.data import Case
+from service.bundle.card import Population
+from service.bundle.schema import ServiceConfig
+
+CaseLister = Callable[[Path], dict[str, list[Case]]]
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Schedule:
+    """How long and how fast to train."""
+
+    steps: int
+    """Optimiser steps."""
+    warmup_steps: int
+    """Steps over which the learning rate rises linearly from 0; a half cosine to 0 follows."""
+    batch_size: int
+    """Images per step."""
+    learning_rate: float
+    """Peak learning rate of AdamW."""
+    weight_decay: float
+    """Of AdamW."""
+    validate_every: int
+    """Steps between two looks at the validation cases."""
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that cannot run."""
+        if not 0 <= self.warmup_steps < self.steps:
+            msg = f"warmup_steps is {self.warmup_steps}; expected 0 to {self.steps - 1}, less than steps."
+            raise ValueError(msg)
+        if self.batch_size < 1 or self.validate_every < 1 or self.learning_rate <= 0:
+            msg = "batch_size, validate_every and learning_rate must be positive."
+            raise ValueError(msg)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Recipe:
+    """One data set's way from raw files to a bundle."""
+
+    service: ServiceConfig
+    """How the bundle will be served; training preprocesses by the same declaration."""
+    cases: CaseLister
+    """Data folder -> cases per split name."""
+    train_splits: tuple[str, ...]
+    """Splits that the shipped model is trained on."""
+    validation_split: str
+    """Split that the card is measured on; never trained on, never used to choose."""
+    population: Callable[[list[Case]], Population]
+    """Whom a card over these cases speaks about."""
+    licence_notice: str
+    """Text of the LICENSE file of the weights."""
+    binning: Literal["hard", "soft"]
+    """Which mL1-ACE."""
+    ace_weight: float
+    """Its weight beside Dice and cross-entropy."""
+    schedule: Schedule
+    """How long and how fast."""

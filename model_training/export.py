@@ -1,0 +1,108 @@
+"""A training run -> a bundle with its calibration card, read back and proved before it is called done."""
+
+import datetime as dt
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from model_training import train
+from model_training.config import Recipe
+from model_training.data import Case
+from model_training.evaluate import measure, measure_one
+from model_training.monai_bundle import inference_config, metadata
+from service.bundle.card import CalibrationCard, CaseRecord, ShiftReference
+from service.bundle.description import CARD, CONFIG, WEIGHTS
+from service.bundle.manifest import sha256_of, write_manifest
+from service.bundle.network import build_network
+from service.bundle.reader import load_bundle
+from service.errors import BundleInvalid
+from service.pipeline.summary import FEATURES
+
+
+def export(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Case], None]) -> str:
+    """Write the bundle of a run to the folder `out` and return its identity.
+
+    The card is measured on the recipe's validation split, whose persons the run never saw.
+
+    Raises:
+        BundleInvalid: the folder exists, or the bundle read back computes something else than before.
+        DataError: the data set is not as the recipe expects.
+    """
+    if out.exists():
+        msg = f"{out} exists already. A bundle is immutable: choose another folder, or remove this one first."
+        raise BundleInvalid(msg)
+    (out / WEIGHTS).parent.mkdir(parents=True)
+    shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
+    (out / CONFIG).write_text(recipe.service.model_dump_json(indent=2) + "\n")
+
+    network = build_network(recipe.service.network)
+    network.load_state_dict(load_file(out / WEIGHTS))
+    cases = recipe.cases(data)[recipe.validation_split]
+    measurement = measure(network.eval(), recipe.service, cases, done)
+    card = CalibrationCard(
+        model=recipe.service.name,
+        model_version=recipe.service.version,
+        date=dt.datetime.now(dt.UTC).date(),
+        weights_sha256=sha256_of(out / WEIGHTS),
+        config_sha256=sha256_of(out / CONFIG),
+        population=recipe.population(cases),
+        measurements=[measurement],
+        shift_references=_shift_references(measurement.cases),
+    )
+    (out / CARD).write_text(card.model_dump_json() + "\n")
+    _write_companions(recipe, card, out)
+    write_manifest(out)
+    return _proved_identity(out, cases[0], measurement.cases[0])
+
+
+def _shift_references(cases: list[CaseRecord]) -> tuple[ShiftReference, ...]:
+    rows = [
+        [n * mm for n, mm in zip(case.shape, case.spacing_mm, strict=True)] + list(case.spacing_mm) for case in cases
+    ]
+    columns = zip(*rows, strict=True)
+    return tuple(
+        ShiftReference(feature=feature, unit="mm", values=list(values))
+        for feature, values in zip(FEATURES, columns, strict=True)
+    )
+
+
+def _write_companions(recipe: Recipe, card: CalibrationCard, out: Path) -> None:
+    (out / "configs").mkdir()
+    (out / "configs" / "metadata.json").write_text(json.dumps(metadata(recipe.service, card), indent=2) + "\n")
+    (out / "configs" / "inference.json").write_text(json.dumps(inference_config(recipe.service), indent=2) + "\n")
+    (out / "LICENSE").write_text(recipe.licence_notice)
+    (out / "docs").mkdir()
+    (out / "docs" / "README.md").write_text(_model_card(recipe, card))
+
+
+def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
+    whom, scores = card.population, card.measurements[0].scores
+    rows = "\n".join(f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in scores.items())
+    return f"""\
+# {recipe.service.name} {recipe.service.version}
+
+{recipe.service.description}
+
+- **Intended use:** research. Not a medical device; not for diagnosis or treatment.
+- **Input:** {recipe.service.modality}, {recipe.service.anatomy}. Other scans get an answer whose statement is withdrawn.
+- **Trained on:** {whom.dataset}, {", ".join(recipe.train_splits)}. {whom.citation}.
+- **Measured on:** {whom.split}, {whom.n_cases} cases of {whom.n_persons} persons, {whom.protocol}, {card.date}.
+- **Limits:** one data set and one site; no pathology labels are known; sides are not told apart.
+
+| figure (foreground, native grid) | value | 95 % interval over persons |
+|---|---|---|
+{rows}
+"""
+
+
+def _proved_identity(out: Path, case: Case, expected: CaseRecord) -> str:
+    bundle = load_bundle(out, torch.device("cpu"))
+    found = measure_one(bundle.network, bundle.description.config, case)
+    if found != expected:
+        msg = f"The bundle read back computes something else for {case.name} than before it was written."
+        raise BundleInvalid(msg)
+    return bundle.description.identity

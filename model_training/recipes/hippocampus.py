@@ -1,0 +1,96 @@
+"""Anterior and posterior hippocampus in T1-weighted MR: Medical Segmentation Decathlon, Task04."""
+
+from typing import Final
+
+from model_training.config import Recipe, Schedule
+from model_training.data import Case, read_msd_splits
+from service.bundle.card import Population
+from service.bundle.schema import Code, Label, Network, ServiceConfig, ZScore
+
+_CITATION = (
+    "Medical Segmentation Decathlon, Task04_Hippocampus, Vanderbilt University Medical Center; "
+    "Simpson et al., arXiv:1902.09063; Antonelli et al., Nat Commun 13:4128 (2022)"
+)
+
+_HIPPOCAMPUS = Code(value="5366008", meaning="Hippocampus")
+
+_LICENCE = f"""\
+The weights in this bundle are licensed under the Creative Commons Attribution-ShareAlike 4.0 International
+licence (CC BY-SA 4.0), https://creativecommons.org/licenses/by-sa/4.0/. SPDX-License-Identifier: CC-BY-SA-4.0
+
+They were trained on, and are adapted from: {_CITATION}, licensed under CC BY-SA 4.0.
+Changes: a neural network was trained on the images and labels; neither is contained in this bundle.
+
+The code of Calibrant is licensed separately (Apache-2.0). No warranty; for research use only, not a medical device.
+"""
+
+
+def _population(cases: list[Case]) -> Population:
+    return Population(
+        dataset="Medical Segmentation Decathlon, Task04_Hippocampus",
+        citation=_CITATION,
+        licence="CC BY-SA 4.0",
+        modality="MR",
+        anatomy="one hippocampus, cropped (T1-weighted, about 35 x 50 x 36 voxels of 1 mm)",
+        protocol="held-out",
+        split="development fold 5 of 5 (trained on folds 1 to 4)",
+        n_persons=len({case.person for case in cases}),
+        n_cases=len(cases),
+    )
+
+
+HIPPOCAMPUS: Final = Recipe(
+    service=ServiceConfig(
+        name="hippocampus-mr",
+        version="0.1.0",
+        description="Anterior and posterior hippocampus in a T1-weighted MR crop around one hippocampus, left or right.",
+        modality="MR",
+        anatomy="one hippocampus, in a crop of about 35 x 50 x 36 mm",
+        channels=["T1"],
+        network=Network(
+            name="UNet",
+            arguments={
+                "spatial_dims": 3,
+                "in_channels": 1,
+                "out_channels": 3,
+                "channels": [16, 32, 64, 128],
+                "strides": [2, 2, 2],
+                "num_res_units": 2,
+                "norm": "instance",
+            },
+        ),
+        orientation="RAS",
+        spacing_mm=(1.0, 1.0, 1.0),
+        intensity=[ZScore()],
+        patch_size=(48, 64, 48),
+        overlap=0.5,
+        labels=[
+            Label(value=0, name="background", color=(0, 0, 0)),
+            Label(
+                value=1,
+                name="anterior hippocampus",
+                color=(230, 159, 0),
+                code=_HIPPOCAMPUS,
+                modifiers=[Code(value="255549009", meaning="Anterior")],
+            ),
+            Label(
+                value=2,
+                name="posterior hippocampus",
+                color=(86, 180, 233),
+                code=_HIPPOCAMPUS,
+                modifiers=[Code(value="255551008", meaning="Posterior")],
+            ),
+        ],
+        temperature=[1.0, 1.0, 1.0],
+    ),
+    cases=read_msd_splits,
+    train_splits=("fold1", "fold2", "fold3", "fold4"),
+    validation_split="fold5",
+    population=_population,
+    licence_notice=_LICENCE,
+    binning="hard",
+    ace_weight=1.0,
+    schedule=Schedule(
+        steps=3000, warmup_steps=100, batch_size=4, learning_rate=2e-3, weight_decay=1e-4, validate_every=250
+    ),
+)

@@ -1,0 +1,22 @@
+"""`/v2/health/*`: liveness and readiness, by the paths of the Open Inference Protocol."""
+
+from fastapi import APIRouter, Response, status
+
+from service.api.deps import PartsDep
+
+router = APIRouter(prefix="/v2/health", tags=["health"])
+
+
+@router.get("/live", operation_id="isLive")
+def is_live() -> dict[str, bool]:
+    """Return that the process answers."""
+    return {"live": True}
+
+
+@router.get("/ready", operation_id="isReady")
+def is_ready(parts: PartsDep, response: Response) -> dict[str, bool]:
+    """Return whether a model is installed and its process alive; 503 if not."""
+    ready = bool(parts.registry.ready) and parts.jobs.executor.ready
+    if not ready:
+        response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    return {"ready": ready}

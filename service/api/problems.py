@@ -1,0 +1,88 @@
+"""Errors -> application/problem+json (RFC 9457): stable types, what to do, nothing that the user sent."""
+
+import logging
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import CalibrantError, InvalidRequest
+from service.jobs.status import problem_of
+from service.schemas import Problem
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    "default": {"description": "A problem document", "model": Problem, "content": {MEDIA_TYPE: {}}}
+}
+"""What each route declares beside its success."""
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem document."""
+    app.add_exception_handler(CalibrantError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_middleware(_Wall)
+
+
+def respond(problem: Problem) -> JSONResponse:
+    """Return the response of a problem."""
+    return JSONResponse(problem.model_dump(), status_code=problem.status, media_type=MEDIA_TYPE)
+
+
+async def _known(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, CalibrantError)  # noqa: S101 - Starlette's handlers take any Exception
+    return respond(problem_of(error))
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    # Names of parameters and the reason only: the values are the user's.
+    reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['type']}" for each in error.errors())
+    return respond(problem_of(InvalidRequest(f"These parameters cannot be used: {reasons}. See /docs.")))
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    status = HTTPStatus(error.status_code)
+    code = status.phrase.lower().replace(" ", "-")
+    detail = f"{status.description or status.phrase}. See /docs for the routes of this service."
+    return respond(Problem(type=f"/problems/{code}", title=status.phrase, status=status, detail=detail))
+
+
+class _Wall:
+    """The wall of the HTTP handler: what nobody expected becomes a problem document, and only its type is logged.
+
+    Starlette's own handler of `Exception` raises it again, and the server would log its message with a traceback.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            log.error("request failed: %s", type(error).__name__)  # noqa: TRY400 - a traceback may hold what was sent
+            if started:
+                return
+            detail = (
+                "The service met an error of its own; the scan was not at fault. Try again, then tell the operator."
+            )
+            await respond(problem_of(CalibrantError(detail)))(scope, receive, send)

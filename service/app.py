@@ -1,0 +1,56 @@
+"""The only place where the parts are wired together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from service import __version__
+from service.api import health, models, problems, segmentations
+from service.api.deps import Parts
+from service.bundle.registry import SHIPPED, Registry
+from service.executors.embedded import EmbeddedExecutor
+from service.jobs.segment import JobQueue
+from service.schemas import RESEARCH_USE_ONLY
+from service.settings import Settings
+from service.storage.local import StateDirectory
+
+LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+"""Host headers that a service on a loopback address answers: a web page elsewhere cannot rebind its name to it."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; the job queue and the inference process start and end with it.
+
+    Raises:
+        SettingsError: another service uses the state directory.
+    """
+    state = StateDirectory.open(settings.state_dir)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        registry = Registry.scan(SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else []))
+        executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
+        executor.start()
+        jobs = JobQueue(state, registry, executor)
+        try:
+            await run_in_threadpool(jobs.launch)
+            app.state.parts = Parts(settings, state, registry, jobs)
+            yield
+        finally:
+            await run_in_threadpool(jobs.close)
+
+    app = FastAPI(
+        title="Calibrant",
+        version=__version__,
+        description=f"3-D medical image segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",
+        lifespan=lifespan,
+    )
+    if not settings.behind_proxy:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
+    problems.install(app)
+    for router in (segmentations.router, models.router, health.router):
+        app.include_router(router)
+    return app

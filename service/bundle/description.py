@@ -1,0 +1,67 @@
+"""A bundle as far as it can be known without torch: identity, configuration and card, all verified."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import ValidationError
+
+from service.bundle.card import CalibrationCard
+from service.bundle.manifest import sha256_of, verify_manifest
+from service.bundle.schema import Declaration, ServiceConfig
+from service.errors import BundleIntegrity, BundleInvalid, BundleUnsupported
+
+WEIGHTS: Final = Path("models/model.safetensors")
+CONFIG: Final = Path("service.json")
+CARD: Final = Path("calibration.json")
+
+_Declared = TypeVar("_Declared", bound=Declaration)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BundleDescription:
+    """What a verified bundle says about itself.
+
+    Args:
+        root: its folder.
+        sha256: of its manifest; `name@sha256` is its identity.
+        config: how it wants to be served.
+        card: what was measured about it.
+    """
+
+    root: Path
+    sha256: str
+    config: ServiceConfig
+    card: CalibrationCard
+
+    @property
+    def identity(self) -> str:
+        """``name@sha256`` of the manifest: names this very model, weights and card."""
+        return f"{self.config.name}@{self.sha256}"
+
+
+def describe_bundle(root: Path) -> BundleDescription:
+    """Return the verified description of the bundle at `root`.
+
+    Raises:
+        BundleIntegrity: a file differs from the manifest, or the card was measured with other weights.
+        BundleInvalid: a description breaks its schema.
+        BundleUnsupported: it needs a locator, which this version does not have.
+    """
+    sha256 = verify_manifest(root)
+    config, card = _read(root / CONFIG, ServiceConfig), _read(root / CARD, CalibrationCard)
+    if (card.weights_sha256, card.config_sha256) != (sha256_of(root / WEIGHTS), sha256_of(root / CONFIG)):
+        msg = "The calibration card was measured with other weights or another configuration. Export the bundle again."
+        raise BundleIntegrity(msg)
+    if config.locator is not None:
+        msg = "The bundle declares a locator, which this version cannot run. Upgrade Calibrant."
+        raise BundleUnsupported(msg)
+    return BundleDescription(root, sha256, config, card)
+
+
+def _read(path: Path, model: type[_Declared]) -> _Declared:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        msg = f"{path.name} does not follow its schema. Export the bundle again."
+        raise BundleInvalid(msg) from error

@@ -1,0 +1,29 @@
+"""The allow-list of networks that a bundle may name, each built from the bundle's arguments."""
+
+from collections.abc import Callable
+from typing import Final
+
+from monai.networks.nets import SegResNet, UNet
+from torch import nn
+
+from service.bundle.schema import Network
+from service.errors import BundleUnsupported
+
+NETWORKS: Final[dict[str, Callable[..., nn.Module]]] = {"SegResNet": SegResNet, "UNet": UNet}
+"""Names that `service.json` may use; a bundle never brings code of its own."""
+
+
+def build_network(declaration: Network) -> nn.Module:
+    """Return the network with fresh weights.
+
+    Raises:
+        BundleUnsupported: the name is not on the list, or the arguments do not fit.
+    """
+    if declaration.name not in NETWORKS:
+        msg = f"The bundle asks for the network {declaration.name!r}; this version serves {', '.join(NETWORKS)}."
+        raise BundleUnsupported(msg)
+    try:
+        return NETWORKS[declaration.name](**declaration.arguments)
+    except (TypeError, ValueError) as error:
+        msg = f"The arguments of {declaration.name} in service.json do not fit: {error}"
+        raise BundleUnsupported(msg) from error

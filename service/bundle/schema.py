@@ -1,0 +1,119 @@
+"""`service.json`: how a bundle wants to be served. Declarative: nothing in it is ever evaluated as code.
+
+Version 1 is frozen: a later minor version may add optional fields, never change the meaning of these.
+"""
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+
+SCHEMA_VERSION: Final = "1.0"
+"""Version of `service.json` that this module reads and writes."""
+
+
+class Declaration(BaseModel):
+    """Base of everything read from a bundle: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Network(Declaration):
+    """A network by its name on the allow-list of `service.bundle.network`, with its constructor arguments."""
+
+    name: str
+    arguments: dict[str, JsonValue]
+
+
+class ZScore(Declaration):
+    """Subtract the mean and divide by the standard deviation of the image, per channel."""
+
+    step: Literal["zscore"] = "zscore"
+    nonzero: bool = False
+    """Take mean and deviation over the voxels that are not 0, and leave the zeros 0."""
+
+
+class Window(Declaration):
+    """Map [low, high], e.g. in HU, to [0, 1] and clip."""
+
+    step: Literal["window"] = "window"
+    low: float
+    high: float
+
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+IntensityStep = Annotated[ZScore | Window, Field(discriminator="step")]
+
+
+class Code(Declaration):
+    """A coded concept, e.g. SNOMED CT: value, scheme designator as in DICOM PS3.16 section 8, meaning."""
+
+    value: str
+    scheme: str = "SCT"
+    meaning: str
+
+
+class Label(Declaration):
+    """One class of the mask. The position in the list is the network's output channel."""
+
+    value: Byte
+    """Voxel value in the mask; 0 is background."""
+    name: str
+    color: tuple[Byte, Byte, Byte]
+    """Red, green and blue."""
+    code: Code | None = None
+    """Segmented property type, e.g. of SNOMED CT (PS3.3 C.8.20.4, (0062,000F))."""
+    modifiers: list[Code] = []
+    """Laterality and the like (PS3.3 C.8.20.4, (0062,0011))."""
+
+
+class Region(Declaration):
+    """A structure made of several classes: its probability is the sum of theirs."""
+
+    name: str
+    labels: list[int]
+
+
+class ServiceConfig(Declaration):
+    """All that serving needs besides the weights."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    version: str
+    description: str
+    modality: str
+    """DICOM Modality (0008,0060) of the scans that it was trained on, e.g. MR."""
+    anatomy: str
+    """What must be in the field of view, in words."""
+    channels: list[str]
+    """Names of the input channels, in order."""
+    network: Network
+    orientation: Annotated[str, Field(pattern=r"^[RLAPSI]{3}$")] = "RAS"
+    """Direction in which i, j and k grow on the network's grid, e.g. RAS: to the right, anterior, superior."""
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    intensity: list[IntensityStep]
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Fraction that neighbouring windows share along each axis."""
+    activation: Literal["softmax"] = "softmax"
+    labels: list[Label]
+    regions: list[Region] = []
+    temperature: list[PositiveFloat]
+    """Per class: logits are divided by it before softmax; 1 leaves them as they are."""
+    locator: dict[str, JsonValue] | None = None
+    """How to find the anatomy in a larger scan; null when the scan is segmented as it comes."""
+
+    @model_validator(mode="after")
+    def _reject_inconsistent_labels(self) -> Self:
+        values = [label.value for label in self.labels]
+        if len(self.labels) < 2 or values[0] != 0 or len(set(values)) != len(values):  # noqa: PLR2004 - background and one structure
+            msg = (
+                f"label values are {values}: expected background 0 first, then at least one structure, each value once"
+            )
+            raise ValueError(msg)
+        if len(self.temperature) != len(self.labels):
+            msg = f"{len(self.temperature)} temperatures for {len(self.labels)} labels: expected one per label"
+            raise ValueError(msg)
+        if unknown := {value for region in self.regions for value in region.labels} - set(values):
+            msg = f"regions name the label values {sorted(unknown)}, which no label has"
+            raise ValueError(msg)
+        return self

@@ -1,0 +1,1 @@
+"""The calibration maths (numpy only): reliability histograms and what follows from them."""

@@ -1,0 +1,187 @@
+"""From one case's sums to a cohort's figures: macro and micro calibration, Brier, NLL, DSC, with person-bootstrap intervals.
+
+Headline figures cover the foreground classes on the native voxel grid of whole images, a class that a case lacks left
+out of that case. The person is the unit of resampling: two scans of one person are never two independent draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from service.calibration.floor import ace_floor
+from service.calibration.histogram import ReliabilityHistogram
+from service.calibration.scores import Scores, ace, brier_sum, ece, mce, nll_sum
+
+REPLICATES: Final = 2000
+"""Bootstrap replicates behind each interval."""
+
+FLOOR_REPLICATES: Final = 20
+"""Simulated label maps behind each case's ACE floor."""
+
+COVERAGE: Final = 0.95
+"""Nominal coverage of the percentile intervals."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaseSums:
+    """All that a cohort's figures need from one case; additive except for the floor.
+
+    Args:
+        case: name of the case.
+        person: whose scan it is.
+        histogram: sums per class and bin, (C, M).
+        brier: Brier score summed over voxels.
+        nll: negative log likelihood summed over voxels, in nats.
+        intersection: (C,) voxels where prediction and reference agree on the class.
+        predicted: (C,) voxels of the class in the argmax mask.
+        floor: (C,) ACE floor of this image.
+    """
+
+    case: str
+    person: str
+    histogram: ReliabilityHistogram
+    brier: float
+    nll: float
+    intersection: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    floor: Scores
+
+    @property
+    def reference(self) -> npt.NDArray[np.int64]:
+        """(C,) voxels of the class in the reference."""
+        return self.histogram.sum_y.sum(axis=1)
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels in the image."""
+        return int(self.histogram.count[0].sum())
+
+    @property
+    def dsc(self) -> Scores:
+        """(C,) Dice similarity coefficient ``2 |A n B| / (|A| + |B|)``; NaN for a class that the reference lacks."""
+        size = self.predicted + self.reference
+        dice = np.divide(2 * self.intersection, size, out=np.full(size.shape, np.nan), where=size > 0)
+        return np.where(self.reference > 0, dice, np.nan)
+
+
+def measure_case(
+    case: str, person: str, probs: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer]
+) -> CaseSums:
+    """Return the sums of one case whose reference is known.
+
+    Args:
+        case: name of the case.
+        person: whose scan it is.
+        probs: (C, D, H, W) probabilities on the native grid.
+        mask: (D, H, W) the predicted class of each voxel.
+        labels: (D, H, W) the reference, 0 .. C-1.
+
+    Raises:
+        InvalidProbabilities: as `ReliabilityHistogram.from_probabilities`.
+    """
+    classes = len(probs)
+    return CaseSums(
+        case=case,
+        person=person,
+        histogram=ReliabilityHistogram.from_probabilities(probs, labels),
+        brier=brier_sum(probs, labels),
+        nll=nll_sum(probs, labels),
+        intersection=np.bincount(labels[mask == labels].ravel(), minlength=classes),
+        predicted=np.bincount(mask.ravel(), minlength=classes),
+        floor=ace_floor(probs, replicates=FLOOR_REPLICATES, seed=0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its person-bootstrap percentile interval at `COVERAGE`."""
+
+    value: float
+    low: float
+    high: float
+
+
+def cohort_scores(cases: Sequence[CaseSums], *, seed: int = 0) -> dict[str, Estimate]:
+    """Return every headline figure of a cohort, over the foreground classes 1 .. C-1.
+
+    Keys: ``dsc``, ``ace_macro``, ``ace_floor``, ``ace_excess``, ``ece_macro``, ``mce_macro``, ``ace_micro``,
+    ``ece_micro``, ``mce_micro``, ``brier``, ``nll``.
+
+    Macro is the mean over the classes present in a case, then over cases. Micro pools the voxels of all cases per
+    class, then takes the mean over classes. Brier and NLL are means over voxels, then over cases.
+    """
+    weights = _person_weights(cases, seed)
+    foreground = slice(1, None)
+    per_voxel = np.array([(case.brier / case.voxels, case.nll / case.voxels) for case in cases])
+    whole = {"brier": _weighted_mean(per_voxel[:, 0], weights), "nll": _weighted_mean(per_voxel[:, 1], weights)}
+    return _estimates(_macro(cases, weights, foreground) | _micro(cases, weights, foreground) | whole)
+
+
+def class_scores(cases: Sequence[CaseSums], class_index: int, *, seed: int = 0) -> dict[str, Estimate]:
+    """Return the figures of one class (keys as `cohort_scores`, without Brier and NLL, which have no class)."""
+    weights = _person_weights(cases, seed)
+    one = slice(class_index, class_index + 1)
+    return _estimates(_macro(cases, weights, one) | _micro(cases, weights, one))
+
+
+def _person_weights(cases: Sequence[CaseSums], seed: int) -> npt.NDArray[np.int64]:
+    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort itself, then the resamples."""
+    persons, owner = np.unique([case.person for case in cases], return_inverse=True)
+    draws = np.random.default_rng(seed).integers(len(persons), size=(REPLICATES, len(persons)))
+    times_drawn = np.stack([np.bincount(draw, minlength=len(persons)) for draw in draws])
+    return np.vstack([np.ones(len(cases), np.int64), times_drawn[:, owner]])
+
+
+def _macro(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64], classes: slice) -> dict[str, Scores]:
+    floor = np.stack([np.where(case.histogram.present, case.floor, np.nan) for case in cases])
+    ace_of = np.stack([ace(case.histogram) for case in cases])
+    per_class = {
+        "dsc": np.stack([case.dsc for case in cases]),
+        "ace_macro": ace_of,
+        "ace_floor": floor,
+        "ace_excess": ace_of - floor,
+        "ece_macro": np.stack([ece(case.histogram) for case in cases]),
+        "mce_macro": np.stack([mce(case.histogram) for case in cases]),
+    }
+    return {name: _weighted_mean(_nanmean(values[:, classes]), weights) for name, values in per_class.items()}
+
+
+def _micro(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64], classes: slice) -> dict[str, Scores]:
+    rows, bins = len(weights), cases[0].histogram.count.shape[1]
+
+    def pooled(sums: list[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
+        return np.tensordot(weights, np.stack(sums), axes=1).reshape(-1, bins)
+
+    histogram = ReliabilityHistogram(
+        pooled([case.histogram.count for case in cases]).astype(np.int64),
+        pooled([case.histogram.sum_p for case in cases]).astype(np.float64),
+        pooled([case.histogram.sum_y for case in cases]).astype(np.int64),
+    )
+    scores = {"ace_micro": ace(histogram), "ece_micro": ece(histogram), "mce_micro": mce(histogram)}
+    return {name: _nanmean(values.reshape(rows, -1)[:, classes]) for name, values in scores.items()}
+
+
+def _nanmean(values: Scores) -> Scores:
+    """Return the mean of each row over its finite entries; NaN for a row that has none."""
+    finite = np.isfinite(values)
+    number = finite.sum(axis=1)
+    total = np.where(finite, values, 0).sum(axis=1)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
+def _weighted_mean(values: Scores, weights: npt.NDArray[np.int64]) -> Scores:
+    """Return the mean over cases under each row of weights, (rows,); cases without a value do not count."""
+    finite = np.isfinite(values)
+    number = weights @ finite
+    return np.divide(weights @ np.where(finite, values, 0), number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
+def _estimates(figures: dict[str, Scores]) -> dict[str, Estimate]:
+    tail = (1 - COVERAGE) / 2
+    return {
+        name: Estimate(float(draws[0]), *(float(q) for q in np.nanquantile(draws[1:], [tail, 1 - tail])))
+        for name, draws in figures.items()
+    }

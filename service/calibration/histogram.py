@@ -1,0 +1,122 @@
+"""The reliability histogram: the mergeable sums from which every calibration figure follows.
+
+In: probabilities (C, ...) and labels (...). Out: count, sum of p and sum of y per class and bin, each (C, M).
+"""
+
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import InvalidProbabilities
+
+BINS: Final = 20
+"""Number of bins M; 20 as in Barfoot et al., arXiv 2506.03942."""
+
+CHUNK_VOXELS: Final = 1 << 20
+"""Voxels binned at a time: bounds the float64 copy that exact sums need to 8 MiB."""
+
+
+def bin_index(p: npt.NDArray[np.float32], bins: int = BINS) -> npt.NDArray[np.int64]:
+    """Return the bin of each probability: ``clip(ceil(p * M) - 1, 0, M - 1)``.
+
+    Bins are right-closed: bin k holds ``k/M < p <= (k + 1)/M``, and p = 0 falls into bin 0. The product is
+    taken in float32, whatever the input: float64 would put 10 of the 19 inner edges of M = 20 elsewhere.
+
+    Args:
+        p: any shape, values in [0, 1].
+        bins: number of bins M.
+
+    Example:
+        >>> bin_index(np.array([0.0, 0.05, 0.051, 1.0], dtype=np.float32)).tolist()
+        [0, 0, 1, 19]
+    """
+    scaled = np.ceil(np.asarray(p, dtype=np.float32) * np.float32(bins))
+    return np.clip(scaled.astype(np.int64) - 1, 0, bins - 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReliabilityHistogram:
+    """Sums per class c and bin k over all voxels that were added; adding histograms pools their voxels.
+
+    Args:
+        count: (C, M) int64, number of voxels n_ck whose probability of class c lies in bin k.
+        sum_p: (C, M) float64, sum of those probabilities.
+        sum_y: (C, M) int64, number of those voxels whose label is c.
+    """
+
+    count: npt.NDArray[np.int64]
+    sum_p: npt.NDArray[np.float64]
+    sum_y: npt.NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, classes: int, bins: int = BINS) -> Self:
+        """Return the histogram of no voxels, the neutral element of `+`."""
+        shape = (classes, bins)
+        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.float64), np.zeros(shape, np.int64))
+
+    @classmethod
+    def from_probabilities(cls, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> Self:
+        """Bin every voxel of one image once per class.
+
+        Args:
+            probs: (C, ...) float32, probability of each class, in [0, 1].
+            labels: (...) integers, the true class 0 .. C-1 of each voxel.
+
+        Raises:
+            InvalidProbabilities: NaN, a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
+        """
+        probs, labels = _checked(probs, labels)
+        histogram = cls.empty(probs.shape[0])
+        for start in range(0, labels.size, CHUNK_VOXELS):
+            histogram += cls._of_chunk(probs[:, start : start + CHUNK_VOXELS], labels[start : start + CHUNK_VOXELS])
+        return histogram
+
+    @classmethod
+    def _of_chunk(cls, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> Self:
+        histogram = cls.empty(probs.shape[0])
+        for c, p in enumerate(probs):
+            bins = bin_index(p)
+            histogram.count[c] = np.bincount(bins, minlength=BINS)
+            histogram.sum_p[c] = np.bincount(bins, weights=p, minlength=BINS)
+            histogram.sum_y[c] = np.bincount(bins[labels == c], minlength=BINS)
+        return histogram
+
+    def __add__(self, other: Self) -> Self:
+        """Return the histogram of both sets of voxels together."""
+        return type(self)(self.count + other.count, self.sum_p + other.sum_p, self.sum_y + other.sum_y)
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """(C,) whether any voxel carries the class as its label."""
+        return self.sum_y.sum(axis=1) > 0
+
+    @property
+    def gap(self) -> npt.NDArray[np.float64]:
+        """(C, M) absolute difference of mean probability and observed frequency; NaN in an empty bin."""
+        filled = self.count > 0
+        gap = np.full(self.count.shape, np.nan)
+        np.divide(np.abs(self.sum_p - self.sum_y), self.count, out=gap, where=filled)
+        return gap
+
+
+def _checked(
+    probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]:
+    probs = np.asarray(probs, dtype=np.float32)
+    labels = np.asarray(labels)
+    if probs.shape[1:] != labels.shape:
+        msg = f"Probabilities of shape {probs.shape} do not belong to labels of shape {labels.shape}: expected (C, *{labels.shape})."
+        raise InvalidProbabilities(msg)
+    if not np.issubdtype(labels.dtype, np.integer):
+        msg = f"Labels are {labels.dtype}; expected integers, one class per voxel."
+        raise InvalidProbabilities(msg)
+    # `not (all in range)` also catches NaN, for which every comparison is false.
+    if probs.size and not (probs.min() >= 0 and probs.max() <= 1):
+        msg = f"Probabilities span {probs.min()} to {probs.max()}; expected values in [0, 1]. Apply softmax first."
+        raise InvalidProbabilities(msg)
+    if labels.size and not (labels.min() >= 0 and labels.max() < len(probs)):
+        msg = f"Labels span {labels.min()} to {labels.max()}; expected 0 to {len(probs) - 1} for {len(probs)} classes."
+        raise InvalidProbabilities(msg)
+    return probs.reshape(len(probs), -1), labels.reshape(-1)

@@ -1,0 +1,1 @@
+"""The client library: httpx only, neither torch nor monai."""

@@ -1,0 +1,1 @@
+"""Where cases are computed: a resident child process per device."""

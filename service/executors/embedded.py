@@ -1,0 +1,156 @@
+"""One resident child process that keeps the networks in memory and computes one case at a time.
+
+A crash, a hang or a leak there leaves the API alone. The child writes into a folder of its own and publishes nothing,
+so one that comes back to life after it was given up cannot harm a result.
+"""
+
+import logging
+import multiprocessing
+import os
+import threading
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Final
+
+from service.errors import BY_CODE, CalibrantError, InferenceCrashed, InferenceDeadline
+from service.pipeline.run import Report
+from service.schemas import CaseResult
+
+log = logging.getLogger(__name__)
+
+_PROCESSES: Final = multiprocessing.get_context("spawn")
+
+# An OpenMP thread that spins at a barrier is slower than one that sleeps as soon as a neighbour needs the core.
+_ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+
+
+@dataclass(slots=True)
+class _Child:
+    process: SpawnProcess
+    pipe: "connection.Connection[Any, Any]"
+
+
+class EmbeddedExecutor:
+    """Owns the child process; starts it anew when it has died."""
+
+    def __init__(self, *, device: str, deadline_s: float) -> None:
+        """Prepare without starting.
+
+        Args:
+            device: torch device of the child.
+            deadline_s: seconds after which a case is given up and the child killed.
+        """
+        self._device = device
+        self._deadline_s = deadline_s
+        self._turn = threading.Lock()
+        self._child: _Child | None = None
+
+    def start(self) -> None:
+        """Start the child, which imports torch while the caller goes on."""
+        with self._turn:
+            self._living_child()
+
+    def stop(self) -> None:
+        """Kill the child."""
+        if self._child is not None:
+            self._child.process.kill()
+            self._child.process.join()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the child is alive."""
+        child = self._child
+        return child is not None and child.process.is_alive()
+
+    def run(self, scan: Path, bundle: Path, out: Path, report: Report) -> CaseResult:
+        """Return the result of `run_case` in the child.
+
+        Raises:
+            InferenceCrashed: the child died.
+            InferenceDeadline: the child took too long and was killed.
+            CalibrantError: whatever `run_case` raised there.
+        """
+        with self._turn:
+            child = self._living_child()
+            overdue = threading.Event()
+
+            def stop() -> None:
+                overdue.set()
+                child.process.kill()
+
+            alarm = threading.Timer(self._deadline_s, stop)
+            alarm.start()
+            try:
+                child.pipe.send((scan, bundle, out))
+                return _listen(child, report)
+            except (EOFError, OSError) as error:
+                raise self._death(late=overdue.is_set()) from error
+            finally:
+                alarm.cancel()
+
+    def _death(self, *, late: bool) -> CalibrantError:
+        if late:
+            return InferenceDeadline(f"The case took longer than {self._deadline_s:.0f} s and was stopped.")
+        return InferenceCrashed("The process that computed the case died.")
+
+    def _living_child(self) -> _Child:
+        if self._child is None or not self._child.process.is_alive():
+            if self._child is not None:
+                self._child.pipe.close()
+                log.warning("inference process restarted")
+            ours, theirs = _PROCESSES.Pipe()
+            os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+            process = _PROCESSES.Process(target=_serve, args=(theirs, self._device), name="calibrant-inference")
+            process.start()
+            theirs.close()
+            self._child = _Child(process, ours)
+        return self._child
+
+
+def _listen(child: _Child, report: Report) -> CaseResult:
+    while True:
+        kind, *content = child.pipe.recv()
+        if kind == "stage":
+            report(*content)
+        elif kind == "failed":
+            code, detail = content
+            raise BY_CODE[code](detail)
+        else:
+            return CaseResult.model_validate_json(content[0])
+
+
+def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    import torch
+
+    from service.bundle.reader import LoadedBundle, load_bundle
+    from service.pipeline.run import run_case
+
+    bundles: dict[Path, LoadedBundle] = {}
+    while True:
+        try:
+            scan, root, out = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if root not in bundles:
+                bundles[root] = load_bundle(root, torch.device(device))
+            result = run_case(scan, bundles[root], out, lambda stage, done: pipe.send(("stage", stage, done)))
+        except CalibrantError as error:
+            pipe.send(("failed", error.code, error.detail))
+        except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
+            # The message may hold what the user sent; the type cannot.
+            log.error("case failed: %s", type(error).__name__)  # noqa: TRY400 - a traceback may hold it too
+            pipe.send(("failed", CalibrantError.code, f"The computation failed ({type(error).__name__})."))
+        else:
+            pipe.send(("done", result.model_dump_json()))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

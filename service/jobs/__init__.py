@@ -1,0 +1,1 @@
+"""Durable jobs: DBOS owns queue, state and recovery."""

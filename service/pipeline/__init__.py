@@ -1,0 +1,1 @@
+"""The data flow of one case: decode -> preprocess -> infer -> calibrate -> encode -> store."""

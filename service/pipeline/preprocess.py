@@ -1,0 +1,108 @@
+"""Volume -> the network's grid and intensities, as the bundle declares them; and the way back to the scan's own grid.
+
+Training and serving both call this module: there is no second preprocessing.
+"""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import interpolate
+
+from service.bundle.schema import IntensityStep, ServiceConfig, Window
+from service.errors import ConstantVolume, InvalidRequest
+from service.volume import Volume
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """How a scan's grid became the network's, so that the network's output can be brought back.
+
+    Args:
+        scan_shape: voxels along i, j, k of the scan as it came.
+        orientation: (3, 2) nibabel orientation: network axis and flip of each scan axis.
+        oriented_shape: the scan's shape in the network's axis order.
+        network_shape: voxels after resampling.
+    """
+
+    scan_shape: tuple[int, ...]
+    orientation: npt.NDArray[np.float64]
+    oriented_shape: tuple[int, ...]
+    network_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, volume: Volume, config: ServiceConfig) -> "Grid":
+        """Return the grid on which the bundle's network sees this volume.
+
+        Resampling keeps the centres of the first and the last voxel in place, so the spacing reached is
+        ``(n_in - 1) / (n_out - 1)`` times the scan's, the nearest to the bundle's that this allows.
+        """
+        found = nib.orientations.io_orientation(volume.affine)
+        wanted = nib.orientations.axcodes2ornt(tuple(config.orientation))
+        orientation = nib.orientations.ornt_transform(found, wanted)
+        axis_of = np.argsort(orientation[:, 0])
+        shape = tuple(volume.shape[axis] for axis in axis_of)
+        spacing = volume.spacing_mm[axis_of]
+        resampled = (
+            round((n - 1) * mm / target) + 1 for n, mm, target in zip(shape, spacing, config.spacing_mm, strict=True)
+        )
+        return cls(volume.shape, orientation, shape, tuple(max(n, 1) for n in resampled))
+
+
+def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Grid]:
+    """Return the network's input, (C, D, H, W) float32, and the grid that leads back.
+
+    Raises:
+        InvalidRequest: another number of channels than the bundle takes.
+        ConstantVolume: nothing to normalise.
+    """
+    if len(volume.array_CDHW) != len(config.channels):
+        msg = f"The scan has {len(volume.array_CDHW)} channels; the model takes {len(config.channels)}."
+        raise InvalidRequest(msg)
+    grid = Grid.of(volume, config)
+    image = to_network_grid(volume.array_CDHW.astype(np.float32), grid)
+    for step in config.intensity:
+        image = torch.stack([_normalise(channel, step) for channel in image])
+    return image, grid
+
+
+def to_network_grid(array_CDHW: npt.NDArray[np.float32], grid: Grid, mode: str = "trilinear") -> torch.Tensor:
+    """Return an array of the scan's grid on the network's, (C, *network_shape); labels with mode "nearest-exact"."""
+    oriented = np.stack([nib.orientations.apply_orientation(channel, grid.orientation) for channel in array_CDHW])
+    return _resize(torch.from_numpy(oriented), grid.network_shape, mode)
+
+
+def to_scan_grid(array_CDHW: torch.Tensor, grid: Grid) -> npt.NDArray[np.float32]:
+    """Return an array of the network's grid on the scan's own, (C, *scan_shape), by trilinear interpolation."""
+    oriented = _resize(array_CDHW, grid.oriented_shape).numpy()
+    back = _inverse(grid.orientation)
+    return np.stack([np.ascontiguousarray(nib.orientations.apply_orientation(channel, back)) for channel in oriented])
+
+
+def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    inverse = np.empty_like(orientation)
+    for scan_axis, (network_axis, flip) in enumerate(orientation):
+        inverse[int(network_axis)] = scan_axis, flip
+    return inverse
+
+
+def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...], mode: str = "trilinear") -> torch.Tensor:
+    if array_CDHW.shape[1:] == shape:
+        return array_CDHW
+    align = True if mode == "trilinear" else None
+    return interpolate(array_CDHW[None], size=shape, mode=mode, align_corners=align)[0]
+
+
+def _normalise(channel: torch.Tensor, step: IntensityStep) -> torch.Tensor:
+    if isinstance(step, Window):
+        return ((channel - step.low) / (step.high - step.low)).clamp(0, 1)
+    # Sums of a large volume lose digits in float32; intensities here span from 1 to 10^6.
+    chosen = channel[channel != 0].double() if step.nonzero else channel.double()
+    deviation = float(chosen.std(correction=0)) if chosen.numel() else 0.0
+    if deviation == 0.0:
+        msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
+        raise ConstantVolume(msg)
+    scaled = ((channel - float(chosen.mean())) / deviation).float()
+    return torch.where(channel == 0, 0.0, scaled) if step.nonzero else scaled

@@ -1,0 +1,134 @@
+"""Decode what a stranger sent in a throw-away process with limits on memory, CPU time and wall time.
+
+The processes are forked from a server that has numpy and nibabel imported, so one costs milliseconds. What comes back
+over the pipe is JSON and raw voxels, never a pickle: a child that a file took over cannot run code in its parent.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from service.errors import BY_CODE, CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge
+from service.pipeline.decode import check_scan, decode_scan
+from service.volume import Volume
+
+_PROCESSES: Final = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["service.pipeline.sandbox"])
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a decoding process may use."""
+
+    memory_bytes: int = 8 << 30
+    """Address space."""
+    seconds: float = 60.0
+    """Wall time; CPU time may be as long."""
+
+
+def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
+    """Return what `decode_scan` returns, computed in a process of its own.
+
+    Raises:
+        ScanError: as `decode_scan`, and when the process dies, takes too long or wants too much memory.
+    """
+    answer, voxels = _ask(path, limits or Limits(), with_voxels=True)
+    array = np.frombuffer(voxels, np.dtype(answer["dtype"])).reshape(answer["shape"])
+    affine = np.array(answer["affine"], np.float64)
+    return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]))
+
+
+def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
+    """Raise what `check_scan` raises, found in a process of its own."""
+    _ask(path, limits or Limits(), with_voxels=False)
+
+
+def _ask(path: Path, limits: Limits, *, with_voxels: bool) -> tuple[dict[str, Any], bytes]:
+    receiver, sender = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_decode_in_child, args=(sender, path, limits, with_voxels), daemon=True)
+    process.start()
+    sender.close()
+    overdue = threading.Event()
+
+    def stop() -> None:
+        overdue.set()
+        process.kill()
+
+    alarm = threading.Timer(limits.seconds, stop)
+    alarm.start()
+    try:
+        answer = json.loads(receiver.recv_bytes())
+        voxels = receiver.recv_bytes() if "dtype" in answer else b""
+    except (EOFError, OSError) as error:
+        raise _death(limits, late=overdue.is_set()) from error
+    finally:
+        alarm.cancel()
+        receiver.close()
+        process.kill()
+        process.join()
+        process.close()
+    if "code" in answer:
+        raise BY_CODE[answer["code"]](answer["detail"])
+    return answer, voxels
+
+
+def _death(limits: Limits, *, late: bool) -> CalibrantError:
+    if late:
+        msg = (
+            f"Decoding took longer than {limits.seconds:.0f} s and was stopped. Convert the scan again from its source."
+        )
+        return DecoderDeadline(msg)
+    return DecoderCrashed("The process that decoded the file died. Convert the scan again from its source.")
+
+
+def _decode_in_child(sender: Connection, path: Path, limits: Limits, with_voxels: bool) -> None:  # noqa: FBT001 - sent over a pipe
+    _confine(limits)
+    try:
+        answer, voxels = _decode(path, with_voxels=with_voxels)
+    except CalibrantError as error:
+        answer, voxels = {"code": error.code, "detail": error.detail}, b""
+    except MemoryError:
+        msg = f"The volume needs more than the {limits.memory_bytes >> 30} GiB that decoding may use. Crop or downsample it."
+        answer, voxels = {"code": VolumeTooLarge.code, "detail": msg}, b""
+    sender.send_bytes(json.dumps(answer).encode())
+    if "dtype" in answer:
+        sender.send_bytes(voxels)
+
+
+def _confine(limits: Limits) -> None:
+    # Whatever a library prints could hold what the user sent: it goes nowhere.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    seconds = int(limits.seconds) + 1
+    for kind, limit in {
+        resource.RLIMIT_AS: limits.memory_bytes,
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_CORE: 0,
+    }.items():
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _decode(path: Path, *, with_voxels: bool) -> tuple[dict[str, Any], bytes]:
+    if not with_voxels:
+        check_scan(path)
+        return {}, b""
+    volume = decode_scan(path)
+    answer = {
+        "dtype": volume.array_CDHW.dtype.str,
+        "shape": volume.array_CDHW.shape,
+        "affine": volume.affine.tolist(),
+        "header": volume.header.hex(),
+        "warnings": volume.warnings,
+    }
+    return answer, volume.array_CDHW.tobytes()

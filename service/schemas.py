@@ -1,0 +1,146 @@
+"""Wire types: what the API answers and the client reads. Also what `summary.json` and `result.json` hold on disk."""
+
+import datetime as dt
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+RESEARCH_USE_ONLY: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
+"""Stands in every report until somebody certifies otherwise."""
+
+Stage = Literal["decode", "preprocess", "infer", "calibrate", "encode", "store"]
+State = Literal["queued", "running", "succeeded", "failed"]
+
+
+class Wire(BaseModel):
+    """Base of the wire types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(Wire):
+    """A figure of the card with its 95 % person-bootstrap interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Statement(Wire):
+    """What is known about how far the model can be trusted: a statement about a population, never about this image."""
+
+    status: Literal["holds", "withdrawn"]
+    """withdrawn: this scan is unlike those that the card was measured on, so the card says nothing about it."""
+    text: str
+    reasons: list[str]
+    """Why it was withdrawn; empty when it holds."""
+    basis: Literal["calibration card"] = "calibration card"
+    dataset: str
+    split: str
+    protocol: str
+    n_persons: int
+    n_cases: int
+    date: dt.date
+    engine: str
+    precision: str
+    figures: dict[str, Figure] | None
+    """Foreground DSC, ACE with its floor and excess, ECE, MCE, Brier and NLL on that population; null when withdrawn."""
+
+
+class Structure(Wire):
+    """One label of the mask."""
+
+    label: int
+    name: str
+    voxels: int
+    volume_ml: float
+    mean_confidence: float | None
+    """Mean over the mask's voxels of the label; null when it has none."""
+
+
+class Summary(Wire):
+    """The image-level summary of one segmentation."""
+
+    model: str
+    """name@sha256 of the bundle."""
+    structures: list[Structure]
+    foreground_confidence: float | None
+    """Mean confidence over all foreground voxels of the mask; null when there are none."""
+    statement: Statement
+    warnings: list[str]
+    research_use_only: str = RESEARCH_USE_ONLY
+
+
+class CaseResult(Wire):
+    """How a case was computed and what was written; the last file to appear in a result."""
+
+    model: str
+    device: str
+    engine: str
+    precision: str
+    seconds: dict[Stage, float]
+    files: dict[str, str]
+    """SHA-256 by file name."""
+
+
+class Problem(Wire):
+    """An error (RFC 9457)."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: str
+    """Stable: `/problems/` and the code of the error."""
+    title: str
+    status: int
+    detail: str
+    """What was found, what was expected, what to do."""
+
+
+class Links(Wire):
+    """Where to go on from a job."""
+
+    self: str
+    mask: str | None = None
+    confidence: str | None = None
+    summary: str | None = None
+
+
+class Job(Wire):
+    """A segmentation as a caller sees it."""
+
+    id: str
+    state: State
+    model: str
+    created: dt.datetime
+    stage: Stage | None
+    """What is being done, while it runs."""
+    progress: float
+    """Fraction of the stage, 0 to 1; 1 once it has succeeded."""
+    seconds: dict[Stage, float]
+    """Per stage, once it has succeeded."""
+    problem: Problem | None
+    """Why it failed."""
+    links: Links
+
+
+class Model(Wire):
+    """An installed bundle."""
+
+    name: str
+    ready: bool
+    why_not: str | None
+    identity: str | None = None
+    version: str | None = None
+    description: str | None = None
+    modality: str | None = None
+    anatomy: str | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    labels: dict[int, str] | None = None
+    statement: Statement | None = None
+
+
+class Models(Wire):
+    """Every installed bundle."""
+
+    models: list[Model]
+    default: str

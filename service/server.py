@@ -1,0 +1,55 @@
+"""uvicorn around the application: where it may listen, what it says when it is up."""
+
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from service import __version__
+from service.app import LOOPBACK_HOSTS, create_app
+from service.errors import SettingsError
+from service.schemas import RESEARCH_USE_ONLY
+from service.settings import Settings
+
+
+def run_server(settings: Settings, host: str, port: int) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        SettingsError: an address beyond this machine without a proxy that authenticates.
+    """
+    if f"[{host}]" not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS and not settings.behind_proxy:
+        msg = (
+            f"{host} is reachable from other machines, and this version has no keys of its own. Listen on 127.0.0.1, "
+            "or put a proxy that authenticates in front and say so with --behind-proxy."
+        )
+        raise SettingsError(msg)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # No access log: paths and query strings are what the user sent.
+    config = uvicorn.Config(create_app(settings), host, port, log_config=None, access_log=False, server_header=False)
+    server = _AnnouncingServer(config, settings)
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Says where it listens as soon as it does: with port 0 nobody else knows."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        sys.stdout.write(
+            f"Calibrant {__version__} is ready at {address} (routes: {address}/docs)\n"
+            f"  device {self._settings.device}; state in {self._settings.state_dir}; no telemetry\n"
+            f"  {RESEARCH_USE_ONLY}\n"
+        )
+        sys.stdout.flush()

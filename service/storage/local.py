@@ -1,0 +1,166 @@
+"""The state directory on a local disk: scans by content, attempts in progress, published results, the job database.
+
+    scans/<sha256>          what was uploaded, complete and flushed to the disk
+    work/<job>/<attempt>/   what one attempt has written so far; worthless after a crash
+    results/<job>/          the one published result of a job
+    incoming/               uploads in progress; worthless after a crash
+    jobs.sqlite             owned by DBOS
+
+A result appears by renaming a whole attempt, so it is never torn; the second attempt to arrive finds the name taken.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from service.errors import SettingsError, StorageFull
+from service.pipeline.store import RESULT, sync_folder
+
+
+@dataclass(frozen=True, slots=True)
+class StateDirectory:
+    """The folders of one running service."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> "StateDirectory":
+        """Create what is missing, take the directory for this process alone and sweep what a crash left behind.
+
+        Raises:
+            SettingsError: another service uses the directory.
+        """
+        state = cls(root)
+        for folder in (state.scans, state.work, state.results, state.incoming):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = (
+                "Another calibrant serve uses this state directory. Stop it, or set CALIBRANT_STATE_DIR to another one."
+            )
+            raise SettingsError(msg) from error
+        for leftover in (*state.incoming.iterdir(), *state.work.iterdir()):
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+        return state
+
+    @property
+    def scans(self) -> Path:
+        """Folder of the uploaded scans."""
+        return self.root / "scans"
+
+    @property
+    def work(self) -> Path:
+        """Folder of the attempts."""
+        return self.root / "work"
+
+    @property
+    def results(self) -> Path:
+        """Folder of the published results."""
+        return self.root / "results"
+
+    @property
+    def incoming(self) -> Path:
+        """Folder of the uploads in progress."""
+        return self.root / "incoming"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file of the jobs."""
+        return self.root / "jobs.sqlite"
+
+    def scan(self, sha256: str) -> Path:
+        """Return where the scan of this hash lies."""
+        return self.scans / sha256
+
+    def begin_attempt(self, job: str) -> Path:
+        """Return a fresh folder for one attempt at a job; no other attempt ever writes there."""
+        folder = self.work / job / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        return folder
+
+    def publish(self, job: str, attempt: Path) -> None:
+        """Make a complete attempt the job's result; if another attempt came first, that one stands."""
+        try:
+            attempt.rename(self.results / job)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            sync_folder(self.results)
+        self.clear_attempts(job)
+
+    def clear_attempts(self, job: str) -> None:
+        """Remove what attempts at a job have left."""
+        shutil.rmtree(self.work / job, ignore_errors=True)
+
+    def result(self, job: str) -> Path | None:
+        """Return the folder of a job's published result, or None."""
+        folder = self.results / job
+        return folder if (folder / RESULT).is_file() else None
+
+
+class Upload:
+    """One body on its way to `scans/`; a context manager that leaves nothing behind unless `keep` was called."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        self._state = state
+        self.path = state.incoming / uuid.uuid4().hex
+        self._digest = hashlib.sha256()
+        self._file: IO[bytes] = self.path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        """Append a piece of the body.
+
+        Raises:
+            StorageFull: no space is left.
+        """
+        self._digest.update(chunk)
+        try:
+            self._file.write(chunk)
+        except OSError as error:
+            raise _storage_error(error) from error
+
+    def flush(self) -> None:
+        """Bring every byte to the disk, so that the file can be checked and kept.
+
+        Raises:
+            StorageFull: no space is left.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _storage_error(error) from error
+
+    def keep(self) -> str:
+        """Move the flushed body to its place and return its SHA-256."""
+        sha256 = self._digest.hexdigest()
+        self.path.rename(self._state.scan(sha256))
+        sync_folder(self._state.scans)
+        return sha256
+
+
+def _storage_error(error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFull(
+            "The state directory has no space left for this scan. Try again later, or tell the operator."
+        )
+    return error

@@ -1,0 +1,39 @@
+"""The one image type in memory: voxels, their place in the patient, and the header that they came with."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """A 3-D image of C channels on one grid.
+
+    Args:
+        array_CDHW: (C, D, H, W) real numbers; D, H, W are the voxel indices i, j, k of the affine, in file order.
+        affine: (4, 4) float64, voxel index (i, j, k, 1) to RAS millimetres.
+        header: the NIfTI header (348 bytes of NIfTI-1 or 540 of NIfTI-2) that every result on this grid repeats.
+        warnings: what a reader should know about the file, e.g. two orientations that disagree.
+    """
+
+    array_CDHW: npt.NDArray[np.generic]
+    affine: npt.NDArray[np.float64]
+    header: bytes
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along i, j and k."""
+        _, d, h, w = self.array_CDHW.shape
+        return d, h, w
+
+    @property
+    def spacing_mm(self) -> npt.NDArray[np.float64]:
+        """(3,) distance between voxel centres along i, j and k."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
