@@ -59,5 +59,7 @@ class Recipe:
     """Which mL1-ACE."""
     ace_weight: float
     """Its weight beside Dice and cross-entropy."""
+    ace_after: int
+    """Steps of Dice and cross-entropy alone before it joins: first the segmentation, then its calibration."""
     schedule: Schedule
     """How long and how fast."""

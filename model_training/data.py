@@ -9,7 +9,7 @@ import torch
 
 from service.bundle.schema import ServiceConfig
 from service.pipeline.decode import decode_scan
-from service.pipeline.preprocess import preprocess, to_network_grid
+from service.pipeline.preprocess import labels_to_network_grid, preprocess
 from service.volume import Volume
 
 
@@ -47,11 +47,14 @@ def read_msd_splits(root: Path) -> dict[str, list[Case]]:
     try:
         splits = json.loads((root / "splits.json").read_bytes())
         persons = json.loads((root / "persons.json").read_bytes())
+        person_of = {name: person for person, names in persons.items() for name in names}
+        names_of = {f"fold{k}": names for k, names in enumerate(splits["folds"], start=1)} | {"test": splits["test"]}
     except OSError as error:
         msg = f"{error.filename} was not found: expected splits.json (folds, test) and persons.json beside imagesTr and labelsTr."
         raise DataError(msg) from error
-    person_of = {name: person for person, names in persons.items() for name in names}
-    names_of = {f"fold{k}": names for k, names in enumerate(splits["folds"], start=1)} | {"test": splits["test"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"splits.json or persons.json in {root} cannot be used ({error!r}): expected {{folds: [[case]], test: [case]}} and {{person: [case]}}."
+        raise DataError(msg) from error
     cases = {split: [_msd_case(root, name, person_of) for name in names] for split, names in names_of.items()}
     _reject_shared_persons(cases)
     return cases
@@ -86,8 +89,7 @@ def load_sample(case: Case, config: ServiceConfig) -> Sample:
         msg = f"{case.label} lies on another grid than {case.image}: {labels.shape} and {scan.shape} voxels. Resample the label to the image."
         raise DataError(msg)
     image, grid = preprocess(scan, config)
-    label = to_network_grid(classes[np.newaxis].astype(np.float32), grid, mode="nearest-exact")
-    return Sample(case, image, label.to(torch.uint8))
+    return Sample(case, image, labels_to_network_grid(classes, grid))
 
 
 def _msd_case(root: Path, name: str, person_of: dict[str, str]) -> Case:

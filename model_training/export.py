@@ -19,8 +19,8 @@ from service.bundle.description import CARD, CONFIG, WEIGHTS
 from service.bundle.manifest import sha256_of, write_manifest
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
+from service.bundle.statement import FEATURES
 from service.errors import BundleInvalid
-from service.pipeline.summary import FEATURES
 
 
 def export(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Case], None]) -> str:

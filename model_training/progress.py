@@ -20,7 +20,7 @@ class Progress:
         """Prepare for a run of so many steps."""
         self._steps = steps
         self._started = time.monotonic()
-        self._last_line = 0.0
+        self._last_line = -LINE_EVERY_S
         self._dsc = "-"
         self._console = Console(file=sys.stderr)
         columns = (

@@ -50,7 +50,7 @@ def train(recipe: Recipe, data: Path, run: Path, *, seed: int, device: torch.dev
         network.parameters(), lr=recipe.schedule.learning_rate, weight_decay=recipe.schedule.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, recipe.schedule))
-    loss_of = ACEDiceCELoss(recipe.binning, recipe.ace_weight)
+    loss_of = ACEDiceCELoss(recipe.binning, ace_weight=0.0)
     augment = augmentation(recipe.service, seed)
     history: list[dict[str, float]] = []
     started = time.monotonic()
@@ -60,6 +60,7 @@ def train(recipe: Recipe, data: Path, run: Path, *, seed: int, device: torch.dev
         images, labels = batch_of([samples[i] for i in chosen], augment)
         with torch.autocast(device.type, torch.bfloat16):
             logits = network(images.to(device))
+        loss_of.ace_weight = recipe.ace_weight if step > recipe.ace_after else 0.0
         terms = loss_of(logits, labels.to(device))
         optimiser.zero_grad(set_to_none=True)
         terms["total"].backward()
@@ -83,6 +84,7 @@ def train(recipe: Recipe, data: Path, run: Path, *, seed: int, device: torch.dev
         "train_cases": len(samples),
         "binning": recipe.binning,
         "ace_weight": recipe.ace_weight,
+        "ace_after": recipe.ace_after,
         "torch": torch.__version__,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "seconds": round(time.monotonic() - started),

@@ -52,7 +52,7 @@ class CalibrantError(Exception):
     """Base of every error here; `detail` is a sentence that may be shown to the caller."""
 
     code: ClassVar[str] = "internal-error"
-    status: ClassVar[int] = 500
+    status: int = 500
     title: ClassVar[str] = "Internal error"
 
     def __init__(self, detail: str) -> None:
@@ -343,6 +343,16 @@ class ServerProblem(ClientError):
 
     code = "server-problem"
     title = "The server refused the request"
+
+    def __init__(self, detail: str, status: int) -> None:
+        """Keep the status of the answer.
+
+        Args:
+            detail: what the server says.
+            status: HTTP status of the answer, or of the problem of a failed job.
+        """
+        super().__init__(detail)
+        self.status = status
 
 
 def _tree(root: type[CalibrantError]) -> list[type[CalibrantError]]:

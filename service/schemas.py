@@ -1,6 +1,7 @@
 """Wire types: what the API answers and the client reads. Also what `summary.json` and `result.json` hold on disk."""
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,9 @@ RESEARCH_USE_ONLY: Final = "For research use only. Not a medical device; not for
 """Stands in every report until somebody certifies otherwise."""
 
 Stage = Literal["decode", "preprocess", "infer", "calibrate", "encode", "store"]
+Report = Callable[[Stage, float], None]
+"""Receives the stage that runs and the fraction of it that is done."""
+
 State = Literal["queued", "running", "succeeded", "failed"]
 
 

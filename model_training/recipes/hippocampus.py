@@ -88,8 +88,9 @@ HIPPOCAMPUS: Final = Recipe(
     validation_split="fold5",
     population=_population,
     licence_notice=_LICENCE,
-    binning="hard",
-    ace_weight=1.0,
+    binning="soft",
+    ace_weight=0.3,
+    ace_after=2000,
     schedule=Schedule(
         steps=3000, warmup_steps=100, batch_size=4, learning_rate=2e-3, weight_decay=1e-4, validate_every=250
     ),

@@ -6,7 +6,7 @@ from service.api.deps import PartsDep
 from service.api.problems import RESPONSES
 from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL
-from service.pipeline.summary import state
+from service.bundle.statement import state
 from service.schemas import Model, Models
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=RESPONSES)

@@ -201,8 +201,9 @@ class CalibrationCard(Declaration):
     bins: Literal[20] = BINS
     bin_rule: Literal["clip(ceil(float32(p) * 20) - 1, 0, 19)"] = "clip(ceil(float32(p) * 20) - 1, 0, 19)"
     conventions: str = (
-        "Foreground classes; DSC of the argmax mask; native voxel grid, whole image; a class absent from a case's "
-        "reference is left out of that case; empty bins are left out of ACE and MCE; intervals resample persons."
+        "Foreground classes; DSC of the argmax mask; native voxel grid, whole image; macro figures leave a class out of "
+        "a case whose reference lacks it, micro figures pool the voxels of all cases; empty bins are left out of ACE and "
+        "MCE; intervals resample persons."
     )
     measurements: Annotated[list[Measurement], Field(min_length=1)]
     estimators: tuple[Estimator, ...] = ()

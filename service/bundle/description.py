@@ -50,6 +50,9 @@ def describe_bundle(root: Path) -> BundleDescription:
     """
     sha256 = verify_manifest(root)
     config, card = _read(root / CONFIG, ServiceConfig), _read(root / CARD, CalibrationCard)
+    if not (root / WEIGHTS).is_file():
+        msg = f"{WEIGHTS} is missing. Export the bundle again."
+        raise BundleInvalid(msg)
     if (card.weights_sha256, card.config_sha256) != (sha256_of(root / WEIGHTS), sha256_of(root / CONFIG)):
         msg = "The calibration card was measured with other weights or another configuration. Export the bundle again."
         raise BundleIntegrity(msg)

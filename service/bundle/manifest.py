@@ -1,16 +1,23 @@
 """`MANIFEST.json`: the SHA-256 of every file of a bundle, and with it the bundle's identity."""
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from pydantic import ValidationError
+
+from service.bundle.schema import Declaration
 from service.errors import BundleIntegrity
 
 NAME: Final = "MANIFEST.json"
 """File name of the manifest at the root of a bundle."""
 
 _CHUNK_BYTES = 1 << 20
+
+
+class _Manifest(Declaration):
+    schema_version: Literal["1.0"] = "1.0"
+    files: dict[str, str]
 
 
 def sha256_of(path: Path) -> str:
@@ -26,7 +33,7 @@ def write_manifest(root: Path) -> str:
     """Write `MANIFEST.json` over every file below `root` and return its own SHA-256, the bundle's identity."""
     (root / NAME).unlink(missing_ok=True)
     files = {path: sha256_of(root / path) for path in _files(root)}
-    (root / NAME).write_text(json.dumps({"schema_version": "1.0", "files": files}, indent=2) + "\n")
+    (root / NAME).write_text(_Manifest(files=files).model_dump_json(indent=2) + "\n")
     return sha256_of(root / NAME)
 
 
@@ -37,8 +44,8 @@ def verify_manifest(root: Path) -> str:
         BundleIntegrity: no manifest, a file that is missing, added, changed or a link.
     """
     try:
-        expected = json.loads((root / NAME).read_bytes())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = _Manifest.model_validate_json((root / NAME).read_bytes()).files
+    except (OSError, ValidationError) as error:
         msg = f"No readable {NAME} was found. Install the bundle again from its source."
         raise BundleIntegrity(msg) from error
     found = {path: sha256_of(root / path) for path in _files(root)}
@@ -54,4 +61,6 @@ def _files(root: Path) -> list[str]:
     if links:
         msg = f"{len(links)} symbolic links were found. A bundle holds plain files only."
         raise BundleIntegrity(msg)
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path.name != NAME)
+    return sorted(
+        path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path != root / NAME
+    )

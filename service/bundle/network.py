@@ -12,6 +12,9 @@ from service.errors import BundleUnsupported
 NETWORKS: Final[dict[str, Callable[..., nn.Module]]] = {"SegResNet": SegResNet, "UNet": UNet}
 """Names that `service.json` may use; a bundle never brings code of its own."""
 
+# What the constructors raise when the arguments do not fit; anything else would be a fault of ours.
+_BAD_ARGUMENTS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
 
 def build_network(declaration: Network) -> nn.Module:
     """Return the network with fresh weights.
@@ -24,6 +27,6 @@ def build_network(declaration: Network) -> nn.Module:
         raise BundleUnsupported(msg)
     try:
         return NETWORKS[declaration.name](**declaration.arguments)
-    except (TypeError, ValueError) as error:
+    except _BAD_ARGUMENTS as error:
         msg = f"The arguments of {declaration.name} in service.json do not fit: {error}"
         raise BundleUnsupported(msg) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from service.bundle.description import BundleDescription, describe_bundle
-from service.errors import BundleError, ModelNotFound
+from service.errors import BundleError, ModelNotFound, SettingsError
 
 SHIPPED: Final = Path(__file__).parents[1] / "bundles"
 """Folder of the bundles that come with the package."""
@@ -28,8 +28,15 @@ class Registry:
 
     @classmethod
     def scan(cls, *folders: Path) -> "Registry":
-        """Return the registry of all bundles directly below the folders; of two with one name the later wins."""
+        """Return the registry of all bundles directly below the folders; of two with one name the later wins.
+
+        Raises:
+            SettingsError: a folder does not exist.
+        """
         registry = cls()
+        if missing := [folder for folder in folders if not folder.is_dir()]:
+            msg = f"{missing[0]} is no folder. Set CALIBRANT_BUNDLE_DIR to a folder that holds bundles."
+            raise SettingsError(msg)
         for root in (child for folder in folders for child in sorted(folder.iterdir()) if child.is_dir()):
             try:
                 description = describe_bundle(root)

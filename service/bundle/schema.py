@@ -5,7 +5,17 @@ Version 1 is frozen: a later minor version may add optional fields, never change
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 SCHEMA_VERSION: Final = "1.0"
 """Version of `service.json` that this module reads and writes."""
@@ -36,8 +46,15 @@ class Window(Declaration):
     """Map [low, high], e.g. in HU, to [0, 1] and clip."""
 
     step: Literal["window"] = "window"
-    low: float
-    high: float
+    low: FiniteFloat
+    high: FiniteFloat
+
+    @model_validator(mode="after")
+    def _reject_empty_window(self) -> Self:
+        if self.low >= self.high:
+            msg = f"the window spans {self.low} to {self.high}: expected low below high"
+            raise ValueError(msg)
+        return self
 
 
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -97,10 +114,18 @@ class ServiceConfig(Declaration):
     activation: Literal["softmax"] = "softmax"
     labels: list[Label]
     regions: list[Region] = []
-    temperature: list[PositiveFloat]
+    temperature: list[Annotated[FiniteFloat, Field(gt=0)]]
     """Per class: logits are divided by it before softmax; 1 leaves them as they are."""
     locator: dict[str, JsonValue] | None = None
     """How to find the anatomy in a larger scan; null when the scan is segmented as it comes."""
+
+    @field_validator("orientation")
+    @classmethod
+    def _reject_axis_named_twice(cls, orientation: str) -> str:
+        if not all(set(axis) & set(orientation) for axis in ("RL", "AP", "IS")):
+            msg = f"orientation {orientation} does not name each of right-left, anterior-posterior, inferior-superior"
+            raise ValueError(msg)
+        return orientation
 
     @model_validator(mode="after")
     def _reject_inconsistent_labels(self) -> Self:

@@ -180,8 +180,12 @@ def _weighted_mean(values: Scores, weights: npt.NDArray[np.int64]) -> Scores:
 
 
 def _estimates(figures: dict[str, Scores]) -> dict[str, Estimate]:
+    return {name: _estimate(draws[0], draws[1:][np.isfinite(draws[1:])]) for name, draws in figures.items()}
+
+
+def _estimate(value: float, resampled: Scores) -> Estimate:
+    if not resampled.size:
+        return Estimate(float(value), float("nan"), float("nan"))
     tail = (1 - COVERAGE) / 2
-    return {
-        name: Estimate(float(draws[0]), *(float(q) for q in np.nanquantile(draws[1:], [tail, 1 - tail])))
-        for name, draws in figures.items()
-    }
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(float(value), float(low), float(high))

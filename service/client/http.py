@@ -91,7 +91,7 @@ class Client:
             job = Job.model_validate_json(self._request("GET", job.links.self).content)
         show(job)
         if job.problem is not None:
-            raise ServerProblem(job.problem.detail)
+            raise ServerProblem(job.problem.detail, job.problem.status)
         return self._fetch(job)
 
     def _fetch(self, job: Job) -> Result:
@@ -107,7 +107,7 @@ class Client:
             msg = f"{self._http.base_url} did not answer ({type(error).__name__}). Is calibrant serve running there?"
             raise ServerUnreachable(msg) from error
         if answer.is_error:
-            raise ServerProblem(_detail(answer))
+            raise ServerProblem(_detail(answer), answer.status_code)
         return answer
 
 

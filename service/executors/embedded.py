@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.errors import BY_CODE, CalibrantError, InferenceCrashed, InferenceDeadline
-from service.pipeline.run import Report
-from service.schemas import CaseResult
+from service.schemas import CaseResult, Report
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +25,36 @@ _PROCESSES: Final = multiprocessing.get_context("spawn")
 _ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
+START_DEADLINE_S: Final = 120.0
+"""Seconds within which a child must have its libraries loaded."""
+
+START_ATTEMPTS: Final = 5
+"""Children started in a row before a case is given up."""
+
+
 @dataclass(slots=True)
 class _Child:
     process: SpawnProcess
     pipe: "connection.Connection[Any, Any]"
+    ready: bool = False
+
+    def become_ready(self) -> bool:
+        """Return whether the child has its libraries loaded, waiting for it while it lives."""
+        try:
+            self.ready = self.ready or (self.pipe.poll(START_DEADLINE_S) and self.pipe.recv() == ("ready",))
+        except (EOFError, OSError):
+            self.ready = False
+        return self.ready
+
+    def end(self) -> None:
+        """Kill the child, also one that is stopped, and wait until it is gone."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class ExecutorStopped(BaseException):
+    """The executor was stopped during a case. No `Exception`: nobody may take it for the outcome of the case."""
 
 
 class EmbeddedExecutor:
@@ -44,6 +69,7 @@ class EmbeddedExecutor:
         """
         self._device = device
         self._deadline_s = deadline_s
+        self._stopped = False
         self._turn = threading.Lock()
         self._child: _Child | None = None
 
@@ -53,10 +79,10 @@ class EmbeddedExecutor:
             self._living_child()
 
     def stop(self) -> None:
-        """Kill the child."""
+        """Kill the child for good; a case that it computes raises `ExecutorStopped`."""
+        self._stopped = True
         if self._child is not None:
-            self._child.process.kill()
-            self._child.process.join()
+            self._child.end()
 
     @property
     def ready(self) -> bool:
@@ -70,10 +96,11 @@ class EmbeddedExecutor:
         Raises:
             InferenceCrashed: the child died.
             InferenceDeadline: the child took too long and was killed.
+            ExecutorStopped: `stop` was called meanwhile.
             CalibrantError: whatever `run_case` raised there.
         """
         with self._turn:
-            child = self._living_child()
+            child = self._ready_child()
             overdue = threading.Event()
 
             def stop() -> None:
@@ -86,6 +113,8 @@ class EmbeddedExecutor:
                 child.pipe.send((scan, bundle, out))
                 return _listen(child, report)
             except (EOFError, OSError) as error:
+                child.end()
+                self._reject_stopped()
                 raise self._death(late=overdue.is_set()) from error
             finally:
                 alarm.cancel()
@@ -95,7 +124,22 @@ class EmbeddedExecutor:
             return InferenceDeadline(f"The case took longer than {self._deadline_s:.0f} s and was stopped.")
         return InferenceCrashed("The process that computed the case died.")
 
+    def _ready_child(self) -> _Child:
+        # Loading is no part of a case: a child that dies meanwhile is no attempt at one, and takes no time from it.
+        for _ in range(START_ATTEMPTS):
+            child = self._living_child()
+            if child.become_ready():
+                return child
+            child.end()
+        msg = "The inference process could not be started. Tell the operator."
+        raise InferenceCrashed(msg)
+
+    def _reject_stopped(self) -> None:
+        if self._stopped:
+            raise ExecutorStopped
+
     def _living_child(self) -> _Child:
+        self._reject_stopped()
         if self._child is None or not self._child.process.is_alive():
             if self._child is not None:
                 self._child.pipe.close()
@@ -129,6 +173,7 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
     from service.bundle.reader import LoadedBundle, load_bundle
     from service.pipeline.run import run_case
 
+    pipe.send(("ready",))
     bundles: dict[Path, LoadedBundle] = {}
     while True:
         try:

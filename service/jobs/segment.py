@@ -38,6 +38,9 @@ MAX_ATTEMPTS: Final = 3
 MAX_RECOVERIES: Final = 100
 """Times the whole service may die during one job before the job is given up."""
 
+DRAIN_S: Final = 10
+"""Seconds that a job has to finish when the service is asked to end."""
+
 # Raised when a change makes jobs of the earlier version unreadable; otherwise jobs outlive an upgrade.
 _VERSION = "1"
 
@@ -82,9 +85,9 @@ class JobQueue:
         DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update")
 
     def close(self) -> None:
-        """Stop taking jobs; one that runs is taken up again at the next launch."""
+        """Take no more jobs and give the one that runs a moment; if it needs longer, the next launch takes it up again."""
+        DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=DRAIN_S)
         self.executor.stop()
-        DBOS.destroy(destroy_registry=True)
 
     def submit(self, scan_sha256: str, model: str, idempotency_key: str | None) -> Job:
         """Return the job for a scan that lies in the state directory; it survives any crash from here on.

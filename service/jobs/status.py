@@ -7,8 +7,8 @@ from pathlib import Path
 from dbos import WorkflowStatus
 
 from service.errors import BY_CODE, CalibrantError, JobAbandoned
-from service.pipeline.store import RESULT
 from service.schemas import CaseResult, Job, Links, Problem, Stage, State
+from service.storage.local import RESULT
 
 
 @dataclass(slots=True)

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import (
-    ConstantVolume,
     EmptyBody,
     InvalidAffine,
     InvalidSpacing,
@@ -52,7 +51,7 @@ def decode_scan(path: Path) -> Volume:
     header, voxels = _read(path, with_voxels=True)
     affine, warnings = _checked_affine(header)
     array = _scaled(voxels, header)
-    _reject_useless_voxels(array)
+    _reject_non_finite(array)
     return Volume(array[np.newaxis], affine, header.binaryblock, warnings)
 
 
@@ -216,11 +215,8 @@ def _scaled(payload: bytes, header: nib.Nifti1Header) -> npt.NDArray[np.generic]
     return scaled
 
 
-def _reject_useless_voxels(array: npt.NDArray[np.generic]) -> None:
+def _reject_non_finite(array: npt.NDArray[np.generic]) -> None:
     finite = np.isfinite(array)
     if not finite.all():
         msg = f"{array.size - int(finite.sum())} of {array.size} voxels are NaN or infinite. Replace them, e.g. by the background's value."
         raise NonFiniteVoxels(msg)
-    if array.min() == array.max():
-        msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
-        raise ConstantVolume(msg)

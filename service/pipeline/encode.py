@@ -11,7 +11,6 @@ import math
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from service import __version__
 
@@ -54,10 +53,10 @@ def encode_confidence(confidence: npt.NDArray[np.float32], scan_header: bytes, c
     return _nifti(codes, header)
 
 
-def encode_logits(logits: torch.Tensor) -> bytes:
+def encode_logits(logits: npt.NDArray[np.float16]) -> bytes:
     """Return the float16 logits on the network's grid, (C, D, H, W), as a gzipped .npy."""
     buffer = io.BytesIO()
-    np.save(buffer, logits.numpy(), allow_pickle=False)
+    np.save(buffer, logits, allow_pickle=False)
     return _gzip(buffer.getvalue())
 
 

@@ -4,6 +4,7 @@ Training and serving both call this module: there is no second preprocessing.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,8 @@ from torch.nn.functional import interpolate
 from service.bundle.schema import IntensityStep, ServiceConfig, Window
 from service.errors import ConstantVolume, InvalidRequest
 from service.volume import Volume
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +64,9 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
     if len(volume.array_CDHW) != len(config.channels):
         msg = f"The scan has {len(volume.array_CDHW)} channels; the model takes {len(config.channels)}."
         raise InvalidRequest(msg)
+    if any(channel.min() == channel.max() for channel in volume.array_CDHW):
+        msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
+        raise ConstantVolume(msg)
     grid = Grid.of(volume, config)
     image = to_network_grid(volume.array_CDHW.astype(np.float32), grid)
     for step in config.intensity:
@@ -68,17 +74,27 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
     return image, grid
 
 
-def to_network_grid(array_CDHW: npt.NDArray[np.float32], grid: Grid, mode: str = "trilinear") -> torch.Tensor:
-    """Return an array of the scan's grid on the network's, (C, *network_shape); labels with mode "nearest-exact"."""
-    oriented = np.stack([nib.orientations.apply_orientation(channel, grid.orientation) for channel in array_CDHW])
-    return _resize(torch.from_numpy(oriented), grid.network_shape, mode)
+def to_network_grid(array_CDHW: npt.NDArray[np.float32], grid: Grid) -> torch.Tensor:
+    """Return intensities of the scan's grid on the network's, (C, *network_shape), by trilinear interpolation."""
+    return _resize(torch.from_numpy(_orient(array_CDHW, grid.orientation)), grid.network_shape)
+
+
+def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.Tensor:
+    """Return labels (D, H, W) of the scan's grid on the network's, (1, *network_shape), each from the nearest voxel."""
+    nearest = _orient(labels[np.newaxis], grid.orientation)
+    for axis, (n, resampled) in enumerate(zip(grid.oriented_shape, grid.network_shape, strict=True), start=1):
+        nearest = nearest.take(np.rint(np.linspace(0, n - 1, resampled)).astype(np.intp), axis)
+    return torch.from_numpy(nearest)
 
 
 def to_scan_grid(array_CDHW: torch.Tensor, grid: Grid) -> npt.NDArray[np.float32]:
     """Return an array of the network's grid on the scan's own, (C, *scan_shape), by trilinear interpolation."""
-    oriented = _resize(array_CDHW, grid.oriented_shape).numpy()
-    back = _inverse(grid.orientation)
-    return np.stack([np.ascontiguousarray(nib.orientations.apply_orientation(channel, back)) for channel in oriented])
+    return _orient(_resize(array_CDHW, grid.oriented_shape).numpy(), _inverse(grid.orientation))
+
+
+def _orient(array_CDHW: npt.NDArray[_Scalar], orientation: npt.NDArray[np.float64]) -> npt.NDArray[_Scalar]:
+    turned = np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in array_CDHW])
+    return np.ascontiguousarray(turned)
 
 
 def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -88,11 +104,10 @@ def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return inverse
 
 
-def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...], mode: str = "trilinear") -> torch.Tensor:
+def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if array_CDHW.shape[1:] == shape:
         return array_CDHW
-    align = True if mode == "trilinear" else None
-    return interpolate(array_CDHW[None], size=shape, mode=mode, align_corners=align)[0]
+    return interpolate(array_CDHW[None], size=shape, mode="trilinear", align_corners=True)[0]
 
 
 def _normalise(channel: torch.Tensor, step: IntensityStep) -> torch.Tensor:
@@ -100,9 +115,7 @@ def _normalise(channel: torch.Tensor, step: IntensityStep) -> torch.Tensor:
         return ((channel - step.low) / (step.high - step.low)).clamp(0, 1)
     # Sums of a large volume lose digits in float32; intensities here span from 1 to 10^6.
     chosen = channel[channel != 0].double() if step.nonzero else channel.double()
-    deviation = float(chosen.std(correction=0)) if chosen.numel() else 0.0
-    if deviation == 0.0:
-        msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
-        raise ConstantVolume(msg)
+    # Voxels other than 0 may all be equal, in a binary image; only a constant one, refused before, has no contrast.
+    deviation = float(chosen.std(correction=0)) or 1.0
     scaled = ((channel - float(chosen.mean())) / deviation).float()
     return torch.where(channel == 0, 0.0, scaled) if step.nonzero else scaled

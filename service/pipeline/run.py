@@ -13,15 +13,12 @@ from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SUMMARY, encode_co
 from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess
 from service.pipeline.sandbox import decode_sandboxed
-from service.pipeline.store import RESULT, write_durably, write_files
+from service.pipeline.store import complete, write_files
 from service.pipeline.summary import summarise
-from service.schemas import CaseResult, Stage
+from service.schemas import CaseResult, Report, Stage
 
 ENGINE: Final[Engine] = "torch"
 PRECISION: Final[Precision] = "fp32"
-
-Report = Callable[[Stage, float], None]
-"""Receives the stage that runs and the fraction of it that is done."""
 
 _T = TypeVar("_T")
 
@@ -46,7 +43,7 @@ def run_case(scan: Path, bundle: LoadedBundle, out: Path, report: Report) -> Cas
         lambda: {
             MASK: encode_mask(segmentation.mask, volume.header),
             CONFIDENCE: encode_confidence(segmentation.confidence, volume.header, len(config.labels)),
-            LOGITS: encode_logits(logits),
+            LOGITS: encode_logits(logits.numpy()),
             SUMMARY: summarise(segmentation, volume, grid, description, measurement).model_dump_json(indent=2).encode(),
         },
     )
@@ -60,7 +57,7 @@ def run_case(scan: Path, bundle: LoadedBundle, out: Path, report: Report) -> Cas
         seconds=watch.seconds,
         files=hashes,
     )
-    write_durably(out / RESULT, result.model_dump_json(indent=2).encode())
+    complete(out, result)
     return result
 
 

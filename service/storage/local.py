@@ -18,10 +18,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Final, Self
 
 from service.errors import SettingsError, StorageFull
-from service.pipeline.store import RESULT, sync_folder
+from service.storage.durable import sync_folder
+
+RESULT: Final = "result.json"
+"""The file of a result that is written last: a folder without it holds none."""
 
 
 @dataclass(frozen=True, slots=True)

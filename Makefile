@@ -1,0 +1,25 @@
+# One target per wish; CI calls the same ones.
+BIN := .venv/bin
+
+.PHONY: setup demo test check crash
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt scripts/setup
+	scripts/setup
+	touch $@
+
+demo: setup
+	$(BIN)/calibrant demo --out demo-out
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+crash: setup
+	$(BIN)/python benchmarks/crash.py --kills 100

@@ -1,0 +1,293 @@
+"""Kill the service at random moments under load and count what is lost: `python benchmarks/crash.py --kills 100`.
+
+Clients send scans without pause, each with an idempotency key that they repeat until they get an answer. Meanwhile the
+API or the inference process is killed (-9), ended (TERM) or stopped and continued (STOP, CONT) at random moments, the
+start included. At the end every acknowledged job must have succeeded with exactly one result, byte for byte the one of
+an undisturbed run. kill -9 keeps the page cache: this says nothing about loss of power.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+
+CLIENTS = 3
+MOST_PENDING = 20
+"""Jobs that the clients let wait before they pause: a backlog, but one that ends."""
+CASE_DEADLINE_S = 5
+STOPPED_S = (0.5, 8.0)
+"""A stopped child stays so for a time on either side of the deadline."""
+BETWEEN_FAULTS_S = (0.05, 6.0)
+SETTLE_S = 600
+FAULTS = {"kill api": 5, "kill inference": 3, "stop inference": 1, "terminate api": 1}
+"""Relative frequency of each fault."""
+
+
+@dataclass
+class Tally:
+    """What the clients and the killer saw."""
+
+    acknowledged: dict[str, str] = field(default_factory=dict)
+    """Scan by job id."""
+    duplicate_ids: int = 0
+    refused: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Service:
+    """`calibrant serve` as a child, started again whenever it ends."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.log = (state / "serve.log").open("ab")
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start and wait until it says where it listens."""
+        environment = os.environ | {
+            "CALIBRANT_STATE_DIR": str(self.state / "state"),
+            "CALIBRANT_CASE_DEADLINE_S": str(CASE_DEADLINE_S),
+        }
+        command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+
+    def await_ready(self) -> None:
+        """Wait for the line that says where it listens; the process may be killed meanwhile."""
+        for line in self.process.stdout or ():
+            if " is ready at " in line:
+                self.url = line.split()[5]
+                return
+
+    def inference(self) -> int | None:
+        """Return the process id of the inference child, if there is one."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        for pid in [int(p) for p in _read(children).split()]:
+            if "spawn_main" in _read(Path(f"/proc/{pid}/cmdline")):
+                return pid
+        return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def scans_in(folder: Path, work: Path) -> list[Path]:
+    """Return up to eight real hippocampus scans, or as many synthetic ones where the data is absent."""
+    found = sorted((folder / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[:8]
+    if found:
+        return found
+    made = []
+    for seed in range(8):
+        array = np.random.default_rng(seed).normal(size=(35, 50, 36)).astype(np.float32)
+        made.append(work / f"synthetic_{seed}.nii.gz")
+        nib.save(nib.Nifti1Image(array, np.eye(4)), made[-1])
+    return made
+
+
+def send(service: Service, scan: Path, key: str, tally: Tally, stop: threading.Event) -> None:
+    """Send a scan until it is acknowledged, then once more under the same key: the job must be the same."""
+    seen: list[str] = []
+    while len(seen) < 2 and not stop.is_set():
+        try:
+            answer = httpx.post(
+                f"{service.url}/v1/segmentations",
+                content=scan.read_bytes(),
+                headers={"Idempotency-Key": key, "Content-Type": "application/octet-stream"},
+                timeout=10,
+            )
+        except (httpx.TransportError, httpx.UnsupportedProtocol):
+            time.sleep(0.1)
+            continue
+        if answer.is_error:
+            with tally.lock:
+                tally.refused += 1
+            return
+        seen.append(answer.json()["id"])
+        with tally.lock:
+            tally.acknowledged[seen[-1]] = scan.name
+    with tally.lock:
+        tally.duplicate_ids += len(set(seen)) > 1
+
+
+def load(service: Service, scans: list[Path], tally: Tally, stop: threading.Event, seed: int) -> None:
+    """Send scans until told to stop, not more than the service can work off."""
+    generator, number = random.Random(seed), 0
+    while not stop.is_set():
+        number += 1
+        send(service, generator.choice(scans), f"client-{seed}-{number}", tally, stop)
+        while not stop.is_set() and pending(service, tally) > MOST_PENDING:
+            time.sleep(0.2)
+
+
+def pending(service: Service, tally: Tally) -> int:
+    """Return how many acknowledged jobs have no result yet."""
+    return len(tally.acknowledged) - sum(1 for _ in (service.state / "state" / "results").glob("*"))
+
+
+def disturb(service: Service, fault: str, generator: random.Random) -> bool:
+    """Inflict one fault; return whether there was anything to inflict it on."""
+    if fault == "kill api":
+        service.process.kill()
+    elif fault == "terminate api":
+        service.process.terminate()
+    else:
+        pid = service.inference()
+        if pid is None:
+            return False
+        try:
+            if fault == "kill inference":
+                os.kill(pid, signal.SIGKILL)
+                return True
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(generator.uniform(*STOPPED_S))
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            return fault == "stop inference"
+        return True
+    service.process.wait()
+    service.start()
+    threading.Thread(target=service.await_ready, daemon=True).start()
+    return True
+
+
+def expected_masks(service: Service, scans: list[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each scan's mask from an undisturbed run."""
+    masks = {}
+    for scan in scans:
+        headers = {"Prefer": "wait=60", "Content-Type": "application/octet-stream"}
+        job = httpx.post(f"{service.url}/v1/segmentations", content=scan.read_bytes(), headers=headers, timeout=90)
+        mask = httpx.get(f"{service.url}{job.json()['links']['mask']}")
+        masks[scan.name] = hashlib.sha256(mask.content).hexdigest()
+    return masks
+
+
+def settle(service: Service, tally: Tally) -> dict[str, str]:
+    """Return the final state of each acknowledged job, waiting until all have one."""
+    states: dict[str, str] = {}
+    deadline = time.monotonic() + SETTLE_S
+    while len(states) < len(tally.acknowledged) and time.monotonic() < deadline:
+        for job in [job for job in tally.acknowledged if job not in states]:
+            answer = httpx.get(f"{service.url}/v1/segmentations/{job}", timeout=30)
+            state = answer.json()["state"] if answer.status_code == 200 else f"http {answer.status_code}"
+            if state not in ("queued", "running"):
+                states[job] = state
+        time.sleep(0.5)
+    return states
+
+
+def torn(result: Path) -> bool:
+    """Return whether a result's files are not those that its own description names."""
+    try:
+        files = json.loads((result / "result.json").read_bytes())["files"]
+        for name in files:
+            if name.endswith(".gz"):
+                gzip.decompress((result / name).read_bytes())
+        return any(hashlib.sha256((result / n).read_bytes()).hexdigest() != h for n, h in files.items())
+    except (OSError, ValueError, KeyError):
+        return True
+
+
+def verdict(service: Service, tally: Tally, expected: dict[str, str], states: dict[str, str]) -> dict[str, Any]:
+    """Return the figures; `bad` is the sum of those that must be 0."""
+    results = service.state / "state" / "results"
+    wrong = 0
+    for job, scan in tally.acknowledged.items():
+        mask = results / job / "mask.nii.gz"
+        wrong += not mask.is_file() or hashlib.sha256(mask.read_bytes()).hexdigest() != expected[scan]
+    with sqlite3.connect(service.state / "state" / "jobs.sqlite") as database:
+        integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
+        rows = dict(database.execute("SELECT workflow_uuid, status FROM workflow_status").fetchall())
+    must_be_zero = {
+        "acknowledged jobs lost": sum(job not in rows for job in tally.acknowledged),
+        "acknowledged jobs not succeeded": sum(states.get(job) != "succeeded" for job in tally.acknowledged),
+        "keys with two jobs": tally.duplicate_ids,
+        "results torn": sum(torn(result) for result in results.iterdir()),
+        "results missing or unlike an undisturbed run's": wrong,
+        "results without a job": sum(result.name not in rows for result in results.iterdir()),
+        "attempts left behind": sum(1 for _ in (service.state / "state" / "work").iterdir()),
+        "database damaged": int(integrity != "ok"),
+        "uploads refused": tally.refused,
+    }
+    return {
+        "faults": dict(sorted(tally.faults.items())),
+        "acknowledged jobs": len(tally.acknowledged),
+        **must_be_zero,
+        "bad": sum(must_be_zero.values()),
+    }
+
+
+def main() -> int:
+    """Run, print the figures as JSON, return 1 if anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="kill -9 to inflict; other faults come on top")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    generator, tally, stop = random.Random(arguments.seed), Tally(), threading.Event()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        service = Service(Path(folder))
+        service.await_ready()
+        scans = scans_in(Path(os.environ.get("CALIBRANT_DATA", "../shared/data")), Path(folder))
+        expected = expected_masks(service, scans)
+        clients = [
+            threading.Thread(target=load, args=(service, scans, tally, stop, seed), daemon=True)
+            for seed in range(CLIENTS)
+        ]
+        for client in clients:
+            client.start()
+        while sum(n for fault, n in tally.faults.items() if fault.startswith("kill")) < arguments.kills:
+            time.sleep(generator.uniform(*BETWEEN_FAULTS_S))
+            fault = generator.choices(list(FAULTS), list(FAULTS.values()))[0]
+            if disturb(service, fault, generator):
+                tally.faults[fault] = tally.faults.get(fault, 0) + 1
+                print(
+                    f"{time.monotonic() - started:6.0f} s  {fault}; {len(tally.acknowledged)} acknowledged",
+                    file=sys.stderr,
+                )
+        while not service.url or not _answers(service):
+            time.sleep(0.2)
+        stop.set()
+        for client in clients:
+            client.join()
+        states = settle(service, tally)
+        time.sleep(1)
+        figures = verdict(service, tally, expected, states)
+        service.process.terminate()
+        service.process.wait()
+    figures["seconds"] = round(time.monotonic() - started)
+    print(json.dumps(figures, indent=2))
+    kills = arguments.kills
+    print(f"0 of {kills} faults would bound the loss per kill at {3 / kills:.1%} (95 %, rule of three).")
+    return int(figures["bad"] > 0)
+
+
+def _answers(service: Service) -> bool:
+    try:
+        return httpx.get(f"{service.url}/v2/health/live", timeout=2).is_success
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

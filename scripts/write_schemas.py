@@ -1,0 +1,24 @@
+"""Write the JSON schemas of the bundle's files from their pydantic models: `python scripts/write_schemas.py`.
+
+Version 1.0 is frozen: a difference that `git diff` shows here is a new version of the format, not a correction.
+"""
+
+import json
+from pathlib import Path
+
+from service.bundle.card import CalibrationCard
+from service.bundle.schema import ServiceConfig
+
+SCHEMAS = {"calibration-card-1.0.json": CalibrationCard, "service-1.0.json": ServiceConfig}
+FOLDER = Path(__file__).parents[1] / "service" / "bundle" / "schemas"
+
+
+def schema_of(name: str) -> str:
+    """Return the text of one schema file."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(head | SCHEMAS[name].model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    for file in SCHEMAS:
+        (FOLDER / file).write_text(schema_of(file))

@@ -1,0 +1,58 @@
+"""The statement that travels with every answer: what the card says about its population, or why it is withdrawn."""
+
+from typing import Final
+
+from service.bundle.card import CalibrationCard, Interval, Measurement
+from service.schemas import Figure, Statement
+
+MARGIN: Final = 1.25
+"""A scan may leave the range of the card's cases by this factor before the statement is withdrawn."""
+
+FEATURES: Final = ("extent_mm_1", "extent_mm_2", "extent_mm_3", "spacing_mm_1", "spacing_mm_2", "spacing_mm_3")
+"""Field of view and voxel size along the axes of the bundle's orientation: what a scan is compared by."""
+
+
+def state(card: CalibrationCard, measurement: Measurement, reasons: list[str]) -> Statement:
+    """Return what the card says about its population, or why it says nothing about this scan."""
+    whom = card.population
+    about = f"{whom.n_cases} cases of {whom.n_persons} persons ({whom.dataset}, {whom.split}; {card.date})"
+    if reasons:
+        text = f"Withdrawn: this scan is unlike the {about} that the calibration card was measured on."
+    else:
+        scores = measurement.scores
+        text = (
+            f"On {about} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
+            f"of which {_spelt(scores['ace_floor'])} is the floor for images of this size (means over persons' cases with "
+            "95 % intervals). This describes that population, not this image."
+        )
+    return Statement(
+        status="withdrawn" if reasons else "holds",
+        text=text,
+        reasons=reasons,
+        dataset=whom.dataset,
+        split=whom.split,
+        protocol=whom.protocol,
+        n_persons=whom.n_persons,
+        n_cases=whom.n_cases,
+        date=card.date,
+        engine=measurement.engine,
+        precision=measurement.precision,
+        figures=None if reasons else {name: Figure(**score.model_dump()) for name, score in measurement.scores.items()},
+    )
+
+
+def reasons_to_withdraw(features: dict[str, float], card: CalibrationCard) -> list[str]:
+    """Return each way in which a scan lies outside the card's cases by more than `MARGIN`."""
+    reasons = []
+    for reference in card.shift_references:
+        found, low, high = features[reference.feature], min(reference.values), max(reference.values)
+        if not low / MARGIN <= found <= high * MARGIN:
+            name = reference.feature.replace("_mm_", " along axis ")
+            reasons.append(f"{name}: {found:.1f} {reference.unit}; the card's cases span {low:.1f} to {high:.1f}.")
+    return reasons
+
+
+def _spelt(score: Interval) -> str:
+    if score.value is None or score.low is None or score.high is None:
+        return "unknown"
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"

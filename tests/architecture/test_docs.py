@@ -1,0 +1,36 @@
+"""What the documents say is what the code does."""
+
+import re
+import sys
+from pathlib import Path
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import write_schemas  # noqa: E402 - a script, not a package
+
+
+def test_every_setting_is_documented() -> None:
+    """A setting that is missing from docs/settings.md does not exist for the user."""
+    documented = set(re.findall(r"`CALIBRANT_(\w+)`", (ROOT / "docs" / "settings.md").read_text()))
+    assert documented == {name.upper() for name in Settings.model_fields}
+
+
+def test_committed_schemas_are_those_of_the_models() -> None:
+    """The frozen JSON schemas follow from the pydantic models; scripts/write_schemas.py writes them."""
+    for name in write_schemas.SCHEMAS:
+        assert (write_schemas.FOLDER / name).read_text() == write_schemas.schema_of(name)
+
+
+def test_readme_fits_its_limit() -> None:
+    """A README of more than 120 lines is not read."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    """A relative link in a document names a file that exists."""
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.relative_to(ROOT)} links to {target}"

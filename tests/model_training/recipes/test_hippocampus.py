@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import torch
+
+from model_training.data import Case, read_msd_splits
+from model_training.recipes import RECIPES
+from model_training.recipes.hippocampus import HIPPOCAMPUS
+from service.bundle.network import build_network
+
+SERVICE = HIPPOCAMPUS.service
+
+
+def test_the_recipe_is_found_by_its_name() -> None:
+    """The command line knows it as "hippocampus"."""
+    assert RECIPES["hippocampus"] is HIPPOCAMPUS
+
+
+def test_the_network_has_one_output_per_label() -> None:
+    """One window in gives logits of the same size for background, anterior and posterior hippocampus."""
+    network = build_network(SERVICE.network).eval()
+
+    with torch.inference_mode():
+        logits = network(torch.zeros(1, len(SERVICE.channels), *SERVICE.patch_size))
+
+    assert logits.shape == (1, 3, 48, 64, 48)
+    assert [label.value for label in SERVICE.labels] == [0, 1, 2]
+
+
+def test_structures_carry_codes_and_colours_of_their_own() -> None:
+    """Each structure is a coded part of the hippocampus in a colour that no other has."""
+    structures = SERVICE.labels[1:]
+
+    assert [label.code.value for label in structures if label.code] == ["5366008", "5366008"]
+    assert [label.modifiers[0].meaning for label in structures] == ["Anterior", "Posterior"]
+    assert [label.name.split()[0] for label in structures] == ["anterior", "posterior"]
+    assert len({label.color for label in SERVICE.labels}) == 3
+
+
+def test_the_card_is_measured_on_persons_who_were_not_trained_on() -> None:
+    """Fold 5 is neither trained on nor is it the test set, which no recipe names."""
+    assert HIPPOCAMPUS.train_splits == ("fold1", "fold2", "fold3", "fold4")
+    assert HIPPOCAMPUS.validation_split == "fold5"
+    assert HIPPOCAMPUS.cases is read_msd_splits
+
+
+def test_the_calibration_loss_takes_part_in_training() -> None:
+    """It joins before training ends, with some weight: the recipe is one of mL1-ACE."""
+    assert 0 <= HIPPOCAMPUS.ace_after < HIPPOCAMPUS.schedule.steps
+    assert HIPPOCAMPUS.ace_weight > 0
+
+
+def test_the_population_counts_persons_and_cases() -> None:
+    """Three scans of two persons are two persons; the protocol and its unit are stated."""
+    cases = [Case(name, person, Path(name), Path(name)) for name, person in (("1", "A"), ("2", "A"), ("3", "B"))]
+
+    population = HIPPOCAMPUS.population(cases)
+
+    assert (population.n_persons, population.n_cases) == (2, 3)
+    assert (population.protocol, population.split_unit) == ("held-out", "person")
+    assert population.licence == "CC BY-SA 4.0"
+
+
+def test_the_weights_keep_the_licence_of_the_data() -> None:
+    """CC BY-SA asks for the licence, its address, the source and what was changed."""
+    notice = HIPPOCAMPUS.licence_notice
+
+    for words in ("CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/", "Medical Segmentation Decathlon"):
+        assert words in notice
+    assert "Changes:" in notice

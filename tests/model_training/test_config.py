@@ -1,0 +1,37 @@
+import dataclasses
+
+import pytest
+
+from model_training.config import Schedule
+
+SCHEDULE = Schedule(steps=10, warmup_steps=2, batch_size=1, learning_rate=1e-3, weight_decay=0.0, validate_every=5)
+
+
+@pytest.mark.parametrize("warmup", [0, 9])
+def test_warm_up_ends_before_training(warmup: int) -> None:
+    """No warm-up at all, or all steps but one, can be run."""
+    assert dataclasses.replace(SCHEDULE, warmup_steps=warmup).warmup_steps == warmup
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("warmup_steps", 10, "warmup_steps is 10; expected 0 to 9"),
+        ("warmup_steps", -1, "warmup_steps is -1"),
+        ("steps", 0, "warmup_steps is 2"),
+        ("batch_size", 0, "must be positive"),
+        ("validate_every", 0, "must be positive"),
+        ("learning_rate", 0.0, "must be positive"),
+        ("learning_rate", -1e-3, "must be positive"),
+    ],
+)
+def test_a_schedule_that_cannot_run_is_refused(field: str, value: float, message: str) -> None:
+    """A schedule is checked when it is written, not after an hour of loading."""
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SCHEDULE, **{field: value})  # type: ignore[arg-type]
+
+
+def test_a_schedule_cannot_be_changed() -> None:
+    """What a record says about a run stays true: the schedule is frozen."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SCHEDULE.steps = 20  # type: ignore[misc]

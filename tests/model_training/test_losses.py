@@ -1,0 +1,278 @@
+"""The losses against a literal transcription of the paper's equations, loop by loop in float64.
+
+Edges and weights as in the authors' code (cai4cai/Average-Calibration-Losses): linspace(0, 1 + eps, M + 1).
+"""
+
+from collections.abc import Callable
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceCELoss
+from torch.nn.functional import one_hot
+
+from model_training.losses import ACEDiceCELoss, HardL1ACELoss, SoftL1ACELoss, hard_gap, soft_gap
+from service.calibration.histogram import ReliabilityHistogram
+from service.calibration.scores import ace
+
+EPS = 2.0**-23
+EMPTY = 0.01
+"""A soft bin of less weight than this is empty."""
+
+Reference = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+Loss = type[HardL1ACELoss] | type[SoftL1ACELoss]
+
+
+def hard_reference(p: torch.Tensor, y: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return ``mean_k |P_k - Y_k|`` of one class over the bins ``e_(k-1) < p <= e_k`` that are not empty."""
+    edges = [k * (1 + EPS) / bins for k in range(bins + 1)]
+    gaps = []
+    for low, high in pairwise(edges):
+        inside = (p <= high) & ((p > low) | (low == 0))
+        if inside.any():
+            gaps.append((p[inside].mean() - y[inside].mean()).abs())
+    return torch.stack(gaps).mean()
+
+
+def soft_reference(p: torch.Tensor, y: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return the same over triangular weights: 1 at the centre of a bin, 0 at its neighbours', 1 beyond the outermost."""
+    width = (1 + EPS) / bins
+    gaps = []
+    for k in range(bins):
+        distance = (p - (k + 0.5) * width) / width
+        w = (1 - distance.abs()).clamp(min=0)
+        if k == 0:
+            w = torch.where(distance < 0, 1.0, w)
+        if k == bins - 1:
+            w = torch.where(distance > 0, 1.0, w)
+        n = w.sum()
+        if n >= EMPTY:
+            gaps.append(((w * p).sum() / n - (w * y).sum() / n).abs())
+    return torch.stack(gaps).mean()
+
+
+def reference_loss(
+    one_class: Reference, p: torch.Tensor, y: torch.Tensor, *, bins: int, ignore_empty: bool
+) -> torch.Tensor:
+    """Return the mean over images and classes; an ignored class contributes 0 and still counts."""
+    terms = [
+        one_class(p[b, c], y[b, c], bins) * (0.0 if ignore_empty and not y[b, c].any() else 1.0)
+        for b, c in product(range(p.shape[0]), range(p.shape[1]))
+    ]
+    return torch.stack(terms).mean()
+
+
+def random_batch(seed: int, *, classes: int = 4, present: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (2, C, 5, 6, 7) and labels (2, 1, 5, 6, 7) that hold the first so many classes."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, classes, 5, 6, 7, generator=generator)
+    return logits, torch.randint(present, (2, 1, 5, 6, 7), generator=generator)
+
+
+BOTH = pytest.mark.parametrize(
+    ("loss", "reference"), [(HardL1ACELoss, hard_reference), (SoftL1ACELoss, soft_reference)], ids=["hard", "soft"]
+)
+EITHER = pytest.mark.parametrize("loss", [HardL1ACELoss, SoftL1ACELoss], ids=["hard", "soft"])
+
+
+@BOTH
+@pytest.mark.parametrize("bins", [20, 7])
+@pytest.mark.parametrize("ignore_empty", [True, False], ids=["ignore absent", "count absent"])
+def test_value_and_gradient_follow_the_equations(
+    loss: Loss,
+    reference: Reference,
+    bins: int,
+    ignore_empty: bool,  # noqa: FBT001 - parametrised
+) -> None:
+    """Loss and gradient with respect to the logits equal the transcription's; one class of four is absent."""
+    logits, labels = random_batch(1, present=3)
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    y = one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+
+    value = loss(bins, softmax=True, to_onehot_y=True, ignore_empty_classes=ignore_empty)(ours, labels)
+    expected = reference_loss(
+        reference, theirs.softmax(dim=1).flatten(2), y.flatten(2), bins=bins, ignore_empty=ignore_empty
+    )
+    value.backward()
+    expected.backward()
+
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert relative_error(ours.grad, theirs.grad) < 1e-4
+
+
+@BOTH
+def test_bins_at_their_edges(loss: Loss, reference: Reference) -> None:
+    """Probabilities 0, 1 and every k/20 fall where the equations put them."""
+    p = torch.cat([torch.arange(21) / 20, torch.arange(40) / 40])[None, None]
+    y = (torch.arange(61) % 3 == 0).float()[None, None]
+
+    value = loss()(p, y)
+
+    expected = reference_loss(reference, p.double(), y.double(), bins=20, ignore_empty=True)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("present", [4, 2])
+def test_hard_loss_is_the_mean_ace_of_the_histograms(present: int) -> None:
+    """The loss is the ACE that the card reports, averaged over images and classes, absent ones as 0 or as they are."""
+    logits, labels = random_batch(2, present=present)
+    probs = logits.double().softmax(dim=1).float().numpy()
+    scores = np.stack(
+        [
+            ace(ReliabilityHistogram.from_probabilities(image, label[0]), include_absent=True)
+            for image, label in zip(probs, labels.numpy(), strict=True)
+        ]
+    )
+
+    ignored = HardL1ACELoss(softmax=True, to_onehot_y=True)(logits, labels).item()
+    counted = HardL1ACELoss(softmax=True, to_onehot_y=True, ignore_empty_classes=False)(logits, labels).item()
+
+    assert ignored == pytest.approx(scores[:, :present].sum() / scores.size, abs=1e-6)
+    assert counted == pytest.approx(scores.mean(), abs=1e-6)
+
+
+def test_hard_loss_of_four_voxels() -> None:
+    """Gaps 0.25 in bin 4 (2 voxels) and 0.25 in bin 14 (2 voxels); the gradient is the gap's sign / (2 bins * 2)."""
+    p = torch.tensor([[[0.25, 0.25, 0.75, 0.75]]], requires_grad=True)
+    y = torch.tensor([[[0.0, 1.0, 0.0, 1.0]]])
+
+    value = HardL1ACELoss()(p, y)
+    value.backward()
+
+    assert value.item() == 0.25
+    assert p.grad is not None
+    assert p.grad.flatten().tolist() == [-0.25, -0.25, 0.25, 0.25]
+
+
+def test_soft_loss_of_two_voxels() -> None:
+    """With 2 bins p = 0.375 gives 3/4 to the lower and 1/4 to the upper, p = 0.75 all to the upper: gaps 3/8 and 1/8.
+
+    Upper bin: (1/4 * 3/8 + 1 * (3/4 - 1)) / (1/4 + 1) = -1/8.
+    """
+    p, y = torch.tensor([[[0.375, 0.75]]]), torch.tensor([[[0.0, 1.0]]])
+
+    gap = soft_gap(p, y, 2)
+
+    assert gap.flatten().tolist() == pytest.approx([3 / 8, 1 / 8])
+    assert SoftL1ACELoss(2)(p, y).item() == pytest.approx(1 / 4)
+
+
+def test_soft_gap_has_the_gradient_of_its_value() -> None:
+    """Finite differences confirm the gradient, through values and memberships, away from kinks."""
+    position = torch.tensor([0.3, 0.6, 0.8, 1.2, 1.7, 2.4, 2.7, 3.3, 3.6, 4.2, 4.4, 4.7], dtype=torch.float64)
+    p = (position / 5).view(1, 2, 6).requires_grad_()
+    y = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 1, 1], dtype=torch.float64).view(1, 2, 6)
+
+    gap = soft_gap(p, y, 5).detach()
+
+    assert (gap.nan_to_num(1) > 1e-3).all()
+    assert torch.autograd.gradcheck(lambda p: soft_gap(p, y, 5).nan_to_num(0), (p,))
+
+
+@pytest.mark.parametrize("gap", [hard_gap, soft_gap], ids=["hard", "soft"])
+def test_empty_bins_have_no_gap(gap: Reference) -> None:
+    """Two voxels fill two of 20 bins; the rest are NaN and do not lower the mean."""
+    p = torch.tensor([[[0.025, 0.975]]])
+    y = torch.tensor([[[0.0, 1.0]]])
+
+    gaps = gap(p, y, 20)
+
+    assert torch.nonzero(~gaps.isnan())[:, 2].tolist() == [0, 19]
+    assert gaps[0, 0, [0, 19]].tolist() == pytest.approx([0.025, 0.025])
+
+
+def test_a_soft_bin_of_less_than_a_hundredth_of_a_voxel_is_empty() -> None:
+    """With 2 bins a voxel at 0.2525 lends 0.005 to the upper bin, which stays empty; one at 0.26 lends 0.02."""
+    y = torch.zeros(1, 1, 1)
+
+    assert soft_gap(torch.full((1, 1, 1), 0.2525), y, 2).isnan().flatten().tolist() == [False, True]
+    assert soft_gap(torch.full((1, 1, 1), 0.26), y, 2).isnan().flatten().tolist() == [False, False]
+
+
+@EITHER
+def test_gradients_are_finite_where_bins_are_empty(loss: Loss) -> None:
+    """Empty bins, absent classes and perfect predictions leave no NaN in the gradient."""
+    logits = torch.zeros(1, 3, 2, 2, 2).requires_grad_()
+    with torch.no_grad():
+        logits[:, 0, 0] = 100.0
+
+    loss(softmax=True, to_onehot_y=True)(logits, torch.zeros(1, 1, 2, 2, 2)).backward()
+
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+@EITHER
+def test_an_absent_class_contributes_zero(loss: Loss) -> None:
+    """With p = 0.5 everywhere and labels of class 0 alone, class 1 adds 0 or its gap 0.5 to the mean of two."""
+    p = torch.full((1, 2, 4), 0.5)
+    y = torch.tensor([1.0, 0.0]).view(1, 2, 1).expand(1, 2, 4)
+
+    assert loss()(p, y).item() == pytest.approx(0.25)
+    assert loss(ignore_empty_classes=False)(p, y).item() == pytest.approx(0.5)
+    assert loss(include_background=False)(p, y).item() == 0.0
+
+
+@EITHER
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(loss: Loss, value: float) -> None:
+    """A network that diverged is reported as such, with the remedy, before it reaches the bins."""
+    logits, labels = random_batch(3)
+    logits[0, 1, 2, 3, 4] = value
+
+    with pytest.raises(ValueError, match=r"output is not finite.*lower the learning rate or clip gradients"):
+        loss(softmax=True, to_onehot_y=True)(logits, labels)
+
+
+@EITHER
+def test_shapes_that_disagree_are_refused(loss: Loss) -> None:
+    """A target on another grid, or with other classes, is never broadcast."""
+    logits, labels = random_batch(4)
+
+    with pytest.raises(ValueError, match="does not fit the prediction"):
+        loss(softmax=True, to_onehot_y=True)(logits, labels[..., :1])
+    with pytest.raises(ValueError, match="does not fit the prediction"):
+        loss(softmax=True)(logits, labels)
+
+
+@pytest.mark.parametrize(("binning", "loss"), [("hard", HardL1ACELoss), ("soft", SoftL1ACELoss)])
+def test_the_terms_add_up(binning: str, loss: Loss) -> None:
+    """The total is Dice + CE plus the weighted ACE, each equal to the loss of its name."""
+    logits, labels = random_batch(5)
+
+    terms = ACEDiceCELoss(binning, 0.3)(logits, labels)  # type: ignore[arg-type]
+
+    assert list(terms) == ["total", "dice_ce", "ace"]
+    assert terms["ace"].item() == loss(softmax=True, to_onehot_y=True)(logits, labels).item()
+    assert terms["total"].item() == pytest.approx(terms["dice_ce"].item() + 0.3 * terms["ace"].item(), rel=1e-6)
+
+
+def test_without_weight_only_dice_and_cross_entropy_remain() -> None:
+    """Weight 0 is MONAI's DiceCELoss, value and gradient."""
+    logits, labels = random_batch(6)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    dice_ce = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
+
+    total = ACEDiceCELoss("hard", 0.0)(ours, labels)["total"]
+    expected = dice_ce(theirs, labels)
+    total.backward()
+    expected.backward()
+
+    assert total.item() == expected.item()
+    assert relative_error(ours.grad, theirs.grad) < 1e-6
+
+
+def test_bfloat16_logits_lose_nothing_but_their_own_digits() -> None:
+    """Under mixed precision the sums are still taken in float64."""
+    logits, labels = random_batch(7)
+    loss = HardL1ACELoss(softmax=True, to_onehot_y=True)
+
+    assert loss(logits.bfloat16(), labels).item() == loss(logits.bfloat16().double(), labels).item()
+
+
+def relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Return the L2 norm of the difference over that of what was expected."""
+    assert found is not None
+    assert expected is not None
+    return float((found.double() - expected.double()).norm() / expected.double().norm())

@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from service.bundle.card import CalibrationCard, CaseRecord, Interval, Measurement
+from service.calibration.cohort import CaseSums, Estimate, class_scores, cohort_scores
+from service.calibration.histogram import ReliabilityHistogram
+
+SHAPE, SPACING = (4, 5, 6), (1.0, 1.0, 1.2)
+
+
+@pytest.fixture
+def card(tiny_bundle: Path) -> CalibrationCard:
+    """Return the card of the tiny bundle."""
+    return CalibrationCard.model_validate_json((tiny_bundle / "calibration.json").read_bytes())
+
+
+def random_sums(seed: int) -> CaseSums:
+    """Return the sums of a random image of 4 x 5 x 6 voxels and 3 classes."""
+    generator = np.random.default_rng(seed)
+    probs = generator.dirichlet([1, 1, 1], size=SHAPE).transpose(3, 0, 1, 2).astype(np.float32)
+    return CaseSums(
+        case=f"case {seed}",
+        person=f"person {seed // 2}",
+        histogram=ReliabilityHistogram.from_probabilities(probs, generator.integers(3, size=SHAPE)),
+        brier=float(generator.uniform(0, 240)),
+        nll=float(generator.uniform(0, 240)),
+        intersection=generator.integers(20, 40, size=3),
+        predicted=generator.integers(40, 60, size=3),
+        floor=generator.uniform(0, 0.1, size=3),
+    )
+
+
+def test_case_sums_survive_the_card() -> None:
+    """Sums -> record -> JSON -> record -> sums loses no digit and no integer type."""
+    sums = random_sums(1)
+
+    text = CaseRecord.of(sums, SHAPE, SPACING).model_dump_json()
+    record = CaseRecord.model_validate_json(text)
+    back = record.sums()
+
+    assert (record.shape, record.spacing_mm) == (SHAPE, SPACING)
+    assert (back.case, back.person, back.brier, back.nll) == (sums.case, sums.person, sums.brier, sums.nll)
+    for name in ("count", "sum_p", "sum_y"):
+        _assert_identical(getattr(back.histogram, name), getattr(sums.histogram, name))
+    for name in ("intersection", "predicted", "floor"):
+        _assert_identical(getattr(back, name), getattr(sums, name))
+
+
+def test_scores_replay_from_the_stored_sums() -> None:
+    """Every figure of a measurement is computed again, exactly, from its JSON alone."""
+    records = [CaseRecord.of(random_sums(seed), SHAPE, SPACING) for seed in range(4)]
+    written = Measurement.of("torch", "fp32", "test", records, ["front", "back"])
+
+    read = Measurement.model_validate_json(written.model_dump_json())
+    sums = [case.sums() for case in read.cases]
+
+    assert read.scores == {name: Interval.of(figure) for name, figure in cohort_scores(sums).items()}
+    for c, structure in enumerate(["front", "back"], start=1):
+        figures = class_scores(sums, c)
+        assert read.class_scores[structure] == {name: Interval.of(figure) for name, figure in figures.items()}
+    assert read.scores["dsc"].value == cohort_scores([random_sums(seed) for seed in range(4)])["dsc"].value
+
+
+def test_what_is_undefined_is_null() -> None:
+    """NaN is no JSON: the card says null, figure by figure."""
+    interval = Interval.of(Estimate(0.5, float("nan"), float("nan")))
+
+    assert interval.model_dump_json() == '{"value":0.5,"low":null,"high":null}'
+
+
+def test_a_card_survives_json(card: CalibrationCard) -> None:
+    """What is written to calibration.json is read back as it was."""
+    assert CalibrationCard.model_validate_json(card.model_dump_json()) == card
+
+
+def test_a_measurement_is_found_by_engine_and_precision(card: CalibrationCard) -> None:
+    """What was measured in fp32 says nothing about fp16: there is no substitute."""
+    assert card.measurement("torch", "fp32") is card.measurements[0]
+    assert card.measurement("torch", "fp16") is None
+    assert card.measurement("openvino", "fp32") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        pytest.param(["comment"], "trust me", id="an unknown field"),
+        pytest.param(["population", "site"], "here", id="an unknown field of a part"),
+        pytest.param(["schema_version"], "2.0", id="a later schema"),
+        pytest.param(["bins"], 15, id="other bins"),
+        pytest.param(["bin_rule"], "floor(p * 20)", id="another bin rule"),
+        pytest.param(["weights_sha256"], "0" * 63, id="a hash cut short"),
+        pytest.param(["measurements"], [], id="no measurement"),
+        pytest.param(["population", "n_persons"], 0, id="nobody"),
+        pytest.param(["population", "split_unit"], "image", id="a split by image"),
+        pytest.param(["measurements", 0, "engine"], "onnx", id="an unknown engine"),
+    ],
+)
+def test_a_card_of_another_form_is_refused(card: CalibrationCard, path: list[str | int], value: object) -> None:
+    """A card holds what its schema names, and nothing else."""
+    document = card.model_dump(mode="json")
+    part = document
+    for key in path[:-1]:
+        part = part[key]  # type: ignore[index]
+    part[path[-1]] = value  # type: ignore[index]
+
+    with pytest.raises(ValidationError, match=str(path[-1])):
+        CalibrationCard.model_validate_json(json.dumps(document))
+
+
+def _assert_identical(left: np.ndarray, right: np.ndarray) -> None:
+    assert left.dtype == right.dtype
+    np.testing.assert_array_equal(left, right)

@@ -1,0 +1,101 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.bundle.description import describe_bundle
+from service.bundle.manifest import sha256_of, write_manifest
+from service.bundle.schema import ServiceConfig
+from service.errors import BundleError, BundleIntegrity, BundleInvalid, BundleUnsupported
+
+
+def test_a_bundle_describes_itself(tiny_bundle: Path, tiny_config: ServiceConfig) -> None:
+    """Declaration, card and identity are known without loading a weight."""
+    description = describe_bundle(tiny_bundle)
+
+    assert description.root == tiny_bundle
+    assert description.config == tiny_config
+    assert description.card.model == "tiny"
+    assert description.identity == f"tiny@{sha256_of(tiny_bundle / 'MANIFEST.json')}"
+
+
+def test_a_changed_file_is_refused(tiny_bundle: Path) -> None:
+    """The manifest is checked before anything is read."""
+    (tiny_bundle / "LICENSE").write_text("All rights reserved.\n")
+
+    with pytest.raises(BundleIntegrity, match="first LICENSE"):
+        describe_bundle(tiny_bundle)
+
+
+@pytest.mark.parametrize("name", ["service.json", "calibration.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b'{"name": "tiny"', id="cut short"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b"{}", id="no fields"),
+        pytest.param(b"\xff\xfe{}", id="not UTF-8"),
+        pytest.param(b"[" * 10_000, id="nested without end"),
+    ],
+)
+def test_broken_json_is_refused(tiny_bundle: Path, name: str, content: bytes) -> None:
+    """A description that its manifest vouches for may still be nonsense: the file is named, its content is not."""
+    (tiny_bundle / name).write_bytes(content)
+    write_manifest(tiny_bundle)
+
+    with pytest.raises(BundleInvalid, match=rf"^{name} does not follow its schema\. Export the bundle again\.$"):
+        describe_bundle(tiny_bundle)
+
+
+def test_an_unknown_field_is_refused(tiny_bundle: Path, reseal: Callable[[Path], str]) -> None:
+    """A field that this version does not know may change the meaning of the rest."""
+    change(tiny_bundle / "service.json", "postprocess", "largest component")
+    reseal(tiny_bundle)
+
+    with pytest.raises(BundleInvalid, match=r"service\.json"):
+        describe_bundle(tiny_bundle)
+
+
+@pytest.mark.parametrize("name", ["service.json", "calibration.json"])
+def test_a_bundle_without_a_description_is_refused(tiny_bundle: Path, name: str) -> None:
+    """A manifest that does not list a needed file does not excuse its absence."""
+    (tiny_bundle / name).unlink()
+    write_manifest(tiny_bundle)
+
+    with pytest.raises(BundleInvalid, match=name):
+        describe_bundle(tiny_bundle)
+
+
+def test_a_bundle_without_weights_is_refused(tiny_bundle: Path) -> None:
+    """The same holds for the weights: one error tree for all that is wrong with a bundle."""
+    (tiny_bundle / "models" / "model.safetensors").unlink()
+    write_manifest(tiny_bundle)
+
+    with pytest.raises(BundleError):
+        describe_bundle(tiny_bundle)
+
+
+@pytest.mark.parametrize("name", ["weights_sha256", "config_sha256"])
+def test_a_card_of_another_model_is_refused(tiny_bundle: Path, name: str) -> None:
+    """Figures that were measured with other weights or settings are not shown for these."""
+    change(tiny_bundle / "calibration.json", name, "f" * 64)
+    write_manifest(tiny_bundle)
+
+    with pytest.raises(BundleIntegrity, match="measured with other weights or another configuration"):
+        describe_bundle(tiny_bundle)
+
+
+def test_a_locator_is_refused(tiny_bundle: Path, reseal: Callable[[Path], str]) -> None:
+    """A bundle that needs a stage which does not exist is not served without it."""
+    change(tiny_bundle / "service.json", "locator", {"network": "UNet"})
+    reseal(tiny_bundle)
+
+    with pytest.raises(BundleUnsupported, match="locator"):
+        describe_bundle(tiny_bundle)
+
+
+def change(path: Path, field: str, value: object) -> None:
+    """Set one field of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))

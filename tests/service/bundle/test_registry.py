@@ -1,0 +1,103 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.bundle.manifest import write_manifest
+from service.bundle.registry import Registry
+from service.errors import ModelNotFound
+
+Reseal = Callable[[Path], str]
+
+
+def copy_of(bundle: Path, root: Path, reseal: Reseal, **fields: object) -> Path:
+    """Copy a bundle, with other values in its service.json."""
+    shutil.copytree(bundle, root)
+    declaration = json.loads((root / "service.json").read_bytes()) | fields
+    (root / "service.json").write_text(json.dumps(declaration))
+    reseal(root)
+    return root
+
+
+def test_bundles_are_found_by_name(tiny_bundle: Path, reseal: Reseal) -> None:
+    """Every folder that holds a valid bundle is served under the bundle's name, not the folder's."""
+    other = copy_of(tiny_bundle, tiny_bundle.parent / "folder", reseal, name="other")
+
+    registry = Registry.scan(tiny_bundle.parent)
+
+    assert sorted(registry.ready) == ["other", "tiny"]
+    assert registry.broken == {}
+    assert registry.find("other").root == other
+
+
+def test_a_reference_may_pin_the_identity(tiny_bundle: Path) -> None:
+    """`name@sha256` finds that very model and no other version of it."""
+    registry = Registry.scan(tiny_bundle.parent)
+    identity = registry.find("tiny").identity
+
+    assert registry.find(identity).identity == identity
+    with pytest.raises(ModelNotFound):
+        registry.find(f"tiny@{'0' * 64}")
+
+
+def test_an_unknown_model_is_refused_with_those_installed(tiny_bundle: Path) -> None:
+    """The caller learns what there is, and does not read back what was sent."""
+    with pytest.raises(ModelNotFound, match=r"^The requested model is not installed\. Installed: tiny\.$"):
+        Registry.scan(tiny_bundle.parent).find("<script>")
+
+
+def test_an_empty_registry_says_so(tmp_path: Path) -> None:
+    """Without a bundle the message does not end in an empty list."""
+    with pytest.raises(ModelNotFound, match=r"Installed: none\.$"):
+        Registry.scan(tmp_path).find("tiny")
+
+
+def test_a_broken_bundle_is_kept_with_its_reason(tiny_bundle: Path, reseal: Reseal) -> None:
+    """One broken bundle does not stop the others; why it is not served can be told."""
+    broken = copy_of(tiny_bundle, tiny_bundle.parent / "broken", reseal, name="other")
+    (broken / "LICENSE").unlink()
+
+    registry = Registry.scan(tiny_bundle.parent)
+
+    assert list(registry.ready) == ["tiny"]
+    assert list(registry.broken) == ["broken"]
+    assert "first LICENSE" in registry.broken["broken"]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"files": []}'])
+def test_no_manifest_stops_the_service(tiny_bundle: Path, reseal: Reseal, content: str) -> None:
+    """However broken a manifest is, the other bundles are served."""
+    broken = copy_of(tiny_bundle, tiny_bundle.parent / "broken", reseal)
+    (broken / "MANIFEST.json").write_text(content)
+
+    registry = Registry.scan(tiny_bundle.parent)
+
+    assert (list(registry.ready), list(registry.broken)) == (["tiny"], ["broken"])
+
+
+def test_no_lack_of_weights_stops_the_service(tiny_bundle: Path, reseal: Reseal) -> None:
+    """A bundle that was exported without its weights is broken like any other."""
+    broken = copy_of(tiny_bundle, tiny_bundle.parent / "broken", reseal)
+    (broken / "models" / "model.safetensors").unlink()
+    write_manifest(broken)
+
+    registry = Registry.scan(tiny_bundle.parent)
+
+    assert (list(registry.ready), list(registry.broken)) == (["tiny"], ["broken"])
+
+
+def test_the_later_folder_wins(tiny_bundle: Path, tmp_path: Path, reseal: Reseal) -> None:
+    """A bundle of the operator's own folder replaces the shipped one of the same name."""
+    own = copy_of(tiny_bundle, tmp_path / "own" / "tiny", reseal, version="9.9.9")
+
+    assert Registry.scan(tiny_bundle.parent, own.parent).find("tiny").config.version == "9.9.9"
+    assert Registry.scan(own.parent, tiny_bundle.parent).find("tiny").config.version == "0.0.1"
+
+
+def test_files_beside_the_bundles_are_passed_over(tiny_bundle: Path) -> None:
+    """A README among the bundles is no broken bundle."""
+    (tiny_bundle.parent / "README.md").write_text("Bundles.\n")
+
+    assert Registry.scan(tiny_bundle.parent).broken == {}

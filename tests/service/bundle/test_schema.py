@@ -1,0 +1,89 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.bundle.schema import ServiceConfig, Window, ZScore
+
+
+def test_a_declaration_survives_json(tiny_config: ServiceConfig) -> None:
+    """What is written to service.json is read back as it was."""
+    assert ServiceConfig.model_validate_json(tiny_config.model_dump_json()) == tiny_config
+
+
+def test_intensity_steps_are_told_apart_by_their_name(tiny_config: ServiceConfig) -> None:
+    """A list of steps keeps kinds and order."""
+    document = changed(tiny_config, intensity=[{"step": "window", "low": -100, "high": 240}, {"step": "zscore"}])
+
+    assert ServiceConfig.model_validate(document).intensity == [Window(low=-100, high=240), ZScore(nonzero=False)]
+
+
+def test_a_declaration_cannot_be_changed(tiny_config: ServiceConfig) -> None:
+    """Nobody changes a declaration after it was verified."""
+    with pytest.raises(ValidationError, match="frozen"):
+        tiny_config.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        pytest.param("eval", "import os", id="an unknown field"),
+        pytest.param("schema_version", "2.0", id="a later schema"),
+        pytest.param("name", "Hippocampus MR", id="a name that is no slug"),
+        pytest.param("name", "../tiny", id="a name that is a path"),
+        pytest.param("spacing_mm", [1, 0, 1], id="a spacing of zero"),
+        pytest.param("spacing_mm", [1, 1], id="two axes"),
+        pytest.param("patch_size", [8, 8, 0], id="an empty window"),
+        pytest.param("overlap", 1.0, id="windows that never advance"),
+        pytest.param("orientation", "XYZ", id="letters of no direction"),
+        pytest.param("orientation", "RAR", id="one axis twice"),
+        pytest.param("activation", "sigmoid", id="another activation"),
+        pytest.param("intensity", [{"step": "lambda"}], id="an unknown step"),
+        pytest.param("intensity", [{"step": "window", "low": 5, "high": 5}], id="an empty intensity window"),
+        pytest.param("temperature", [1.0, 1.0, 0.0], id="a temperature of zero"),
+        pytest.param("temperature", [1.0, 1.0, float("inf")], id="an infinite temperature"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(tiny_config: ServiceConfig, field: str, value: object) -> None:
+    """Each of these values would fail or mislead later: the schema refuses it, and names the field."""
+    with pytest.raises(ValidationError, match=field):
+        ServiceConfig.model_validate(changed(tiny_config, **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0], "at least one structure"),
+        ([1, 0], "background 0 first"),
+        ([0, 1, 1], "each value once"),
+        ([0, 256], "less than or equal to 255"),
+    ],
+)
+def test_labels_begin_with_background_and_are_distinct_bytes(
+    tiny_config: ServiceConfig, values: list[int], message: str
+) -> None:
+    """A mask of bytes needs background 0 and one value for each structure."""
+    labels = [{"value": value, "name": f"label {value}", "color": (0, 0, 0)} for value in values]
+
+    with pytest.raises(ValidationError, match=message):
+        ServiceConfig.model_validate(changed(tiny_config, labels=labels, temperature=[1.0] * len(values)))
+
+
+def test_every_label_has_a_temperature(tiny_config: ServiceConfig) -> None:
+    """Two temperatures for three labels leave a class uncalibrated."""
+    with pytest.raises(ValidationError, match="2 temperatures for 3 labels"):
+        ServiceConfig.model_validate(changed(tiny_config, temperature=[1.0, 1.0]))
+
+
+def test_regions_are_made_of_labels(tiny_config: ServiceConfig) -> None:
+    """A region may join existing labels only."""
+    whole = {"name": "whole", "labels": [1, 2]}
+
+    assert ServiceConfig.model_validate(changed(tiny_config, regions=[whole])).regions[0].labels == [1, 2]
+    with pytest.raises(ValidationError, match=r"label values \[7\]"):
+        ServiceConfig.model_validate(changed(tiny_config, regions=[{"name": "whole", "labels": [1, 7]}]))
+
+
+def changed(config: ServiceConfig, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    """Return the document of a declaration with other values."""
+    return config.model_dump(mode="json") | fields

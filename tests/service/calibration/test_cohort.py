@@ -1,0 +1,178 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from service.calibration.cohort import CaseSums, Estimate, class_scores, cohort_scores, measure_case
+from service.calibration.histogram import ReliabilityHistogram
+from service.errors import InvalidProbabilities
+
+KEYS = [
+    "ace_excess",
+    "ace_floor",
+    "ace_macro",
+    "ace_micro",
+    "brier",
+    "dsc",
+    "ece_macro",
+    "ece_micro",
+    "mce_macro",
+    "mce_micro",
+    "nll",
+]
+
+Bins = dict[int, tuple[int, float, int]]
+"""Bin -> number of voxels, their mean probability, number of them that carry the label."""
+
+
+def case(person: str, structure: Bins, *, overlap: tuple[int, int] = (0, 0), floor: float = 0.0) -> CaseSums:
+    """Return a case of background and one structure, whose bins are given; `overlap` is intersection and mask size."""
+    sums = np.zeros((3, 2, 20))
+    for k, (n, p, y) in structure.items():
+        sums[:, 1, k] = n, n * p, y
+        sums[:, 0, 19 - k] = n, n * (1 - p), n - y
+    count, sum_p, sum_y = sums
+    intersection, predicted = overlap
+    voxels = int(count[0].sum())
+    return CaseSums(
+        case=f"of {person}",
+        person=person,
+        histogram=ReliabilityHistogram(count.astype(np.int64), sum_p, sum_y.astype(np.int64)),
+        brier=0.5 * voxels,
+        nll=0.25 * voxels,
+        intersection=np.array([0, intersection]),
+        predicted=np.array([voxels - predicted, predicted]),
+        floor=np.array([0.0, floor]),
+    )
+
+
+SURE = case("A", {4: (4, 0.25, 1), 14: (4, 0.75, 4)}, overlap=(4, 7), floor=0.0625)
+"""Gaps 0 and 0.25; DSC 2 * 4 / (7 + 5)."""
+
+UNSURE = case("B", {14: (12, 0.71875, 6)}, overlap=(6, 10), floor=0.125)
+"""Gap 0.21875; DSC 2 * 6 / (10 + 6)."""
+
+ABSENT = case("C", {4: (8, 0.25, 0)}, overlap=(0, 2), floor=0.5)
+"""The structure is not in the reference; two voxels are taken for it all the same."""
+
+
+def test_macro_is_the_mean_over_cases() -> None:
+    """Each case is scored by itself, whatever its size, then the scores are averaged."""
+    scores = cohort_scores([SURE, UNSURE])
+
+    assert scores["dsc"].value == pytest.approx((8 / 12 + 12 / 16) / 2)
+    assert scores["ace_macro"].value == pytest.approx((0.125 + 0.21875) / 2)
+    assert scores["ece_macro"].value == pytest.approx((0.125 + 0.21875) / 2)
+    assert scores["mce_macro"].value == pytest.approx((0.25 + 0.21875) / 2)
+    assert scores["ace_floor"].value == pytest.approx((0.0625 + 0.125) / 2)
+    assert scores["ace_excess"].value == pytest.approx((0.0625 + 0.09375) / 2)
+
+
+def test_micro_pools_voxels_not_means() -> None:
+    """Bin 14 pools 4 voxels of mean 0.75 and 12 of mean 0.71875, sum 11.625 for 10 labels: gap 1.625 / 16."""
+    scores = cohort_scores([SURE, UNSURE])
+
+    assert scores["ace_micro"].value == pytest.approx((0 + 1.625 / 16) / 2)
+    assert scores["ece_micro"].value == pytest.approx((0 * 4 + 1.625) / 20)
+    assert scores["mce_micro"].value == pytest.approx(1.625 / 16)
+
+
+def test_brier_and_nll_are_means_over_voxels_then_cases() -> None:
+    """Two cases of different size count alike."""
+    worse = replace(UNSURE, brier=1.0 * 12, nll=0.75 * 12)
+
+    scores = cohort_scores([SURE, worse])
+
+    assert (scores["brier"].value, scores["nll"].value) == ((0.5 + 1.0) / 2, (0.25 + 0.75) / 2)
+
+
+def test_a_class_is_left_out_of_a_case_that_lacks_it() -> None:
+    """A case without the structure has no DSC, calibration or floor, and moves no macro figure."""
+    with_absent, without = cohort_scores([SURE, ABSENT]), cohort_scores([SURE])
+
+    assert math.isnan(ABSENT.dsc[1])
+    for name in ("dsc", "ace_macro", "ace_floor", "ace_excess", "ece_macro", "mce_macro"):
+        assert with_absent[name].value == without[name].value
+
+
+def test_a_class_that_no_case_has_is_undefined() -> None:
+    """Every figure of such a class is NaN, value and interval, and nothing is warned about."""
+    for figure in class_scores([ABSENT, replace(ABSENT, person="D")], 1).values():
+        assert np.isnan([figure.value, figure.low, figure.high]).all()
+
+
+def test_cases_of_one_person_are_not_resampled() -> None:
+    """Two scans of one person are always drawn together, so that no interval can be taken from them."""
+    for figure in cohort_scores([SURE, replace(UNSURE, person="A")]).values():
+        assert figure.low == figure.value == figure.high
+
+
+def test_the_interval_of_two_persons_spans_both() -> None:
+    """Of four equally likely draws one holds the first person twice and one the second: the extremes."""
+    scores = cohort_scores([SURE, UNSURE])
+
+    assert scores["ace_macro"] == Estimate(0.171875, 0.125, 0.21875)
+    assert (scores["dsc"].low, scores["dsc"].high) == pytest.approx((8 / 12, 12 / 16))
+
+
+def test_a_person_with_two_scans_weighs_twice() -> None:
+    """Scans are averaged, persons drawn: the value counts both scans of A, the extremes hold A or B alone."""
+    scores = cohort_scores([SURE, SURE, UNSURE])
+
+    assert scores["ace_macro"].value == pytest.approx((2 * 0.125 + 0.21875) / 3)
+    assert (scores["ace_macro"].low, scores["ace_macro"].high) == (0.125, 0.21875)
+
+
+def test_intervals_are_reproducible_by_their_seed() -> None:
+    """The same seed gives the same intervals; another seed moves them, but no value."""
+    cohort = [case(str(k), {4: (4 + k, 0.25, 1)}, overlap=(1, 1 + k)) for k in range(12)]
+
+    first, again, other = (cohort_scores(cohort, seed=seed) for seed in (1, 1, 2))
+
+    assert first == again
+    assert first["dsc"] != other["dsc"]
+    assert first["dsc"].value == other["dsc"].value
+
+
+def test_class_scores_look_at_one_class() -> None:
+    """Figures of the structure alone equal the foreground's of a cohort with one structure; Brier and NLL have none."""
+    foreground, structure = cohort_scores([SURE, UNSURE]), class_scores([SURE, UNSURE], 1)
+
+    assert sorted(foreground) == KEYS
+    assert structure == {name: figure for name, figure in foreground.items() if name not in {"brier", "nll"}}
+
+
+def test_background_is_no_part_of_the_headline() -> None:
+    """The floor of the background is 0 and its Dice is not: neither enters the mean over the foreground."""
+    assert cohort_scores([SURE])["ace_floor"].value == 0.0625
+    assert class_scores([SURE], 0)["ace_floor"].value == 0.0
+    assert class_scores([SURE], 0)["dsc"].value == 0.0
+
+
+def test_sums_of_a_case() -> None:
+    """Four voxels: three agree, the mask holds two of each class; sizes and Dice follow."""
+    probs = np.array([[0.75, 0.75, 0.25, 0.0], [0.25, 0.25, 0.75, 1.0]], np.float32).reshape(2, 2, 2, 1)
+    mask = np.array([0, 0, 1, 1], np.uint8).reshape(2, 2, 1)
+    labels = np.array([0, 1, 1, 1], np.uint8).reshape(2, 2, 1)
+
+    sums = measure_case("a1", "A", probs, mask, labels)
+
+    assert (sums.case, sums.person, sums.voxels) == ("a1", "A", 4)
+    assert sums.intersection.tolist() == [1, 2]
+    assert sums.predicted.tolist() == [2, 2]
+    assert sums.reference.tolist() == [1, 3]
+    assert sums.dsc.tolist() == pytest.approx([2 / 3, 4 / 5])
+    assert sums.brier == pytest.approx(0.125 + 1.125 + 0.125)
+    assert sums.nll == pytest.approx(-2 * math.log(0.75) - math.log(0.25))
+    assert sums.histogram.sum_y[1, [4, 14, 19]].tolist() == [1, 1, 1]
+    assert ((sums.floor > 0) & (sums.floor < 0.5)).all()
+
+
+def test_a_case_with_a_label_outside_the_classes_is_refused() -> None:
+    """A reference that holds a class more than the network is no measurement."""
+    probs = np.full((2, 2, 2, 2), 0.5, np.float32)
+    mask = np.zeros((2, 2, 2), np.uint8)
+
+    with pytest.raises(InvalidProbabilities, match="expected 0 to 1 for 2 classes"):
+        measure_case("a1", "A", probs, mask, np.full((2, 2, 2), 2, np.uint8))

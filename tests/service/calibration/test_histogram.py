@@ -1,0 +1,196 @@
+import math
+import struct
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from service.calibration import histogram as histogram_module
+from service.calibration.histogram import ReliabilityHistogram, bin_index
+from service.errors import InvalidProbabilities
+
+Image = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""(C, N) probabilities and (N,) labels."""
+
+EDGES = (np.arange(21) / 20).astype(np.float32)
+NEAR_EDGES = np.unique(np.concatenate([EDGES, np.nextafter(EDGES, np.float32(0.5))]))
+
+PROBABILITY = st.one_of(
+    st.sampled_from(NEAR_EDGES.tolist()), st.floats(0, 1, width=32), st.integers(0, 20).map(lambda k: k / 20)
+)
+
+
+@st.composite
+def images(draw: st.DrawFn, classes: int | None = None) -> Image:
+    """Draw up to 30 voxels of 1 to 4 classes; many probabilities lie on a bin's edge."""
+    c = classes or draw(st.integers(1, 4))
+    n = draw(st.integers(0, 30))
+    return (
+        draw(arrays(np.float32, (c, n), elements=PROBABILITY.map(np.float32))),
+        draw(arrays(np.int64, n, elements=st.integers(0, c - 1))),
+    )
+
+
+def oracle_bin(p: float, bins: int = 20) -> int:
+    """Apply the documented rule without numpy: the float64 product is exact, packing rounds it once to float32."""
+    product: float = struct.unpack("<f", struct.pack("<f", p * bins))[0]
+    return min(max(math.ceil(product) - 1, 0), bins - 1)
+
+
+def oracle(image: Image) -> tuple[list[list[int]], list[list[float]], list[list[int]]]:
+    """Return count, exact sum of p and sum of y, voxel by voxel."""
+    probs, labels = image
+    count, sum_p, sum_y = [], [], []
+    for c, row in enumerate(probs.tolist()):
+        members: list[list[tuple[float, bool]]] = [[] for _ in range(20)]
+        for p, label in zip(row, labels.tolist(), strict=True):
+            members[oracle_bin(p)].append((p, label == c))
+        count.append([len(voxels) for voxels in members])
+        sum_p.append([math.fsum(p for p, _ in voxels) for voxels in members])
+        sum_y.append([sum(y for _, y in voxels) for voxels in members])
+    return count, sum_p, sum_y
+
+
+def assert_same(left: ReliabilityHistogram, right: ReliabilityHistogram) -> None:
+    """Compare counts exactly, probability sums but for the order of their additions."""
+    np.testing.assert_array_equal(left.count, right.count)
+    np.testing.assert_array_equal(left.sum_y, right.sum_y)
+    np.testing.assert_allclose(left.sum_p, right.sum_p, rtol=1e-12, atol=1e-30)
+
+
+def test_bins_are_right_closed_and_hold_zero_and_one() -> None:
+    """The edge k/20 belongs to the bin below it, 0 to the first bin and 1 to the last."""
+    assert bin_index(EDGES).tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+
+
+def test_bins_next_to_an_edge() -> None:
+    """A float32 step above an edge is in the next bin, unless the float32 product rounds back (0.45 and 0.9)."""
+    above = np.nextafter(EDGES[:20], np.float32(2))
+
+    assert bin_index(above).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 10, 11, 12, 13, 14, 15, 16, 17, 17, 18]
+
+
+def test_bins_are_those_of_float32_for_float64_input() -> None:
+    """A float64 probability is rounded to float32 first, so that every caller finds the same bin."""
+    assert bin_index(np.array([0.15, 0.15 + 1e-12, 0.3, 0.55])).tolist() == [2, 2, 5, 10]
+
+
+@given(PROBABILITY, st.integers(1, 100))
+def test_bin_index_follows_the_documented_rule(p: float, bins: int) -> None:
+    """Any probability falls into ``clip(ceil(float32(p) * M) - 1, 0, M - 1)`` for any number of bins."""
+    p32 = np.float32(p)
+
+    assert bin_index(np.array([p32]), bins).tolist() == [oracle_bin(float(p32), bins)]
+
+
+def test_sums_of_four_voxels() -> None:
+    """Two voxels share bin 4, (0.2, 0.25], one of them labelled; the rest lie alone."""
+    probs = np.array([[0.75, 0.75, 0.0, 1.0], [0.25, 0.25, 1.0, 0.0]], np.float32)
+    histogram = ReliabilityHistogram.from_probabilities(probs, np.array([0, 1, 1, 0]))
+
+    filled = {
+        (int(c), int(k)): (histogram.count[c, k], histogram.sum_p[c, k], histogram.sum_y[c, k])
+        for c, k in np.argwhere(histogram.count)
+    }
+
+    assert filled == {
+        (0, 0): (1, 0.0, 0),
+        (0, 14): (2, 1.5, 1),
+        (0, 19): (1, 1.0, 1),
+        (1, 0): (1, 0.0, 0),
+        (1, 4): (2, 0.5, 1),
+        (1, 19): (1, 1.0, 1),
+    }
+    assert histogram.gap[1, [0, 4, 19]].tolist() == [0.0, 0.25, 0.0]
+
+
+@given(images())
+def test_sums_equal_a_loop_over_voxels(image: Image) -> None:
+    """Counts and label sums equal a plain loop exactly, probability sums to float64 precision."""
+    histogram = ReliabilityHistogram.from_probabilities(*image)
+
+    count, sum_p, sum_y = oracle(image)
+    assert histogram.count.tolist() == count
+    assert histogram.sum_y.tolist() == sum_y
+    np.testing.assert_allclose(histogram.sum_p, sum_p, rtol=1e-12)
+    assert histogram.present.tolist() == [c in image[1] for c in range(len(image[0]))]
+
+
+@given(images(classes=3), images(classes=3))
+def test_adding_histograms_pools_their_voxels(first: Image, second: Image) -> None:
+    """The sum of two histograms is the histogram of both images together."""
+    together = ReliabilityHistogram.from_probabilities(
+        np.concatenate([first[0], second[0]], axis=1), np.concatenate([first[1], second[1]])
+    )
+
+    merged = ReliabilityHistogram.from_probabilities(*first) + ReliabilityHistogram.from_probabilities(*second)
+
+    assert_same(merged, together)
+
+
+@given(images())
+def test_the_empty_histogram_changes_nothing(image: Image) -> None:
+    """The histogram of no voxels is neutral."""
+    histogram = ReliabilityHistogram.from_probabilities(*image)
+
+    assert_same(histogram + ReliabilityHistogram.empty(len(image[0])), histogram)
+
+
+@given(images(), st.randoms(use_true_random=False))
+def test_the_order_of_voxels_is_irrelevant(image: Image, random: Random) -> None:
+    """Shuffled voxels give the same sums."""
+    probs, labels = image
+    order = random.sample(range(labels.size), labels.size)
+
+    shuffled = ReliabilityHistogram.from_probabilities(probs[:, order], labels[order])
+
+    assert_same(shuffled, ReliabilityHistogram.from_probabilities(probs, labels))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 60, 61])
+def test_the_chunk_size_is_irrelevant(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of 60 voxels gives the same sums whether it is binned at once or in parts."""
+    generator = np.random.default_rng(0)
+    probs = generator.dirichlet([1, 1, 1], size=(3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
+    labels = generator.integers(3, size=(3, 4, 5))
+    whole = ReliabilityHistogram.from_probabilities(probs, labels)
+
+    monkeypatch.setattr(histogram_module, "CHUNK_VOXELS", chunk)
+
+    assert_same(ReliabilityHistogram.from_probabilities(probs, labels), whole)
+
+
+def test_counts_pass_the_limit_of_float32() -> None:
+    """A bin of 2^24 voxels still counts one more, where a float32 sum would stop."""
+    crowd = ReliabilityHistogram.empty(1)
+    crowd.count[0, 19] = crowd.sum_p[0, 19] = crowd.sum_y[0, 19] = 2**24
+    one = ReliabilityHistogram.from_probabilities(np.ones((1, 1), np.float32), np.zeros(1, np.int64))
+
+    total = crowd + one
+
+    assert (total.count[0, 19], total.sum_p[0, 19], total.sum_y[0, 19]) == (2**24 + 1,) * 3
+
+
+@pytest.mark.parametrize(
+    ("probs", "labels", "message"),
+    [
+        pytest.param([[np.nan, 0.5]], [0, 0], "span nan to nan", id="NaN"),
+        pytest.param([[-0.001, 0.5]], [0, 0], "expected values in", id="negative"),
+        pytest.param([[0.5, 1.001]], [0, 0], "Apply softmax first", id="above one"),
+        pytest.param([[0.5, np.inf]], [0, 0], "expected values in", id="infinite"),
+        pytest.param([[0.5, 0.5]], [0, 1], "Labels span 0 to 1; expected 0 to 0", id="label too large"),
+        pytest.param([[0.5, 0.5]], [-1, 0], "Labels span -1 to 0", id="negative label"),
+        pytest.param([[0.5, 0.5]], [0.0, 0.0], "Labels are float64", id="labels that are no integers"),
+        pytest.param([[0.5, 0.5]], [False, False], "Labels are bool", id="labels that are a mask"),
+        pytest.param([[0.5, 0.5]], [0, 0, 0], "do not belong to labels", id="other number of voxels"),
+        pytest.param([[0.5, 0.5]], [[0, 0]], "do not belong to labels", id="other number of axes"),
+    ],
+)
+def test_what_is_no_probability_or_label_is_refused(probs: list[object], labels: list[object], message: str) -> None:
+    """NaN, values outside [0, 1], labels outside 0 .. C-1 and shapes that disagree are never binned."""
+    with pytest.raises(InvalidProbabilities, match=message):
+        ReliabilityHistogram.from_probabilities(np.array(probs, np.float32), np.array(labels))
