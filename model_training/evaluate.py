@@ -2,8 +2,11 @@
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,11 +14,15 @@ from model_training.data import Case, read_labels
 from service.bundle.card import CaseRecord, Measurement
 from service.bundle.schema import ServiceConfig
 from service.calibration.cohort import measure_case
+from service.calibration.scores import ace
 from service.pipeline.calibrate import probabilities
 from service.pipeline.decode import decode_scan
 from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess
 from service.pipeline.run import ENGINE, PRECISION
+
+TOLERANCE: Final = 1e-5
+"""By how much a figure may differ between processors: their float32 arithmetic rounds differently."""
 
 
 def measure(
@@ -34,9 +41,10 @@ def measure(
         ScanError: a file cannot be read.
     """
     records = []
-    for case in cases:
-        records.append(measure_one(network, config, case))
-        done(case)
+    with _one_thread():
+        for case in cases:
+            records.append(measure_one(network, config, case))
+            done(case)
     structures = [label.name for label in config.labels[1:]]
     return Measurement.of(ENGINE, PRECISION, this_platform(), records, structures)
 
@@ -52,21 +60,45 @@ def measure_one(network: nn.Module, config: ServiceConfig, case: Case) -> CaseRe
     return CaseRecord.of(sums, scan.shape, (x, y, z))
 
 
-def differences(found: Measurement, stated: Measurement) -> Iterator[tuple[str, float]]:
-    """Yield the name and the absolute difference of every figure that two measurements do not share exactly.
+def differences(found: Measurement, stated: Measurement) -> dict[str, float]:
+    """Return every figure that two measurements do not share exactly, with its absolute difference.
 
-    The sums of each case are compared as well, so that equal figures by luck do not pass for equal measurements.
+    The sums of each case are compared as well: equal figures by luck must not pass for an equal measurement. A case
+    that differs stands under its name, with the largest difference of its ACE over the classes; infinity, if only one
+    of the measurements has it.
     """
-    for name, score in found.scores.items():
-        there = stated.scores[name]
-        for bound in ("value", "low", "high"):
-            a, b = getattr(score, bound), getattr(there, bound)
-            if a != b:
-                yield f"{name} {bound}", abs((a or 0.0) - (b or 0.0))
-    for mine, theirs in zip(found.cases, stated.cases, strict=True):
-        if mine != theirs:
-            pairs = zip(mine.sum_p, theirs.sum_p, strict=True)
-            yield f"sums of {mine.case}", max(abs(x - y) for row in pairs for x, y in zip(*row, strict=True))
+    figures = {("foreground", name): (score, stated.scores[name]) for name, score in found.scores.items()}
+    for structure, scores in found.class_scores.items():
+        figures |= {(structure, name): (score, stated.class_scores[structure][name]) for name, score in scores.items()}
+    differing = {
+        f"{structure} {name} {bound}": abs((getattr(mine, bound) or 0.0) - (getattr(theirs, bound) or 0.0))
+        for (structure, name), (mine, theirs) in figures.items()
+        for bound in ("value", "low", "high")
+        if getattr(mine, bound) != getattr(theirs, bound)
+    }
+    mine_by_name, theirs_by_name = ({case.case: case for case in m.cases} for m in (found, stated))
+    for name in mine_by_name.keys() | theirs_by_name.keys():
+        if mine_by_name.get(name) != theirs_by_name.get(name):
+            differing[name] = _distance(mine_by_name.get(name), theirs_by_name.get(name))
+    return differing
+
+
+def _distance(mine: CaseRecord | None, theirs: CaseRecord | None) -> float:
+    if mine is None or theirs is None:
+        return float("inf")
+    gap = np.abs(ace(mine.sums().histogram) - ace(theirs.sums().histogram))
+    return float(np.nanmax(gap, initial=0.0))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # How a convolution is split over threads decides how it is rounded: one thread is the same on every machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def this_platform() -> str:

@@ -54,12 +54,12 @@ def metadata(config: ServiceConfig, card: CalibrationCard) -> dict[str, Any]:
 def inference_config(config: ServiceConfig) -> dict[str, Any]:
     """Return the content of `configs/inference.json`: one scan in, its mask out."""
     return {
-        "imports": ["$import torch", "$import safetensors.torch"],
+        "imports": ["$import torch", "$from safetensors.torch import load_file"],
         "bundle_root": ".",
         "scan": "scan.nii.gz",
         "output_dir": "$@bundle_root + '/eval'",
         "network_def": {"_target_": config.network.name, **config.network.arguments},
-        "weights": "$safetensors.torch.load_file(@bundle_root + '/models/model.safetensors')",
+        "weights": "$load_file(@bundle_root + '/models/model.safetensors')",
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from model_training.config import Recipe, Schedule
 from model_training.data import DataError, Sample, load_sample, read_msd_splits
 from model_training.progress import Progress
-from model_training.recipes.hippocampus import HIPPOCAMPUS
 from model_training.train import learning_rate_factor, train, validation_dsc
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
@@ -19,22 +18,6 @@ from service.bundle.schema import ServiceConfig
 CPU = torch.device("cpu")
 
 Run = Callable[..., Path]
-
-
-@pytest.fixture
-def recipe(tiny_config: ServiceConfig) -> Recipe:
-    """Return a recipe that trains the tiny network for three steps."""
-    schedule = Schedule(steps=3, warmup_steps=1, batch_size=2, learning_rate=1e-2, weight_decay=1e-4, validate_every=2)
-    return dataclasses.replace(
-        HIPPOCAMPUS,
-        service=tiny_config,
-        train_splits=("fold1",),
-        validation_split="fold2",
-        binning="hard",
-        ace_weight=1.0,
-        ace_after=1,
-        schedule=schedule,
-    )
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from model_training import recipes
+from model_training.cli import app
+from model_training.config import Recipe
+
+
+@pytest.fixture
+def tiny(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Register the tiny recipe and return its name."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
+    return "tiny"
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    """Return exit code and output of a command line."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def test_train_export_evaluate_lead_from_data_to_a_reproduced_card(tiny: str, tiny_msd: Path, tmp_path: Path) -> None:
+    """One command per step; the last one finds the card's figures again, exactly."""
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    assert call("train", tiny, "--data", tiny_msd, "-o", run)[0] == 0
+    code, output = call("export", tiny, "--data", tiny_msd, "--run", run, "-o", bundle)
+    assert code == 0
+    assert "tiny@" in output
+    code, output = call("evaluate", bundle, "--recipe", tiny, "--data", tiny_msd)
+    assert code == 0
+    assert "equals the card's exactly" in output
+    code, output = call("evaluate", bundle, "--recipe", tiny, "--data", tiny_msd, "--split", "test")
+    assert code == 0
+    assert output.startswith("test: 1 cases of 1 persons")
+
+
+def test_a_card_that_claims_something_else_is_found_out(tiny: str, tiny_bundle: Path, tiny_msd: Path) -> None:
+    """The tiny bundle's card holds invented figures on other cases: evaluate says so and exits with 1."""
+    code, output = call("evaluate", tiny_bundle, "--recipe", tiny, "--data", tiny_msd)
+    assert code == 1
+    assert "differ from the card's" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--recipe", "nonsense"), "There is no recipe nonsense"),
+        (("--recipe", "tiny", "--split", "nonsense"), "There is no split nonsense"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_known_ones(
+    tiny: str, tiny_bundle: Path, tiny_msd: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    """A wrong recipe or split exits with 2 and lists what there is."""
+    del tiny
+    code, output = call("evaluate", tiny_bundle, "--data", tiny_msd, *arguments)
+    assert code == 2
+    assert message in output
+
+
+def test_the_shipped_bundle_reproduces_its_card(hippocampus: Path) -> None:
+    """`calibrant evaluate` on the shipped bundle finds every figure of its card again."""
+    bundle = Path(__file__).parents[2] / "service" / "bundles" / "hippocampus-mr"
+    code, output = call("evaluate", bundle, "--recipe", "hippocampus", "--data", hippocampus)
+    assert code == 0, output

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from monai.metrics import CalibrationErrorMetric, CalibrationReduction, DiceMetric
+from safetensors.torch import load_file
+
+from model_training.config import Recipe
+from model_training.data import Case, read_msd_splits
+from model_training.evaluate import differences, measure, measure_one
+from service.bundle.network import build_network
+from service.bundle.reader import load_bundle
+from service.calibration.scores import ace
+from service.pipeline.run import run_case
+
+
+@pytest.fixture
+def network(trained: Path, recipe: Recipe) -> torch.nn.Module:
+    """Return the trained network in evaluation mode."""
+    network = build_network(recipe.service.network)
+    network.load_state_dict(load_file(trained / "model.safetensors"))
+    return network.eval()
+
+
+def quiet(_: Case) -> None:
+    """Ignore the progress."""
+
+
+def test_scores_agree_with_monai_on_the_mask_and_probabilities(
+    network: torch.nn.Module, recipe: Recipe, tiny_msd: Path
+) -> None:
+    """DSC and ACE of a case are those that MONAI computes from the same network's output."""
+    (case,) = read_msd_splits(tiny_msd)["test"]
+    record = measure_one(network, recipe.service, case)
+
+    scan = torch.from_numpy(nib.Nifti1Image.from_filename(case.image).get_fdata(dtype=np.float32))
+    image = ((scan.double() - scan.double().mean()) / scan.double().std(correction=0)).float()
+    labels = torch.from_numpy(np.asarray(nib.Nifti1Image.from_filename(case.label).dataobj).astype(np.int64))
+    with torch.inference_mode():
+        logits = sliding_window_inference(
+            image[None, None], recipe.service.patch_size, 1, network, recipe.service.overlap, mode="gaussian"
+        )
+    probs = logits.half().float().softmax(dim=1)
+    one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 0)[None].float()
+    mask = torch.nn.functional.one_hot(probs.argmax(dim=1), 3).movedim(-1, 1).float()
+    dice = DiceMetric(include_background=True)(mask, one_hot).numpy()[0]
+    metric = CalibrationErrorMetric(num_bins=20, calibration_reduction=CalibrationReduction.AVERAGE)
+    metric(probs, one_hot)
+
+    np.testing.assert_allclose(record.sums().dsc, dice, atol=1e-6)
+    np.testing.assert_allclose(ace(record.sums().histogram), metric.get_buffer().numpy()[0], atol=1e-6)
+
+
+def test_it_measures_what_is_served(
+    trained: Path, recipe: Recipe, tiny_msd: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """The voxels that evaluation counts per class are those of the mask that serving writes."""
+    del trained
+    bundle = load_bundle(tiny_bundle, torch.device("cpu"))
+    (case,) = read_msd_splits(tiny_msd)["test"]
+    record = measure_one(bundle.network, recipe.service, case)
+    (tmp_path / "out").mkdir()
+    run_case(case.image, bundle, tmp_path / "out", lambda _stage, _done: None)
+    mask = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "out" / "mask.nii.gz").dataobj)
+    assert record.predicted == np.bincount(mask.ravel(), minlength=3).tolist()
+
+
+def test_measuring_twice_gives_the_same_measurement(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
+    """Every figure and every sum repeats exactly; the callers' number of threads neither matters nor changes."""
+    cases = read_msd_splits(tiny_msd)["fold1"]
+    threads = torch.get_num_threads()
+    first = measure(network, recipe.service, cases, quiet)
+    torch.set_num_threads(threads + 1)
+    second = measure(network, recipe.service, cases, quiet)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+    assert differences(second, first) == {}
+    assert [case.person for case in first.cases] == ["A", "A", "B"]
+
+
+def test_differences_name_figures_and_cases(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
+    """A changed figure and a changed sum are both found, each under its name."""
+    stated = measure(network, recipe.service, read_msd_splits(tiny_msd)["fold2"], quiet)
+    score = stated.scores["dsc"]
+    figure = score.model_copy(update={"value": (score.value or 0.0) + 0.25})
+    case = stated.cases[0].model_copy(update={"nll": 0.0})
+    changed = stated.model_copy(update={"scores": {**stated.scores, "dsc": figure}, "cases": [case]})
+    assert differences(changed, stated) == {"foreground dsc value": pytest.approx(0.25), "c1": 0.0}

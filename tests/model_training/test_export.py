@@ -1,0 +1,105 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from model_training import export as module
+from model_training.config import Recipe
+from model_training.data import Case, read_msd_splits
+from model_training.evaluate import differences, measure
+from model_training.export import export
+from service.bundle.reader import load_bundle
+from service.errors import BundleInvalid
+from service.pipeline.run import run_case
+
+
+def quiet(_: Case) -> None:
+    """Ignore the progress."""
+
+
+@pytest.fixture
+def bundle(recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path) -> Path:
+    """Return the folder of an exported bundle."""
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet)
+    return tmp_path / "bundle"
+
+
+def test_the_bundle_holds_what_the_contract_lists(bundle: Path) -> None:
+    """Every file of docs/bundle.md is there and nothing else."""
+    files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert files == {
+        "LICENSE",
+        "MANIFEST.json",
+        "calibration.json",
+        "configs/inference.json",
+        "configs/metadata.json",
+        "docs/README.md",
+        "models/model.safetensors",
+        "service.json",
+    }
+
+
+def test_its_card_speaks_of_the_persons_that_training_never_saw(bundle: Path, recipe: Recipe, tiny_msd: Path) -> None:
+    """The card holds the validation split, its scores replay, and its features are those of its cases."""
+    loaded = load_bundle(bundle, torch.device("cpu"))
+    card = loaded.description.card
+    (measurement,) = card.measurements
+    assert [case.case for case in measurement.cases] == ["c1"]
+    assert (card.population.n_cases, card.population.n_persons) == (1, 1)
+    cases = read_msd_splits(tiny_msd)["fold2"]
+    assert differences(measure(loaded.network, recipe.service, cases, quiet), measurement) == {}
+    assert {r.feature: r.values for r in card.shift_references} == {
+        "extent_mm_1": [10.0],
+        "extent_mm_2": [9.0],
+        "extent_mm_3": [8.0],
+        "spacing_mm_1": [1.0],
+        "spacing_mm_2": [1.0],
+        "spacing_mm_3": [1.0],
+    }
+
+
+def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> None:
+    """Both JSON files are valid by the frozen JSON schemas, as an independent validator reads them."""
+    import json
+
+    schemas = Path(__file__).parents[2] / "service" / "bundle" / "schemas"
+    for file, schema in {"calibration.json": "calibration-card-1.0.json", "service.json": "service-1.0.json"}.items():
+        jsonschema.validate(json.loads((bundle / file).read_text()), json.loads((schemas / schema).read_text()))
+
+
+def test_an_existing_folder_is_never_overwritten(bundle: Path, recipe: Recipe, trained: Path, tiny_msd: Path) -> None:
+    """A bundle is immutable: exporting over one is refused and leaves it as it was."""
+    before = (bundle / "MANIFEST.json").read_bytes()
+    with pytest.raises(BundleInvalid, match="immutable"):
+        export(recipe, tiny_msd, trained, bundle, quiet)
+    assert (bundle / "MANIFEST.json").read_bytes() == before
+
+
+def test_a_bundle_that_computes_something_else_is_refused(
+    recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Export ends with the bundle read back and one case computed again; a differing sum is an error."""
+    honest = module.measure_one
+    monkeypatch.setattr(module, "measure_one", lambda *a: honest(*a).model_copy(update={"brier": -1.0}))
+    with pytest.raises(BundleInvalid, match="something else"):
+        export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet)
+
+
+def test_monai_runs_it_to_the_same_mask(bundle: Path, tiny_msd: Path, tmp_path: Path) -> None:
+    """`python -m monai.bundle run`, which shares none of our pipeline, gives our mask voxel by voxel."""
+    scan = tiny_msd / "imagesTr" / "d1.nii.gz"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(bundle), "--scan", str(scan)]
+    command += ["--config_file", str(bundle / "configs" / "inference.json"), "--output_dir", str(tmp_path / "monai")]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    (theirs,) = (tmp_path / "monai").rglob("*.nii.gz")
+
+    (tmp_path / "ours").mkdir()
+    run_case(scan, load_bundle(bundle, torch.device("cpu")), tmp_path / "ours", lambda _stage, _done: None)
+    ours = nib.Nifti1Image.from_filename(tmp_path / "ours" / "mask.nii.gz")
+    np.testing.assert_array_equal(nib.Nifti1Image.from_filename(theirs).get_fdata(), ours.get_fdata())
