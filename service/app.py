@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -42,7 +43,9 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await run_in_threadpool(jobs.close)
 
-    app = FastAPI(
+    # FastAPI's own page of the routes loads its scripts from the internet, which a hospital does not have.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Calibrant",
         version=__version__,
         description=f"3-D medical image segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",

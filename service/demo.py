@@ -102,7 +102,8 @@ def draw(sides: list[Side], path: Path) -> None:
     for row, side in zip(axes, sides, strict=True):
         image = _draw_side(row, side)
     figure.colorbar(image, ax=axes[:, 3], label="confidence of the mask's label", shrink=0.8)
-    figure.suptitle(f"MNI152 template (average of 152 brains). {RESEARCH_USE_ONLY}", fontsize=10)
+    legend = "orange: anterior, blue: posterior hippocampus; P A L R: posterior, anterior, left, right"
+    figure.suptitle(f"MNI152 template (average of 152 brains). {legend}\n{RESEARCH_USE_ONLY}", fontsize=10)
     figure.savefig(path, dpi=100)
 
 
@@ -117,8 +118,9 @@ def _draw_side(row: npt.NDArray[Any], side: Side) -> Any:  # noqa: ANN401 - matp
         plane = (np.take(volume, middle[axis], axis).T for volume in (scan, mask))
         _draw_plane(axis_plot, *plane)
         axis_plot.set_title(f"{side.name} hippocampus, {name}", fontsize=9)
-        axis_plot.text(0.02, 0.5, low, color="white", transform=axis_plot.transAxes, va="center")
-        axis_plot.text(0.98, 0.5, high, color="white", transform=axis_plot.transAxes, va="center", ha="right")
+        box = {"facecolor": "black", "edgecolor": "none", "pad": 2}
+        axis_plot.text(0.03, 0.5, low, color="white", transform=axis_plot.transAxes, va="center", bbox=box)
+        axis_plot.text(0.97, 0.5, high, color="white", transform=axis_plot.transAxes, va="center", ha="right", bbox=box)
     planes = [np.take(volume, middle[0], 0).T for volume in (confidence, mask)]
     image = row[3].imshow(planes[0], origin="lower", cmap="viridis", vmin=1 / 3, vmax=1)
     row[3].contour(planes[1] > 0, levels=[0.5], colors="white", linewidths=0.8)
