@@ -67,20 +67,26 @@ def differences(found: Measurement, stated: Measurement) -> dict[str, float]:
     that differs stands under its name, with the largest difference of its ACE over the classes; infinity, if only one
     of the measurements has it.
     """
-    figures = {("foreground", name): (score, stated.scores[name]) for name, score in found.scores.items()}
-    for structure, scores in found.class_scores.items():
-        figures |= {(structure, name): (score, stated.class_scores[structure][name]) for name, score in scores.items()}
-    differing = {
-        f"{structure} {name} {bound}": abs((getattr(mine, bound) or 0.0) - (getattr(theirs, bound) or 0.0))
-        for (structure, name), (mine, theirs) in figures.items()
-        for bound in ("value", "low", "high")
-        if getattr(mine, bound) != getattr(theirs, bound)
+    figures, their_figures = _figures(found), _figures(stated)
+    cases, their_cases = ({case.case: case for case in m.cases} for m in (found, stated))
+    return {
+        name: abs((value or 0.0) - (their_figures[name] or 0.0))
+        for name, value in figures.items()
+        if value != their_figures[name]
+    } | {
+        name: _distance(cases.get(name), their_cases.get(name))
+        for name in cases.keys() | their_cases.keys()
+        if cases.get(name) != their_cases.get(name)
     }
-    mine_by_name, theirs_by_name = ({case.case: case for case in m.cases} for m in (found, stated))
-    for name in mine_by_name.keys() | theirs_by_name.keys():
-        if mine_by_name.get(name) != theirs_by_name.get(name):
-            differing[name] = _distance(mine_by_name.get(name), theirs_by_name.get(name))
-    return differing
+
+
+def _figures(measurement: Measurement) -> dict[str, float | None]:
+    return {
+        f"{structure} {name} {bound}": getattr(score, bound)
+        for structure, scores in {"foreground": measurement.scores, **measurement.class_scores}.items()
+        for name, score in scores.items()
+        for bound in ("value", "low", "high")
+    }
 
 
 def _distance(mine: CaseRecord | None, theirs: CaseRecord | None) -> float:

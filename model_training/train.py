@@ -4,7 +4,7 @@ import datetime as dt
 import json
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -74,21 +74,28 @@ def train(recipe: Recipe, data: Path, run: Path, *, seed: int, device: torch.dev
             history.append({"step": step, "validation_dsc": dsc, **{k: t.item() for k, t in terms.items()}})
             progress.validated(step, dsc)
 
+    facts = {
+        "seed": seed,
+        "train_cases": len(samples),
+        "seconds": round(time.monotonic() - started),
+        "history": history,
+    }
+    _write_run(run, network, recipe, facts)
+
+
+def _write_run(run: Path, network: nn.Module, recipe: Recipe, facts: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}, run / WEIGHTS)
     record = {
         "recipe": recipe.service.name,
-        "seed": seed,
         "steps": recipe.schedule.steps,
         "train_splits": recipe.train_splits,
-        "train_cases": len(samples),
         "binning": recipe.binning,
         "ace_weight": recipe.ace_weight,
         "ace_after": recipe.ace_after,
         "torch": torch.__version__,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "seconds": round(time.monotonic() - started),
-        "history": history,
+        **facts,
     }
     (run / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 

@@ -72,7 +72,7 @@ def patch_nifti(content: bytes, **fields: Any) -> bytes:  # noqa: ANN401 - as ab
     header = header_type(content[:size], check=False)
     for name, value in fields.items():
         field, _, index = name.rpartition("_")
-        if field in ("dim", "pixdim"):
+        if field in ("dim", "pixdim") and index.isdigit():
             header.structarr[field][int(index)] = value
         else:
             header.structarr[name] = value
@@ -185,9 +185,12 @@ HOSTILE = _hostile()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that asks for `hostile` once for every hostile file."""
+    """Run each test that asks for `hostile`, or `undecodable`, once for every such file."""
     if "hostile" in metafunc.fixturenames:
         metafunc.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
+    if "undecodable" in metafunc.fixturenames:
+        found = {name: each for name, each in HOSTILE.items() if each[1] is not errors.ConstantVolume}
+        metafunc.parametrize("undecodable", found.values(), ids=found.keys())
 
 
 @pytest.fixture(scope="session")

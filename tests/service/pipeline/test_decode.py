@@ -5,19 +5,17 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import CalibrantError, ConstantVolume, NonFiniteVoxels, ScanError
+from service.errors import CalibrantError, NonFiniteVoxels, ScanError
 from service.pipeline.decode import MAX_VOXELS, check_scan, decode_scan
 from service.volume import Volume
 
 Hostile = tuple[bytes, type[CalibrantError]]
 Nifti = Callable[..., bytes]
 
-SEEN_IN_VOXELS = (NonFiniteVoxels, ConstantVolume)
 VOXEL_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 
 
@@ -42,9 +40,19 @@ def agrees_with_nibabel(volume: Volume, path: Path) -> None:
     assert volume.array_CDHW.dtype.isnative
 
 
-def test_every_hostile_file_is_refused_for_its_own_reason(hostile: Hostile, write: Callable[[bytes], Path]) -> None:
+def volume_or_refusal(path: Path) -> Volume | ScanError:
+    """Decode a file; any exception but a ScanError is passed on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's word on overflow; the values are what matters
+        try:
+            return decode_scan(path)
+        except ScanError as refusal:
+            return refusal
+
+
+def test_every_hostile_file_is_refused_for_its_own_reason(undecodable: Hostile, write: Callable[[bytes], Path]) -> None:
     """Each fault has one error class, so that its code can be relied on."""
-    content, error = hostile
+    content, error = undecodable
 
     with pytest.raises(ScanError) as refusal:
         decode_scan(write(content))
@@ -53,23 +61,23 @@ def test_every_hostile_file_is_refused_for_its_own_reason(hostile: Hostile, writ
 
 
 def test_no_refusal_repeats_text_of_the_file(
-    hostile: Hostile, write: Callable[[bytes], Path], canary: str, tmp_path: Path
+    undecodable: Hostile, write: Callable[[bytes], Path], canary: str, tmp_path: Path
 ) -> None:
     """Neither header text, nor content, nor the path of the file is in the message."""
     with pytest.raises(ScanError) as refusal:
-        decode_scan(write(hostile[0]))
+        decode_scan(write(undecodable[0]))
 
     assert canary not in refusal.value.detail
     assert str(tmp_path) not in refusal.value.detail
     assert refusal.value.detail.endswith(".")
 
 
-def test_checking_finds_all_but_the_intensities(hostile: Hostile, write: Callable[[bytes], Path]) -> None:
+def test_checking_finds_all_but_the_intensities(undecodable: Hostile, write: Callable[[bytes], Path]) -> None:
     """`check_scan` refuses what `decode_scan` refuses, except that it does not look at intensities."""
-    content, error = hostile
+    content, error = undecodable
     path = write(content)
 
-    if error in SEEN_IN_VOXELS:
+    if error is NonFiniteVoxels:
         check_scan(path)
     else:
         with pytest.raises(ScanError) as refusal:
@@ -125,9 +133,7 @@ def test_a_scale_beyond_float32_is_refused(nifti: Nifti, write: Callable[[bytes]
 
 
 @pytest.mark.parametrize("magnitude", [1e39, 1e300])
-def test_float64_beyond_float32_is_refused(
-    magnitude: float, nifti: Nifti, write: Callable[[bytes], Path]
-) -> None:
+def test_float64_beyond_float32_is_refused(magnitude: float, nifti: Nifti, write: Callable[[bytes], Path]) -> None:
     """The network computes in float32: intensities that are infinite there cannot be segmented."""
     array = np.linspace(0, 1, 120).reshape(4, 5, 6) * magnitude
 
@@ -263,15 +269,13 @@ def test_a_damaged_header_is_read_or_refused_never_a_crash(
     path = tmp_path_factory.getbasetemp() / "damaged.nii"
     path.write_bytes(content)
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's word on overflow; the values are what matters
-            volume = decode_scan(path)
-    except ScanError as refusal:
-        assert canary not in refusal.detail
+    outcome = volume_or_refusal(path)
+
+    if isinstance(outcome, ScanError):
+        assert canary not in outcome.detail
     else:
-        assert np.isfinite(volume.affine).all()
-        assert np.isfinite(volume.array_CDHW).all()
+        assert np.isfinite(outcome.affine).all()
+        assert np.isfinite(outcome.array_CDHW).all()
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -288,9 +292,4 @@ def test_spinal_cord_volumes_are_read_as_by_nibabel(hippocampus: Path) -> None:
     assert len(paths) >= 10
 
     for path in paths:
-        array: npt.NDArray[np.float64] = nib.load(path).get_fdata()
-        if np.ptp(array) == 0:
-            with pytest.raises(ConstantVolume):
-                decode_scan(path)
-        else:
-            agrees_with_nibabel(decode_scan(path), path)
+        agrees_with_nibabel(decode_scan(path), path)
