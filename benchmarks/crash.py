@@ -33,7 +33,7 @@ MOST_PENDING = 20
 CASE_DEADLINE_S = 5
 STOPPED_S = (0.5, 8.0)
 """A stopped child stays so for a time on either side of the deadline."""
-BETWEEN_FAULTS_S = (0.05, 6.0)
+BETWEEN_FAULTS_S = (0.05, 8.0)
 SETTLE_S = 600
 FAULTS = {"kill api": 5, "kill inference": 3, "stop inference": 1, "terminate api": 1}
 """Relative frequency of each fault."""

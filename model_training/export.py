@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from model_training import train
 from model_training.config import Recipe
 from model_training.data import Case
-from model_training.evaluate import measure, measure_one
+from model_training.evaluate import measure
 from model_training.monai_bundle import inference_config, metadata
 from service.bundle.card import CalibrationCard, CaseRecord, ShiftReference
 from service.bundle.description import CARD, CONFIG, WEIGHTS
@@ -35,6 +36,20 @@ def export(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Cas
     if out.exists():
         msg = f"{out} exists already. A bundle is immutable: choose another folder, or remove this one first."
         raise BundleInvalid(msg)
+    # Beside its place until it is proved: a folder of that name is a bundle that holds.
+    with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
+        draft = Path(folder) / "bundle"
+        identity = _write(recipe, data, run, draft, done)
+        draft.rename(out)
+    return identity
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Case], None]) -> str:
     (out / WEIGHTS).parent.mkdir(parents=True)
     shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
     (out / CONFIG).write_text(recipe.service.model_dump_json(indent=2) + "\n")
@@ -56,7 +71,7 @@ def export(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Cas
     (out / CARD).write_text(card.model_dump_json() + "\n")
     _write_companions(recipe, card, out)
     write_manifest(out)
-    return _proved_identity(out, cases[0], measurement.cases[0])
+    return _proved_identity(out, cases[0], measurement.cases[0], done)
 
 
 def _shift_references(cases: list[CaseRecord]) -> tuple[ShiftReference, ...]:
@@ -99,10 +114,10 @@ def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
 """
 
 
-def _proved_identity(out: Path, case: Case, expected: CaseRecord) -> str:
+def _proved_identity(out: Path, case: Case, expected: CaseRecord, done: Callable[[Case], None]) -> str:
     bundle = load_bundle(out, torch.device("cpu"))
-    found = measure_one(bundle.network, bundle.description.config, case)
-    if found != expected:
+    found = measure(bundle.network, bundle.description.config, [case], done)
+    if found.cases != [expected]:
         msg = f"The bundle read back computes something else for {case.name} than before it was written."
         raise BundleInvalid(msg)
     return bundle.description.identity

@@ -1,171 +1,175 @@
 """The mL1-ACE losses: marginal L1 average calibration error, hard- and soft-binned, and their sum with Dice and CE.
 
 Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation", arXiv 2506.03942;
-hard binning first in Barfoot et al., MICCAI 2024, arXiv 2403.06759.
-Shapes: B images, C classes, N voxels, M bins.
+hard binning first in Barfoot et al., MICCAI 2024, arXiv 2403.06759. Names, arguments and defaults of the two losses are
+those of the authors' code. Shapes: B images, C classes, N voxels, M bins.
 """
 
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from monai.losses import DiceCELoss
 from torch import nn
-from torch.nn.functional import one_hot
 
+from model_training.binning import HardGap, Row, SoftGap, rows_of
 from service.calibration.histogram import BINS
 
-EMPTY_WEIGHT: Final = 0.01
-"""A soft bin that collected less weight than this counts as empty."""
+Activation = Callable[[torch.Tensor], torch.Tensor]
+Reduction = Literal["mean", "sum", "none"]
 
-BinnedGap = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""(p, y, bins) of shapes (B, C, N), (B, C, N) -> |mean p - mean y| per bin, (B, C, M), NaN in an empty bin."""
-
-
-def hard_gap(p: torch.Tensor, y: torch.Tensor, bins: int) -> torch.Tensor:
-    """Return ``|P_k - Y_k|`` of each class and bin, (B, C, M); each voxel belongs to one bin.
-
-    Bins are right-closed as in `service.calibration.histogram.bin_index`. Gradients flow through the mean of p in a
-    bin, not through the membership: dL/dp = sign(P_k - Y_k) / (K n_k) for every voxel of bin k, K bins being filled.
-
-    Args:
-        p: (B, C, N) probabilities.
-        y: (B, C, N) targets in [0, 1], same dtype.
-        bins: number of bins M.
-    """
-    index = (torch.ceil(p.detach().float() * bins).long() - 1).clamp(0, bins - 1)
-    filled = p.new_zeros(*p.shape[:2], bins)
-    count = filled.scatter_add(2, index, torch.ones_like(p))
-    gap = (filled.scatter_add(2, index, p - y) / count.clamp(min=1)).abs()
-    return torch.where(count == 0, torch.nan, gap)
-
-
-def soft_gap(p: torch.Tensor, y: torch.Tensor, bins: int) -> torch.Tensor:
-    """Return ``|P_k - Y_k|`` of each class and bin, (B, C, M); each voxel is shared by the two nearest bins.
-
-    A voxel between the centres of bins l and r = l + 1 gives them the weights 1 - w and w, with w its distance from
-    the centre of l in bin widths; outside the outermost centres it belongs to the outermost bin alone. Gradients flow
-    through the weights as well.
-
-    Args:
-        p: (B, C, N) probabilities.
-        y: (B, C, N) targets in [0, 1], same dtype.
-        bins: number of bins M.
-    """
-    position = p * bins - 0.5
-    left = position.detach().floor().long().clamp(0, bins - 1)
-    right = (left + 1).clamp(max=bins - 1)
-    w = (position - left).clamp(0, 1)
-    empty = p.new_zeros(*p.shape[:2], bins)
-    weight = empty.scatter_add(2, left, 1 - w).scatter_add(2, right, w)
-    total = empty.scatter_add(2, left, (1 - w) * (p - y)).scatter_add(2, right, w * (p - y))
-    gap = (total / weight.clamp(min=EMPTY_WEIGHT)).abs()
-    return torch.where(weight < EMPTY_WEIGHT, torch.nan, gap)
+_MOST_BINS = 253  # a bin, and two more, fit into a byte
 
 
 class _L1ACELoss(nn.Module):
-    """Mean over images and classes of the mean gap over filled bins."""
+    """What both losses share: activation, targets, absent classes, weights, reduction."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the arguments of the authors' implementation
         self,
-        gap: BinnedGap,
-        num_bins: int,
+        num_bins: int = BINS,
         *,
-        softmax: bool,
-        to_onehot_y: bool,
-        include_background: bool,
-        ignore_empty_classes: bool,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Activation | None = None,
+        reduction: Reduction = "mean",
+        weight: Sequence[float] | None = None,
+        right: bool = False,
+        ignore_empty_classes: bool = True,
+        leave_out_empty_classes: bool = False,
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__()
-        self.gap = gap
-        self.num_bins = num_bins
-        self.softmax = softmax
-        self.to_onehot_y = to_onehot_y
-        self.include_background = include_background
-        self.ignore_empty_classes = ignore_empty_classes
-
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # noqa: A002 - MONAI's losses name it so
-        """Return the loss, a scalar in [0, 1].
+        """Set up the loss.
 
         Args:
-            input: (B, C, ...) logits with `softmax`, else probabilities.
-            target: (B, 1, ...) labels with `to_onehot_y`, else (B, C, ...) one-hot.
+            num_bins: M, at most 253.
+            include_background: count class 0.
+            to_onehot_y: the target holds labels, (B, 1, ...); else one value per class, (B, C, ...), also soft.
+            sigmoid: apply the sigmoid to the input first: every class is a question of its own.
+            softmax: apply softmax over the classes first.
+            other_act: apply this instead.
+            reduction: mean or sum over images and classes, or none: (B, C, 1, ...).
+            weight: factor of each counted class, at least 0; the mean is not normalised by it.
+            right: close hard bins on the left, [k/M, (k+1)/M), instead of on the right.
+            ignore_empty_classes: a class without a voxel in the target of an image contributes 0 there, as in the
+                authors' code: it still counts in the mean and dilutes the others.
+            leave_out_empty_classes: leave it out of the mean instead.
+            ignore_index: label whose voxels do not count; with `to_onehot_y` only.
+
+        Raises:
+            ValueError: arguments that exclude each other or lie out of range.
+        """
+        super().__init__()
+        if sigmoid + softmax + (other_act is not None) > 1:
+            msg = "sigmoid, softmax and other_act exclude each other: choose one."
+            raise ValueError(msg)
+        if ignore_index is not None and not to_onehot_y:
+            msg = "ignore_index needs labels: set to_onehot_y."
+            raise ValueError(msg)
+        if not 1 <= num_bins <= _MOST_BINS:
+            msg = f"num_bins is {num_bins}; expected 1 to {_MOST_BINS}."
+            raise ValueError(msg)
+        if weight is not None and min(weight) < 0:
+            msg = "weight holds a negative factor; expected at least 0."
+            raise ValueError(msg)
+        self.num_bins = num_bins
+        self.first = 0 if include_background else 1
+        self.to_onehot_y = to_onehot_y
+        self.activation = other_act or (torch.sigmoid if sigmoid else _softmax if softmax else None)
+        self.reduction = reduction
+        self.weight = weight
+        self.right = right
+        self.ignore_empty_classes = ignore_empty_classes
+        self.leave_out_empty_classes = leave_out_empty_classes
+        self.ignore_index = ignore_index
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # noqa: A002 - MONAI's losses name it so
+        """Return the loss, in [0, 1] with reduction "mean" and no weight.
+
+        Args:
+            input: (B, C, ...) logits with `sigmoid` or `softmax`, else probabilities; any floating type.
+            target: (B, 1, ...) labels with `to_onehot_y`, else (B, C, ...) in [0, 1].
 
         Raises:
             ValueError: shapes that disagree, or values that are not finite.
         """
-        # Sums over 10^5 voxels need float64: float32 loses up to a quarter of a small gap, and its sign.
-        p = input.double().softmax(dim=1) if self.softmax else input.double()
-        if not torch.isfinite(p).all():
-            msg = "The network's output is not finite (NaN or infinite): lower the learning rate or clip gradients."
+        with torch.autocast(input.device.type, enabled=False):
+            p = input if input.dtype == torch.float64 else input.float()
+            p = (self.activation(p) if self.activation else p).flatten(2)
+            if not torch.isfinite(p.detach().sum()):
+                msg = "The network's output is not finite (NaN or infinite): lower the learning rate or clip gradients."
+                raise ValueError(msg)
+            y, ignored = self._target(p, target)
+            p = p[:, self.first :]
+            return self._reduced(self._gaps(p, y, ignored), self._present(p, y), input.dim())
+
+    def _gaps(self, p: torch.Tensor, y: Row, ignored: torch.Tensor | None) -> torch.Tensor:
+        """Return the mean gap of each row, (B, C)."""
+        raise NotImplementedError
+
+    def _target(self, p: torch.Tensor, target: torch.Tensor) -> tuple[Row, torch.Tensor | None]:
+        shape = (p.shape[0], 1, p.shape[2]) if self.to_onehot_y else p.shape
+        flat = target.flatten(2)
+        if flat.shape != shape:
+            msg = f"Target of shape {tuple(target.shape)} does not fit: expected {tuple(shape)} with the spatial axes flattened."
             raise ValueError(msg)
-        y = one_hot(target[:, 0].long(), p.shape[1]).movedim(-1, 1) if self.to_onehot_y else target
-        if y.shape != p.shape:
-            msg = f"Target of shape {tuple(y.shape)} does not fit the prediction of shape {tuple(p.shape)}."
-            raise ValueError(msg)
-        first = 0 if self.include_background else 1
-        p, y = p.flatten(2)[:, first:], y.flatten(2)[:, first:].to(p.dtype)
-        gap = self.gap(p, y, self.num_bins)
-        filled = ~gap.detach().isnan()
-        loss = torch.where(filled, gap, 0.0).sum(dim=2) / filled.sum(dim=2)
+        if not self.to_onehot_y:
+            return lambda b, c: flat[b, c + self.first].to(p.dtype), None
+        labels = flat[:, 0]
+        ignored = None if self.ignore_index is None else labels == self.ignore_index
+        return lambda b, c: (labels[b] == c + self.first).to(p.dtype), ignored
+
+    def _present(self, p: torch.Tensor, y: Row) -> torch.Tensor:
+        """Return whether any voxel of the target belongs to the class, (B, C)."""
+        present = torch.ones(p.shape[:2], dtype=torch.bool, device=p.device)
         if self.ignore_empty_classes:
-            # As the reference does: an absent class contributes 0 and still counts in the mean.
-            loss = loss * (y.sum(dim=2) > 0)
-        return loss.mean().float()
+            for b, c in rows_of(p):
+                present[b, c] = y(b, c).any()
+        return present
+
+    def _reduced(self, gaps: torch.Tensor, present: torch.Tensor, dimensions: int) -> torch.Tensor:
+        losses = torch.where(present, gaps, 0.0)
+        if self.weight is not None:
+            if len(self.weight) != losses.shape[1]:
+                msg = f"{len(self.weight)} weights for {losses.shape[1]} counted classes: expected one per class."
+                raise ValueError(msg)
+            losses = losses * losses.new_tensor(self.weight)
+        if self.reduction == "none":
+            return losses.reshape(*losses.shape, *(1 for _ in range(dimensions - 2)))
+        if self.reduction == "sum":
+            return losses.sum()
+        number = present.sum().clamp(min=1) if self.leave_out_empty_classes else losses.numel()
+        return losses.sum() / number
 
 
 class HardL1ACELoss(_L1ACELoss):
-    """mL1-ACE with hard bins: ``mean_bc mean_k |P_bck - Y_bck|`` over the filled bins k of image b and class c."""
+    """mL1-ACE with hard bins: ``mean_bc mean_k |P_bck - Y_bck|`` over the filled bins k of image b and class c.
 
-    def __init__(
-        self,
-        num_bins: int = BINS,
-        *,
-        softmax: bool = False,
-        to_onehot_y: bool = False,
-        include_background: bool = True,
-        ignore_empty_classes: bool = True,
-    ) -> None:
-        """Set up the loss; names and defaults are those of the authors' implementation.
+    Bins are right-closed, (k/M, (k+1)/M], as in `service.calibration`, unless `right`.
+    """
 
-        Args:
-            num_bins: M.
-            softmax: apply softmax over the classes first.
-            to_onehot_y: the target holds labels.
-            include_background: count class 0.
-            ignore_empty_classes: a class without a voxel in the target contributes 0.
-        """
-        super().__init__(
-            hard_gap,
-            num_bins,
-            softmax=softmax,
-            to_onehot_y=to_onehot_y,
-            include_background=include_background,
-            ignore_empty_classes=ignore_empty_classes,
-        )
+    def _gaps(self, p: torch.Tensor, y: Row, ignored: torch.Tensor | None) -> torch.Tensor:
+        return _differentiable(HardGap.apply(p, y, ignored, self.num_bins, self.right))
 
 
 class SoftL1ACELoss(_L1ACELoss):
-    """mL1-ACE with soft bins: as `HardL1ACELoss`, each voxel shared between its two nearest bins."""
+    """mL1-ACE with soft bins: as `HardL1ACELoss`, each voxel shared between its two nearest bins.
 
-    def __init__(
-        self,
-        num_bins: int = BINS,
-        *,
-        softmax: bool = False,
-        to_onehot_y: bool = False,
-        include_background: bool = True,
-        ignore_empty_classes: bool = True,
-    ) -> None:
-        """Set up the loss; arguments as `HardL1ACELoss`."""
-        super().__init__(
-            soft_gap,
-            num_bins,
-            softmax=softmax,
-            to_onehot_y=to_onehot_y,
-            include_background=include_background,
-            ignore_empty_classes=ignore_empty_classes,
-        )
+    A bin that collected less than 0.01 voxels counts as empty. Soft bins have no edges: `right` changes nothing.
+    """
+
+    def _gaps(self, p: torch.Tensor, y: Row, ignored: torch.Tensor | None) -> torch.Tensor:
+        return _differentiable(SoftGap.apply(p, y, ignored, self.num_bins))
+
+
+def _differentiable(gaps: object) -> torch.Tensor:
+    assert isinstance(gaps, torch.Tensor)  # noqa: S101 - torch does not type Function.apply
+    return gaps
+
+
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(dim=1)
 
 
 class ACEDiceCELoss(nn.Module):

@@ -14,6 +14,7 @@ from model_training.config import Recipe
 from model_training.data import Case, read_msd_splits
 from model_training.evaluate import differences, measure
 from model_training.export import export
+from service.bundle.card import Measurement
 from service.bundle.reader import load_bundle
 from service.errors import BundleInvalid
 from service.pipeline.run import run_case
@@ -84,11 +85,19 @@ def test_an_existing_folder_is_never_overwritten(bundle: Path, recipe: Recipe, t
 def test_a_bundle_that_computes_something_else_is_refused(
     recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Export ends with the bundle read back and one case computed again; a differing sum is an error."""
-    honest = module.measure_one
-    monkeypatch.setattr(module, "measure_one", lambda *a: honest(*a).model_copy(update={"brier": -1.0}))
+    """Export ends with the bundle read back and one case computed again; a differing sum leaves nothing behind."""
+    honest, calls = module.measure, []
+
+    def forgetful(*arguments: object) -> Measurement:
+        measurement = honest(*arguments)  # type: ignore[arg-type]
+        calls.append(arguments)
+        cases = [case.model_copy(update={"brier": float(len(calls))}) for case in measurement.cases]
+        return measurement.model_copy(update={"cases": cases})
+
+    monkeypatch.setattr(module, "measure", forgetful)
     with pytest.raises(BundleInvalid, match="something else"):
         export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet)
+    assert list(tmp_path.glob("*bundle*")) == []
 
 
 def test_monai_runs_it_to_the_same_mask(bundle: Path, tiny_msd: Path, tmp_path: Path) -> None:

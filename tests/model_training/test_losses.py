@@ -12,7 +12,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch.nn.functional import one_hot
 
-from model_training.losses import ACEDiceCELoss, HardL1ACELoss, SoftL1ACELoss, hard_gap, soft_gap
+from model_training.losses import ACEDiceCELoss, HardL1ACELoss, SoftL1ACELoss
 from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import ace
 
@@ -152,42 +152,42 @@ def test_soft_loss_of_two_voxels() -> None:
     """
     p, y = torch.tensor([[[0.375, 0.75]]]), torch.tensor([[[0.0, 1.0]]])
 
-    gap = soft_gap(p, y, 2)
-
-    assert gap.flatten().tolist() == pytest.approx([3 / 8, 1 / 8])
     assert SoftL1ACELoss(2)(p, y).item() == pytest.approx(1 / 4)
 
 
-def test_soft_gap_has_the_gradient_of_its_value() -> None:
+def test_soft_loss_has_the_gradient_of_its_value() -> None:
     """Finite differences confirm the gradient, through values and memberships, away from kinks."""
     position = torch.tensor([0.3, 0.6, 0.8, 1.2, 1.7, 2.4, 2.7, 3.3, 3.6, 4.2, 4.4, 4.7], dtype=torch.float64)
     p = (position / 5).view(1, 2, 6).requires_grad_()
     y = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 1, 1], dtype=torch.float64).view(1, 2, 6)
+    loss = SoftL1ACELoss(5, reduction="none", ignore_empty_classes=False)
 
-    gap = soft_gap(p, y, 5).detach()
-
-    assert (gap.nan_to_num(1) > 1e-3).all()
-    assert torch.autograd.gradcheck(lambda p: soft_gap(p, y, 5).nan_to_num(0), (p,))
+    assert torch.autograd.gradcheck(lambda p: loss(p, y), (p,))
 
 
-@pytest.mark.parametrize("gap", [hard_gap, soft_gap], ids=["hard", "soft"])
-def test_empty_bins_have_no_gap(gap: Reference) -> None:
-    """Two voxels fill two of 20 bins; the rest are NaN and do not lower the mean."""
+@EITHER
+def test_empty_bins_do_not_lower_the_mean(loss: Loss) -> None:
+    """Two voxels fill two of 20 bins with gaps of 0.025; the other 18 are left out."""
     p = torch.tensor([[[0.025, 0.975]]])
     y = torch.tensor([[[0.0, 1.0]]])
 
-    gaps = gap(p, y, 20)
-
-    assert torch.nonzero(~gaps.isnan())[:, 2].tolist() == [0, 19]
-    assert gaps[0, 0, [0, 19]].tolist() == pytest.approx([0.025, 0.025])
+    assert loss()(p, y).item() == pytest.approx(0.025)
 
 
 def test_a_soft_bin_of_less_than_a_hundredth_of_a_voxel_is_empty() -> None:
-    """With 2 bins a voxel at 0.2525 lends 0.005 to the upper bin, which stays empty; one at 0.26 lends 0.02."""
-    y = torch.zeros(1, 1, 1)
+    """With 2 bins a voxel at 0.2525 lends 0.005 to the upper bin, whose gap 0.2525 does not count; one at 0.26 does.
 
-    assert soft_gap(torch.full((1, 1, 1), 0.2525), y, 2).isnan().flatten().tolist() == [False, True]
-    assert soft_gap(torch.full((1, 1, 1), 0.26), y, 2).isnan().flatten().tolist() == [False, False]
+    A second voxel at 0.25 with y = 1 moves the lower bin's gap alone.
+    """
+    y = torch.tensor([[[0.0, 1.0]]])
+
+    def value(p: float) -> float:
+        return float(SoftL1ACELoss(2)(torch.tensor([[[p, 0.25]]]), y))
+
+    lower = abs((0.995 * 0.2525 + 0.25 - 1) / 1.995)
+    assert value(0.2525) == pytest.approx(lower)
+    lower = abs((0.98 * 0.26 + 0.25 - 1) / 1.98)
+    assert value(0.26) == pytest.approx((lower + 0.26) / 2)
 
 
 @EITHER
@@ -230,9 +230,9 @@ def test_shapes_that_disagree_are_refused(loss: Loss) -> None:
     """A target on another grid, or with other classes, is never broadcast."""
     logits, labels = random_batch(4)
 
-    with pytest.raises(ValueError, match="does not fit the prediction"):
+    with pytest.raises(ValueError, match="does not fit: expected"):
         loss(softmax=True, to_onehot_y=True)(logits, labels[..., :1])
-    with pytest.raises(ValueError, match="does not fit the prediction"):
+    with pytest.raises(ValueError, match="does not fit: expected"):
         loss(softmax=True)(logits, labels)
 
 
@@ -264,11 +264,103 @@ def test_without_weight_only_dice_and_cross_entropy_remain() -> None:
 
 
 def test_bfloat16_logits_lose_nothing_but_their_own_digits() -> None:
-    """Under mixed precision the sums are still taken in float64."""
+    """Under mixed precision softmax is taken in float32 and the sums in float64."""
     logits, labels = random_batch(7)
     loss = HardL1ACELoss(softmax=True, to_onehot_y=True)
 
-    assert loss(logits.bfloat16(), labels).item() == loss(logits.bfloat16().double(), labels).item()
+    expected = loss(logits.bfloat16().double(), labels).item()
+    assert loss(logits.bfloat16(), labels).item() == pytest.approx(expected, abs=1e-7)
+
+
+@BOTH
+def test_sigmoid_and_multi_label_targets(loss: Loss, reference: Reference) -> None:
+    """Overlapping regions are each a question of their own, also with soft targets, in two dimensions."""
+    generator = torch.Generator().manual_seed(8)
+    logits, target = torch.randn(2, 3, 9, 8, generator=generator), torch.rand(2, 3, 9, 8, generator=generator)
+
+    value = loss(sigmoid=True)(logits, target)
+
+    p = logits.double().sigmoid().flatten(2)
+    expected = reference_loss(reference, p, target.double().flatten(2), bins=20, ignore_empty=True)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert loss(other_act=torch.sigmoid)(logits, target).item() == value.item()
+
+
+@EITHER
+def test_ignored_voxels_count_for_nothing(loss: Loss) -> None:
+    """Value and gradient are those of the image without the voxels of the ignored label."""
+    logits, labels = random_batch(9)
+    labels[:, :, 3:] = 255
+    whole, part = logits.clone().requires_grad_(), logits[:, :, :3].clone().requires_grad_()
+
+    value = loss(softmax=True, to_onehot_y=True, ignore_index=255)(whole, labels)
+    expected = loss(softmax=True, to_onehot_y=True)(part, labels[:, :, :3])
+    value.backward()
+    expected.backward()
+
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert whole.grad is not None
+    assert relative_error(whole.grad[:, :, :3], part.grad) < 1e-6
+    assert not whole.grad[:, :, 3:].any()
+
+
+@EITHER
+def test_reductions_and_weights(loss: Loss) -> None:
+    """`none` has a value per image and class, the sum and the mean are its own, weights multiply the classes."""
+    logits, labels = random_batch(10)
+    options = {"softmax": True, "to_onehot_y": True}
+
+    each = loss(reduction="none", **options)(logits, labels)
+
+    assert each.shape == (2, 4, 1, 1, 1)
+    assert loss(reduction="sum", **options)(logits, labels).item() == pytest.approx(each.sum().item())
+    weighted = loss(weight=[0, 1, 2, 0], **options)(logits, labels).item()
+    assert weighted == pytest.approx((each[:, 1].sum() + 2 * each[:, 2].sum()).item() / 8)
+
+
+@EITHER
+def test_absent_classes_can_be_left_out_of_the_mean(loss: Loss) -> None:
+    """Left out, an absent class does not dilute the mean of those that are there."""
+    logits, labels = random_batch(11, present=2)
+    each = loss(reduction="none", softmax=True, to_onehot_y=True)(logits, labels)
+
+    value = loss(softmax=True, to_onehot_y=True, leave_out_empty_classes=True)(logits, labels).item()
+
+    assert value == pytest.approx(each[:, :2].mean().item())
+
+
+def test_right_closes_hard_bins_on_the_left() -> None:
+    """P = 0.05 falls into bin 0 by default and into bin 1 with `right`, p = 1 into the last bin either way."""
+    p = torch.tensor([[[0.04, 0.05, 0.08, 1.0]]])
+    y = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+
+    assert HardL1ACELoss()(p, y).item() == pytest.approx((0.045 + 0.92 + 0) / 3)
+    assert HardL1ACELoss(right=True)(p, y).item() == pytest.approx((0.04 + abs(0.065 - 0.5) + 0) / 3)
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigmoid": True, "softmax": True}, "exclude each other"),
+        ({"ignore_index": 255}, "needs labels"),
+        ({"num_bins": 0}, "expected 1 to 253"),
+        ({"num_bins": 254}, "expected 1 to 253"),
+        ({"weight": [1.0, -1.0]}, "at least 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(loss: Loss, options: dict[str, object], message: str) -> None:
+    """An option that excludes another or lies out of range is an error at once."""
+    with pytest.raises(ValueError, match=message):
+        loss(**options)  # type: ignore[arg-type]
+
+
+@EITHER
+def test_a_weight_per_counted_class_is_needed(loss: Loss) -> None:
+    """Three weights for four classes are an error, not a broadcast."""
+    logits, labels = random_batch(12)
+    with pytest.raises(ValueError, match="3 weights for 4"):
+        loss(softmax=True, to_onehot_y=True, weight=[1, 1, 1])(logits, labels)
 
 
 def relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
