@@ -1,11 +1,16 @@
 """`calibrant predict`: one scan -> files beside each other, computed here or by a running service."""
 
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from service.client.http import Client
 from service.schemas import Summary
+
+WIDTH: Final = 100
+"""Columns of a sentence on a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,11 @@ class Prediction:
         for structure in summary.structures:
             confidence = "-" if structure.mean_confidence is None else f"{structure.mean_confidence:.3f}"
             lines.append(f"{structure.name:24} {structure.volume_ml:6.2f} ml {confidence:>16}")
-        lines += ["", summary.statement.text, *(f"  {reason}" for reason in summary.statement.reasons)]
+        lines += [
+            "",
+            *textwrap.wrap(summary.statement.text, WIDTH),
+            *(f"  {reason}" for reason in summary.statement.reasons),
+        ]
         lines += [*(f"Warning: {warning}" for warning in summary.warnings), summary.research_use_only, ""]
         return "\n".join([*lines, *(str(path) for path in (self.mask, self.confidence, self.summary))])
 
