@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from service import __version__
 from service.api import health, models, problems, segmentations
 from service.api.deps import Parts
+from service.api.hosts import KnownHosts
 from service.bundle.registry import SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.segment import JobQueue
@@ -18,7 +18,7 @@ from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
 from service.storage.local import StateDirectory
 
-LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host headers that a service on a loopback address answers: a web page elsewhere cannot rebind its name to it."""
 
 
@@ -26,13 +26,14 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the application; the job queue and the inference process start and end with it.
 
     Raises:
-        SettingsError: another service uses the state directory.
+        SettingsError: another service uses the state directory, or the folder of bundles does not exist.
     """
     state = StateDirectory.open(settings.state_dir)
 
+    registry = Registry.scan(SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else []))
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        registry = Registry.scan(SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else []))
         executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
         executor.start()
         jobs = JobQueue(state, registry, executor)
@@ -52,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     if not settings.behind_proxy:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
+        app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     problems.install(app)
     for router in (segmentations.router, models.router, health.router):
         app.include_router(router)

@@ -66,8 +66,7 @@ def serve(
     from service.server import run_server
     from service.settings import Settings
 
-    settings = Settings(behind_proxy=True) if behind_proxy else Settings()
-    run_server(settings, host, port)
+    run_server(Settings.read(behind_proxy=behind_proxy), host, port)
 
 
 @app.command()

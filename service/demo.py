@@ -112,7 +112,7 @@ def _draw_side(row: npt.NDArray[Any], side: Side) -> Any:  # noqa: ANN401 - matp
         nib.as_closest_canonical(nib.load(path)).get_fdata()
         for path in (side.scan, side.files.mask, side.files.confidence)
     )
-    middle = np.argwhere(mask > 0).mean(axis=0).round().astype(int)
+    middle = _middle(mask).round().astype(int)
     views = {"sagittal": (0, "P", "A"), "coronal": (1, "L", "R"), "axial": (2, "L", "R")}
     for axis_plot, (name, (axis, low, high)) in zip(row[:3], views.items(), strict=True):
         plane = (np.take(volume, middle[axis], axis).T for volume in (scan, mask))
@@ -128,6 +128,12 @@ def _draw_side(row: npt.NDArray[Any], side: Side) -> Any:  # noqa: ANN401 - matp
     for axis_plot in row:
         axis_plot.set_axis_off()
     return image
+
+
+def _middle(mask: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the mean index of the mask's voxels, of the whole grid if it is empty."""
+    inside = np.argwhere(mask > 0)
+    return inside.mean(axis=0) if len(inside) else (np.array(mask.shape) - 1) / 2
 
 
 def _draw_plane(axis_plot: Any, scan: npt.NDArray[np.float64], mask: npt.NDArray[np.float64]) -> None:  # noqa: ANN401 - as above
@@ -146,7 +152,7 @@ def _segment(client: Client, name: str, scan: Path, out: Path) -> Side:
     result = client.segment(scan, show=show)
     files = Prediction.write(scan, out, result.mask, result.confidence, result.summary)
     mask = nib.Nifti1Image.from_filename(files.mask)
-    x, y, z = nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) > 0).mean(axis=0))
+    x, y, z = nib.affines.apply_affine(mask.affine, _middle(np.asarray(mask.dataobj)))
     _say(files.report())
     _say(f"centre of the mask in MNI space (RAS): {x:+.0f}, {y:+.0f}, {z:+.0f} mm\n")
     return Side(name, scan, files)

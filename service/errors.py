@@ -19,6 +19,7 @@ CalibrantError
 ├── RequestError                    the request itself is at fault
 │   ├── PayloadTooLarge             body over the limit
 │   ├── UploadIncomplete            the connection closed before the body ended
+│   ├── UnknownHost                 the Host header names another service
 │   ├── UnsupportedMediaType        a body that is not the scan itself
 │   ├── InvalidRequest              a parameter or header that cannot be used
 │   ├── IdempotencyKeyReused        the same key came with another body or other options
@@ -187,6 +188,13 @@ class UploadIncomplete(RequestError):
 
     code = "upload-incomplete"
     title = "The upload was interrupted"
+
+
+class UnknownHost(RequestError):
+    """The Host header names another service."""
+
+    code = "unknown-host"
+    title = "The request is addressed to another host"
 
 
 class UnsupportedMediaType(RequestError):

@@ -75,7 +75,7 @@ def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
     from service.pipeline.run import run_case
     from service.settings import Settings
 
-    extra = Settings().bundle_dir
+    extra = Settings.read().bundle_dir
     description = Registry.scan(SHIPPED, *([extra] if extra else [])).find(model or DEFAULT_MODEL)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

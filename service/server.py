@@ -3,6 +3,7 @@
 import logging
 import socket
 import sys
+from contextlib import suppress
 
 import uvicorn
 
@@ -29,7 +30,9 @@ def run_server(settings: Settings, host: str, port: int) -> None:
     # No access log: paths and query strings are what the user sent.
     config = uvicorn.Config(create_app(settings), host, port, log_config=None, access_log=False, server_header=False)
     server = _AnnouncingServer(config, settings)
-    server.run()
+    # uvicorn has exit codes of its own; ours for what keeps a server from starting is 1.
+    with suppress(SystemExit):
+        server.run()
     if not server.started:
         sys.exit(1)
 

@@ -1,9 +1,12 @@
 """Every setting of the service: environment variable, unit, default."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import SettingsError
 
 
 class Settings(BaseSettings):
@@ -25,3 +28,17 @@ class Settings(BaseSettings):
     """Longest time for which a request with Prefer: wait is held."""
     behind_proxy: bool = False
     """A reverse proxy authenticates every request: only then may the service listen beyond this machine."""
+
+    @classmethod
+    def read(cls, *, behind_proxy: bool = False) -> Self:
+        """Return the settings of the environment, with those that the command line gave.
+
+        Raises:
+            SettingsError: a variable cannot be used.
+        """
+        try:
+            return cls(behind_proxy=True) if behind_proxy else cls()
+        except ValidationError as error:
+            names = ", ".join(f"CALIBRANT_{str(each['loc'][0]).upper()} ({each['msg']})" for each in error.errors())
+            msg = f"These settings cannot be used: {names}. See docs/settings.md."
+            raise SettingsError(msg) from error

@@ -54,7 +54,9 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
     status = HTTPStatus(error.status_code)
     code = status.phrase.lower().replace(" ", "-")
     detail = f"{status.description or status.phrase}. See /docs for the routes of this service."
-    return respond(Problem(type=f"/problems/{code}", title=status.phrase, status=status, detail=detail))
+    response = respond(Problem(type=f"/problems/{code}", title=status.phrase, status=status, detail=detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 class _Wall:

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response, status
 from fastapi.responses import FileResponse
+from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import Parts, PartsDep
@@ -20,6 +21,8 @@ router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses
 
 NIFTI: Final = "application/gzip"
 """Media type of the images: no registered one exists for NIfTI."""
+
+Preference = Annotated[str, StringConstraints(max_length=200)]
 
 RETRY_AFTER_S: Final = 1
 """What a client that polls should wait."""
@@ -39,11 +42,11 @@ async def create_segmentation(
     response: Response,
     parts: PartsDep,
     model: Annotated[str, Query(max_length=200)] = DEFAULT_MODEL,
-    prefer: Annotated[str | None, Header(max_length=200)] = None,
+    prefer: Annotated[list[Preference] | None, Header()] = None,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Job:
     """Segment a scan. 202 and `Location` as soon as the scan is safe; 200 if it is done within `Prefer: wait=N`."""
-    wait_s = _seconds_to_wait(prefer, parts.settings.max_wait_s)
+    wait_s = _seconds_to_wait(", ".join(prefer or []), parts.settings.max_wait_s)
     bundle = parts.registry.find(model)
     scan = await receive_scan(request, parts)
     job = await run_in_threadpool(parts.jobs.submit, scan, bundle.identity, idempotency_key)
@@ -98,10 +101,10 @@ def _result(parts: Parts, job_id: str) -> Path:
     return folder
 
 
-def _seconds_to_wait(prefer: str | None, longest_s: float) -> float:
+def _seconds_to_wait(prefer: str, longest_s: float) -> float:
     """Return N of ``Prefer: wait=N`` (RFC 7240, section 4.3), capped; other preferences are ignored, as the RFC says."""
-    found = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer or "")
-    if found is None and "wait=" in (prefer or ""):
+    found = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer)
+    if found is None and "wait=" in prefer:
         msg = "Prefer: wait= must be followed by whole seconds, e.g. Prefer: wait=30."
         raise InvalidRequest(msg)
     return min(float(found[1]), longest_s) if found else 0.0

@@ -37,7 +37,7 @@ class Registry:
         if missing := [folder for folder in folders if not folder.is_dir()]:
             msg = f"{missing[0]} is no folder. Set CALIBRANT_BUNDLE_DIR to a folder that holds bundles."
             raise SettingsError(msg)
-        for root in (child for folder in folders for child in sorted(folder.iterdir()) if child.is_dir()):
+        for root in (child for folder in folders for child in sorted(folder.iterdir()) if _is_bundle(child)):
             try:
                 description = describe_bundle(root)
             except BundleError as error:
@@ -58,3 +58,8 @@ class Registry:
             msg = f"The requested model is not installed. Installed: {', '.join(sorted(self.ready)) or 'none'}."
             raise ModelNotFound(msg)
         return description
+
+
+def _is_bundle(folder: Path) -> bool:
+    # A name with a leading dot is a draft that somebody is writing.
+    return folder.is_dir() and not folder.name.startswith(".")

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
 
 from service.errors import ServerProblem, ServerUnreachable
-from service.schemas import Job, Models, Problem, Summary
+from service.schemas import Job, Models, Problem, Summary, Wire
+
+_Wire = TypeVar("_Wire", bound=Wire)
 
 WAIT_S: Final = 20
 """Seconds for which the server is asked to hold the first answer."""
@@ -44,11 +46,18 @@ class Client:
     def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
         """Prepare a connection.
 
+        Raises:
+            ServerUnreachable: the address is none.
+
         Args:
             url: of the service, e.g. http://127.0.0.1:8000.
             timeout_s: seconds without a byte after which the server counts as gone.
         """
-        self._http = httpx.Client(base_url=url, timeout=timeout_s)
+        try:
+            self._http = httpx.Client(base_url=url, timeout=timeout_s)
+        except httpx.InvalidURL as error:
+            msg = f"The address cannot be used ({error}). Expected one like http://127.0.0.1:8000."
+            raise ServerUnreachable(msg) from error
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +74,7 @@ class Client:
             ServerUnreachable: no answer.
             ServerProblem: an error answer.
         """
-        return Models.model_validate_json(self._request("GET", "/v1/models").content)
+        return _read(Models, self._request("GET", "/v1/models"))
 
     def segment(self, scan: Path, model: str | None = None, show: Callable[[Job], None] = lambda _: None) -> Result:
         """Send a scan and return its result once it is there.
@@ -84,11 +93,11 @@ class Client:
         with scan.open("rb") as file:
             headers["Content-Type"] = "application/octet-stream"
             answer = self._request("POST", "/v1/segmentations", content=file, headers=headers, params=parameters)
-        job = Job.model_validate_json(answer.content)
+        job = _read(Job, answer)
         while job.state in ("queued", "running"):
             show(job)
             time.sleep(POLL_S)
-            job = Job.model_validate_json(self._request("GET", job.links.self).content)
+            job = _read(Job, self._request("GET", job.links.self))
         show(job)
         if job.problem is not None:
             raise ServerProblem(job.problem.detail, job.problem.status)
@@ -96,9 +105,9 @@ class Client:
 
     def _fetch(self, job: Job) -> Result:
         mask, confidence, summary = (
-            self._request("GET", f"{job.links.self}/{name}").content for name in ("mask", "confidence", "summary")
+            self._request("GET", f"{job.links.self}/{name}") for name in ("mask", "confidence", "summary")
         )
-        return Result(job, mask, confidence, Summary.model_validate_json(summary))
+        return Result(job, mask.content, confidence.content, _read(Summary, summary))
 
     def _request(self, method: str, path: str, **options: object) -> httpx.Response:
         try:
@@ -109,6 +118,14 @@ class Client:
         if answer.is_error:
             raise ServerProblem(_detail(answer), answer.status_code)
         return answer
+
+
+def _read(kind: type[_Wire], answer: httpx.Response) -> _Wire:
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError as error:
+        msg = f"The server's answer is no {kind.__name__} of ours. Is the address that of a Calibrant service of this version?"
+        raise ServerProblem(msg, answer.status_code) from error
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -46,10 +46,14 @@ class _Child:
             self.ready = False
         return self.ready
 
-    def end(self) -> None:
-        """Kill the child, also one that is stopped, and wait until it is gone."""
+    def kill(self) -> None:
+        """Kill the child, also one that is stopped, and wait until it is gone. Any thread may."""
         self.process.kill()
         self.process.join()
+
+    def end(self) -> None:
+        """Kill the child and close its pipe. Only the thread whose turn it is may."""
+        self.kill()
         self.pipe.close()
 
 
@@ -82,7 +86,7 @@ class EmbeddedExecutor:
         """Kill the child for good; a case that it computes raises `ExecutorStopped`."""
         self._stopped = True
         if self._child is not None:
-            self._child.end()
+            self._child.kill()
 
     @property
     def ready(self) -> bool:
@@ -150,6 +154,9 @@ class EmbeddedExecutor:
             process.start()
             theirs.close()
             self._child = _Child(process, ours)
+            if self._stopped:  # stop() may have come too early to see this child
+                self._child.end()
+        self._reject_stopped()
         return self._child
 
 

@@ -124,7 +124,7 @@ def _reject_dimensions(header: nib.Nifti1Header) -> None:
 def _reject_voxel_type(header: nib.Nifti1Header) -> None:
     try:
         dtype = header.get_data_dtype()
-    except nib.spatialimages.HeaderDataError as error:
+    except (KeyError, nib.spatialimages.HeaderDataError) as error:
         msg = f"The voxel type code {int(header['datatype'])} is not known. Convert the scan to int16 or float32."
         raise UnsupportedVoxelType(msg) from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:  # noqa: PLR2004 - bytes of float64
@@ -177,9 +177,12 @@ def _checked_affine(header: nib.Nifti1Header) -> tuple[npt.NDArray[np.float64], 
 
 
 def _qform(header: nib.Nifti1Header) -> npt.NDArray[np.float64]:
+    header = header.copy()
+    # NIfTI-1 standard, method 2: a qfac (pixdim[0]) of 0 means 1.
+    header["pixdim"][0] = header["pixdim"][0] or 1
     try:
         return np.asarray(header.get_qform(), dtype=np.float64)
-    except ValueError as error:
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
         msg = "The header's quaternion is not a rotation. Convert the scan again from its source."
         raise InvalidAffine(msg) from error
 
@@ -210,13 +213,14 @@ def _scaled(payload: bytes, header: nib.Nifti1Header) -> npt.NDArray[np.generic]
     if slope == 0 or not np.isfinite(slope) or (slope, intercept) == (1, 0):
         return array
     scaled = np.empty(shape, np.float32, order="F")
-    for k in range(shape[2]):  # slice by slice: no float64 copy of the whole volume
-        scaled[..., k] = array[..., k] * np.float64(slope) + (intercept if np.isfinite(intercept) else 0)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        for k in range(shape[2]):  # slice by slice: no float64 copy of the whole volume
+            scaled[..., k] = array[..., k] * np.float64(slope) + (intercept if np.isfinite(intercept) else 0)
     return scaled
 
 
 def _reject_non_finite(array: npt.NDArray[np.generic]) -> None:
-    finite = np.isfinite(array)
-    if not finite.all():
-        msg = f"{array.size - int(finite.sum())} of {array.size} voxels are NaN or infinite. Replace them, e.g. by the background's value."
+    usable = np.abs(array) <= np.finfo(np.float32).max  # false for NaN, too; what float32 cannot hold is infinite to us
+    if not usable.all():
+        msg = f"{array.size - int(usable.sum())} of {array.size} voxels are NaN or infinite. Replace them, e.g. by the background's value."
         raise NonFiniteVoxels(msg)

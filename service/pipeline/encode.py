@@ -23,7 +23,7 @@ CONFIDENCE_SLOPE = np.nextafter(np.float32(1 / 255), np.float32(0))
 """scl_slope of the confidence map: the float32 below 1/255, so that the code 255 never reads as more than 1."""
 
 _GZIP_LEVEL = 3
-_FREE_TEXT = ("descrip", "aux_file", "db_name", "intent_name", "data_type")
+_FREE_TEXT = ("descrip", "aux_file", "db_name", "intent_name", "data_type", "unused_str")
 
 
 def encode_mask(mask: npt.NDArray[np.uint8], scan_header: bytes) -> bytes:

@@ -3,6 +3,7 @@
 Training and serving both call this module: there is no second preprocessing.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,8 +14,11 @@ import torch
 from torch.nn.functional import interpolate
 
 from service.bundle.schema import IntensityStep, ServiceConfig, Window
-from service.errors import ConstantVolume, InvalidRequest
+from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
+from service.pipeline.decode import MAX_VOXELS
 from service.volume import Volume
+
+_FLOAT32_COUNTS = 1 << 24
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -68,13 +72,18 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
         msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
         raise ConstantVolume(msg)
     grid = Grid.of(volume, config)
-    image = to_network_grid(volume.array_CDHW.astype(np.float32), grid)
+    if math.prod(grid.network_shape) > MAX_VOXELS:
+        msg = f"At the model's voxel size the scan would have more than {MAX_VOXELS} voxels. Crop it, or check its voxel size."
+        raise VolumeTooLarge(msg)
+    # float32 counts to 2^24: larger intensities would lose the differences that z-scoring brings out.
+    exact = np.abs(volume.array_CDHW).max() <= _FLOAT32_COUNTS
+    image = to_network_grid(volume.array_CDHW.astype(np.float32 if exact else np.float64), grid)
     for step in config.intensity:
         image = torch.stack([_normalise(channel, step) for channel in image])
-    return image, grid
+    return image.float(), grid
 
 
-def to_network_grid(array_CDHW: npt.NDArray[np.float32], grid: Grid) -> torch.Tensor:
+def to_network_grid(array_CDHW: npt.NDArray[np.floating], grid: Grid) -> torch.Tensor:
     """Return intensities of the scan's grid on the network's, (C, *network_shape), by trilinear interpolation."""
     return _resize(torch.from_numpy(_orient(array_CDHW, grid.orientation)), grid.network_shape)
 
@@ -113,9 +122,9 @@ def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 def _normalise(channel: torch.Tensor, step: IntensityStep) -> torch.Tensor:
     if isinstance(step, Window):
         return ((channel - step.low) / (step.high - step.low)).clamp(0, 1)
-    # Sums of a large volume lose digits in float32; intensities here span from 1 to 10^6.
+    # Sums over a large volume lose digits in float32.
     chosen = channel[channel != 0].double() if step.nonzero else channel.double()
     # Voxels other than 0 may all be equal, in a binary image; only a constant one, refused before, has no contrast.
     deviation = float(chosen.std(correction=0)) or 1.0
-    scaled = ((channel - float(chosen.mean())) / deviation).float()
+    scaled = ((channel.double() - float(chosen.mean())) / deviation).float()
     return torch.where(channel == 0, 0.0, scaled) if step.nonzero else scaled

@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,7 @@ class StateDirectory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            os.close(lock)
             msg = (
                 "Another calibrant serve uses this state directory. Stop it, or set CALIBRANT_STATE_DIR to another one."
             )
@@ -126,7 +128,8 @@ class Upload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk refused is refused once more on closing
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:

@@ -16,7 +16,7 @@ MODULES = [
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_every_module_has_its_test_file(module: Path) -> None:
     """A module without a mirrored test file is a module that nobody tested."""
-    assert (ROOT / "tests" / module.parent / f"test_{module.name.strip('_')}").is_file()
+    assert (ROOT / "tests" / module.parent / f"test_{module.stem.strip('_')}.py").is_file()
 
 
 def test_every_test_file_has_its_module() -> None:
@@ -24,7 +24,7 @@ def test_every_test_file_has_its_module() -> None:
     tests = [
         path for package in ("service", "model_training") for path in (ROOT / "tests" / package).rglob("test_*.py")
     ]
-    stems = {(m.parent, m.name.strip("_")) for m in MODULES}
+    stems = {(m.parent, f"{m.stem.strip('_')}.py") for m in MODULES}
     orphans = [
         path
         for path in tests

@@ -1,5 +1,6 @@
 """What the tests of the service share: hostile and harmless NIfTI files, and one running `calibrant serve`."""
 
+import asyncio
 import gzip
 import io
 import os
@@ -17,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fastapi import FastAPI
 
 from service import errors
 
@@ -185,12 +187,19 @@ HOSTILE = _hostile()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that asks for `hostile`, or `undecodable`, once for every such file."""
+    """Run each test that asks for such a file once for every one of them.
+
+    `hostile` is each of them, `undecodable` each that decoding refuses, `one_of_each` one of these for each error.
+    """
     if "hostile" in metafunc.fixturenames:
         metafunc.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
     if "undecodable" in metafunc.fixturenames:
         found = {name: each for name, each in HOSTILE.items() if each[1] is not errors.ConstantVolume}
         metafunc.parametrize("undecodable", found.values(), ids=found.keys())
+    if "one_of_each" in metafunc.fixturenames:
+        first = {error: (content, error) for content, error in reversed(HOSTILE.values())}
+        del first[errors.ConstantVolume]
+        metafunc.parametrize("one_of_each", first.values(), ids=[error.code for error in first])
 
 
 @pytest.fixture(scope="session")
@@ -272,3 +281,21 @@ def http(server_url: str) -> Iterator[httpx.Client]:
     """Yield a connection to the running service."""
     with httpx.Client(base_url=server_url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., httpx.Response]:
+    """Return the function that sends one request to an application in this process, whose lifespan is not run.
+
+    Starlette's TestClient would do, but warns of httpx.
+    """
+
+    def send(app: FastAPI, method: str, url: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
+        async def answer() -> httpx.Response:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return await client.request(method, url, **options)
+
+        return asyncio.run(answer())
+
+    return send

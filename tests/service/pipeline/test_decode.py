@@ -252,7 +252,7 @@ def test_the_message_counts_the_useless_voxels(nifti: Nifti, write: Callable[[by
     """One NaN and one infinity in 8 voxels are 2 of 8."""
     array = np.array([np.nan, np.inf, 0, 1, 2, 3, 4, 5], np.float32).reshape(2, 2, 2)
 
-    with pytest.raises(NonFiniteVoxels, match=r"^2 of 8 voxels are NaN or infinite\."):
+    with pytest.raises(NonFiniteVoxels, match=r"^2 of 8 voxels are NaN"):
         decode_scan(write(nifti(array)))
 
 

@@ -1,0 +1,40 @@
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.api import health
+from service.api.deps import Parts
+from service.bundle.description import describe_bundle
+from service.bundle.registry import Registry
+from service.settings import Settings
+from service.storage.local import StateDirectory
+
+
+def test_a_running_service_is_live_and_ready(http: httpx.Client) -> None:
+    """Both answers are 200 at the paths of the Open Inference Protocol."""
+    live, ready = http.get("/v2/health/live"), http.get("/v2/health/ready")
+
+    assert (live.status_code, live.json()) == (200, {"live": True})
+    assert (ready.status_code, ready.json()) == (200, {"ready": True})
+
+
+@pytest.mark.parametrize(("models", "alive", "ready"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_ready_needs_a_model_and_a_process(
+    *, ask: Callable[..., httpx.Response], tmp_path: Path, tiny_bundle: Path, models: bool, alive: bool, ready: bool
+) -> None:
+    """Without an installed model, or with a dead inference process, the answer is 503; the service is live all the same."""
+    app = FastAPI()
+    app.include_router(health.router)
+    registry = Registry({"tiny": describe_bundle(tiny_bundle)} if models else {})
+    jobs = SimpleNamespace(executor=SimpleNamespace(ready=alive))
+    app.state.parts = Parts(Settings(), StateDirectory(tmp_path), registry, jobs)  # type: ignore[arg-type]
+
+    answer = ask(app, "GET", "/v2/health/ready")
+
+    assert answer.json() == {"ready": ready}
+    assert answer.status_code == (200 if ready else 503)
+    assert ask(app, "GET", "/v2/health/live").status_code == 200

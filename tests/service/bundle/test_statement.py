@@ -1,0 +1,88 @@
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from service.bundle.card import CalibrationCard, Interval, ShiftReference
+from service.bundle.description import describe_bundle
+from service.bundle.registry import DEFAULT_MODEL, SHIPPED
+from service.bundle.statement import FEATURES, MARGIN, reasons_to_withdraw, state
+
+
+@pytest.fixture
+def card(tiny_bundle: Path) -> CalibrationCard:
+    """Return a card whose cases span 40 to 60 mm along one axis."""
+    reference = ShiftReference(feature="extent_mm_2", unit="mm", values=[50.0, 40.0, 60.0])
+    return describe_bundle(tiny_bundle).card.model_copy(update={"shift_references": (reference,)})
+
+
+def test_a_statement_that_holds_gives_figures_and_whom_they_are_about(card: CalibrationCard) -> None:
+    """It names population, date and engine, and says that it does not describe this image."""
+    measurement = card.measurements[0]
+    statement = state(card, measurement, [])
+
+    assert statement.status == "holds"
+    assert statement.text.startswith("On 2 cases of 2 persons (two boxes, all; 2026-01-31) ")
+    assert statement.text.endswith("This describes that population, not this image.")
+    assert (statement.n_persons, statement.n_cases, statement.date) == (2, 2, dt.date(2026, 1, 31))
+    assert (statement.engine, statement.precision) == ("torch", "fp32")
+    assert (statement.dataset, statement.split, statement.protocol) == ("two boxes", "all", "held-out")
+    assert statement.figures is not None
+    assert {name: figure.value for name, figure in statement.figures.items()} == {
+        name: score.value for name, score in measurement.scores.items()
+    }
+
+
+def test_the_text_spells_the_figures_of_the_card(card: CalibrationCard) -> None:
+    """Three decimals with the interval; the case's sums give DSC 1 and |0.75 - 1| in one bin, 0.125 in the other."""
+    text = state(card, card.measurements[0], []).text
+
+    assert "a DSC of 1.000 (1.000 to 1.000)" in text
+    assert "an ACE of 0.188 (0.188 to 0.188)" in text
+    assert "0.020 (0.020 to 0.020) is the floor" in text
+
+
+def test_an_undefined_figure_is_unknown(card: CalibrationCard) -> None:
+    """A figure that could not be computed is no number in the text."""
+    scores = card.measurements[0].scores | {"dsc": Interval(value=None, low=None, high=None)}
+    measurement = card.measurements[0].model_copy(update={"scores": scores})
+
+    assert "a DSC of unknown and" in state(card, measurement, []).text
+
+
+def test_a_withdrawn_statement_gives_no_figure(card: CalibrationCard) -> None:
+    """It gives the reasons, still names the population, and no figure can be read from it."""
+    statement = state(card, card.measurements[0], ["extent along axis 2: 9.0 mm"])
+
+    assert statement.status == "withdrawn"
+    assert statement.figures is None
+    assert statement.reasons == ["extent along axis 2: 9.0 mm"]
+    assert statement.text.startswith("Withdrawn: this scan is unlike the 2 cases of 2 persons")
+    assert "DSC" not in statement.text
+
+
+@pytest.mark.parametrize("found", [40.0, 60.0, 40.0 / MARGIN, 60.0 * MARGIN])
+def test_a_scan_within_the_margin_is_like_the_card_s(card: CalibrationCard, found: float) -> None:
+    """The range of the cases and a quarter beyond it is no reason."""
+    assert reasons_to_withdraw({"extent_mm_2": found}, card) == []
+
+
+@pytest.mark.parametrize("found", [31.9, 75.1, 0.0, float("nan")])
+def test_a_scan_beyond_the_margin_is_a_reason(card: CalibrationCard, found: float) -> None:
+    """What lies outside on either side, or is no number, is named with what was found and what the cases span."""
+    assert reasons_to_withdraw({"extent_mm_2": found}, card) == [
+        f"extent along axis 2: {found:.1f} mm; the card's cases span 40.0 to 60.0."
+    ]
+
+
+def test_a_card_without_references_withdraws_nothing(card: CalibrationCard) -> None:
+    """Without reference distributions there is nothing to compare by."""
+    assert reasons_to_withdraw({}, card.model_copy(update={"shift_references": ()})) == []
+
+
+def test_the_shipped_card_can_be_compared_by_every_feature() -> None:
+    """The card that comes with the package withdraws for field of view and voxel size along each axis."""
+    card = describe_bundle(SHIPPED / DEFAULT_MODEL).card
+
+    assert {reference.feature for reference in card.shift_references} == set(FEATURES)
+    assert len(reasons_to_withdraw(dict.fromkeys(FEATURES, 1000.0), card)) == len(FEATURES)

@@ -1,0 +1,294 @@
+import contextlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import BundleIntegrity, CalibrantError, InferenceCrashed, InferenceDeadline, NonFiniteVoxels
+from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
+from service.schemas import CaseResult
+from service.storage.local import RESULT
+
+STAGES = ["decode", "preprocess", "infer", "calibrate", "encode", "store"]
+
+Case = Callable[..., CaseResult]
+Seen = list[tuple[str, float]]
+
+
+@pytest.fixture(scope="module")
+def executors() -> Iterator[list[EmbeddedExecutor]]:
+    """Yield every executor of this file: as few as possible, because a child needs seconds to import torch."""
+    used: list[EmbeddedExecutor] = []
+    yield used
+    for executor in used:
+        executor.stop()
+
+
+@pytest.fixture
+def executor(executors: list[EmbeddedExecutor]) -> EmbeddedExecutor:
+    """Return an executor that was not stopped."""
+    if not executors or executors[-1]._stopped:
+        executors.append(EmbeddedExecutor(device="cpu", deadline_s=100.0))
+        executors[-1].start()
+    return executors[-1]
+
+
+@pytest.fixture
+def scan(tmp_path: Path, write_nifti: Callable[..., None]) -> Path:
+    """Return a small harmless scan."""
+    path = tmp_path / "scan.nii.gz"
+    write_nifti(path, np.random.default_rng(0).normal(size=(12, 10, 9)).astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def case(executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Path) -> Case:
+    """Return the function that runs one case in a fresh folder; `seen` collects what it reports."""
+    number = itertools.count()
+
+    def run(seen: Seen | None = None, scan: Path = scan, hook: Callable[[], None] = lambda: None) -> CaseResult:
+        out = tmp_path / f"out{next(number)}"
+        out.mkdir()
+
+        def report(stage: str, done: float) -> None:
+            hook()
+            if seen is not None:
+                seen.append((stage, done))
+
+        result = executor.run(scan, tiny_bundle, out, report)
+        assert (out / RESULT).is_file()
+        return result
+
+    return run
+
+
+def _pid(executor: EmbeddedExecutor) -> int:
+    assert executor._child is not None
+    pid = executor._child.process.pid
+    assert pid is not None
+    return pid
+
+
+def _gone(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_a_case_succeeds_and_reports_its_stages_in_order(case: Case, executor: EmbeddedExecutor) -> None:
+    """Every stage is announced once at 0, in the order of the pipeline, and progress within a stage only grows."""
+    seen: Seen = []
+
+    result = case(seen)
+
+    assert [stage for stage, _ in itertools.groupby(seen, key=lambda each: each[0])] == STAGES
+    for stage in STAGES:
+        progress = [done for name, done in seen if name == stage]
+        assert progress[0] == 0
+        assert progress == sorted(progress)
+        assert progress[-1] <= 1
+    assert list(result.seconds) == STAGES
+    assert executor.ready
+
+
+def test_the_child_is_kept_between_cases(case: Case, executor: EmbeddedExecutor) -> None:
+    """Two cases are computed by one process, and equally."""
+    first = case()
+    pid = _pid(executor)
+    second = case()
+
+    assert _pid(executor) == pid
+    assert first.files == second.files
+
+
+def test_a_scan_error_keeps_its_class(
+    case: Case, executor: EmbeddedExecutor, tmp_path: Path, write_nifti: Callable[..., None]
+) -> None:
+    """What is wrong with a scan arrives as the same error as without a child, which lives on."""
+    bad = tmp_path / "bad.nii.gz"
+    write_nifti(bad, np.full((4, 5, 6), np.nan, np.float32))
+    pid = _pid(executor)
+
+    with pytest.raises(NonFiniteVoxels, match="120 of 120 voxels"):
+        case(scan=bad)
+
+    assert case().engine == "torch"
+    assert _pid(executor) == pid
+
+
+def test_a_damaged_bundle_is_refused(case: Case, tiny_bundle: Path) -> None:
+    """The child verifies a bundle before it computes with it."""
+    (tiny_bundle / "LICENSE").write_text("changed")
+
+    with pytest.raises(BundleIntegrity):
+        case()
+
+
+def test_an_unexpected_error_comes_without_its_message(
+    executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Path
+) -> None:
+    """Only the type of an unforeseen exception crosses the wall: its message may hold a path."""
+    missing = tmp_path / "Doe^Jane"
+
+    with pytest.raises(CalibrantError) as caught:
+        executor.run(scan, tiny_bundle, missing, lambda _stage, _done: None)
+
+    assert type(caught.value) is CalibrantError
+    assert caught.value.code == "internal-error"
+    assert caught.value.detail == "The computation failed (FileNotFoundError)."
+
+
+def test_a_child_killed_in_a_case_fails_that_case_only(case: Case, executor: EmbeddedExecutor) -> None:
+    """A kill -9 in the middle is InferenceCrashed for the case, and the next one gets a new child."""
+    case()
+    pid = _pid(executor)
+
+    with pytest.raises(InferenceCrashed, match="died"):
+        case(hook=lambda: os.kill(pid, signal.SIGKILL))
+
+    assert _gone(pid)
+    assert case().engine == "torch"
+    assert _pid(executor) != pid
+
+
+def test_a_child_killed_while_idle_costs_at_most_one_attempt(case: Case, executor: EmbeddedExecutor) -> None:
+    """After kill -9 of an idle child, one of the next two attempts at the latest succeeds."""
+    case()
+    pid = _pid(executor)
+    os.kill(pid, signal.SIGKILL)
+
+    try:
+        case()
+    except InferenceCrashed:
+        case()
+
+    assert _pid(executor) != pid
+
+
+def test_a_hanging_child_is_killed_at_the_deadline(
+    case: Case, executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that stands still is InferenceDeadline, leaves no process, and the next case works."""
+    case()
+    pid = _pid(executor)
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "_deadline_s", 0.5)
+        started = time.monotonic()
+        with pytest.raises(InferenceDeadline, match="longer than"):
+            case(hook=lambda: os.kill(pid, signal.SIGSTOP))
+        assert time.monotonic() - started < 10
+
+    assert _gone(pid)
+    assert case().engine == "torch"
+
+
+def test_a_child_that_cannot_start_is_given_up(
+    executor: EmbeddedExecutor, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some children that die while they load the case fails, with a word to the operator."""
+    monkeypatch.setattr("service.executors.embedded.START_ATTEMPTS", 2)
+    monkeypatch.setattr("service.executors.embedded._serve", os._exit)  # takes one argument: the child dies at once
+    unlucky = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+
+    with pytest.raises(InferenceCrashed, match="could not be started"):
+        unlucky.run(Path(), Path(), Path(), lambda _stage, _done: None)
+
+    unlucky.stop()
+    assert case().engine == "torch"
+    assert executor.ready
+
+
+def test_stopping_interrupts_a_running_case(case: Case, executor: EmbeddedExecutor) -> None:
+    """`stop` ends a case that hangs with ExecutorStopped, no outcome of the case, and leaves no process.
+
+    Should both threads close the pipe, they do it at the same moment here: the second would close a descriptor that
+    is not theirs any more.
+    """
+    case()
+    pid = _pid(executor)
+    assert executor._child is not None
+    pipe, both = executor._child.pipe, threading.Barrier(2)
+    close = pipe._close
+
+    def close_together() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        close()
+
+    pipe._close = close_together
+    caught: list[BaseException] = []
+    hangs = threading.Event()
+
+    def hang() -> None:
+        os.kill(pid, signal.SIGSTOP)
+        hangs.set()
+
+    def run() -> None:
+        try:
+            case(hook=hang)
+        except BaseException as error:  # noqa: BLE001 - which one is the question
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert hangs.wait(30)
+    try:
+        executor.stop()
+    finally:
+        thread.join(30)
+
+    assert [type(error) for error in caught] == [ExecutorStopped]
+    assert _gone(pid)
+    assert not executor.ready
+    with pytest.raises(ExecutorStopped):
+        case()
+
+
+def test_stopping_while_the_child_loads_ends_it(scan: Path) -> None:
+    """A case that waits for its first child gets ExecutorStopped at once, and that child is gone."""
+    executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+    executor.start()
+    pid = _pid(executor)
+    assert executor.ready
+    threading.Timer(0.3, executor.stop).start()
+
+    with pytest.raises(ExecutorStopped):
+        executor.run(scan, Path(), Path(), lambda _stage, _done: None)
+
+    assert _gone(pid)
+
+
+def test_stopping_while_a_child_is_started_leaves_no_child(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that arrives between the check and the start of a child does not leave that child behind."""
+    executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+    check = executor._reject_stopped
+
+    def stopped_just_after() -> None:
+        check()
+        executor.stop()
+
+    monkeypatch.setattr(executor, "_reject_stopped", stopped_just_after)
+    try:
+        with pytest.raises(ExecutorStopped):
+            executor.run(scan, Path(), Path(), lambda _stage, _done: None)
+        assert executor._child is None or not executor._child.process.is_alive()
+    finally:
+        if executor._child is not None:
+            executor._child.end()
+
+
+def test_an_executor_that_never_started_can_be_stopped() -> None:
+    """Stopping without a child is no error, and starting afterwards is refused."""
+    executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+    assert not executor.ready
+    executor.stop()
+
+    with pytest.raises(ExecutorStopped):
+        executor.start()

@@ -1,0 +1,330 @@
+from collections.abc import Callable
+from itertools import permutations, product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+import SimpleITK
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.transforms import NormalizeIntensity, Orientation
+from monai.transforms.intensity.array import ScaleIntensityRange
+
+from service.bundle.schema import ServiceConfig, Window, ZScore
+from service.errors import ConstantVolume, InvalidRequest, ScanError
+from service.pipeline.decode import decode_scan
+from service.pipeline.preprocess import Grid, labels_to_network_grid, preprocess, to_network_grid, to_scan_grid
+from service.volume import Volume
+
+AXES = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
+"""The 48 ways in which the axes of a file can lie along those of a patient."""
+
+Affine = npt.NDArray[np.float64]
+
+
+def affine_of(order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[float, ...] = (1, 1, 1)) -> Affine:
+    """Return the affine whose file axis n runs along patient axis order[n] in the direction signs[n]."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis in range(3):
+        affine[order[axis], axis] = signs[axis] * spacing[axis]
+    affine[:3, 3] = -7, 11, 13
+    return affine
+
+
+def volume_of(array: npt.NDArray[np.generic], affine: Affine | None = None) -> Volume:
+    """Return a volume of one channel; its header is not looked at here."""
+    return Volume(array[np.newaxis], np.eye(4) if affine is None else affine, b"")
+
+
+def phantom(*shape: int) -> npt.NDArray[np.float32]:
+    """Return a volume in which no two voxels are equal."""
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@pytest.fixture(name="config")
+def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
+    """Return the function that changes fields of the tiny bundle's declaration."""
+    return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
+
+
+@pytest.mark.parametrize(("order", "signs"), AXES, ids=str)
+def test_every_orientation_becomes_the_networks(
+    order: tuple[int, ...], signs: tuple[int, ...], config: Callable[..., ServiceConfig]
+) -> None:
+    """A voxel of the network's grid, RAS here, holds the intensity that stands at the same place in the patient."""
+    affine, array = affine_of(order, signs), phantom(2, 3, 4)
+    grid = Grid.of(volume_of(array, affine), config(orientation="RAS"))
+
+    found = to_network_grid(array[np.newaxis], grid)[0].numpy()
+
+    places = {tuple((affine @ [*index, 1])[:3]): array[index] for index in np.ndindex(array.shape)}
+    low = np.min(list(places), axis=0)
+    assert found.shape == tuple(array.shape[order.index(axis)] for axis in range(3))
+    assert all(found[index] == places[tuple(low + index)] for index in np.ndindex(found.shape))
+
+
+@pytest.mark.parametrize(("order", "signs"), AXES, ids=str)
+@pytest.mark.parametrize("wanted", ["RAS", "LPS", "SAR", "PIR"])
+def test_there_and_back_is_the_identity(
+    order: tuple[int, ...], signs: tuple[int, ...], wanted: str, config: Callable[..., ServiceConfig]
+) -> None:
+    """Bringing an asymmetric phantom to the network's grid and back returns it, for each orientation of file and network."""
+    array = phantom(2, 3, 4)
+    grid = Grid.of(volume_of(array, affine_of(order, signs)), config(orientation=wanted))
+
+    back = to_scan_grid(to_network_grid(array[np.newaxis], grid), grid)
+
+    assert np.array_equal(back[0], array)
+    assert back.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("order", "signs"), AXES[::5], ids=str)
+@pytest.mark.parametrize("wanted", ["RAS", "LPS", "SAR", "PIR"])
+def test_monai_orients_alike(
+    order: tuple[int, ...], signs: tuple[int, ...], wanted: str, config: Callable[..., ServiceConfig]
+) -> None:
+    """MONAI's Orientation gives the same array, which its own tools must see when they load the bundle."""
+    from monai.data import MetaTensor
+
+    array, affine = phantom(2, 3, 4), affine_of(order, signs)
+    grid = Grid.of(volume_of(array, affine), config(orientation=wanted))
+    labels = (("L", "R"), ("P", "A"), ("I", "S"))
+
+    expected = Orientation(axcodes=wanted, labels=labels)(
+        MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
+    )
+
+    assert np.array_equal(to_network_grid(array[np.newaxis], grid).numpy(), expected.numpy())
+
+
+def test_an_oblique_scan_takes_the_nearest_axes(config: Callable[..., ServiceConfig]) -> None:
+    """Turned by 30 degrees, the file's axes are still nearest to right, anterior and superior."""
+    affine = np.array([[0.866, -0.5, 0, 0], [0.5, 0.866, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    grid = Grid.of(volume_of(phantom(2, 3, 4), affine), config())
+
+    assert grid.orientation.tolist() == [[0, 1], [1, 1], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("voxels", "spacing", "target", "expected"),
+    [(5, 2.0, 1.0, 9), (9, 1.0, 2.0, 5), (5, 1.0, 1.0, 5), (3, 17.0, 1.0, 35), (2, 0.1, 1.0, 1), (4, 1.0, 2.0, 3)],
+)
+def test_the_first_and_last_voxel_stay_where_they_are(
+    voxels: int, spacing: float, target: float, expected: int, config: Callable[..., ServiceConfig]
+) -> None:
+    """The number of steps between the outer centres is the distance over the target, rounded: (5 - 1) * 2 mm are 8 steps."""
+    volume = volume_of(phantom(voxels, 2, 2), np.diag([spacing, 1, 1, 1]))
+
+    grid = Grid.of(volume, config(spacing_mm=(target, 1.0, 1.0)))
+
+    assert grid.network_shape == (expected, 2, 2)
+
+
+def test_spacing_follows_the_axis_that_it_belongs_to(config: Callable[..., ServiceConfig]) -> None:
+    """A file stored as (S, R, A) with slices of 4 mm gets three new slices between two along S."""
+    affine = affine_of((2, 0, 1), (1, 1, 1), (4, 1, 2))
+
+    grid = Grid.of(volume_of(phantom(3, 5, 7), affine), config(spacing_mm=(1.0, 1.0, 1.0)))
+
+    assert grid.oriented_shape == (5, 7, 3)
+    assert grid.network_shape == (5, 13, 9)
+
+
+def test_half_a_step_is_the_mean_of_two_voxels(config: Callable[..., ServiceConfig]) -> None:
+    """From 2 mm to 1 mm: 0, 10, 40 becomes 0, 5, 10, 25, 40."""
+    array = np.broadcast_to(np.array([0, 10, 40], np.float32)[:, None, None], (3, 2, 2))
+    grid = Grid.of(volume_of(array, np.diag([2.0, 1, 1, 1])), config())
+
+    assert to_network_grid(array[np.newaxis], grid)[0, :, 0, 0].tolist() == [0, 5, 10, 25, 40]
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.5, 7.5), (2.0, 1.5, 0.7), (1.0, 1.0, 1.0), (3.0, 0.4, 1.1)])
+def test_resampling_is_trilinear(spacing: tuple[float, ...], config: Callable[..., ServiceConfig]) -> None:
+    """Each new voxel is what numpy interpolates along one axis after the other between the same two ends."""
+    array = np.random.default_rng(3).normal(size=(7, 6, 5)).astype(np.float32)
+    grid = Grid.of(volume_of(array, np.diag([*spacing, 1])), config())
+
+    expected = array.astype(np.float64)
+    for axis, (n, new) in enumerate(zip(array.shape, grid.network_shape, strict=True)):
+        at, known = np.linspace(0, n - 1, new), np.arange(n)
+        expected = np.apply_along_axis(lambda line, at=at, known=known: np.interp(at, known, line), axis, expected)
+
+    np.testing.assert_allclose(to_network_grid(array[np.newaxis], grid)[0].numpy(), expected, atol=1e-5)
+
+
+def test_simpleitk_resamples_alike(config: Callable[..., ServiceConfig]) -> None:
+    """SimpleITK's linear interpolator, told the same voxel size, finds the same intensities."""
+    array = np.random.default_rng(4).normal(size=(6, 5, 4)).astype(np.float32)
+    grid = Grid.of(volume_of(array, np.diag([1.7, 0.8, 3.0, 1])), config())
+    image = SimpleITK.GetImageFromArray(array.T)
+    image.SetSpacing((1.7, 0.8, 3.0))
+    reached = [
+        (n - 1) * mm / (new - 1) for n, mm, new in zip(array.shape, (1.7, 0.8, 3.0), grid.network_shape, strict=True)
+    ]
+
+    resampled = SimpleITK.Resample(
+        image, grid.network_shape, SimpleITK.Transform(), SimpleITK.sitkLinear, (0, 0, 0), reached
+    )
+
+    expected = SimpleITK.GetArrayFromImage(resampled).T
+    inside = (slice(0, -1),) * 3  # the last plane lies on SimpleITK's border, where rounding may put it outside
+    np.testing.assert_allclose(to_network_grid(array[np.newaxis], grid)[0].numpy()[inside], expected[inside], atol=1e-4)
+
+
+@given(
+    shape=st.tuples(*[st.integers(2, 6)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 4)] * 3),
+    axes=st.sampled_from(AXES),
+)
+def test_a_linear_field_survives_the_journey(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], axes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    """Intensities that grow linearly along the patient's axes come back as they were wherever no axis is lost."""
+    config = _isotropic()
+    affine = affine_of(*axes, spacing)
+    places = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    array = (places @ [1.0, -2.0, 0.5]).astype(np.float32)
+    grid = Grid.of(volume_of(array, affine), config)
+
+    back = to_scan_grid(to_network_grid(array[np.newaxis], grid), grid)
+
+    if min(grid.network_shape) > 1:
+        np.testing.assert_allclose(back[0], array, atol=1e-3)
+    assert back[0].shape == shape
+
+
+def _isotropic() -> ServiceConfig:
+    from service.bundle.registry import SHIPPED
+
+    return ServiceConfig.model_validate_json((SHIPPED / "hippocampus-mr" / "service.json").read_bytes())
+
+
+def test_labels_take_the_nearest_voxel(config: Callable[..., ServiceConfig]) -> None:
+    """From 3 mm to 1 mm: 0, 2, 1 becomes 0, 0, 2, 2, 2, 1, 1; no label between two others is invented."""
+    labels = np.broadcast_to(np.array([0, 2, 1], np.uint8)[:, None, None], (3, 2, 2))
+    grid = Grid.of(volume_of(labels, np.diag([3.0, 1, 1, 1])), config())
+
+    found = labels_to_network_grid(labels, grid)
+
+    assert found.dtype == torch.uint8
+    assert found[0, :, 0, 0].tolist() == [0, 0, 2, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("order", "signs"), AXES[::7], ids=str)
+def test_labels_travel_with_their_scan(
+    order: tuple[int, ...], signs: tuple[int, ...], config: Callable[..., ServiceConfig]
+) -> None:
+    """On the network's grid a label lies on the voxels that it lay on in the file."""
+    array = np.zeros((4, 5, 6), np.uint8)
+    array[1, 2:4, 3:] = 1
+    grid = Grid.of(volume_of(array, affine_of(order, signs)), config())
+
+    image, labels = to_network_grid(array[np.newaxis].astype(np.float32), grid), labels_to_network_grid(array, grid)
+
+    assert torch.equal(image, labels.float())
+
+
+def test_the_z_score_is_that_of_float64(config: Callable[..., ServiceConfig]) -> None:
+    """Around a mean of 10^7 float32 sums and differences would move the z-score by 0.2 to 1.2; here no digit is lost."""
+    array = (10_000_000 + np.random.default_rng(5).integers(0, 8, (40, 40, 40))).astype(np.float32)
+
+    image, _ = preprocess(volume_of(array), config(intensity=[ZScore()]))
+
+    exact = array.astype(np.float64)
+    np.testing.assert_allclose(image[0].numpy(), (exact - exact.mean()) / exact.std(), atol=1e-5)
+    assert image.dtype == torch.float32
+
+
+def test_the_z_score_is_taken_over_all_voxels_or_over_those_that_are_not_0(
+    config: Callable[..., ServiceConfig],
+) -> None:
+    """0, 0, 1, 3 repeated: with nonzero the mean is 2, the deviation 1, and the zeros stay 0."""
+    array = np.array([0, 0, 1, 3] * 2, np.float32).reshape(2, 2, 2)
+
+    image, _ = preprocess(volume_of(array), config(intensity=[ZScore(nonzero=True)]))
+    assert image.flatten().tolist() == [0, 0, -1, 1] * 2
+
+    image, _ = preprocess(volume_of(array), config(intensity=[ZScore()]))
+    assert image.flatten().tolist() == pytest.approx([-0.8164966, -0.8164966, 0, 1.6329932] * 2)
+
+
+@pytest.mark.parametrize("nonzero", [False, True])
+def test_monai_normalises_alike(nonzero: bool, config: Callable[..., ServiceConfig]) -> None:  # noqa: FBT001 - a parameter
+    """MONAI's NormalizeIntensity gives the same numbers."""
+    array = np.random.default_rng(6).normal(300, 40, (6, 5, 4)).astype(np.float32)
+    array[0] = 0
+
+    image, _ = preprocess(volume_of(array), config(intensity=[ZScore(nonzero=nonzero)]))
+
+    expected = NormalizeIntensity(nonzero=nonzero)(torch.from_numpy(array)[None])
+    np.testing.assert_allclose(image.numpy(), np.asarray(expected), atol=1e-5)
+
+
+def test_a_window_maps_its_ends_to_0_and_1(config: Callable[..., ServiceConfig]) -> None:
+    """From -100 to 300 HU: -500 and -100 become 0, 100 is half-way, 300 and 2000 become 1; MONAI agrees."""
+    array = np.array([-500, -100, 100, 300, 2000, 0, 200, 250], np.int16).reshape(2, 2, 2)
+
+    image, _ = preprocess(volume_of(array), config(intensity=[Window(low=-100, high=300)]))
+
+    assert image.flatten().tolist() == [0, 0, 0.5, 1, 1, 0.25, 0.75, 0.875]
+    expected = ScaleIntensityRange(-100, 300, 0, 1, clip=True)(torch.from_numpy(array)[None].float())
+    np.testing.assert_allclose(image.numpy(), np.asarray(expected), atol=1e-6)
+
+
+def test_steps_follow_one_another(config: Callable[..., ServiceConfig]) -> None:
+    """A window and then a z-score: 0 and 1 in equal parts become -1 and 1."""
+    array = np.array([-900, 900] * 4, np.int16).reshape(2, 2, 2)
+
+    image, _ = preprocess(volume_of(array), config(intensity=[Window(low=0, high=1), ZScore()]))
+
+    assert image.flatten().tolist() == [-1, 1] * 4
+
+
+def test_a_constant_scan_has_nothing_to_segment(config: Callable[..., ServiceConfig]) -> None:
+    """One intensity only is the scan's fault, whatever the step."""
+    for step in (ZScore(), ZScore(nonzero=True), Window(low=0, high=1)):
+        with pytest.raises(ConstantVolume):
+            preprocess(volume_of(np.full((2, 2, 2), 7, np.int16)), config(intensity=[step]))
+
+
+def test_a_binary_scan_is_normalised(config: Callable[..., ServiceConfig]) -> None:
+    """Voxels that are not 0 may all be equal: they become 0, not NaN."""
+    array = np.array([0, 5] * 4, np.uint8).reshape(2, 2, 2)
+
+    image, _ = preprocess(volume_of(array), config(intensity=[ZScore(nonzero=True)]))
+
+    assert image.flatten().tolist() == [0] * 8
+
+
+def test_another_number_of_channels_is_refused(config: Callable[..., ServiceConfig]) -> None:
+    """A model of two channels cannot take a scan of one."""
+    with pytest.raises(InvalidRequest, match=r"^The scan has 1 channels; the model takes 2\.$"):
+        preprocess(volume_of(phantom(2, 2, 2)), config(channels=["T1", "T2"]))
+
+
+def test_a_scan_that_would_fill_the_memory_is_refused(config: Callable[..., ServiceConfig]) -> None:
+    """8 voxels of 10 m are a valid NIfTI file and would be 10^21 voxels of 1 mm: the scan is at fault, not the service."""
+    with pytest.raises(ScanError):
+        preprocess(volume_of(phantom(2, 2, 2), np.diag([1e7, 1e7, 1e7, 1])), config())
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PSR", "LIA"])
+def test_real_scans_in_other_axes_give_the_same_input(
+    axes: str, hippocampus: Path, tmp_path: Path, config: Callable[..., ServiceConfig]
+) -> None:
+    """A hippocampus scan stored in other axis codes is, to the network, the same scan."""
+    path = min((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))
+    image = nib.load(path)
+    turned = nib.orientations.ornt_transform(
+        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(axes))
+    )
+    nib.save(image.as_reoriented(turned), tmp_path / "turned.nii.gz")
+
+    expected, _ = preprocess(decode_scan(path), config())
+    found, _ = preprocess(decode_scan(tmp_path / "turned.nii.gz"), config())
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

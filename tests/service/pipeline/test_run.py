@@ -1,0 +1,176 @@
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from service.bundle.description import describe_bundle
+from service.bundle.reader import LoadedBundle, load_bundle
+from service.errors import BundleUnsupported, ConstantVolume, PayloadTruncated
+from service.pipeline.calibrate import probabilities, segment
+from service.pipeline.decode import decode_scan
+from service.pipeline.preprocess import preprocess
+from service.pipeline.run import covering_measurement, run_case
+from service.schemas import CaseResult, Stage, Summary
+
+Nifti = Callable[..., bytes]
+
+STAGES = ["decode", "preprocess", "infer", "calibrate", "encode", "store"]
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path) -> LoadedBundle:
+    """Return the tiny bundle, ready to serve."""
+    return load_bundle(tiny_bundle, torch.device("cpu"))
+
+
+@pytest.fixture
+def scan(nifti: Nifti, tmp_path: Path) -> Path:
+    """Return an oblique scan of 9 x 10 x 6 voxels."""
+    path = tmp_path / "scan.nii"
+    path.write_bytes(nifti(np.random.default_rng(7).normal(100, 10, (9, 10, 6)).astype(np.float32)))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Return the folder of the result."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def silent(_stage: Stage, _done: float) -> None:
+    """Hear no progress."""
+
+
+def test_a_result_is_four_files_and_their_hashes(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+    """The folder holds the files of the result and `result.json`, which names the SHA-256 of each."""
+    result = run_case(scan, bundle, out, silent)
+
+    assert {path.name for path in out.iterdir()} == {
+        *("mask.nii.gz", "confidence.nii.gz", "logits.npy.gz", "summary.json"),
+        "result.json",
+    }
+    assert CaseResult.model_validate_json((out / "result.json").read_bytes()) == result
+    assert result.files == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir() if path.name != "result.json"
+    }
+
+
+def test_a_result_says_how_it_was_computed(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+    """Model, device, engine and precision, and the seconds of every stage in order."""
+    result = run_case(scan, bundle, out, silent)
+
+    assert result.model == bundle.description.identity
+    assert (result.device, result.engine, result.precision) == ("cpu", "torch", "fp32")
+    assert list(result.seconds) == STAGES
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+def test_stages_are_announced_in_order(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+    """Each stage begins at 0; inference goes on in steps to 1."""
+    heard: list[tuple[Stage, float]] = []
+
+    run_case(scan, bundle, out, lambda stage, done: heard.append((stage, done)))
+
+    assert [stage for stage, done in heard if done == 0] == STAGES
+    inside = [done for stage, done in heard if stage == "infer"]
+    assert inside == sorted(inside)
+    assert inside[-1] == 1
+
+
+def test_result_json_is_written_last(
+    scan: Path, bundle: LoadedBundle, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it appears, every file that it names is complete."""
+    there: list[set[str]] = []
+
+    def watch(folder: Path, _result: CaseResult) -> None:
+        there.append({path.name for path in folder.iterdir()})
+
+    monkeypatch.setattr("service.pipeline.run.complete", watch)
+    run_case(scan, bundle, out, silent)
+
+    assert there == [{"mask.nii.gz", "confidence.nii.gz", "logits.npy.gz", "summary.json"}]
+
+
+def test_mask_and_confidence_follow_from_the_stored_logits(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+    """Whoever computes them again from `logits.npy.gz` gets the very same mask, and the same confidence within 1/255."""
+    run_case(scan, bundle, out, silent)
+    config = bundle.description.config
+
+    logits = np.load(io.BytesIO(gzip.decompress((out / "logits.npy.gz").read_bytes())), allow_pickle=False)
+    _, grid = preprocess(decode_scan(scan), config)
+    again = segment(probabilities(torch.from_numpy(logits), grid, config), config)
+
+    assert logits.dtype == np.float16
+    assert np.array_equal(nib.load(out / "mask.nii.gz").get_fdata(), again.mask)
+    np.testing.assert_allclose(nib.load(out / "confidence.nii.gz").get_fdata(), again.confidence, rtol=0, atol=1 / 255)
+
+
+def test_the_summary_is_stored(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+    """`summary.json` is the wire type, about the mask beside it."""
+    run_case(scan, bundle, out, silent)
+
+    summary = Summary.model_validate_json((out / "summary.json").read_bytes())
+    mask = nib.load(out / "mask.nii.gz").get_fdata()
+    assert [each.voxels for each in summary.structures] == [(mask == 1).sum(), (mask == 2).sum()]
+
+
+def test_the_same_case_gives_the_same_files(scan: Path, bundle: LoadedBundle, out: Path, tmp_path: Path) -> None:
+    """Two runs differ in their seconds only."""
+    (tmp_path / "again").mkdir()
+
+    first, second = run_case(scan, bundle, out, silent), run_case(scan, bundle, tmp_path / "again", silent)
+
+    assert first.files == second.files
+
+
+def test_a_bad_scan_writes_nothing(bundle: LoadedBundle, out: Path, nifti: Nifti, tmp_path: Path) -> None:
+    """Errors of decoding and of preprocessing keep their class, and the folder stays empty."""
+    cut, constant = tmp_path / "cut", tmp_path / "constant"
+    cut.write_bytes(nifti()[:-1])
+    constant.write_bytes(nifti(np.ones((4, 5, 6), np.int16)))
+
+    with pytest.raises(PayloadTruncated):
+        run_case(cut, bundle, out, silent)
+    with pytest.raises(ConstantVolume):
+        run_case(constant, bundle, out, silent)
+
+    assert list(out.iterdir()) == []
+
+
+def test_a_card_without_this_engine_is_refused(
+    scan: Path, tiny_bundle: Path, out: Path, reseal: Callable[[Path], str]
+) -> None:
+    """A card that measured another precision says nothing about what would be computed here, so nothing is."""
+    card = json.loads((tiny_bundle / "calibration.json").read_bytes())
+    card["measurements"][0]["precision"] = "bf16"
+    (tiny_bundle / "calibration.json").write_text(json.dumps(card))
+    reseal(tiny_bundle)
+    bundle = load_bundle(tiny_bundle, torch.device("cpu"))
+
+    with pytest.raises(BundleUnsupported, match=r"^The calibration card has no measurement of torch at fp32"):
+        run_case(scan, bundle, out, silent)
+
+    assert list(out.iterdir()) == []
+
+
+def test_the_measurement_is_that_of_this_engine(tiny_bundle: Path, reseal: Callable[[Path], str]) -> None:
+    """Of several measurements on the card the one of torch at fp32 is taken, wherever it stands."""
+    card = json.loads((tiny_bundle / "calibration.json").read_bytes())
+    card["measurements"].insert(0, card["measurements"][0] | {"precision": "bf16", "platform": "another"})
+    (tiny_bundle / "calibration.json").write_text(json.dumps(card))
+    reseal(tiny_bundle)
+
+    measurement = covering_measurement(load_bundle(tiny_bundle, torch.device("cpu")))
+
+    assert (measurement.engine, measurement.precision) == ("torch", "fp32")
+    assert measurement == describe_bundle(tiny_bundle).card.measurements[1]

@@ -1,0 +1,123 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from service.bundle.description import BundleDescription, describe_bundle
+from service.bundle.registry import SHIPPED
+from service.pipeline.calibrate import Segmentation
+from service.pipeline.decode import decode_scan
+from service.pipeline.preprocess import Grid
+from service.pipeline.summary import features_of, summarise
+from service.schemas import Summary
+from service.volume import Volume
+
+
+@pytest.fixture(name="summary_of")
+def summary_of_(tiny_bundle: Path) -> Callable[..., Summary]:
+    """Return the function that summarises mask and confidence on voxels of a given size."""
+    bundle = describe_bundle(tiny_bundle)
+
+    def summary_of(
+        mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32], spacing: tuple[float, ...] = (1, 1, 1)
+    ) -> Summary:
+        volume = Volume(mask[np.newaxis], np.diag([*spacing, 1.0]), b"", ("a warning",))
+        segmentation = Segmentation(mask, confidence)
+        return summarise(segmentation, volume, Grid.of(volume, bundle.config), bundle, bundle.card.measurements[0])
+
+    return summary_of
+
+
+@pytest.fixture
+def shipped() -> BundleDescription:
+    """Return the bundle that comes with the package."""
+    return describe_bundle(SHIPPED / "hippocampus-mr")
+
+
+def summary_of_grid(shape: tuple[int, int, int], affine: npt.NDArray[np.float64], bundle: BundleDescription) -> Summary:
+    """Summarise an empty mask on a grid."""
+    volume = Volume(np.broadcast_to(np.uint8(0), (1, *shape)), affine, b"")
+    segmentation = Segmentation(np.zeros(shape, np.uint8), np.ones(shape, np.float32))
+    return summarise(segmentation, volume, Grid.of(volume, bundle.config), bundle, bundle.card.measurements[0])
+
+
+def test_structures_are_counted_by_hand(summary_of: Callable[..., Summary]) -> None:
+    """Three voxels of 1 x 2 x 4 mm are 0.024 ml; their mean confidence is (0.5 + 0.7 + 0.9) / 3."""
+    mask = np.array([1, 1, 1, 2, 0, 0, 0, 0], np.uint8).reshape(2, 2, 2)
+    confidence = np.array([0.5, 0.7, 0.9, 0.6, 1, 1, 1, 1], np.float32).reshape(2, 2, 2)
+
+    summary = summary_of(mask, confidence, (1, 2, 4))
+
+    front, back = summary.structures
+    assert (front.label, front.name, front.voxels) == (1, "front", 3)
+    assert front.volume_ml == pytest.approx(0.024)
+    assert front.mean_confidence == pytest.approx(0.7)
+    assert (back.label, back.name, back.voxels, back.volume_ml) == (2, "back", 1, pytest.approx(0.008))
+    assert back.mean_confidence == pytest.approx(0.6)
+    assert summary.foreground_confidence == pytest.approx((0.5 + 0.7 + 0.9 + 0.6) / 4)
+
+
+def test_a_structure_that_was_not_found_has_no_confidence(summary_of: Callable[..., Summary]) -> None:
+    """Its volume is 0 and its mean confidence is null, not NaN, which JSON does not have."""
+    summary = summary_of(np.zeros((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.float32))
+
+    assert [(each.voxels, each.volume_ml, each.mean_confidence) for each in summary.structures] == [(0, 0, None)] * 2
+    assert summary.foreground_confidence is None
+    assert "NaN" not in summary.model_dump_json()
+
+
+def test_a_summary_names_its_model_and_its_limits(summary_of: Callable[..., Summary], tiny_bundle: Path) -> None:
+    """Identity, warnings of the file and the sentence on research use travel with the figures."""
+    summary = summary_of(np.ones((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.float32))
+
+    assert summary.model == describe_bundle(tiny_bundle).identity
+    assert summary.warnings == ["a warning"]
+    assert "research use only" in summary.research_use_only
+
+
+def test_features_follow_the_axes_of_the_model(shipped: BundleDescription) -> None:
+    """A scan stored as (S, R, A), 3 x 5 x 7 voxels of 4 x 1 x 2 mm, is 5 x 14 x 12 mm to a model in RAS."""
+    affine = np.array([[0, 1, 0, 0], [0, 0, -2, 0], [4, 0, 0, 0], [0, 0, 0, 1]], np.float64)
+    volume = Volume(np.zeros((1, 3, 5, 7), np.uint8), affine, b"")
+
+    features = features_of(volume, Grid.of(volume, shipped.config))
+
+    assert features == {
+        "extent_mm_1": 5,
+        "extent_mm_2": 14,
+        "extent_mm_3": 12,
+        "spacing_mm_1": 1,
+        "spacing_mm_2": 2,
+        "spacing_mm_3": 4,
+    }
+
+
+def test_the_statement_holds_for_scans_like_the_cards(shipped: BundleDescription, hippocampus: Path) -> None:
+    """Every scan of the test split lies within the card's range, and carries the card's figures."""
+    paths = sorted((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))[::20]
+    assert len(paths) >= 10
+
+    for path in paths:
+        volume = decode_scan(path)
+        statement = summary_of_grid(volume.shape, volume.affine, shipped).statement
+        assert (statement.status, statement.reasons) == ("holds", [])
+        assert statement.figures is not None
+
+
+@pytest.mark.parametrize(
+    ("shape", "mm"),
+    [((188, 256, 190), 0.88), ((256, 256, 256), 1.0), ((35, 50, 36), 0.5), ((35, 50, 36), 2.0)],
+    ids=str,
+)
+def test_the_statement_is_withdrawn_for_other_scans(
+    shape: tuple[int, int, int], mm: float, shipped: BundleDescription
+) -> None:
+    """A whole head, and a crop of other voxels, are unlike the card's cases: reasons take the place of figures."""
+    statement = summary_of_grid(shape, np.diag([mm, mm, mm, 1.0]), shipped).statement
+
+    assert statement.status == "withdrawn"
+    assert len(statement.reasons) >= 3
+    assert statement.figures is None
+    assert "DSC" not in statement.text

@@ -1,0 +1,265 @@
+import errno
+import fcntl
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from service.errors import SettingsError, StorageFull
+from service.storage import local
+from service.storage.local import RESULT, StateDirectory, Upload
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    """Return a fresh state directory."""
+    return StateDirectory.open(tmp_path / "state")
+
+
+def _attempt(state: StateDirectory, content: str) -> Path:
+    folder = state.begin_attempt("job")
+    (folder / RESULT).write_text(content)
+    return folder
+
+
+def _upload(state: StateDirectory, body: bytes, error: Exception | None = None) -> None:
+    with Upload(state) as upload:
+        upload.write(body)
+        if error is not None:
+            raise error
+        upload.flush()
+
+
+def test_folders_are_created(state: StateDirectory) -> None:
+    """An empty place becomes a state directory with a folder for each kind of file."""
+    found = {path.name for path in state.root.iterdir() if path.is_dir()}
+
+    assert found == {"scans", "work", "results", "incoming"}
+    assert state.database.parent == state.root
+
+
+def test_another_process_is_refused(state: StateDirectory) -> None:
+    """A second service on the same directory is told so and what to do."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom service.errors import SettingsError\n"
+        "from service.storage.local import StateDirectory\n"
+        "try:\n    StateDirectory.open(Path(sys.argv[1]))\n"
+        "except SettingsError as error:\n    print(error.detail)\n"
+    )
+    command = [sys.executable, "-c", script, str(state.root)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert "Another calibrant serve uses this state directory" in found.stdout
+    assert "CALIBRANT_STATE_DIR" in found.stdout
+
+
+def test_a_refused_opening_sweeps_nothing(state: StateDirectory) -> None:
+    """What the first service is working on is left alone, also when the second opening is in the same process."""
+    attempt = _attempt(state, "in progress")
+    (state.incoming / "upload").write_bytes(b"half")
+
+    with pytest.raises(SettingsError, match="Stop it"):
+        StateDirectory.open(state.root)
+
+    assert (attempt / RESULT).read_text() == "in progress"
+    assert (state.incoming / "upload").read_bytes() == b"half"
+
+
+def test_a_refused_opening_keeps_no_file_open(state: StateDirectory) -> None:
+    """A service that is refused holds no descriptor of the lock."""
+    before = len([*Path("/proc/self/fd").iterdir()])
+    with pytest.raises(SettingsError):
+        StateDirectory.open(state.root)
+
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+def test_a_lock_of_a_dead_process_is_no_lock(tmp_path: Path) -> None:
+    """After a crash the directory opens again without anybody removing a file."""
+    root = tmp_path / "state"
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom service.storage.local import StateDirectory\n"
+        "StateDirectory.open(Path(sys.argv[1]))\nos.kill(os.getpid(), 9)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script, str(root)], check=False)
+
+    assert found.returncode == -9
+    assert (root / "lock").exists()
+    StateDirectory.open(root)
+    with (root / "lock").open("rb") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_opening_sweeps_what_a_crash_left(tmp_path: Path) -> None:
+    """Uploads and attempts of a dead process are worthless; scans and results stay."""
+    root = tmp_path / "state"
+    keep = [root / "scans" / "abc", root / "results" / "job" / RESULT]
+    sweep = [root / "incoming" / "upload", root / "work" / "job" / "attempt" / "mask", root / "work" / "stray"]
+    for path in (*keep, *sweep):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"content")
+
+    state = StateDirectory.open(root)
+
+    assert all(path.read_bytes() == b"content" for path in keep)
+    assert [*state.work.iterdir(), *state.incoming.iterdir()] == []
+
+
+def test_attempts_never_share_a_folder(state: StateDirectory) -> None:
+    """A late writer of an earlier attempt cannot reach the files of the next."""
+    first, second = state.begin_attempt("job"), state.begin_attempt("job")
+
+    assert first != second
+    assert [*first.iterdir(), *second.iterdir()] == []
+
+
+def test_an_attempt_is_no_result_until_it_is_published(state: StateDirectory) -> None:
+    """Only the rename makes a result visible, and then whole."""
+    attempt = _attempt(state, "whole")
+    assert state.result("job") is None
+
+    state.publish("job", attempt)
+
+    result = state.result("job")
+    assert result is not None
+    assert (result / RESULT).read_text() == "whole"
+    assert not (state.work / "job").exists()
+
+
+def test_the_first_published_attempt_stands(state: StateDirectory) -> None:
+    """A second attempt that arrives late changes no byte of the result, and leaves nothing behind."""
+    first, second = _attempt(state, "first"), _attempt(state, "second")
+    (second / "more").write_bytes(b"late")
+    state.publish("job", first)
+    second.mkdir(parents=True)  # clear_attempts took it: the late writer comes back to life
+    (second / RESULT).write_text("second")
+
+    state.publish("job", second)
+
+    assert [path.name for path in (state.results / "job").iterdir()] == [RESULT]
+    assert (state.results / "job" / RESULT).read_text() == "first"
+    assert not (state.work / "job").exists()
+
+
+def test_a_torn_attempt_is_never_a_result(state: StateDirectory) -> None:
+    """A folder without its last file counts as none, even in results/."""
+    attempt = state.begin_attempt("job")
+    (attempt / "mask.nii.gz").write_bytes(b"half")
+    state.publish("job", attempt)
+
+    assert state.result("job") is None
+
+
+def test_publishing_flushes_the_entry(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rename is on the disk before anybody is told of the result."""
+    flushed: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(local, "sync_folder", lambda folder: flushed.append((folder, (folder / "job").exists())))
+
+    state.publish("job", _attempt(state, "whole"))
+
+    assert flushed == [(state.results, True)]
+
+
+def test_an_unexpected_failure_of_publishing_is_raised(state: StateDirectory) -> None:
+    """An attempt that vanished is no published result."""
+    with pytest.raises(FileNotFoundError):
+        state.publish("job", state.work / "job" / "missing")
+
+
+def test_a_kept_upload_is_named_by_its_content(state: StateDirectory) -> None:
+    """The body lies in scans/ under its SHA-256, and nothing remains in incoming/."""
+    with Upload(state) as upload:
+        for chunk in (b"ab", b"", b"c"):
+            upload.write(chunk)
+        upload.flush()
+        sha256 = upload.keep()
+
+    assert sha256 == hashlib.sha256(b"abc").hexdigest()
+    assert state.scan(sha256).read_bytes() == b"abc"
+    assert [*state.incoming.iterdir()] == []
+
+
+def test_the_same_body_twice_is_one_scan(state: StateDirectory) -> None:
+    """Two uploads of equal bytes end as one file."""
+    for _ in range(2):
+        with Upload(state) as upload:
+            upload.write(b"abc")
+            upload.flush()
+            upload.keep()
+
+    assert len([*state.scans.iterdir()]) == 1
+
+
+def test_flush_brings_every_byte_to_the_disk(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When fsync is called the file already has its full length."""
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+
+    with Upload(state) as upload:
+        upload.write(b"abc")
+        upload.flush()
+
+    assert sizes == [3]
+
+
+def test_an_upload_that_was_not_kept_leaves_nothing(state: StateDirectory) -> None:
+    """An error between the first byte and `keep` removes the file and is passed on."""
+    with pytest.raises(KeyError):
+        _upload(state, b"abc", KeyError())
+
+    assert [*state.incoming.iterdir(), *state.scans.iterdir()] == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said(state: StateDirectory, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The caller learns that no space is left, and the partial file is gone."""
+
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageFull, match="no space left"):
+        _upload(state, b"abc")
+
+    assert [*state.incoming.iterdir()] == []
+
+
+def test_another_failure_of_the_disk_is_not_called_full(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input/output error stays what it is."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught, Upload(state) as upload:
+        upload.flush()
+
+    assert caught.value.errno == errno.EIO
+
+
+@contextmanager
+def _no_file_beyond(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("body", [bytes(8), bytes(1 << 20)], ids=["buffered", "beyond the buffer"])
+def test_a_disk_that_fills_up_for_real_leaves_nothing(state: StateDirectory, body: bytes) -> None:
+    """The system itself refuses bytes, also those that are still buffered at the end: StorageFull, and no file remains.
+
+    A limit on the size of files stands in for a full disk.
+    """
+    with pytest.raises(StorageFull), _no_file_beyond(4):
+        _upload(state, body)
+
+    assert [*state.incoming.iterdir()] == []

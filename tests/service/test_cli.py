@@ -1,0 +1,153 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from service import __version__, cli
+from service.errors import (
+    CalibrantError,
+    ConstantVolume,
+    InferenceCrashed,
+    ModelNotFound,
+    ServerProblem,
+    ServerUnreachable,
+    SettingsError,
+)
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def calibrant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return the function that runs `calibrant` with arguments: exit code, standard output, standard error."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["calibrant", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        code = caught.value.code or 0
+        assert isinstance(code, int)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_version(calibrant: Command) -> None:
+    """--version shows the version and is a success."""
+    assert calibrant("--version") == (0, f"calibrant {__version__}\n", "")
+
+
+def test_help_lists_every_command() -> None:
+    """The commands of service and training are in one list, below the notice."""
+    found = CliRunner().invoke(cli.app, ["--help"]).output
+
+    for name in ("serve", "predict", "demo", "train", "evaluate"):
+        assert f" {name} " in found
+    assert "research use only" in found
+
+
+def test_no_server_is_exit_code_3(calibrant: Command, tmp_path: Path) -> None:
+    """An address where nobody listens: one sentence on standard error, no traceback, nothing written."""
+    (tmp_path / "s.nii").write_bytes(b"voxels")
+    code, out, err = calibrant("predict", tmp_path / "s.nii", "-o", tmp_path / "out", "--url", "http://127.0.0.1:1")
+
+    assert (code, out) == (3, "")
+    assert err.startswith("The server does not answer: http://127.0.0.1:1 did not answer")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_scan_is_exit_code_6(calibrant: Command, tmp_path: Path, write_nifti: Callable[..., None]) -> None:
+    """A scan that cannot be segmented: what is wrong with it in one sentence, nothing written."""
+    write_nifti(tmp_path / "s.nii", np.full((6, 6, 6), np.nan, np.float32))
+    code, out, err = calibrant("predict", tmp_path / "s.nii", "-o", tmp_path / "out")
+
+    assert (code, out) == (6, "")
+    assert err.startswith("Some voxels are not numbers: 216 of 216 voxels are NaN or infinite.")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_s_refusal_is_exit_code_6(calibrant: Command, server_url: str, tmp_path: Path) -> None:
+    """What a running service refuses has the same exit code as what is refused here."""
+    (tmp_path / "s.nii").write_bytes(b"no scan")
+    code, _, err = calibrant("predict", tmp_path / "s.nii", "-o", tmp_path / "out", "--url", server_url)
+
+    assert code == 6
+    assert "not NIfTI" in err
+
+
+def test_a_predicted_scan_is_reported(calibrant: Command, hippocampus: Path, server_url: str, tmp_path: Path) -> None:
+    """A success prints the report and the files' paths."""
+    scan = hippocampus / "imagesTr" / "hippocampus_003.nii.gz"
+    code, out, err = calibrant("predict", scan, "-o", tmp_path / "out", "--url", server_url)
+
+    assert (code, err) == (0, "")
+    assert out.startswith("structure")
+    assert str(tmp_path / "out" / "hippocampus_003_dseg.nii.gz") in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ServerUnreachable("x"), 3),
+        (ConstantVolume("x"), 6),
+        (ModelNotFound("x"), 6),
+        (ServerProblem("x", 413), 6),
+        (ServerProblem("x", 500), 1),
+        (InferenceCrashed("x"), 1),
+        (SettingsError("x"), 1),
+        (CalibrantError("x"), 1),
+    ],
+)
+def test_exit_codes_tell_who_is_at_fault(
+    calibrant: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: CalibrantError, code: int
+) -> None:
+    """3: no server; 6: the scan or the request; 1: everything else. Always title and detail in one line."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    (tmp_path / "s.nii").touch()
+    monkeypatch.setattr("service.predict.predict_here", fail)
+
+    assert calibrant("predict", tmp_path / "s.nii", "-o", tmp_path) == (code, "", f"{error.title}: x\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["predict"], ["predict", "missing.nii", "-o", "out"], ["serve", "--port", "65536"], ["nonsense"]]
+)
+def test_a_wrong_command_line_is_exit_code_2(calibrant: Command, arguments: list[str]) -> None:
+    """What typer itself refuses keeps the usual code of usage errors."""
+    code, out, _ = calibrant(*arguments)
+
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize(("flags", "trusted"), [([], False), (["--behind-proxy"], True)])
+def test_serve_passes_on_where_to_listen(
+    calibrant: Command, monkeypatch: pytest.MonkeyPatch, flags: list[str], *, trusted: bool
+) -> None:
+    """Address, port and the word about a proxy reach the server; a loopback address is the default."""
+    seen: list[tuple[bool, str, int]] = []
+    monkeypatch.delenv("CALIBRANT_BEHIND_PROXY", raising=False)
+    monkeypatch.setattr(
+        "service.server.run_server", lambda settings, host, port: seen.append((settings.behind_proxy, host, port))
+    )
+
+    assert calibrant("serve", "--port", "0", *flags)[0] == 0
+    assert seen == [(trusted, "127.0.0.1", 0)]
+
+
+@pytest.mark.parametrize("value", ["-1", "much"])
+def test_a_wrong_setting_is_exit_code_1(calibrant: Command, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A CALIBRANT_* variable that cannot be used is one sentence that names it, not a traceback."""
+    monkeypatch.setenv("CALIBRANT_MAX_WAIT_S", value)
+    code, _, err = calibrant("serve", "--port", "0")
+
+    assert code == 1
+    assert "max_wait_s" in err.lower()
+    assert "Traceback" not in err

@@ -1,0 +1,13 @@
+import subprocess
+import sys
+
+from service import __version__
+
+
+def test_python_m_service_is_the_command() -> None:
+    """`python -m service --version` says what `calibrant --version` says."""
+    command = [sys.executable, "-m", "service", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert found.stdout == f"calibrant {__version__}\n"
+    assert found.stderr == ""

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove every setting of the machine that runs the tests."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CALIBRANT_{name.upper()}", raising=False)
+
+
+def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without any variable: the user's own state folder, the processor, a limit of 2 GiB, and no proxy trusted."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings()
+
+    assert settings.state_dir == tmp_path / ".local" / "state" / "calibrant"
+    assert settings.bundle_dir is None
+    assert settings.device == "cpu"
+    assert settings.max_upload_bytes == 2 * 1024**3
+    assert (settings.case_deadline_s, settings.max_wait_s) == (600, 60)
+    assert settings.behind_proxy is False
+    assert not settings.state_dir.exists()
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variable has the prefix CALIBRANT_; others are ignored."""
+    values = {"STATE_DIR": "/s", "BUNDLE_DIR": "/b", "DEVICE": "cuda:1", "MAX_UPLOAD_BYTES": "7"}
+    values |= {"CASE_DEADLINE_S": "0.5", "MAX_WAIT_S": "2", "BEHIND_PROXY": "true", "UNKNOWN": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"CALIBRANT_{name}", value)
+    monkeypatch.setenv("STATE_DIR", "/elsewhere")
+    settings = Settings()
+
+    assert (settings.state_dir, settings.bundle_dir, settings.device) == (Path("/s"), Path("/b"), "cuda:1")
+    assert (settings.max_upload_bytes, settings.case_deadline_s, settings.max_wait_s) == (7, 0.5, 2)
+    assert settings.behind_proxy is True
+
+
+def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument beats the variable."""
+    monkeypatch.setenv("CALIBRANT_BEHIND_PROXY", "false")
+
+    assert Settings(behind_proxy=True).behind_proxy is True
+
+
+@pytest.mark.parametrize("name", ["MAX_UPLOAD_BYTES", "CASE_DEADLINE_S", "MAX_WAIT_S"])
+@pytest.mark.parametrize("value", ["0", "-1", "much"])
+def test_limits_must_be_positive(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A limit of zero or less, or no number, is refused at start."""
+    monkeypatch.setenv(f"CALIBRANT_{name}", value)
+
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
