@@ -1,5 +1,7 @@
 """Which Host headers are answered: a web page elsewhere may point its own name at a loopback address (DNS rebinding)."""
 
+import re
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,5 +29,5 @@ class KnownHosts:
 
 
 def _without_port(host: str) -> str:
-    name, bracket, _ = host.partition("]")
-    return name + bracket if bracket else host.partition(":")[0]
+    parts = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", host)
+    return parts[1] if parts else ""

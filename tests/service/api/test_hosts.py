@@ -30,7 +30,8 @@ def test_known_hosts_are_answered(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["", "example.org", "localhost.example.org", "127.0.0.1.example.org:80", "[::2]", "::1"]
+    "host",
+    ["", "example.org", "localhost.example.org", "127.0.0.1.example.org:80", "[::2]", "::1", "[::1].example.org"],
 )
 def test_other_hosts_are_refused_with_a_problem_document(host: str) -> None:
     """A name that merely looks like a known one is another; the answer does not repeat it."""
