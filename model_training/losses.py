@@ -180,14 +180,19 @@ class ACEDiceCELoss(nn.Module):
 
         Args:
             binning: which mL1-ACE.
-            ace_weight: its weight beside 1 for Dice and 1 for cross-entropy; 0 leaves Dice + CE alone.
+            ace_weight: its weight beside 1 for Dice and 1 for cross-entropy; 0 leaves Dice + CE alone. It may be
+                set anew between steps.
         """
         super().__init__()
         self.dice_ce = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
         self.ace = {"hard": HardL1ACELoss, "soft": SoftL1ACELoss}[binning](softmax=True, to_onehot_y=True)
         self.ace_weight = ace_weight
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of the terms, a scalar; fits into MONAI's `DeepSupervisionLoss`."""
+        return self.terms(logits, labels)["total"]
+
+    def terms(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the terms ``dice_ce`` and ``ace`` and their weighted sum ``total``, each a scalar."""
         dice_ce = self.dice_ce(logits.float(), labels)
         ace = self.ace(logits, labels)

@@ -1,6 +1,7 @@
 """The training loop, read from top to bottom: recipe and data in, weights out."""
 
 import datetime as dt
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 from safetensors.torch import save_file
 from torch import nn
 
+from model_training.checkpoint import NAME as CHECKPOINT
+from model_training.checkpoint import load_checkpoint, save_checkpoint
 from model_training.config import Recipe, Schedule
-from model_training.data import Sample, load_sample
+from model_training.data import DataError, Sample, load_sample
 from model_training.losses import ACEDiceCELoss
 from model_training.progress import Progress
-from model_training.transforms import augmentation, batch_of
+from model_training.transforms import augmentation
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
 from service.pipeline.infer import sliding_window_logits
@@ -33,62 +37,73 @@ GRADIENT_NORM: Final = 5.0
 def train(recipe: Recipe, data: Path, run: Path, *, seed: int, device: torch.device, progress: Progress) -> None:
     """Train the recipe's network and write weights and record to the folder `run`.
 
-    The weights of the last step are kept: validation is shown, never used to choose.
+    A run that was killed goes on from its last checkpoint to the same weights, when called again with the same
+    arguments. The weights of the last step are kept: validation is shown, never used to choose.
 
     Raises:
-        DataError: the data set is not as the recipe expects.
+        DataError: the data set is not as the recipe expects, or the folder holds another run.
         ValueError: the loss became NaN.
     """
-    torch.manual_seed(seed)
-    order = np.random.default_rng(seed)
+    if (run / RECORD).exists():
+        msg = f"{run} holds a finished run. Choose another folder for a new one."
+        raise DataError(msg)
     splits = recipe.cases(data)
     samples = [load_sample(case, recipe.service) for split in recipe.train_splits for case in splits[split]]
     validation = [load_sample(case, recipe.service) for case in splits[recipe.validation_split]]
 
+    torch.manual_seed(seed)
     network = build_network(recipe.service.network).to(device)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=recipe.schedule.learning_rate, weight_decay=recipe.schedule.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, recipe.schedule))
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=recipe.schedule.weight_decay)
     loss_of = ACEDiceCELoss(recipe.binning, ace_weight=0.0)
-    augment = augmentation(recipe.service, seed)
-    history: list[dict[str, float]] = []
-    started = time.monotonic()
+    augment = augmentation(recipe.service)
+    run.mkdir(parents=True, exist_ok=True)
+    identity = _identity(recipe, seed, [sample.case.name for sample in samples])
+    position = load_checkpoint(run, network, optimiser, identity)
+    started = time.monotonic() - position.seconds
 
-    for step in range(1, recipe.schedule.steps + 1):
-        chosen = order.integers(len(samples), size=recipe.schedule.batch_size)
-        images, labels = batch_of([samples[i] for i in chosen], augment)
+    for step in range(position.step + 1, recipe.schedule.steps + 1):
+        images, labels = draw_batch(samples, augment, recipe.schedule.batch_size, seed=seed, step=step)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.schedule.learning_rate * learning_rate_factor(step - 1, recipe.schedule)
+        loss_of.ace_weight = recipe.ace_weight if step > recipe.ace_after else 0.0
+
         with torch.autocast(device.type, torch.bfloat16):
             logits = network(images.to(device))
-        loss_of.ace_weight = recipe.ace_weight if step > recipe.ace_after else 0.0
-        terms = loss_of(logits, labels.to(device))
+        terms = loss_of.terms(logits, labels.to(device))
         optimiser.zero_grad(set_to_none=True)
         terms["total"].backward()
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         optimiser.step()
-        scheduler.step()
 
-        progress.step(step, {name: term.item() for name, term in terms.items()})
+        values = {name: term.item() for name, term in terms.items()}
+        progress.step(step, values)
         if step % recipe.schedule.validate_every == 0 or step == recipe.schedule.steps:
             dsc = validation_dsc(network, validation, recipe.service, device)
-            history.append({"step": step, "validation_dsc": dsc, **{k: t.item() for k, t in terms.items()}})
             progress.validated(step, dsc)
+            position.history.append({"step": step, "validation_dsc": dsc, **values})
+            position.step, position.seconds = step, time.monotonic() - started
+            save_checkpoint(run, network, optimiser, position, identity)
 
-    facts = {
-        "seed": seed,
-        "train_cases": len(samples),
-        "seconds": round(time.monotonic() - started),
-        "history": history,
-    }
-    _write_run(run, network, recipe, facts)
+    facts = {"seed": seed, "train_cases": len(samples), "steps": position.step, "seconds": round(position.seconds)}
+    _write_run(run, network, recipe, facts | {"history": position.history})
+
+
+def _identity(recipe: Recipe, seed: int, cases: list[str]) -> str:
+    """Return what makes a run this run: everything that its weights follow from, but for the code and the machine."""
+    facts = [
+        recipe.service.model_dump_json(),
+        repr(recipe.schedule),
+        recipe.binning,
+        recipe.ace_weight,
+        recipe.ace_after,
+    ]
+    return hashlib.sha256(repr([*facts, seed, cases]).encode()).hexdigest()
 
 
 def _write_run(run: Path, network: nn.Module, recipe: Recipe, facts: dict[str, Any]) -> None:
-    run.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}, run / WEIGHTS)
     record = {
         "recipe": recipe.service.name,
-        "steps": recipe.schedule.steps,
         "train_splits": recipe.train_splits,
         "binning": recipe.binning,
         "ace_weight": recipe.ace_weight,
@@ -98,6 +113,24 @@ def _write_run(run: Path, network: nn.Module, recipe: Recipe, facts: dict[str, A
         **facts,
     }
     (run / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (run / CHECKPOINT).unlink()
+
+
+def draw_batch(
+    samples: list[Sample], augment: Compose, batch_size: int, *, seed: int, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the batch of a step: images (B, C, D, H, W) float32 and labels (B, 1, D, H, W), chosen and augmented at random.
+
+    The draw follows from seed and step alone, so that a run that was interrupted goes on with the batches it would
+    have seen.
+    """
+    generator = np.random.default_rng([seed, step])
+    chosen = generator.integers(len(samples), size=batch_size)
+    augment.set_random_state(int(generator.integers(1 << 32)))
+    patches = [augment({"image": samples[i].image, "label": samples[i].label}) for i in chosen]
+    images = torch.stack([torch.as_tensor(patch["image"]) for patch in patches])
+    labels = torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
+    return images, labels
 
 
 def learning_rate_factor(step: int, schedule: Schedule) -> float:

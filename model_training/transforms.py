@@ -1,6 +1,5 @@
 """Random changes of a training image: what the model must not depend on."""
 
-import torch
 from monai.transforms import (
     Compose,
     RandAdjustContrastd,
@@ -13,11 +12,10 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from model_training.data import Sample
 from service.bundle.schema import ServiceConfig
 
 
-def augmentation(config: ServiceConfig, seed: int) -> Compose:
+def augmentation(config: ServiceConfig) -> Compose:
     """Return the transform of ``{"image": (C, D, H, W), "label": (1, D, H, W)}`` to one augmented patch of the bundle's size.
 
     Left and right are flipped (first axis, when the orientation's first letter is R or L): one model serves both
@@ -25,7 +23,7 @@ def augmentation(config: ServiceConfig, seed: int) -> Compose:
     """
     both = ("image", "label")
     size = config.patch_size
-    transform = Compose(
+    return Compose(
         [
             SpatialPadd(both, size),
             RandSpatialCropd(both, size, random_size=False),
@@ -45,13 +43,3 @@ def augmentation(config: ServiceConfig, seed: int) -> Compose:
             RandScaleIntensityd("image", prob=0.3, factors=0.15),
         ]
     )
-    transform.set_random_state(seed)
-    return transform
-
-
-def batch_of(samples: list[Sample], transform: Compose) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return an augmented batch: images (B, C, D, H, W) float32 and labels (B, 1, D, H, W)."""
-    patches = [transform({"image": sample.image, "label": sample.label}) for sample in samples]
-    images = torch.stack([torch.as_tensor(patch["image"]) for patch in patches])
-    labels = torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
-    return images, labels

@@ -22,6 +22,7 @@ from service.errors import (
     InferenceCrashed,
     InferenceDeadline,
     JobNotFound,
+    StorageFull,
 )
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.status import Live, describe_job
@@ -136,6 +137,11 @@ class JobQueue:
             self._attempt(identifier, scan_sha256, model)
         except CalibrantError as failure:
             return {"code": failure.code, "detail": failure.detail}
+        except OSError as failure:
+            return {
+                "code": StorageFull.code,
+                "detail": f"The state directory could not be written ({failure.strerror}).",
+            }
         finally:
             self.state.clear_attempts(identifier)
             self._live.pop(identifier, None)

@@ -9,7 +9,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch.nn.functional import one_hot
 
 from model_training.losses import ACEDiceCELoss, HardL1ACELoss, SoftL1ACELoss
@@ -241,7 +241,7 @@ def test_the_terms_add_up(binning: str, loss: Loss) -> None:
     """The total is Dice + CE plus the weighted ACE, each equal to the loss of its name."""
     logits, labels = random_batch(5)
 
-    terms = ACEDiceCELoss(binning, 0.3)(logits, labels)  # type: ignore[arg-type]
+    terms = ACEDiceCELoss(binning, 0.3).terms(logits, labels)  # type: ignore[arg-type]
 
     assert list(terms) == ["total", "dice_ce", "ace"]
     assert terms["ace"].item() == loss(softmax=True, to_onehot_y=True)(logits, labels).item()
@@ -254,7 +254,7 @@ def test_without_weight_only_dice_and_cross_entropy_remain() -> None:
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     dice_ce = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
 
-    total = ACEDiceCELoss("hard", 0.0)(ours, labels)["total"]
+    total = ACEDiceCELoss("hard", 0.0)(ours, labels)
     expected = dice_ce(theirs, labels)
     total.backward()
     expected.backward()
@@ -361,6 +361,20 @@ def test_a_weight_per_counted_class_is_needed(loss: Loss) -> None:
     logits, labels = random_batch(12)
     with pytest.raises(ValueError, match="3 weights for 4"):
         loss(softmax=True, to_onehot_y=True, weight=[1, 1, 1])(logits, labels)
+
+
+@pytest.mark.parametrize("binning", ["hard", "soft"])
+def test_deep_supervision_takes_the_sum(binning: str) -> None:
+    """MONAI's DeepSupervisionLoss scores each scale with it, halving the weight and the labels from scale to scale."""
+    generator = torch.Generator().manual_seed(13)
+    labels = torch.randint(3, (1, 1, 8, 8, 8), generator=generator).float()
+    scales = [torch.randn(1, 3, n, n, n, generator=generator) for n in (8, 4)]
+    loss = ACEDiceCELoss(binning, 0.3)  # type: ignore[arg-type]
+
+    value = DeepSupervisionLoss(loss)(scales, labels).item()
+
+    smaller = torch.nn.functional.interpolate(labels, size=(4, 4, 4), mode="nearest-exact")
+    assert value == pytest.approx(loss(scales[0], labels).item() + loss(scales[1], smaller).item() / 2)
 
 
 def relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from model_training.config import Recipe, Schedule
 from model_training.data import DataError, Sample, load_sample, read_msd_splits
 from model_training.progress import Progress
-from model_training.train import learning_rate_factor, train, validation_dsc
+from model_training.train import draw_batch, learning_rate_factor, train, validation_dsc
+from model_training.transforms import augmentation
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
 
@@ -87,6 +88,66 @@ def test_validation_does_not_change_the_weights(run: Run, recipe: Recipe) -> Non
     seldom, watched = (load_file(path / "model.safetensors") for path in (run("a"), run("b", schedule=often)))
 
     assert all(torch.equal(seldom[name], watched[name]) for name in seldom)
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    run: Run, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    """Interrupted at any step and called again, a run ends with the weights and the history of one that was not."""
+    schedule = dataclasses.replace(recipe.schedule, steps=6, validate_every=2)
+    whole = run("whole", schedule=schedule)
+
+    def killed(self: Progress, step: int, terms: dict[str, float]) -> None:
+        del self, terms
+        if step == killed_at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr(Progress, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", schedule=schedule)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    resumed = run("killed", schedule=schedule)
+
+    first, second = (load_file(path / "model.safetensors") for path in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = [json.loads((path / "training.json").read_bytes()) for path in (whole, resumed)]
+    assert records[0]["history"] == records[1]["history"]
+    assert sorted(path.name for path in resumed.iterdir()) == ["model.safetensors", "training.json"]
+
+
+def test_a_folder_of_another_run_is_refused(run: Run, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of another seed is not gone on from, and a finished run is not trained over."""
+    often = dataclasses.replace(recipe.schedule, validate_every=1)
+
+    def killed(self: Progress, step: int, terms: dict[str, float]) -> None:
+        del self, terms
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr(Progress, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("a", schedule=often)
+
+    with pytest.raises(DataError, match="another recipe, seed or data set"):
+        run("a", seed=1, schedule=often)
+    run("a", schedule=often)
+    with pytest.raises(DataError, match="finished run"):
+        run("a", schedule=often)
+
+
+def test_batches_follow_from_seed_and_step(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
+    """The same seed and step draw the same batch whatever was drawn before; another step or seed another."""
+    samples = [load_sample(case, tiny_config) for case in read_msd_splits(tiny_msd)["fold1"]]
+    augment = augmentation(tiny_config)
+
+    images = [draw_batch(samples, augment, 2, seed=s, step=t)[0] for s, t in ((1, 5), (1, 6), (2, 5), (1, 5))]
+
+    assert torch.equal(images[0], images[3])
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
 
 
 def test_training_lowers_the_loss(run: Run, recipe: Recipe) -> None:

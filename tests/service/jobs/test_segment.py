@@ -1,3 +1,4 @@
+import errno
 import json
 import sqlite3
 import threading
@@ -176,6 +177,24 @@ def test_jobs_end_as_their_cases_do(finish: Finish, executor: FakeExecutor, stat
         assert state.result(bad.id) is None
 
     assert [*state.work.iterdir()] == []
+
+
+def test_a_state_directory_that_cannot_be_written_fails_the_job(
+    finish: Finish, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full or read-only disk under a running job is said as such, without a path, and the next job is taken."""
+
+    def full(_: StateDirectory, job: str) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(state.work / job))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(StateDirectory, "begin_attempt", full)
+        failed = finish("good")
+
+    assert failed.problem is not None
+    assert failed.problem.type == "/problems/insufficient-storage"
+    assert failed.problem.detail == "The state directory could not be written (No space left on device)."
+    assert finish("good").state == "succeeded"
 
 
 def test_a_case_that_kills_the_child_is_tried_again(
