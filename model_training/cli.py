@@ -91,6 +91,35 @@ def evaluate(
         raise typer.Exit(largest > TOLERANCE)
 
 
+@app.command()
+def compare(
+    recipe: RecipeName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs; those that are there are skipped.")],
+    fold: Annotated[list[int] | None, typer.Option(help="Folds to hold out; all by default.")] = None,
+    configuration: Annotated[list[str] | None, typer.Option(help="Configurations; all by default.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
+) -> None:
+    """Train each configuration of a comparison without each fold and measure it there; may be stopped and called again."""
+    from model_training.compare import RunName, run_once
+    from model_training.recipes import COMPARISONS
+
+    _recipe(recipe)
+    configurations = COMPARISONS[recipe]
+    if unknown := sorted(set(configuration or []) - configurations.keys()):
+        typer.echo(f"There is no configuration {unknown[0]}; there are: {', '.join(configurations)}.", err=True)
+        raise typer.Exit(2)
+    folds = [name for name in next(iter(configurations.values())).cases(data) if name != "test"]
+    wanted = [f"fold{k}" for k in fold] if fold else folds
+    out.mkdir(parents=True, exist_ok=True)
+    for number in seed or [0]:
+        for name in configuration or configurations:
+            for held_out in wanted:
+                run = RunName(name, held_out, number)
+                if not (out / run.file).exists():
+                    typer.echo(str(run_once(configurations[name], run, data, out, _show)))
+
+
 def _recipe(name: str) -> "Recipe":
     from model_training.recipes import RECIPES
 

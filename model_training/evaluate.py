@@ -41,23 +41,30 @@ def measure(
         ScanError: a file cannot be read.
     """
     records = []
-    with _one_thread():
-        for case in cases:
-            records.append(measure_one(network, config, case))
-            done(case)
+    for case in cases:
+        records += measure_one(network, config, case, [config.temperature])
+        done(case)
     structures = [label.name for label in config.labels[1:]]
     return Measurement.of(ENGINE, PRECISION, this_platform(), records, structures)
 
 
-def measure_one(network: nn.Module, config: ServiceConfig, case: Case) -> CaseRecord:
-    """Return the sums of one case."""
+def measure_one(
+    network: nn.Module, config: ServiceConfig, case: Case, temperatures: Sequence[Sequence[float]]
+) -> list[CaseRecord]:
+    """Return the sums of one case, once for each choice of a temperature per class."""
     scan = decode_scan(case.image)
     _, classes = read_labels(case, config)
     image, grid = preprocess(scan, config)
-    probs = probabilities(infer(network, image, config), grid, config)
-    sums = measure_case(case.name, case.person, probs, probs.argmax(axis=0), classes)
     x, y, z = (round(float(mm), 4) for mm in scan.spacing_mm)
-    return CaseRecord.of(sums, scan.shape, (x, y, z))
+    with _one_thread():
+        logits = infer(network, image, config)
+        choices = [config.model_copy(update={"temperature": temperature}) for temperature in temperatures]
+        probs_by_choice = [probabilities(logits, grid, choice) for choice in choices]
+    records = []
+    for probs in probs_by_choice:
+        sums = measure_case(case.name, case.person, probs, probs.argmax(axis=0), classes)
+        records.append(CaseRecord.of(sums, scan.shape, (x, y, z)))
+    return records
 
 
 def differences(found: Measurement, stated: Measurement) -> dict[str, float]:

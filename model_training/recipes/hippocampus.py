@@ -1,6 +1,7 @@
 """Anterior and posterior hippocampus in T1-weighted MR: Medical Segmentation Decathlon, Task04."""
 
-from typing import Final
+from dataclasses import replace
+from typing import Final, Literal
 
 from model_training.config import Recipe, Schedule
 from model_training.data import Case, read_msd_splits
@@ -95,3 +96,19 @@ HIPPOCAMPUS: Final = Recipe(
         steps=3000, warmup_steps=100, batch_size=4, learning_rate=2e-3, weight_decay=1e-4, validate_every=250
     ),
 )
+
+
+def _variant(binning: Literal["hard", "soft"], ace_weight: float, ace_after: int) -> Recipe:
+    schedule = replace(HIPPOCAMPUS.schedule, steps=2100)
+    return replace(HIPPOCAMPUS, binning=binning, ace_weight=ace_weight, ace_after=ace_after, schedule=schedule)
+
+
+COMPARISON: Final = {
+    "dice-ce": _variant("soft", 0.0, 0),
+    "hard-1": _variant("hard", 1.0, 0),
+    "soft-0.3": _variant("soft", 0.3, 0),
+    "dice-ce-then-hard-1": _variant("hard", 1.0, 1500),
+    "dice-ce-then-soft-0.3": _variant("soft", 0.3, 1500),
+    "dice-ce-then-soft-1": _variant("soft", 1.0, 1500),
+}
+"""The six configurations that are compared, fixed before the first run (docs/decisions/0006)."""

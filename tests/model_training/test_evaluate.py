@@ -34,7 +34,7 @@ def test_scores_agree_with_monai_on_the_mask_and_probabilities(
 ) -> None:
     """DSC and ACE of a case are those that MONAI computes from the same network's output."""
     (case,) = read_msd_splits(tiny_msd)["test"]
-    record = measure_one(network, recipe.service, case)
+    (record,) = measure_one(network, recipe.service, case, [[1.0, 1.0, 1.0]])
 
     scan = torch.from_numpy(nib.Nifti1Image.from_filename(case.image).get_fdata(dtype=np.float32))
     image = ((scan.double() - scan.double().mean()) / scan.double().std(correction=0)).float()
@@ -61,11 +61,26 @@ def test_it_measures_what_is_served(
     del trained
     bundle = load_bundle(tiny_bundle, torch.device("cpu"))
     (case,) = read_msd_splits(tiny_msd)["test"]
-    record = measure_one(bundle.network, recipe.service, case)
+    (record,) = measure_one(bundle.network, recipe.service, case, [[1.0, 1.0, 1.0]])
     (tmp_path / "out").mkdir()
     run_case(case.image, bundle, tmp_path / "out", lambda _stage, _done: None)
     mask = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "out" / "mask.nii.gz").dataobj)
     assert record.predicted == np.bincount(mask.ravel(), minlength=3).tolist()
+
+
+def test_temperatures_change_probabilities_and_not_the_mask(
+    network: torch.nn.Module, recipe: Recipe, tiny_msd: Path
+) -> None:
+    """Each choice of temperatures has a record of its own; one for all classes leaves every DSC as it was."""
+    (case,) = read_msd_splits(tiny_msd)["test"]
+
+    sharp, plain, flat = measure_one(network, recipe.service, case, [[0.1] * 3, [1.0] * 3, [1e3] * 3])
+
+    assert sharp.predicted == plain.predicted
+    assert sharp.intersection == plain.intersection == flat.intersection
+    assert len({sharp.nll, plain.nll, flat.nll}) == 3
+    voxels = sum(plain.count[0])
+    assert flat.nll == pytest.approx(voxels * np.log(3), rel=1e-2)
 
 
 def test_measuring_twice_gives_the_same_measurement(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
