@@ -5,12 +5,15 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from monai.metrics.calibration import calibration_binning
 
 from service.calibration import histogram as histogram_module
 from service.calibration.histogram import ReliabilityHistogram, bin_index
+from service.calibration.scores import ece
 from service.errors import InvalidProbabilities
 
 Image = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -194,3 +197,28 @@ def test_what_is_no_probability_or_label_is_refused(probs: list[object], labels:
     """NaN, values outside [0, 1], labels outside 0 .. C-1 and shapes that disagree are never binned."""
     with pytest.raises(InvalidProbabilities, match=message):
         ReliabilityHistogram.from_probabilities(np.array(probs, np.float32), np.array(labels))
+
+
+def test_a_volume_that_float32_cannot_count() -> None:
+    """Of 300^3 voxels 27,000,000 at p = 0.001 fall into one bin: ours counts them all, MONAI's float32 stops at 2^24.
+
+    A float32 sum that has reached 16,777,216 no longer grows by 1.
+    """
+    shape = (300, 300, 300)
+    labels = np.zeros(shape, np.uint8)
+    labels.reshape(-1)[::1000] = 1
+    probs = np.empty((2, *shape), np.float32)
+    probs[1] = 0.001
+    probs[0] = 1 - probs[1]
+
+    histogram = ReliabilityHistogram.from_probabilities(probs, labels)
+
+    assert histogram.count[1].tolist() == [27_000_000, *[0] * 19]
+    assert histogram.sum_y[1, 0] == 27_000
+    exact = 27_000_000 * float(np.float32(0.001))
+    assert abs(histogram.sum_p[1, 0] - exact) / exact < 1e-9
+    assert ece(histogram)[1] == pytest.approx(abs(exact - 27_000) / 27_000_000, abs=1e-9)
+
+    p, y = torch.from_numpy(probs[1:]).unsqueeze(0), torch.from_numpy(labels).float()[None, None]
+    _, _, counts = calibration_binning(p, y)
+    assert float(counts.nan_to_num().sum()) < 27_000_000
