@@ -61,11 +61,15 @@ def evaluate(
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe that knows the data set's layout.")],
     data: Data,
     split: Annotated[str | None, typer.Option(help="Split to measure; the card's own by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for cases.csv and reliability diagrams.")
+    ] = None,
 ) -> None:
     """Measure a bundle on labelled cases; on the card's own split, compare with the card (exit code 1 if they disagree)."""
     import torch
 
     from model_training.evaluate import TOLERANCE, differences, measure
+    from model_training.results import write_results
     from service.bundle.reader import load_bundle
 
     chosen = _recipe(recipe)
@@ -77,6 +81,11 @@ def evaluate(
         raise typer.Exit(2)
     found = measure(loaded.network, loaded.description.config, splits[name], _show)
     _print_scores(name, found)
+    if out is not None:
+        structures = [label.name for label in loaded.description.config.labels[1:]]
+        source = f"{loaded.description.config.name} on {loaded.description.card.population.dataset}, {name}"
+        for path in write_results(out, found, structures, source):
+            typer.echo(f"  {path}")
     stated = loaded.description.card.measurement(found.engine, found.precision)
     if name == chosen.validation_split and stated is not None:
         differing = differences(found, stated)

@@ -87,6 +87,32 @@ class CaseResult(Wire):
     """SHA-256 by file name."""
 
 
+class StructureReliability(Wire):
+    """How often a structure is there where the model gives it a probability; lists run over the M bins."""
+
+    name: str
+    count: list[int]
+    """Voxels per confidence bin, all images pooled."""
+    mean_p: list[float | None]
+    """Mean predicted probability of each bin; null in an empty one."""
+    frequency: list[float | None]
+    """Observed frequency of each bin; null in an empty one."""
+    images: list[list[int]]
+    """(M, M): images per confidence bin (outer) and frequency bin (inner)."""
+    ece: float | None
+    ace: float | None
+    mce: float | None
+
+
+class Reliability(Wire):
+    """What a reliability diagram shows, with the population that it was measured on."""
+
+    source: str
+    n_cases: int
+    n_persons: int
+    structures: list[StructureReliability]
+
+
 class Problem(Wire):
     """An error (RFC 9457)."""
 

@@ -1,0 +1,67 @@
+"""Case records -> what a reliability diagram shows, as one document that files, pages and reports draw from.
+
+Per structure: the diagram of all voxels pooled, and the dataset reliability histogram, which keeps the images apart
+(Barfoot et al., arXiv 2506.03942, section 3): for each confidence bin, how many images have which observed frequency.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.card import CaseRecord
+from service.calibration.histogram import BINS, ReliabilityHistogram, bin_index
+from service.calibration.scores import ace, ece, mce
+from service.schemas import Reliability, StructureReliability
+
+
+def reliability_of(records: Sequence[CaseRecord], structures: Sequence[str], source: str) -> Reliability:
+    """Return the reliability of each structure over the cases.
+
+    Args:
+        records: one or more cases.
+        structures: names of the foreground classes 1 .. C-1.
+        source: what the cases are: data set, split, date. Stands on every drawing.
+    """
+    histograms = [record.sums().histogram for record in records]
+    pooled = reduce(add, histograms)
+    images = images_per_cell(histograms)
+    scores = {name: score(pooled) for name, score in {"ece": ece, "ace": ace, "mce": mce}.items()}
+    return Reliability(
+        source=source,
+        n_cases=len(records),
+        n_persons=len({record.person for record in records}),
+        structures=[
+            StructureReliability(
+                name=name,
+                count=pooled.count[c].tolist(),
+                mean_p=_quotient(pooled.sum_p[c], pooled.count[c]),
+                frequency=_quotient(pooled.sum_y[c], pooled.count[c]),
+                images=images[c].tolist(),
+                **{key: None if np.isnan(values[c]) else float(values[c]) for key, values in scores.items()},
+            )
+            for c, name in enumerate(structures, start=1)
+        ],
+    )
+
+
+def images_per_cell(histograms: Sequence[ReliabilityHistogram]) -> npt.NDArray[np.int64]:
+    """Return how many images have which frequency in which confidence bin, (C, M, M): [class, confidence, frequency].
+
+    Frequencies are binned as probabilities are. An image counts once per class and confidence bin that it fills; one
+    whose reference lacks the class does not count for it.
+    """
+    classes = len(histograms[0].count)
+    cells = np.zeros((classes, BINS, BINS), np.int64)
+    for histogram in histograms:
+        filled = (histogram.count > 0) & histogram.present[:, np.newaxis]
+        c, k = np.nonzero(filled)
+        frequency = histogram.sum_y[filled] / histogram.count[filled]
+        np.add.at(cells, (c, k, bin_index(frequency.astype(np.float32))), 1)
+    return cells
+
+
+def _quotient(total: npt.NDArray[np.generic], count: npt.NDArray[np.int64]) -> list[float | None]:
+    return [float(t / n) if n else None for t, n in zip(total, count, strict=True)]
