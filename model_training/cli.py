@@ -129,6 +129,16 @@ def compare(
                     typer.echo(str(run_once(configurations[name], run, data, out, _show)))
 
 
+@app.command()
+def comparison(
+    runs: Annotated[Path, typer.Argument(help="Folder of the runs that calibrant compare wrote.", exists=True)],
+) -> None:
+    """Print the tables of a comparison, as Markdown, from its runs alone."""
+    from model_training.comparison import load_runs, table
+
+    typer.echo(table(load_runs(runs)))
+
+
 def _recipe(name: str) -> "Recipe":
     from model_training.recipes import RECIPES
 

@@ -8,13 +8,18 @@ import numpy as np
 import torch
 
 from service.bundle.schema import ServiceConfig
+from service.errors import CalibrantError
 from service.pipeline.decode import decode_scan
 from service.pipeline.preprocess import labels_to_network_grid, preprocess
 from service.volume import Volume
 
 
-class DataError(Exception):
+class DataError(CalibrantError):
     """The data set is not as the recipe expects; the message names the file and the fix."""
+
+    code = "data-error"
+    status = 422
+    title = "The data cannot be used"
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,34 +105,58 @@ class Estimate:
 
 
 def cohort_scores(cases: Sequence[CaseSums], *, seed: int = 0) -> dict[str, Estimate]:
-    """Return every headline figure of a cohort, over the foreground classes 1 .. C-1.
+    """Return every headline figure of a cohort with its interval over persons; keys as `cohort_draws`."""
+    return {name: estimate(draws) for name, draws in cohort_draws(cases, person_weights(cases, seed)).items()}
+
+
+def cohort_draws(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64]) -> dict[str, Scores]:
+    """Return every headline figure under each row of weights, (rows,), over the foreground classes 1 .. C-1.
 
     Keys: ``dsc``, ``ace_macro``, ``ace_floor``, ``ace_excess``, ``ece_macro``, ``mce_macro``, ``ace_micro``,
     ``ece_micro``, ``mce_micro``, ``brier``, ``nll``.
 
     Macro is the mean over the classes present in a case, then over cases. Micro pools the voxels of all cases per
     class, then takes the mean over classes. Brier and NLL are means over voxels, then over cases.
+
+    Args:
+        cases: N cases.
+        weights: (rows, N) how often each case counts; two cohorts of the same cases under the same weights are paired.
     """
-    weights = _person_weights(cases, seed)
     foreground = slice(1, None)
     per_voxel = np.array([(case.brier / case.voxels, case.nll / case.voxels) for case in cases])
     whole = {"brier": _weighted_mean(per_voxel[:, 0], weights), "nll": _weighted_mean(per_voxel[:, 1], weights)}
-    return _estimates(_macro(cases, weights, foreground) | _micro(cases, weights, foreground) | whole)
+    return _macro(cases, weights, foreground) | _micro(cases, weights, foreground) | whole
 
 
 def class_scores(cases: Sequence[CaseSums], class_index: int, *, seed: int = 0) -> dict[str, Estimate]:
-    """Return the figures of one class (keys as `cohort_scores`, without Brier and NLL, which have no class)."""
-    weights = _person_weights(cases, seed)
+    """Return the figures of one class (keys as `cohort_draws`, without Brier and NLL, which have no class)."""
+    weights = person_weights(cases, seed)
     one = slice(class_index, class_index + 1)
-    return _estimates(_macro(cases, weights, one) | _micro(cases, weights, one))
+    return {
+        name: estimate(draws) for name, draws in (_macro(cases, weights, one) | _micro(cases, weights, one)).items()
+    }
 
 
-def _person_weights(cases: Sequence[CaseSums], seed: int) -> npt.NDArray[np.int64]:
-    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort itself, then the resamples."""
+def person_weights(cases: Sequence[CaseSums], seed: int) -> npt.NDArray[np.int64]:
+    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort itself, then resamples of persons."""
     persons, owner = np.unique([case.person for case in cases], return_inverse=True)
     draws = np.random.default_rng(seed).integers(len(persons), size=(REPLICATES, len(persons)))
     times_drawn = np.stack([np.bincount(draw, minlength=len(persons)) for draw in draws])
     return np.vstack([np.ones(len(cases), np.int64), times_drawn[:, owner]])
+
+
+def estimate(draws: Scores) -> Estimate:
+    """Return the figure of row 0 with the interval of the other rows; NaN where it is undefined.
+
+    Args:
+        draws: (1 + R,) a figure of the cohort itself, then of its resamples.
+    """
+    value, resampled = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
+    if not resampled.size:
+        return Estimate(value, float("nan"), float("nan"))
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
 
 
 def _macro(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64], classes: slice) -> dict[str, Scores]:
@@ -177,15 +201,3 @@ def _weighted_mean(values: Scores, weights: npt.NDArray[np.int64]) -> Scores:
     finite = np.isfinite(values)
     number = weights @ finite
     return np.divide(weights @ np.where(finite, values, 0), number, out=np.full(number.shape, np.nan), where=number > 0)
-
-
-def _estimates(figures: dict[str, Scores]) -> dict[str, Estimate]:
-    return {name: _estimate(draws[0], draws[1:][np.isfinite(draws[1:])]) for name, draws in figures.items()}
-
-
-def _estimate(value: float, resampled: Scores) -> Estimate:
-    if not resampled.size:
-        return Estimate(float(value), float("nan"), float("nan"))
-    tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high))

@@ -1,0 +1,164 @@
+"""The runs of a comparison -> its tables: out-of-fold figures of each configuration, and its difference to the baseline.
+
+Each case is scored by the network that did not see its person. A temperature, where one is applied, is the one with the
+lowest NLL on the other folds' out-of-fold cases, so it never saw the case either. Intervals resample folds, then
+persons within folds; two configurations are compared under the same resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_training.compare import TEMPERATURES, Run
+from model_training.data import DataError
+from service.calibration.cohort import REPLICATES, CaseSums, Estimate, cohort_draws, estimate
+
+BASELINE: Final = "dice-ce"
+"""Configuration that the others are set beside, without a temperature."""
+
+FIGURES: Final = ("dsc", "ace_macro", "ace_excess", "ece_macro", "brier", "nll")
+"""Columns of the tables, keys as `service.calibration.cohort.cohort_draws`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """One case as one run scored it."""
+
+    fold: str
+    seed: int
+    sums: CaseSums
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Return every run of a folder.
+
+    Raises:
+        DataError: there is none, or one cannot be read.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        msg = f"{folder} holds no runs. calibrant compare computes them."
+        raise DataError(msg)
+    try:
+        return [Run.model_validate_json(file.read_bytes()) for file in files]
+    except ValueError as error:
+        msg = f"A run in {folder} cannot be read: {error}"
+        raise DataError(msg) from error
+
+
+def fitted_temperature(runs: Sequence[Run], fold: str, seed: int) -> float:
+    """Return the temperature of the lowest mean NLL over the cases of the other folds, as runs of that seed scored them.
+
+    Args:
+        runs: of one configuration.
+        fold: whose cases it will be applied to, and which therefore does not count.
+        seed: of the runs.
+
+    Raises:
+        DataError: no other fold has been run.
+    """
+    others = [run for run in runs if run.seed == seed and run.fold != fold]
+    if not others:
+        msg = (
+            f"No other fold than {fold} has been run with seed {seed}: a temperature cannot be fitted. Run more folds."
+        )
+        raise DataError(msg)
+
+    def mean_nll(temperature: float) -> float:
+        cases = [case.sums() for run in others for case in run.cases[str(temperature)]]
+        return float(np.mean([case.nll / case.voxels for case in cases]))
+
+    return min(TEMPERATURES, key=mean_nll)
+
+
+def score(runs: Sequence[Run], *, scaled: bool) -> list[Scored]:
+    """Return the cases of every run of one configuration, with the fitted temperature or without one."""
+    return [
+        Scored(run.fold, run.seed, case.sums())
+        for run in runs
+        for case in run.cases[str(fitted_temperature(runs, run.fold, run.seed) if scaled else 1.0)]
+    ]
+
+
+def fold_person_weights(cases: Sequence[Scored], seed: int) -> npt.NDArray[np.int64]:
+    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort, then folds and persons resampled.
+
+    A draw takes as many folds as there are, with replacement, and within each as many persons as it has.
+    """
+    generator = np.random.default_rng(seed)
+    folds = sorted({case.fold for case in cases})
+    owners = {fold: sorted({case.sums.person for case in cases if case.fold == fold}) for fold in folds}
+    column: dict[tuple[str, str], list[int]] = {
+        key: [] for fold in folds for key in [(fold, person) for person in owners[fold]]
+    }
+    for index, case in enumerate(cases):
+        column[case.fold, case.sums.person].append(index)
+    weights = np.zeros((1 + REPLICATES, len(cases)), np.int64)
+    weights[0] = 1
+    for row in weights[1:]:
+        for fold in generator.choice(folds, len(folds)):
+            persons = owners[str(fold)]
+            for chosen in generator.integers(len(persons), size=len(persons)):
+                row[column[str(fold), persons[chosen]]] += 1
+    return weights
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Return the comparison as Markdown: figures with 95 % intervals, and relative differences to the baseline."""
+    configurations = sorted({run.configuration for run in runs}, key=lambda name: (name != BASELINE, name))
+    common = set.intersection(*({(r.fold, r.seed) for r in runs if r.configuration == name} for name in configurations))
+    kept = sorted((run for run in runs if (run.fold, run.seed) in common), key=lambda run: (run.seed, run.fold))
+    draws = {
+        (name, scaled): score([run for run in kept if run.configuration == name], scaled=scaled)
+        for name in configurations
+        for scaled in (False, True)
+    }
+    weights = fold_person_weights(draws[BASELINE, False], seed=0)
+    figures = {key: cohort_draws([case.sums for case in cases], weights) for key, cases in draws.items()}
+    return "\n".join([_heading(kept), *_absolute(figures), "", *_relative(figures, figures[BASELINE, False])])
+
+
+_Figures = dict[tuple[str, bool], dict[str, npt.NDArray[np.float64]]]
+
+
+def _heading(runs: Sequence[Run]) -> str:
+    one = [run for run in runs if run.configuration == BASELINE]
+    cases = {(case.case, case.person) for run in one for case in run.cases["1.0"]}
+    persons = len({person for _, person in cases})
+    folds, seeds = sorted({run.fold for run in one}), sorted({run.seed for run in one})
+    return f"{len(cases)} cases of {persons} persons, out of fold; {', '.join(folds)}; seeds {', '.join(map(str, seeds))}.\n"
+
+
+def _absolute(figures: _Figures) -> list[str]:
+    rows = [
+        _row(key, [_spelt(estimate(draws[figure]), "{:.4f}") for figure in FIGURES]) for key, draws in figures.items()
+    ]
+    return [*_head(FIGURES), *rows]
+
+
+def _relative(figures: _Figures, baseline: dict[str, npt.NDArray[np.float64]]) -> list[str]:
+    """Return differences to the baseline: DSC in points, all else in per cent of it."""
+    rows = []
+    for key, draws in figures.items():
+        changes = {name: 100 * (draws[name] / baseline[name] - 1) for name in FIGURES}
+        changes["dsc"] = 100 * (draws["dsc"] - baseline["dsc"])
+        rows.append(_row(key, [_spelt(estimate(changes[name]), "{:+.1f}") for name in FIGURES]))
+    return [*_head(["dsc, points", *(f"{name}, %" for name in FIGURES[1:])]), *rows]
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [f"| configuration | temperature | {' | '.join(columns)} |", f"|{'---|' * (2 + len(columns))}"]
+
+
+def _row(key: tuple[str, bool], cells: list[str]) -> str:
+    name, scaled = key
+    return f"| {name} | {'fitted' if scaled else 'none'} | {' | '.join(cells)} |"
+
+
+def _spelt(found: Estimate, form: str) -> str:
+    value, low, high = (form.format(x) for x in (found.value, found.low, found.high))
+    return f"{value} ({low} to {high})"
