@@ -1,7 +1,7 @@
 # One target per wish; CI calls the same ones.
 BIN := .venv/bin
 
-.PHONY: setup demo test check crash
+.PHONY: setup demo test check bench crash
 
 setup: .venv/.installed
 
@@ -20,6 +20,9 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/losses.py
 
 crash: setup
 	$(BIN)/python benchmarks/crash.py --kills 100
