@@ -1,6 +1,7 @@
 """`calibrant train | export | evaluate`; joined to the command by entry point, heavy libraries imported when used."""
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,12 +122,10 @@ def compare(
     folds = [name for name in next(iter(configurations.values())).cases(data) if name != "test"]
     wanted = [f"fold{k}" for k in fold] if fold else folds
     out.mkdir(parents=True, exist_ok=True)
-    for number in seed or [0]:
-        for name in configuration or configurations:
-            for held_out in wanted:
-                run = RunName(name, held_out, number)
-                if not (out / run.file).exists():
-                    typer.echo(str(run_once(configurations[name], run, data, out, _show)))
+    for number, name, held_out in product(seed or [0], configuration or configurations, wanted):
+        run = RunName(name, held_out, number)
+        if not (out / run.file).exists():
+            typer.echo(str(run_once(configurations[name], run, data, out, _show)))
 
 
 @app.command()

@@ -91,19 +91,16 @@ def fold_person_weights(cases: Sequence[Scored], seed: int) -> npt.NDArray[np.in
     """
     generator = np.random.default_rng(seed)
     folds = sorted({case.fold for case in cases})
-    owners = {fold: sorted({case.sums.person for case in cases if case.fold == fold}) for fold in folds}
-    column: dict[tuple[str, str], list[int]] = {
-        key: [] for fold in folds for key in [(fold, person) for person in owners[fold]]
-    }
+    columns: dict[str, dict[str, list[int]]] = {fold: {} for fold in folds}
     for index, case in enumerate(cases):
-        column[case.fold, case.sums.person].append(index)
+        columns[case.fold].setdefault(case.sums.person, []).append(index)
     weights = np.zeros((1 + REPLICATES, len(cases)), np.int64)
     weights[0] = 1
     for row in weights[1:]:
         for fold in generator.choice(folds, len(folds)):
-            persons = owners[str(fold)]
-            for chosen in generator.integers(len(persons), size=len(persons)):
-                row[column[str(fold), persons[chosen]]] += 1
+            of_persons = list(columns[str(fold)].values())
+            for chosen in generator.integers(len(of_persons), size=len(of_persons)):
+                row[of_persons[chosen]] += 1
     return weights
 
 

@@ -220,6 +220,8 @@ def _scaled(payload: bytes, header: nib.Nifti1Header) -> npt.NDArray[np.generic]
 
 
 def _reject_non_finite(array: npt.NDArray[np.generic]) -> None:
+    if array.dtype.kind != "f":
+        return
     usable = np.abs(array) <= np.finfo(np.float32).max  # false for NaN, too; what float32 cannot hold is infinite to us
     if not usable.all():
         msg = f"{array.size - int(usable.sum())} of {array.size} voxels are NaN or infinite. Replace them, e.g. by the background's value."

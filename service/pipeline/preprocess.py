@@ -76,7 +76,7 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
         msg = f"At the model's voxel size the scan would have more than {MAX_VOXELS} voxels. Crop it, or check its voxel size."
         raise VolumeTooLarge(msg)
     # float32 counts to 2^24: larger intensities would lose the differences that z-scoring brings out.
-    exact = np.abs(volume.array_CDHW).max() <= _FLOAT32_COUNTS
+    exact = max(-float(volume.array_CDHW.min()), float(volume.array_CDHW.max())) <= _FLOAT32_COUNTS
     image = to_network_grid(volume.array_CDHW.astype(np.float32 if exact else np.float64), grid)
     for step in config.intensity:
         image = torch.stack([_normalise(channel, step) for channel in image])
