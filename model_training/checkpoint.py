@@ -5,7 +5,7 @@ optimiser's moments and the number of the step are all that a run needs to go on
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -53,8 +53,16 @@ def save_checkpoint(
     (run / f"{NAME}.part").replace(run / NAME)
 
 
-def load_checkpoint(run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, identity: str) -> Position:
+def load_checkpoint(
+    run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, identity: Callable[[int], str]
+) -> Position:
     """Bring network and optimiser to where the run's checkpoint stands and return its position; 0 without one.
+
+    Args:
+        run: folder of the run.
+        network: receives the weights.
+        optimiser: receives the moments.
+        identity: step -> what the checkpoint of this run says there.
 
     Raises:
         DataError: the checkpoint is damaged, or belongs to another recipe, seed or data set.
@@ -67,7 +75,7 @@ def load_checkpoint(run: Path, network: nn.Module, optimiser: torch.optim.Optimi
     except (SafetensorError, OSError) as error:
         msg = f"{run / NAME} cannot be read ({error}). Remove it to train from the first step."
         raise DataError(msg) from error
-    if facts["identity"] != identity:
+    if facts["identity"] != identity(int(facts["step"])):
         msg = (
             f"{run} holds the checkpoint of another recipe, seed or data set. Choose another folder, or remove {NAME}."
         )

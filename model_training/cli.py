@@ -1,6 +1,7 @@
 """`calibrant train | export | evaluate`; joined to the command by entry point, heavy libraries imported when used."""
 
 import sys
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,17 +28,25 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: weights and record.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same run on the same machine.")] = 0,
     device: Annotated[str, typer.Option(help="torch device, e.g. cpu or cuda:0.")] = "cpu",
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
 ) -> None:
-    """Train a recipe's network."""
-    import torch
-
-    from model_training.progress import Progress
+    """Train a recipe's network; `torchrun -m service train ...` shares each batch between several processes."""
+    from model_training.parallel import process_group
+    from model_training.progress import Progress, TensorBoard, Watcher
     from model_training.train import train as run_training
 
     chosen = _recipe(recipe)
-    with Progress(chosen.schedule.steps) as progress:
-        run_training(chosen, data, out, seed=seed, device=torch.device(device), progress=progress)
-    typer.echo(f"Weights and record are in {out}. Next: calibrant export {recipe} --data {data} --run {out} -o BUNDLE")
+    with process_group(device) as group, ExitStack() as stack:
+        watchers: list[Watcher] = []
+        if group.leads:
+            watchers.append(stack.enter_context(Progress(chosen.schedule.steps)))
+        if group.leads and tensorboard is not None:
+            watchers.append(TensorBoard(tensorboard))
+        run_training(chosen, data, out, seed=seed, group=group, watchers=watchers)
+    if group.leads:
+        typer.echo(
+            f"Weights and record are in {out}. Next: calibrant export {recipe} --data {data} --run {out} -o BUNDLE"
+        )
 
 
 @app.command()
@@ -83,7 +92,7 @@ def evaluate(
     found = measure(loaded.network, loaded.description.config, splits[name], _show)
     _print_scores(name, found)
     if out is not None:
-        structures = [label.name for label in loaded.description.config.labels[1:]]
+        structures = [structure.name for structure in loaded.description.config.structures]
         source = f"{loaded.description.config.name} on {loaded.description.card.population.dataset}, {name}"
         for path in write_results(out, found, structures, source):
             typer.echo(f"  {path}")

@@ -14,17 +14,22 @@ from typing import Final
 import torch
 from safetensors.torch import load_file
 
+from model_training.checkpoint import NAME as CHECKPOINT
 from model_training.config import Recipe
 from model_training.data import Case
 from model_training.evaluate import measure_one, this_platform
+from model_training.parallel import ALONE
 from model_training.progress import Progress
-from model_training.train import WEIGHTS, train
+from model_training.train import SAMPLES, WEIGHTS, train
 from service.bundle.card import CaseRecord
 from service.bundle.network import build_network
 from service.bundle.schema import Declaration
 
 TEMPERATURES: Final = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75)
 """Scalar temperatures at which each case is measured: enough to fit one on other folds and to know what it does here."""
+
+BEGUN: Final = "begun.safetensors"
+"""Checkpoint of the steps that the configurations of a fold have in common."""
 
 _DECIMALS = 5
 
@@ -74,8 +79,10 @@ def run_once(recipe: Recipe, name: RunName, data: Path, out: Path, done: Callabl
     others = tuple(split for split in splits if split not in (name.fold, "test"))
     held_out = replace(recipe, train_splits=others, validation_split=name.fold)
     if not (folder / WEIGHTS).exists():
+        if recipe.ace_after and not (folder / CHECKPOINT).exists():
+            _begin(held_out, name, data, folder)
         with Progress(recipe.schedule.steps) as progress:
-            train(held_out, data, folder, seed=name.seed, device=torch.device("cpu"), progress=progress)
+            train(held_out, data, folder, seed=name.seed, group=ALONE, watchers=[progress])
     network = build_network(recipe.service.network)
     network.load_state_dict(load_file(folder / WEIGHTS))
     cases = _measured(network.eval(), recipe, splits[name.fold], done)
@@ -97,6 +104,22 @@ def run_once(recipe: Recipe, name: RunName, data: Path, out: Path, done: Callabl
     part.replace(file)
     shutil.rmtree(folder)
     return file
+
+
+def _begin(recipe: Recipe, name: RunName, data: Path, folder: Path) -> None:
+    """Train the steps of Dice and cross-entropy alone, or take their checkpoint from another run of the fold.
+
+    Until mL1-ACE joins, the configurations of a fold and a seed take the same steps to the same weights.
+    """
+    start = folder.parent / f".start-{recipe.ace_after}-{name.fold}-seed{name.seed}"
+    if not (start / BEGUN).exists():
+        with Progress(recipe.schedule.steps) as progress:
+            train(recipe, data, start, seed=name.seed, group=ALONE, watchers=[progress], until=recipe.ace_after)
+        (start / CHECKPOINT).rename(start / BEGUN)
+        shutil.rmtree(start / SAMPLES)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(start / BEGUN, folder / f"{CHECKPOINT}.part")
+    (folder / f"{CHECKPOINT}.part").replace(folder / CHECKPOINT)
 
 
 def _measured(

@@ -1,15 +1,18 @@
 """What a recipe decides: data, network, loss, schedule."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+
+from monai.transforms import Compose
 
 from model_training.data import Case
 from service.bundle.card import Population
 from service.bundle.schema import ServiceConfig
 
 CaseLister = Callable[[Path], dict[str, list[Case]]]
+Augmentation = Callable[[ServiceConfig], Compose]
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -19,7 +22,7 @@ class Schedule:
     steps: int
     """Optimiser steps."""
     warmup_steps: int
-    """Steps over which the learning rate rises linearly from 0; a half cosine to 0 follows."""
+    """Steps over which the learning rate rises linearly; a half cosine to 0 follows."""
     batch_size: int
     """Images per step."""
     learning_rate: float
@@ -27,14 +30,16 @@ class Schedule:
     weight_decay: float
     """Of AdamW."""
     validate_every: int
-    """Steps between two looks at the validation cases."""
+    """Steps between two looks at the validation cases, each with a checkpoint."""
+    warmup_from: float = 0.0
+    """Fraction of the peak at which the warm-up begins."""
 
     def __post_init__(self) -> None:
         """Refuse a schedule that cannot run."""
         if not 0 <= self.warmup_steps < self.steps:
             msg = f"warmup_steps is {self.warmup_steps}; expected 0 to {self.steps - 1}, less than steps."
             raise ValueError(msg)
-        if self.batch_size < 1 or self.validate_every < 1 or self.learning_rate <= 0:
+        if min(self.batch_size, self.validate_every) < 1 or self.learning_rate <= 0:
             msg = "batch_size, validate_every and learning_rate must be positive."
             raise ValueError(msg)
 
@@ -47,12 +52,17 @@ class Recipe:
     """How the bundle will be served; training preprocesses by the same declaration."""
     cases: CaseLister
     """Data folder -> cases per split name."""
+    augmentation: Augmentation
+    """Random changes of a training image, and the patch that is cut from it."""
     train_splits: tuple[str, ...]
     """Splits that the shipped model is trained on."""
     validation_split: str
     """Split that the card is measured on; never trained on, never used to choose."""
     population: Callable[[list[Case]], Population]
     """Whom a card over these cases speaks about."""
+    nsd_tolerance_mm: float | None
+    """Distance within which two surfaces agree; None where the files do not tell the true voxel size, so that no
+    distance can be given in mm."""
     licence_notice: str
     """Text of the LICENSE file of the weights."""
     binning: Literal["hard", "soft"]
@@ -63,3 +73,7 @@ class Recipe:
     """Steps of Dice and cross-entropy alone before it joins: first the segmentation, then its calibration."""
     schedule: Schedule
     """How long and how fast."""
+
+    def with_loss(self, binning: Literal["hard", "soft"], ace_weight: float, *, after: int = 0) -> Self:
+        """Return the recipe with another mL1-ACE term and everything else equal."""
+        return replace(self, binning=binning, ace_weight=ace_weight, ace_after=after)

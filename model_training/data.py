@@ -1,17 +1,18 @@
-"""Cases on disk: where image and label of each lie, whose they are, and how they are read for training."""
+"""A case on disk: where its images and its label lie, whose they are, and how they are read for training."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from service.bundle.schema import ServiceConfig
-from service.errors import CalibrantError
+from service.errors import CalibrantError, ScanError
 from service.pipeline.decode import decode_scan
 from service.pipeline.preprocess import labels_to_network_grid, preprocess
 from service.volume import Volume
+
+_SAME_PLACE_MM = 1e-3
 
 
 class DataError(CalibrantError):
@@ -24,11 +25,12 @@ class DataError(CalibrantError):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One labelled image and the person whom it shows."""
+    """One labelled scan and the person whom it shows."""
 
     name: str
     person: str
-    image: Path
+    images: tuple[Path, ...]
+    """One file per input channel, in the order of the recipe's channels."""
     label: Path
 
 
@@ -41,37 +43,25 @@ class Sample:
     label: torch.Tensor
 
 
-def read_msd_splits(root: Path) -> dict[str, list[Case]]:
-    """Return the cases of a Medical Segmentation Decathlon folder by the splits of its ``splits.json``.
-
-    Keys: ``fold1`` .. ``foldN`` and ``test``. Splits are by person (``persons.json``).
+def read_scan(case: Case) -> Volume:
+    """Return the images of a case as one volume of as many channels.
 
     Raises:
-        DataError: a file is missing, or a person stands in two splits.
+        DataError: a file cannot be read, or two channels lie on different grids.
     """
-    try:
-        splits = json.loads((root / "splits.json").read_bytes())
-        persons = json.loads((root / "persons.json").read_bytes())
-        person_of = {name: person for person, names in persons.items() for name in names}
-        names_of = {f"fold{k}": names for k, names in enumerate(splits["folds"], start=1)} | {"test": splits["test"]}
-    except OSError as error:
-        msg = f"{error.filename} was not found: expected splits.json (folds, test) and persons.json beside imagesTr and labelsTr."
-        raise DataError(msg) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"splits.json or persons.json in {root} cannot be used ({error!r}): expected {{folds: [[case]], test: [case]}} and {{person: [case]}}."
-        raise DataError(msg) from error
-    cases = {split: [_msd_case(root, name, person_of) for name in names] for split, names in names_of.items()}
-    _reject_shared_persons(cases)
-    return cases
+    channels = [_decoded(path) for path in case.images]
+    for path, channel in zip(case.images, channels, strict=True):
+        _reject_another_grid(path, channel, case.images[0], channels[0])
+    return replace(channels[0], array_CDHW=np.concatenate([channel.array_CDHW for channel in channels]))
 
 
 def read_labels(case: Case, config: ServiceConfig) -> tuple[Volume, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
     """Return the label file of a case and its class indices, (D, H, W) uint8 on the file's grid.
 
     Raises:
-        DataError: a value that no label of the recipe has.
+        DataError: the file cannot be read, or holds a value that no label of the recipe has.
     """
-    volume = decode_scan(case.label)
+    volume = _decoded(case.label)
     values = np.array([label.value for label in config.labels])
     found = np.unique(volume.array_CDHW)
     if unknown := sorted(set(found.tolist()) - set(values.tolist())):
@@ -85,36 +75,32 @@ def load_sample(case: Case, config: ServiceConfig) -> Sample:
     """Return the case on the network's grid, preprocessed exactly as serving does.
 
     Raises:
-        DataError: image and label lie on different grids, or a label value is unknown.
-        ScanError: a file cannot be read.
+        DataError: a file cannot be read or normalised, images and label lie on different grids, or a label value is
+            unknown.
     """
-    scan = decode_scan(case.image)
+    scan = read_scan(case)
     labels, classes = read_labels(case, config)
-    if scan.shape != labels.shape or not np.allclose(scan.affine, labels.affine, atol=1e-3):
-        msg = f"{case.label} lies on another grid than {case.image}: {labels.shape} and {scan.shape} voxels. Resample the label to the image."
-        raise DataError(msg)
-    image, grid = preprocess(scan, config)
+    _reject_another_grid(case.label, labels, case.images[0], scan)
+    try:
+        image, grid = preprocess(scan, config)
+    except CalibrantError as error:
+        msg = f"{case.images[0]} cannot be preprocessed. {error}"
+        raise DataError(msg) from error
     return Sample(case, image, labels_to_network_grid(classes, grid))
 
 
-def _msd_case(root: Path, name: str, person_of: dict[str, str]) -> Case:
-    case = Case(
-        name, person_of.get(name, ""), root / "imagesTr" / f"{name}.nii.gz", root / "labelsTr" / f"{name}.nii.gz"
-    )
-    if not case.person:
-        msg = f"{root / 'persons.json'} does not say whose scan {name} is: add it, so that no person is split."
+def _decoded(path: Path) -> Volume:
+    try:
+        return decode_scan(path)
+    except ScanError as error:
+        msg = f"{path} cannot be read. {error}"
+        raise DataError(msg) from error
+
+
+def _reject_another_grid(path: Path, volume: Volume, other: Path, reference: Volume) -> None:
+    if volume.shape != reference.shape:
+        msg = f"{path} lies on another grid than {other}: {volume.shape} and {reference.shape} voxels. Resample the one to the other."
         raise DataError(msg)
-    for path in (case.image, case.label):
-        if not path.is_file():
-            msg = f"{path} was not found, though splits.json lists {name}: restore the file or take the case out of the split."
-            raise DataError(msg)
-    return case
-
-
-def _reject_shared_persons(cases: dict[str, list[Case]]) -> None:
-    split_of: dict[str, str] = {}
-    for split, members in cases.items():
-        for case in members:
-            if split_of.setdefault(case.person, split) != split:
-                msg = f"Person {case.person} is in {split_of[case.person]} and in {split}: keep all scans of a person in one split."
-                raise DataError(msg)
+    if not np.allclose(volume.affine, reference.affine, atol=_SAME_PLACE_MM):
+        msg = f"{path} lies on another grid than {other}: their affines differ. Resample the one to the other, or mend its header."
+        raise DataError(msg)

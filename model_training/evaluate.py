@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from model_training.data import Case, read_labels
+from model_training.data import Case, read_labels, read_scan
 from service.bundle.card import CaseRecord, Measurement
 from service.bundle.schema import ServiceConfig
 from service.calibration.cohort import measure_case
 from service.calibration.scores import ace
 from service.pipeline.calibrate import probabilities
-from service.pipeline.decode import decode_scan
 from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess
 from service.pipeline.run import ENGINE, PRECISION
@@ -44,7 +43,7 @@ def measure(
     for case in cases:
         records += measure_one(network, config, case, [config.temperature])
         done(case)
-    structures = [label.name for label in config.labels[1:]]
+    structures = [structure.name for structure in config.structures]
     return Measurement.of(ENGINE, PRECISION, this_platform(), records, structures)
 
 
@@ -52,7 +51,7 @@ def measure_one(
     network: nn.Module, config: ServiceConfig, case: Case, temperatures: Sequence[Sequence[float]]
 ) -> list[CaseRecord]:
     """Return the sums of one case, once for each choice of a temperature per class."""
-    scan = decode_scan(case.image)
+    scan = read_scan(case)
     _, classes = read_labels(case, config)
     image, grid = preprocess(scan, config)
     x, y, z = (round(float(mm), 4) for mm in scan.spacing_mm)
@@ -60,9 +59,10 @@ def measure_one(
         logits = infer(network, image, config)
         choices = [config.model_copy(update={"temperature": temperature}) for temperature in temperatures]
         probs_by_choice = [probabilities(logits, grid, choice) for choice in choices]
+    rows = [(0,), *(structure.channels for structure in config.structures)]
     records = []
     for probs in probs_by_choice:
-        sums = measure_case(case.name, case.person, probs, probs.argmax(axis=0), classes)
+        sums = measure_case(case.name, case.person, probs, probs.argmax(axis=0), classes, rows)
         records.append(CaseRecord.of(sums, scan.shape, (x, y, z)))
     return records
 

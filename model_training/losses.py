@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from monai.losses import DiceCELoss
 from torch import nn
+from torch.nn.functional import interpolate
 
 from model_training.binning import HardGap, Row, SoftGap, rows_of
 from service.calibration.histogram import BINS
@@ -192,8 +193,21 @@ class ACEDiceCELoss(nn.Module):
         """Return the weighted sum of the terms, a scalar; fits into MONAI's `DeepSupervisionLoss`."""
         return self.terms(logits, labels)["total"]
 
-    def terms(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the terms ``dice_ce`` and ``ace`` and their weighted sum ``total``, each a scalar."""
+    def terms(self, logits: torch.Tensor | Sequence[torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the terms ``dice_ce`` and ``ace`` and their weighted sum ``total``, each a scalar.
+
+        Args:
+            logits: (B, C, ...), or one such tensor for each scale of a deeply supervised network, finest first: their
+                losses count 1, 1/2, 1/4 ..., each at its own scale, as in MONAI's `DeepSupervisionLoss`.
+            labels: (B, 1, ...) at the finest scale.
+        """
+        scales = [logits] if isinstance(logits, torch.Tensor) else logits
+        terms = [self._terms_at_one_scale(scale, labels) for scale in scales]
+        return {name: sum((0.5**i * term[name] for i, term in enumerate(terms)), torch.zeros(())) for name in terms[0]}
+
+    def _terms_at_one_scale(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if labels.shape[2:] != logits.shape[2:]:
+            labels = interpolate(labels.float(), size=logits.shape[2:], mode="nearest-exact")
         dice_ce = self.dice_ce(logits.float(), labels)
         ace = self.ace(logits, labels)
         return {"total": dice_ce + self.ace_weight * ace, "dice_ce": dice_ce, "ace": ace}

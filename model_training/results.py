@@ -23,7 +23,7 @@ def write_results(out: Path, measurement: Measurement, structures: list[str], so
     Args:
         out: folder, made if missing.
         measurement: what was measured.
-        structures: names of the foreground classes 1 .. C-1.
+        structures: names of the rows 1 .. C-1 of the records.
         source: what the cases are; stands on the pictures.
     """
     out.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,11 @@
 import datetime as dt
 import hashlib
 import json
+import os
+import shutil
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,16 +16,22 @@ import torch
 from monai.transforms import Compose
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
 from model_training.checkpoint import NAME as CHECKPOINT
 from model_training.checkpoint import load_checkpoint, save_checkpoint
 from model_training.config import Recipe, Schedule
-from model_training.data import DataError, Sample, load_sample
+from model_training.data import Case, DataError, Sample
 from model_training.losses import ACEDiceCELoss
-from model_training.progress import Progress
-from model_training.transforms import augmentation
+from model_training.parallel import Group
+from model_training.progress import Watcher
+from model_training.samples import stored_samples
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
+from service.calibration.scores import ace
+from service.errors import CalibrantError
+from service.pipeline.calibrate import reliability_histogram
 from service.pipeline.infer import sliding_window_logits
 
 WEIGHTS: Final = "model.safetensors"
@@ -33,71 +43,193 @@ RECORD: Final = "training.json"
 GRADIENT_NORM: Final = 5.0
 """Gradients are clipped to this norm: one odd batch must not throw the weights away."""
 
+SAMPLES: Final = "samples"
+"""Folder of the samples within a run's folder, as long as it is under way."""
 
-def train(recipe: Recipe, data: Path, run: Path, *, seed: int, device: torch.device, progress: Progress) -> None:
+_MOST_WORKERS = 8
+
+
+class OutOfMemory(CalibrantError):
+    """A training step needs more memory than the device has."""
+
+    code = "out-of-memory"
+    status = 507
+    title = "Out of memory"
+
+
+def train(  # noqa: PLR0913 - what, from where, to where, and how
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    *,
+    seed: int,
+    group: Group,
+    watchers: Sequence[Watcher] = (),
+    until: int | None = None,
+) -> None:
     """Train the recipe's network and write weights and record to the folder `run`.
 
     A run that was killed goes on from its last checkpoint to the same weights, when called again with the same
     arguments. The weights of the last step are kept: validation is shown, never used to choose.
 
+    Args:
+        recipe: what to train.
+        data: folder of the data set.
+        run: folder of the run.
+        seed: of the first weights and of every batch.
+        group: the processes that share each batch between them.
+        watchers: hear of every step.
+        until: stop after this step, with a checkpoint instead of weights.
+
     Raises:
         DataError: the data set is not as the recipe expects, or the folder holds another run.
+        OutOfMemory: a step did not fit into memory.
         ValueError: the loss became NaN.
     """
     if (run / RECORD).exists():
         msg = f"{run} holds a finished run. Choose another folder for a new one."
         raise DataError(msg)
+    if recipe.schedule.batch_size % group.size:
+        msg = f"A batch of {recipe.schedule.batch_size} images cannot be shared by {group.size} processes evenly: choose another number of processes."
+        raise DataError(msg)
     splits = recipe.cases(data)
-    samples = [load_sample(case, recipe.service) for split in recipe.train_splits for case in splits[split]]
-    validation = [load_sample(case, recipe.service) for case in splits[recipe.validation_split]]
+    cases = [case for split in recipe.train_splits for case in splits[split]]
+    samples, validation = _prepared(recipe, run, group, cases, splits[recipe.validation_split])
 
     torch.manual_seed(seed)
-    network = build_network(recipe.service.network).to(device)
+    network = build_network(recipe.service.network).to(group.device)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=recipe.schedule.weight_decay)
     loss_of = ACEDiceCELoss(recipe.binning, ace_weight=0.0)
-    augment = augmentation(recipe.service)
-    run.mkdir(parents=True, exist_ok=True)
-    identity = _identity(recipe, seed, [sample.case.name for sample in samples])
-    position = load_checkpoint(run, network, optimiser, identity)
+    identity = _Identity(recipe, seed, cases)
+    position = load_checkpoint(run, network, optimiser, identity.after)
+    shared = DistributedDataParallel(network) if group.size > 1 else network
+    last = until or recipe.schedule.steps
+    batches = _Batches(samples, recipe, seed, group, range(position.step + 1, last + 1))
     started = time.monotonic() - position.seconds
 
-    for step in range(position.step + 1, recipe.schedule.steps + 1):
-        images, labels = draw_batch(samples, augment, recipe.schedule.batch_size, seed=seed, step=step)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.schedule.learning_rate * learning_rate_factor(step - 1, recipe.schedule)
+    for step, (images, labels) in zip(batches.steps, _loaded(batches, group), strict=True):
+        for parameters in optimiser.param_groups:
+            parameters["lr"] = recipe.schedule.learning_rate * learning_rate_factor(step - 1, recipe.schedule)
         loss_of.ace_weight = recipe.ace_weight if step > recipe.ace_after else 0.0
 
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = network(images.to(device))
-        terms = loss_of.terms(logits, labels.to(device))
-        optimiser.zero_grad(set_to_none=True)
-        terms["total"].backward()
+        with _told_when_memory_is_out(recipe, group):
+            with torch.autocast(group.device.type, torch.bfloat16):
+                logits = shared(images.to(group.device, non_blocking=True))
+            terms = loss_of.terms(logits, labels.to(group.device, non_blocking=True))
+            optimiser.zero_grad(set_to_none=True)
+            terms["total"].backward()
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         optimiser.step()
 
-        values = {name: term.item() for name, term in terms.items()}
-        progress.step(step, values)
-        if step % recipe.schedule.validate_every == 0 or step == recipe.schedule.steps:
-            dsc = validation_dsc(network, validation, recipe.service, device)
-            progress.validated(step, dsc)
-            position.history.append({"step": step, "validation_dsc": dsc, **values})
+        values = _mean_over(group, {name: term.item() for name, term in terms.items()})
+        for watcher in watchers:
+            watcher.step(step, step * recipe.schedule.batch_size / len(samples), values)
+        if step % recipe.schedule.validate_every == 0 or step == last:
+            scores = validation_scores(network, validation, recipe.service, group)
+            for watcher in watchers:
+                watcher.validated(step, scores)
+            validated = {f"validation_{name}": score for name, score in scores.items()}
+            position.history.append({"step": step, **validated, **values})
             position.step, position.seconds = step, time.monotonic() - started
-            save_checkpoint(run, network, optimiser, position, identity)
+            if group.leads:
+                save_checkpoint(run, network, optimiser, position, identity.after(step))
 
     facts = {"seed": seed, "train_cases": len(samples), "steps": position.step, "seconds": round(position.seconds)}
-    _write_run(run, network, recipe, facts | {"history": position.history})
+    if group.leads and until is None:
+        _write_run(run, network, recipe, facts | {"history": position.history})
+    group.wait()
 
 
-def _identity(recipe: Recipe, seed: int, cases: list[str]) -> str:
-    """Return what makes a run this run: everything that its weights follow from, but for the code and the machine."""
-    facts = [
-        recipe.service.model_dump_json(),
-        repr(recipe.schedule),
-        recipe.binning,
-        recipe.ace_weight,
-        recipe.ace_after,
-    ]
-    return hashlib.sha256(repr([*facts, seed, cases]).encode()).hexdigest()
+class _Identity:
+    """What makes a run this run: everything that its weights follow from, but for the code and the machine."""
+
+    def __init__(self, recipe: Recipe, seed: int, cases: Sequence[Case]) -> None:
+        self._recipe = recipe
+        names = [case.name for case in cases]
+        self._before = [
+            recipe.service.model_dump_json(),
+            repr(recipe.schedule),
+            recipe.augmentation.__name__,
+            seed,
+            names,
+        ]
+
+    def after(self, step: int) -> str:
+        """Return the identity of the weights after a step.
+
+        As long as the steps are of Dice and cross-entropy alone, they are the same for every loss that may follow.
+        """
+        facts = list(self._before)
+        if step > self._recipe.ace_after:
+            facts += [self._recipe.binning, self._recipe.ace_weight, self._recipe.ace_after]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _prepared(
+    recipe: Recipe, run: Path, group: Group, cases: Sequence[Case], validation: Sequence[Case]
+) -> tuple[list[Sample], list[Sample]]:
+    """Return both sets of samples; the first process computes them, the others find them there."""
+    folder = run / SAMPLES / hashlib.sha256(recipe.service.model_dump_json().encode()).hexdigest()[:12]
+    if not group.leads:
+        group.wait()
+    samples = stored_samples(cases, recipe.service, folder)
+    looked_at = stored_samples(validation, recipe.service, folder)
+    if group.leads:
+        group.wait()
+    return samples, looked_at
+
+
+class _Batches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """This process's share of the batch of each step."""
+
+    def __init__(self, samples: list[Sample], recipe: Recipe, seed: int, group: Group, steps: range) -> None:
+        self.steps = steps
+        self._samples = samples
+        self._augment = recipe.augmentation(recipe.service)
+        self._schedule = recipe.schedule
+        self._seed = seed
+        self._group = group
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = draw_batch(
+            self._samples, self._augment, self._schedule.batch_size, seed=self._seed, step=self.steps[index]
+        )
+        share = len(images) // self._group.size
+        mine = slice(self._group.rank * share, (self._group.rank + 1) * share)
+        return images[mine], labels[mine]
+
+
+def _loaded(batches: _Batches, group: Group) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the batches in order; beside a GPU they are drawn ahead by processes of their own."""
+    cuda = group.device.type == "cuda"
+    workers = min(_MOST_WORKERS, (os.cpu_count() or 1) // group.size) if cuda else 0
+    return DataLoader(batches, batch_size=None, shuffle=False, num_workers=workers, pin_memory=cuda)
+
+
+@contextmanager
+def _told_when_memory_is_out(recipe: Recipe, group: Group) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On the CPU torch raises a plain RuntimeError.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        patch = " x ".join(map(str, recipe.service.patch_size))
+        msg = (
+            f"{group.device} ran out of memory over a step of {recipe.schedule.batch_size // group.size} images, patches of {patch}. "
+            "Take a device with more memory, share the batch between several (torchrun), or the recipe's -small variant. "
+            "The last checkpoint is kept."
+        )
+        raise OutOfMemory(msg) from error
+
+
+def _mean_over(group: Group, values: dict[str, float]) -> dict[str, float]:
+    """Return the mean of the values over the processes: each had an equal share of the batch."""
+    everyone = group.gathered(values)
+    return {name: float(np.mean([one[name] for one in everyone])) for name in values}
 
 
 def _write_run(run: Path, network: nn.Module, recipe: Recipe, facts: dict[str, Any]) -> None:
@@ -114,6 +246,7 @@ def _write_run(run: Path, network: nn.Module, recipe: Recipe, facts: dict[str, A
     }
     (run / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     (run / CHECKPOINT).unlink()
+    shutil.rmtree(run / SAMPLES)
 
 
 def draw_batch(
@@ -127,7 +260,8 @@ def draw_batch(
     generator = np.random.default_rng([seed, step])
     chosen = generator.integers(len(samples), size=batch_size)
     augment.set_random_state(int(generator.integers(1 << 32)))
-    patches = [augment({"image": samples[i].image, "label": samples[i].label}) for i in chosen]
+    drawn = [augment({"image": samples[i].image, "label": samples[i].label}) for i in chosen]
+    patches = [patch for one in drawn for patch in (one if isinstance(one, list) else [one])]
     images = torch.stack([torch.as_tensor(patch["image"]) for patch in patches])
     labels = torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
     return images, labels
@@ -136,20 +270,43 @@ def draw_batch(
 def learning_rate_factor(step: int, schedule: Schedule) -> float:
     """Return the fraction of the peak learning rate at a step: linear warm-up, then half a cosine to 0."""
     if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
+        return schedule.warmup_from + (1 - schedule.warmup_from) * (step + 1) / schedule.warmup_steps
     done = (step - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
     return 0.5 * (1 + float(np.cos(np.pi * done)))
 
 
-def validation_dsc(network: nn.Module, samples: list[Sample], config: ServiceConfig, device: torch.device) -> float:
-    """Return the mean foreground DSC over whole validation images on the network's grid: a quick look, not the card."""
+def validation_scores(
+    network: nn.Module, samples: Sequence[Sample], config: ServiceConfig, group: Group
+) -> dict[str, float]:
+    """Return mean foreground ``dsc`` and ``ace`` of whole validation images on the network's grid.
+
+    A quick look, not the card: each structure that an image holds counts once. The processes share the images.
+    """
     network.eval()
-    scores = []
-    for sample in samples:
-        mask = sliding_window_logits(network, sample.image.to(device), config).argmax(dim=0).cpu()
-        for c in range(1, len(config.labels)):
-            predicted, reference = mask == c, sample.label[0] == c
-            if reference.any():
-                scores.append(2 * float((predicted & reference).sum()) / float(predicted.sum() + reference.sum()))
+    mine = [
+        score
+        for sample in samples[group.rank :: group.size]
+        for score in _structure_scores(network, sample, config, group.device)
+    ]
     network.train()
-    return float(np.mean(scores))
+    scores = np.array([score for one in group.gathered(mine) for score in one]).reshape(-1, 2)
+    dsc, gap = scores.mean(axis=0) if len(scores) else (float("nan"), float("nan"))
+    return {"dsc": float(dsc), "ace": float(gap)}
+
+
+def _structure_scores(
+    network: nn.Module, sample: Sample, config: ServiceConfig, device: torch.device
+) -> list[tuple[float, float]]:
+    """Return DSC and ACE of each structure that the image holds."""
+    probs = sliding_window_logits(network, sample.image.to(device), config).softmax(dim=0)
+    labels = sample.label[0].to(device)
+    rows = [(0,), *(structure.channels for structure in config.structures)]
+    gaps = ace(reliability_histogram(probs, labels, rows))
+    mask, scores = probs.argmax(dim=0), []
+    for channels, gap in zip(rows[1:], gaps[1:], strict=True):
+        of_structure = torch.tensor(channels, device=device)
+        predicted, reference = torch.isin(mask, of_structure), torch.isin(labels, of_structure)
+        if reference.any():
+            dsc = 2 * float((predicted & reference).sum()) / float(predicted.sum() + reference.sum())
+            scores.append((dsc, float(gap)))
+    return scores

@@ -1,40 +1,46 @@
-"""Random changes of a training image: what the model must not depend on."""
+"""Random changes of a training image, one function for each kind of data: what the model must not depend on.
+
+Each returns the transform of ``{"image": (C, D, H, W), "label": (1, D, H, W)}`` to one augmented patch of the bundle's
+size, or to a list of several, intensities already normalised.
+"""
+
+from typing import Final
 
 from monai.transforms import (
     Compose,
+    MapTransform,
     RandAdjustContrastd,
     RandAffined,
+    RandCropByPosNegLabeld,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandRotated,
     RandScaleIntensityd,
     RandSpatialCropd,
+    RandZoomd,
     SpatialPadd,
 )
 
 from service.bundle.schema import ServiceConfig
 
+_BOTH: Final = ("image", "label")
+_MODES: Final = ("bilinear", "nearest")
 
-def augmentation(config: ServiceConfig) -> Compose:
-    """Return the transform of ``{"image": (C, D, H, W), "label": (1, D, H, W)}`` to one augmented patch of the bundle's size.
 
-    Left and right are flipped (first axis, when the orientation's first letter is R or L): one model serves both
-    sides. Intensities are changed after z-scoring.
-    """
-    both = ("image", "label")
-    size = config.patch_size
+def one_model_for_both_sides(config: ServiceConfig) -> Compose:
+    """Flip left and right, so that one model serves both sides; move, turn, scale; blur, noise, contrast."""
     return Compose(
         [
-            SpatialPadd(both, size),
-            RandSpatialCropd(both, size, random_size=False),
-            RandFlipd(both, prob=0.5, spatial_axis=config.orientation.index("R" if "R" in config.orientation else "L")),
+            *_any_patch(config),
+            RandFlipd(_BOTH, prob=0.5, spatial_axis=_left_right(config)),
             RandAffined(
-                both,
+                _BOTH,
                 prob=0.8,
                 rotate_range=(0.26, 0.26, 0.26),
                 translate_range=(5, 5, 5),
                 scale_range=(0.15, 0.15, 0.15),
-                mode=("bilinear", "nearest"),
+                mode=_MODES,
                 padding_mode="zeros",
             ),
             RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.3, 0.9), sigma_y=(0.3, 0.9), sigma_z=(0.3, 0.9)),
@@ -43,3 +49,74 @@ def augmentation(config: ServiceConfig) -> Compose:
             RandScaleIntensityd("image", prob=0.3, factors=0.15),
         ]
     )
+
+
+def turned_in_plane(config: ServiceConfig) -> Compose:
+    """Turn about the third axis by any angle, move, scale: for stacks of thick slices, whose planes never tilt.
+
+    Every second patch is centred in a structure: the heart is a small part of some fields of view.
+    """
+    return Compose(
+        [
+            SpatialPadd(_BOTH, config.patch_size),
+            _about_foreground(config, patches=1),
+            RandAffined(
+                _BOTH,
+                prob=0.8,
+                rotate_range=(0, 0, 3.1416),
+                translate_range=(10, 10, 0),
+                scale_range=(0.2, 0.2, 0),
+                mode=_MODES,
+                padding_mode="zeros",
+            ),
+            RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.3, 0.9), sigma_y=(0.3, 0.9), sigma_z=(0.0, 0.0)),
+            RandGaussianNoised("image", prob=0.3, std=0.1),
+            RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
+            RandScaleIntensityd("image", prob=0.3, factors=0.15),
+        ]
+    )
+
+
+def small_affine(config: ServiceConfig) -> Compose:
+    """Turn, shear and scale by a tenth, of every second patch: as the paper trains on ACDC (arXiv 2506.03942)."""
+    return Compose([*_any_patch(config), _affine()])
+
+
+def small_affine_about_foreground(config: ServiceConfig) -> Compose:
+    """The same on four patches of an image, every second centred in a structure: as the paper trains on AMOS and KiTS."""
+    return Compose([SpatialPadd(_BOTH, config.patch_size), _about_foreground(config, patches=4), _affine()])
+
+
+def zoom_turn_blur(config: ServiceConfig) -> Compose:
+    """Zoom, turn, noise, blur, gamma and left-right flips: as the paper trains on BraTS."""
+    turn = 0.2618  # 15 degrees
+    return Compose(
+        [
+            *_any_patch(config),
+            RandZoomd(_BOTH, prob=0.3, min_zoom=0.7, max_zoom=1.5, mode=("trilinear", "nearest")),
+            RandRotated(_BOTH, range_x=turn, range_y=turn, range_z=turn, prob=0.3, mode=_MODES, padding_mode="zeros"),
+            RandGaussianNoised("image", prob=0.15, std=0.1),
+            RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),
+            RandAdjustContrastd("image", prob=0.15, gamma=(0.7, 1.5)),
+            RandFlipd(_BOTH, prob=0.5, spatial_axis=_left_right(config)),
+        ]
+    )
+
+
+def _any_patch(config: ServiceConfig) -> list[MapTransform]:
+    return [SpatialPadd(_BOTH, config.patch_size), RandSpatialCropd(_BOTH, config.patch_size, random_size=False)]
+
+
+def _about_foreground(config: ServiceConfig, *, patches: int) -> RandCropByPosNegLabeld:
+    return RandCropByPosNegLabeld(_BOTH, "label", config.patch_size, pos=1, neg=1, num_samples=patches)
+
+
+def _affine() -> RandAffined:
+    tenth = (0.1, 0.1, 0.1)
+    return RandAffined(
+        _BOTH, prob=0.5, rotate_range=tenth, shear_range=tenth, scale_range=tenth, mode=_MODES, padding_mode="zeros"
+    )
+
+
+def _left_right(config: ServiceConfig) -> int:
+    return config.orientation.index("R" if "R" in config.orientation else "L")

@@ -36,7 +36,10 @@ class Interval(Declaration):
 
 
 class CaseRecord(Declaration):
-    """Sums of one case over its voxels; the outer list of each matrix is the class, background first."""
+    """Sums of one case over its voxels; the outer list of each matrix is the structure, background first.
+
+    The structures are those of `ServiceConfig.structures`: the bundle's regions where it declares any, else its labels.
+    """
 
     case: str
     person: str
@@ -118,7 +121,7 @@ class Measurement(Declaration):
             precision: of the network's arithmetic.
             platform: processor and library versions.
             cases: the per-case sums.
-            structures: names of the foreground classes 1 .. C-1.
+            structures: names of the rows 1 .. C-1.
         """
         sums = [case.sums() for case in cases]
         return cls(

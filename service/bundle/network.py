@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from typing import Final
 
-from monai.networks.nets import SegResNet, UNet
+from monai.networks.nets import SegResNet, SegResNetDS, UNet
 from torch import nn
 
 from service.bundle.schema import Network
 from service.errors import BundleUnsupported
 
-NETWORKS: Final[dict[str, Callable[..., nn.Module]]] = {"SegResNet": SegResNet, "UNet": UNet}
+NETWORKS: Final[dict[str, Callable[..., nn.Module]]] = {
+    "SegResNet": SegResNet,
+    "SegResNetDS": SegResNetDS,
+    "UNet": UNet,
+}
 """Names that `service.json` may use; a bundle never brings code of its own."""
 
 # What the constructors raise when the arguments do not fit; anything else would be a fault of ours.

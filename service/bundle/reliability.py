@@ -22,7 +22,7 @@ def reliability_of(records: Sequence[CaseRecord], structures: Sequence[str], sou
 
     Args:
         records: one or more cases.
-        structures: names of the foreground classes 1 .. C-1.
+        structures: names of the rows 1 .. C-1 of the records.
         source: what the cases are: data set, split, date. Stands on every drawing.
     """
     histograms = [record.sums().histogram for record in records]

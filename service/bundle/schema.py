@@ -3,6 +3,7 @@
 Version 1 is frozen: a later minor version may add optional fields, never change the meaning of these.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
@@ -90,6 +91,14 @@ class Region(Declaration):
     labels: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a figure speaks about: a name and the output channels whose probabilities are summed for it."""
+
+    name: str
+    channels: tuple[int, ...]
+
+
 class ServiceConfig(Declaration):
     """All that serving needs besides the weights."""
 
@@ -119,6 +128,16 @@ class ServiceConfig(Declaration):
     locator: dict[str, JsonValue] | None = None
     """How to find the anatomy in a larger scan; null when the scan is segmented as it comes."""
 
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """What is scored beside the background: the regions where there are any, else each label on its own."""
+        if not self.regions:
+            return tuple(Structure(label.name, (channel,)) for channel, label in enumerate(self.labels) if channel)
+        channel_of = {label.value: channel for channel, label in enumerate(self.labels)}
+        return tuple(
+            Structure(region.name, tuple(channel_of[value] for value in region.labels)) for region in self.regions
+        )
+
     @field_validator("orientation")
     @classmethod
     def _reject_axis_named_twice(cls, orientation: str) -> str:
@@ -138,7 +157,7 @@ class ServiceConfig(Declaration):
         if len(self.temperature) != len(self.labels):
             msg = f"{len(self.temperature)} temperatures for {len(self.labels)} labels: expected one per label"
             raise ValueError(msg)
-        if unknown := {value for region in self.regions for value in region.labels} - set(values):
-            msg = f"regions name the label values {sorted(unknown)}, which no label has"
+        if unknown := {value for region in self.regions for value in region.labels} - set(values[1:]):
+            msg = f"regions name the label values {sorted(unknown)}, which no structure has"
             raise ValueError(msg)
         return self

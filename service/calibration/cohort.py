@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.calibration.floor import ace_floor
-from service.calibration.histogram import ReliabilityHistogram
+from service.calibration.histogram import CHUNK_VOXELS, ReliabilityHistogram
 from service.calibration.scores import Scores, ace, brier_sum, ece, mce, nll_sum
 
 REPLICATES: Final = 2000
@@ -32,7 +32,7 @@ class CaseSums:
     Args:
         case: name of the case.
         person: whose scan it is.
-        histogram: sums per class and bin, (C, M).
+        histogram: sums per class, or structure, and bin, (C, M).
         brier: Brier score summed over voxels.
         nll: negative log likelihood summed over voxels, in nats.
         intersection: (C,) voxels where prediction and reference agree on the class.
@@ -68,7 +68,12 @@ class CaseSums:
 
 
 def measure_case(
-    case: str, person: str, probs: npt.NDArray[np.float32], mask: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer]
+    case: str,
+    person: str,
+    probs: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.integer],
+    structures: Sequence[Sequence[int]] | None = None,
 ) -> CaseSums:
     """Return the sums of one case whose reference is known.
 
@@ -78,21 +83,34 @@ def measure_case(
         probs: (C, D, H, W) probabilities on the native grid.
         mask: (D, H, W) the predicted class of each voxel.
         labels: (D, H, W) the reference, 0 .. C-1.
+        structures: the classes that make up each row of the sums, background first; by default each class is one.
 
     Raises:
         InvalidProbabilities: as `ReliabilityHistogram.from_probabilities`.
     """
     classes = len(probs)
+    rows = structures or [(c,) for c in range(classes)]
+    histogram = ReliabilityHistogram.from_probabilities(probs, labels, rows)
+    confusion = _confusion(labels.ravel(), mask.ravel(), classes)
     return CaseSums(
         case=case,
         person=person,
-        histogram=ReliabilityHistogram.from_probabilities(probs, labels),
+        histogram=histogram,
         brier=brier_sum(probs, labels),
         nll=nll_sum(probs, labels),
-        intersection=np.bincount(labels[mask == labels].ravel(), minlength=classes),
-        predicted=np.bincount(mask.ravel(), minlength=classes),
-        floor=ace_floor(probs, replicates=FLOOR_REPLICATES, seed=0),
+        intersection=np.array([confusion[np.ix_(row, row)].sum() for row in rows]),
+        predicted=np.array([confusion[:, row].sum() for row in rows]),
+        floor=ace_floor(probs, rows, replicates=FLOOR_REPLICATES, seed=0),
     )
+
+
+def _confusion(labels: npt.NDArray[np.integer], mask: npt.NDArray[np.integer], classes: int) -> npt.NDArray[np.int64]:
+    """Return the number of voxels of each true and predicted class, (C, C)."""
+    pairs = np.zeros(classes**2, np.int64)
+    for start in range(0, labels.size, CHUNK_VOXELS):
+        chunk = slice(start, start + CHUNK_VOXELS)
+        pairs += np.bincount(labels[chunk].astype(np.int64) * classes + mask[chunk], minlength=classes**2)
+    return pairs.reshape(classes, classes)
 
 
 @dataclass(frozen=True, slots=True)

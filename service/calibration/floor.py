@@ -4,6 +4,8 @@ A bin of n voxels whose labels truly follow p still shows a gap of about sqrt(p 
 simulation: draw labels from p itself, score them, average. ACE minus its floor is the excess that the model owns.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,14 +13,17 @@ from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import ace
 
 
-def ace_floor(probs: npt.NDArray[np.float32], *, replicates: int, seed: int) -> npt.NDArray[np.float64]:
-    """Return the mean ACE of each class over labels drawn from `probs`, (C,) in [0, 1].
+def ace_floor(
+    probs: npt.NDArray[np.float32], structures: Sequence[Sequence[int]] | None = None, *, replicates: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Return the mean ACE of each class, or structure, over labels drawn from `probs`, (C,) in [0, 1].
 
     Voxels are drawn independently of one another. Real errors are correlated in space, which makes the true floor
     higher: this one is a lower bound.
 
     Args:
         probs: (C, ...) float32 probabilities that sum to 1 over C.
+        structures: as `ReliabilityHistogram.from_probabilities`.
         replicates: number of simulated label maps.
         seed: seed of the generator; the same seed gives the same floor.
     """
@@ -28,5 +33,5 @@ def ace_floor(probs: npt.NDArray[np.float32], *, replicates: int, seed: int) -> 
     draws = []
     for _ in range(replicates):
         labels = (generator.random(flat.shape[1]) >= edges).sum(axis=0)
-        draws.append(ace(ReliabilityHistogram.from_probabilities(flat, labels), include_absent=True))
+        draws.append(ace(ReliabilityHistogram.from_probabilities(flat, labels, structures), include_absent=True))
     return np.mean(draws, axis=0)

@@ -3,6 +3,7 @@
 In: probabilities (C, ...) and labels (...). Out: count, sum of p and sum of y per class and bin, each (C, M).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -57,30 +58,43 @@ class ReliabilityHistogram:
         return cls(np.zeros(shape, np.int64), np.zeros(shape, np.float64), np.zeros(shape, np.int64))
 
     @classmethod
-    def from_probabilities(cls, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> Self:
-        """Bin every voxel of one image once per class.
+    def from_probabilities(
+        cls,
+        probs: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.integer],
+        structures: Sequence[Sequence[int]] | None = None,
+    ) -> Self:
+        """Bin every voxel of one image once per class, or once per structure.
 
         Args:
             probs: (C, ...) float32, probability of each class, in [0, 1].
             labels: (...) integers, the true class 0 .. C-1 of each voxel.
+            structures: the classes that make up each row, where a row is more than one: its probability is the sum of
+                theirs, e.g. the whole tumour of its parts. Each class is a row of its own by default.
 
         Raises:
             InvalidProbabilities: NaN, a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
         """
         probs, labels = _checked(probs, labels)
-        histogram = cls.empty(probs.shape[0])
+        rows = structures or [(c,) for c in range(len(probs))]
+        histogram = cls.empty(len(rows))
         for start in range(0, labels.size, CHUNK_VOXELS):
-            histogram += cls._of_chunk(probs[:, start : start + CHUNK_VOXELS], labels[start : start + CHUNK_VOXELS])
+            chunk = slice(start, start + CHUNK_VOXELS)
+            histogram += cls._of_chunk(probs[:, chunk], labels[chunk], rows)
         return histogram
 
     @classmethod
-    def _of_chunk(cls, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> Self:
-        histogram = cls.empty(probs.shape[0])
-        for c, p in enumerate(probs):
+    def _of_chunk(
+        cls, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer], rows: Sequence[Sequence[int]]
+    ) -> Self:
+        histogram = cls.empty(len(rows))
+        for row, classes in enumerate(rows):
+            # Probabilities that sum to 1 may sum to a last digit more.
+            p = np.minimum(probs[list(classes)].sum(axis=0), 1)
             bins = bin_index(p)
-            histogram.count[c] = np.bincount(bins, minlength=BINS)
-            histogram.sum_p[c] = np.bincount(bins, weights=p, minlength=BINS)
-            histogram.sum_y[c] = np.bincount(bins[labels == c], minlength=BINS)
+            histogram.count[row] = np.bincount(bins, minlength=BINS)
+            histogram.sum_p[row] = np.bincount(bins, weights=p, minlength=BINS)
+            histogram.sum_y[row] = np.bincount(bins[np.isin(labels, classes)], minlength=BINS)
         return histogram
 
     def __add__(self, other: Self) -> Self:

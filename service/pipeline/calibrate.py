@@ -1,5 +1,6 @@
 """Logits -> what is said about each voxel: probabilities, mask and confidence on the scan's own grid."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy.typing as npt
 import torch
 
 from service.bundle.schema import ServiceConfig
+from service.calibration.histogram import BINS, ReliabilityHistogram
+from service.errors import InvalidProbabilities
 from service.pipeline.preprocess import Grid, to_scan_grid
 
 
@@ -36,6 +39,50 @@ def probabilities(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> np
     temperature = torch.tensor(config.temperature).view(-1, 1, 1, 1)
     native = torch.from_numpy(to_scan_grid(logits.float(), grid))
     return (native / temperature).softmax(dim=0).numpy()
+
+
+def reliability_histogram(
+    probs: torch.Tensor, labels: torch.Tensor, structures: Sequence[Sequence[int]] | None = None
+) -> ReliabilityHistogram:
+    """Return the reliability histogram of tensors on any device; as `ReliabilityHistogram.from_probabilities`.
+
+    Counts are integers and sums float64, so that the result is the same on every device but for the order in which
+    the sums were added up.
+
+    Args:
+        probs: (C, ...) probabilities in [0, 1].
+        labels: (...) integers 0 .. C-1 on the same device.
+        structures: the classes that make up each row; by default each class is one.
+
+    Raises:
+        InvalidProbabilities: NaN or a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
+    """
+    probs, labels = probs.float().flatten(1), labels.flatten()
+    _reject_invalid(probs, labels)
+    rows = structures or [(c,) for c in range(len(probs))]
+    count, sum_p, sum_y = [], [], []
+    for classes in rows:
+        p = probs[list(classes)].sum(dim=0).clamp_(max=1)
+        bins = (p * BINS).ceil_().sub_(1).clamp_(0, BINS - 1).long()
+        count.append(torch.bincount(bins, minlength=BINS))
+        sum_p.append(torch.bincount(bins, weights=p.double(), minlength=BINS))
+        belongs = torch.isin(labels, torch.tensor(classes, device=labels.device))
+        sum_y.append(torch.bincount(bins[belongs], minlength=BINS))
+    n, p_sum, y_sum = (torch.stack(sums).cpu().numpy() for sums in (count, sum_p, sum_y))
+    return ReliabilityHistogram(n, p_sum, y_sum)
+
+
+def _reject_invalid(probs: torch.Tensor, labels: torch.Tensor) -> None:
+    if probs.shape[1:] != labels.shape:
+        msg = f"Probabilities of {probs.shape[1:].numel()} voxels do not belong to labels of {labels.numel()}."
+        raise InvalidProbabilities(msg)
+    # `not (all in range)` also catches NaN, for which every comparison is false.
+    if probs.numel() and not bool(((probs >= 0) & (probs <= 1)).all()):
+        msg = f"Probabilities span {float(probs.min())} to {float(probs.max())}; expected values in [0, 1]. Apply softmax first."
+        raise InvalidProbabilities(msg)
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(probs):
+        msg = f"Labels span {int(labels.min())} to {int(labels.max())}; expected 0 to {len(probs) - 1}."
+        raise InvalidProbabilities(msg)
 
 
 def segment(probs: npt.NDArray[np.float32], config: ServiceConfig) -> Segmentation:

@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from model_training.data import Case, read_msd_splits
+from model_training.data import Case
+from model_training.layouts.msd import read_msd
 
 CLASSES = 3
 
@@ -60,8 +61,8 @@ def test_the_test_cases_posted_by_curl(url: str, hippocampus: Path, tmp_path: Pa
     """All 47 test cases: mean DSC at least 0.86, confidence in [1/C, 1], the card's statement with each."""
     model = json.loads(curl(f"{url}/v1/models/hippocampus-mr"))
     scores = []
-    for case in read_msd_splits(hippocampus)["test"]:
-        job = post(url, case.image)
+    for case in read_msd(hippocampus, str)["test"]:
+        job = post(url, case.images[0])
         assert job["state"] == "succeeded"
         confidence = fetch(url, job, "confidence", tmp_path)
         assert confidence.min() >= 1 / CLASSES

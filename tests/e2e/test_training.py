@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
-import torch
+from model_training.parallel import ALONE
 from model_training.progress import Progress
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from model_training.train import train
@@ -30,7 +30,7 @@ recipe = dataclasses.replace(
     schedule=dataclasses.replace(HIPPOCAMPUS.schedule, steps=40, warmup_steps=5, validate_every=10),
 )
 with Progress(40) as progress:
-    train(recipe, data, run, seed=0, device=torch.device("cpu"), progress=progress)
+    train(recipe, data, run, seed=0, group=ALONE, watchers=[progress])
 """
 
 

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 
 from model_training.config import Recipe, Schedule
-from model_training.progress import Progress
+from model_training.layouts.msd import read_msd
+from model_training.parallel import ALONE
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from model_training.train import train
 from service.bundle.schema import ServiceConfig
@@ -20,6 +20,7 @@ def recipe(tiny_config: ServiceConfig) -> Recipe:
     return dataclasses.replace(
         HIPPOCAMPUS,
         service=tiny_config,
+        cases=lambda root: read_msd(root, str),
         train_splits=("fold1",),
         validation_split="fold2",
         binning="hard",
@@ -32,6 +33,5 @@ def recipe(tiny_config: ServiceConfig) -> Recipe:
 @pytest.fixture
 def trained(tiny_msd: Path, tmp_path: Path, recipe: Recipe) -> Path:
     """Return the folder of a finished run of the recipe."""
-    with Progress(recipe.schedule.steps) as progress:
-        train(recipe, tiny_msd, tmp_path / "run", seed=0, device=torch.device("cpu"), progress=progress)
+    train(recipe, tiny_msd, tmp_path / "run", seed=0, group=ALONE)
     return tmp_path / "run"

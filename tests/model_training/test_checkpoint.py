@@ -25,7 +25,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     other = nn.Linear(3, 2)
     moments = torch.optim.AdamW(other.parameters(), lr=0.1)
 
-    position = load_checkpoint(tmp_path, other, moments, "run")
+    position = load_checkpoint(tmp_path, other, moments, lambda _step: "run")
 
     assert position == Position(7, 1.5, [{"step": 7, "dsc": 0.1}])
     assert torch.equal(other.weight, network.weight)
@@ -39,7 +39,7 @@ def test_without_a_checkpoint_a_run_starts_at_0(tmp_path: Path) -> None:
     """An empty folder changes nothing."""
     network, optimiser = started()
     weight = network.weight.clone()
-    assert load_checkpoint(tmp_path, network, optimiser, "run") == Position(0, 0.0, [])
+    assert load_checkpoint(tmp_path, network, optimiser, lambda _step: "run") == Position(0, 0.0, [])
     assert torch.equal(network.weight, weight)
 
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
     network, optimiser = started()
     save_checkpoint(tmp_path, network, optimiser, Position(), "run")
     with pytest.raises(DataError, match="another recipe, seed or data set"):
-        load_checkpoint(tmp_path, network, optimiser, "other run")
+        load_checkpoint(tmp_path, network, optimiser, lambda _step: "other run")
     (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:50])
     with pytest.raises(DataError, match="cannot be read"):
-        load_checkpoint(tmp_path, network, optimiser, "run")
+        load_checkpoint(tmp_path, network, optimiser, lambda _step: "run")

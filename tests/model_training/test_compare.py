@@ -9,7 +9,8 @@ from model_training import compare, recipes
 from model_training.cli import app
 from model_training.compare import TEMPERATURES, Run, RunName, run_once
 from model_training.config import Recipe
-from model_training.data import Case, read_msd_splits
+from model_training.data import Case
+from model_training.layouts.msd import read_msd
 
 
 def quiet(_: Case) -> None:
@@ -23,7 +24,7 @@ def test_a_run_measures_the_fold_that_it_was_not_trained_on(recipe: Recipe, tiny
     run = Run.model_validate_json(file.read_bytes())
     assert (run.configuration, run.fold, run.seed, run.steps) == ("tiny", "fold1", 3, 3)
     assert list(run.cases) == [str(t) for t in TEMPERATURES]
-    expected = [case.name for case in read_msd_splits(tiny_msd)["fold1"]]
+    expected = [case.name for case in read_msd(tiny_msd, str)["fold1"]]
     assert all([record.case for record in records] == expected for records in run.cases.values())
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-fold1-seed3.json"]
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model_training.data import Case, DataError, load_sample, read_labels, read_msd_splits
+from model_training.data import Case, DataError, load_sample, read_labels
+from model_training.layouts.msd import read_msd
 from service.bundle.schema import Label, ServiceConfig
 from service.errors import PayloadTruncated
 
@@ -16,7 +17,7 @@ WriteNifti = Callable[..., None]
 @pytest.fixture
 def case(tiny_msd: Path) -> Case:
     """Return one case of the tiny data set."""
-    return read_msd_splits(tiny_msd)["fold2"][0]
+    return read_msd(tiny_msd, str)["fold2"][0]
 
 
 def rewrite(path: Path, **fields: object) -> None:
@@ -26,7 +27,7 @@ def rewrite(path: Path, **fields: object) -> None:
 
 def test_cases_are_listed_by_split(tiny_msd: Path) -> None:
     """Folds and test set hold the cases of splits.json in its order, each with its person and files."""
-    splits = read_msd_splits(tiny_msd)
+    splits = read_msd(tiny_msd, str)
 
     names = {split: [(case.name, case.person) for case in cases] for split, cases in splits.items()}
     assert names == {
@@ -43,7 +44,7 @@ def test_a_person_in_two_splits_is_refused(tiny_msd: Path) -> None:
     rewrite(tiny_msd / "splits.json", folds=[["a1", "b1"], ["c1", "a2"]])
 
     with pytest.raises(DataError, match=r"Person A is in fold1 and in fold2: keep all scans"):
-        read_msd_splits(tiny_msd)
+        read_msd(tiny_msd, str)
 
 
 def test_a_person_in_a_fold_and_in_the_test_set_is_refused(tiny_msd: Path) -> None:
@@ -51,7 +52,7 @@ def test_a_person_in_a_fold_and_in_the_test_set_is_refused(tiny_msd: Path) -> No
     rewrite(tiny_msd / "persons.json", A=["a1", "a2", "d1"], D=[])
 
     with pytest.raises(DataError, match="Person A is in fold1 and in test"):
-        read_msd_splits(tiny_msd)
+        read_msd(tiny_msd, str)
 
 
 def test_a_case_of_nobody_is_refused(tiny_msd: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_case_of_nobody_is_refused(tiny_msd: Path) -> None:
     rewrite(tiny_msd / "persons.json", C=[])
 
     with pytest.raises(DataError, match="does not say whose scan c1 is"):
-        read_msd_splits(tiny_msd)
+        read_msd(tiny_msd, str)
 
 
 @pytest.mark.parametrize("name", ["splits.json", "persons.json", "imagesTr/a2.nii.gz", "labelsTr/d1.nii.gz"])
@@ -68,7 +69,7 @@ def test_a_missing_file_is_named(tiny_msd: Path, name: str) -> None:
     (tiny_msd / name).unlink()
 
     with pytest.raises(DataError, match=rf"{name} was not found"):
-        read_msd_splits(tiny_msd)
+        read_msd(tiny_msd, str)
 
 
 def test_label_values_become_class_indices(case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti) -> None:
@@ -126,7 +127,7 @@ def test_image_and_label_are_turned_together(case: Case, tiny_config: ServiceCon
     label = np.zeros((4, 4, 4), np.uint8)
     label[0, 1, 3] = 1
     write_nifti(case.label, label, lps)
-    write_nifti(case.image, label.astype(np.float32), lps)
+    write_nifti(case.images[0], label.astype(np.float32), lps)
 
     sample = load_sample(case, tiny_config)
 
@@ -141,7 +142,7 @@ def test_image_and_label_stay_aligned_when_resampled(
     label = np.zeros((9, 3, 3), np.uint8)
     label[[0, 4, 8]] = 1
     write_nifti(case.label, label)
-    write_nifti(case.image, label.astype(np.float32))
+    write_nifti(case.images[0], label.astype(np.float32))
 
     sample = load_sample(case, tiny_config.model_copy(update={"spacing_mm": (4.0, 1.0, 1.0), "intensity": []}))
 
@@ -177,7 +178,7 @@ def test_a_damaged_image_is_refused(case: Case, tiny_config: ServiceConfig) -> N
 
 def test_the_hippocampus_data_are_split_by_person(hippocampus: Path) -> None:
     """The development folds hold 34, 37, 35, 36 and 33 cases, the test set 47, and nobody is in two of them."""
-    splits = read_msd_splits(hippocampus)
+    splits = read_msd(hippocampus, str)
 
     assert {split: len(cases) for split, cases in splits.items()} == {
         "fold1": 34,

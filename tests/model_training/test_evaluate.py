@@ -9,8 +9,9 @@ from monai.metrics import CalibrationErrorMetric, CalibrationReduction, DiceMetr
 from safetensors.torch import load_file
 
 from model_training.config import Recipe
-from model_training.data import Case, read_msd_splits
+from model_training.data import Case
 from model_training.evaluate import differences, measure, measure_one
+from model_training.layouts.msd import read_msd
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.calibration.scores import ace
@@ -33,10 +34,10 @@ def test_scores_agree_with_monai_on_the_mask_and_probabilities(
     network: torch.nn.Module, recipe: Recipe, tiny_msd: Path
 ) -> None:
     """DSC and ACE of a case are those that MONAI computes from the same network's output."""
-    (case,) = read_msd_splits(tiny_msd)["test"]
+    (case,) = read_msd(tiny_msd, str)["test"]
     (record,) = measure_one(network, recipe.service, case, [[1.0, 1.0, 1.0]])
 
-    scan = torch.from_numpy(nib.Nifti1Image.from_filename(case.image).get_fdata(dtype=np.float32))
+    scan = torch.from_numpy(nib.Nifti1Image.from_filename(case.images[0]).get_fdata(dtype=np.float32))
     image = ((scan.double() - scan.double().mean()) / scan.double().std(correction=0)).float()
     labels = torch.from_numpy(np.asarray(nib.Nifti1Image.from_filename(case.label).dataobj).astype(np.int64))
     with torch.inference_mode():
@@ -60,10 +61,10 @@ def test_it_measures_what_is_served(
     """The voxels that evaluation counts per class are those of the mask that serving writes."""
     del trained
     bundle = load_bundle(tiny_bundle, torch.device("cpu"))
-    (case,) = read_msd_splits(tiny_msd)["test"]
+    (case,) = read_msd(tiny_msd, str)["test"]
     (record,) = measure_one(bundle.network, recipe.service, case, [[1.0, 1.0, 1.0]])
     (tmp_path / "out").mkdir()
-    run_case(case.image, bundle, tmp_path / "out", lambda _stage, _done: None)
+    run_case(case.images[0], bundle, tmp_path / "out", lambda _stage, _done: None)
     mask = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "out" / "mask.nii.gz").dataobj)
     assert record.predicted == np.bincount(mask.ravel(), minlength=3).tolist()
 
@@ -72,7 +73,7 @@ def test_temperatures_change_probabilities_and_not_the_mask(
     network: torch.nn.Module, recipe: Recipe, tiny_msd: Path
 ) -> None:
     """Each choice of temperatures has a record of its own; one for all classes leaves every DSC as it was."""
-    (case,) = read_msd_splits(tiny_msd)["test"]
+    (case,) = read_msd(tiny_msd, str)["test"]
 
     sharp, plain, flat = measure_one(network, recipe.service, case, [[0.1] * 3, [1.0] * 3, [1e3] * 3])
 
@@ -85,7 +86,7 @@ def test_temperatures_change_probabilities_and_not_the_mask(
 
 def test_measuring_twice_gives_the_same_measurement(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
     """Every figure and every sum repeats exactly; the callers' number of threads neither matters nor changes."""
-    cases = read_msd_splits(tiny_msd)["fold1"]
+    cases = read_msd(tiny_msd, str)["fold1"]
     threads = torch.get_num_threads()
     first = measure(network, recipe.service, cases, quiet)
     torch.set_num_threads(threads + 1)
@@ -98,7 +99,7 @@ def test_measuring_twice_gives_the_same_measurement(network: torch.nn.Module, re
 
 def test_differences_name_figures_and_cases(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
     """A changed figure and a changed sum are both found, each under its name."""
-    stated = measure(network, recipe.service, read_msd_splits(tiny_msd)["fold2"], quiet)
+    stated = measure(network, recipe.service, read_msd(tiny_msd, str)["fold2"], quiet)
     score = stated.scores["dsc"]
     figure = score.model_copy(update={"value": (score.value or 0.0) + 0.25})
     case = stated.cases[0].model_copy(update={"nll": 0.0})

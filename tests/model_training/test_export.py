@@ -11,9 +11,10 @@ import torch
 
 from model_training import export as module
 from model_training.config import Recipe
-from model_training.data import Case, read_msd_splits
+from model_training.data import Case
 from model_training.evaluate import differences, measure
 from model_training.export import export
+from model_training.layouts.msd import read_msd
 from service.bundle.card import Measurement
 from service.bundle.reader import load_bundle
 from service.errors import BundleInvalid
@@ -53,7 +54,7 @@ def test_its_card_speaks_of_the_persons_that_training_never_saw(bundle: Path, re
     (measurement,) = card.measurements
     assert [case.case for case in measurement.cases] == ["c1"]
     assert (card.population.n_cases, card.population.n_persons) == (1, 1)
-    cases = read_msd_splits(tiny_msd)["fold2"]
+    cases = read_msd(tiny_msd, str)["fold2"]
     assert differences(measure(loaded.network, recipe.service, cases, quiet), measurement) == {}
     assert {r.feature: r.values for r in card.shift_references} == {
         "extent_mm_1": [10.0],

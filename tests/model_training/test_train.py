@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from model_training.config import Recipe, Schedule
-from model_training.data import DataError, Sample, load_sample, read_msd_splits
+from model_training.data import DataError, Sample, load_sample
+from model_training.layouts.msd import read_msd
+from model_training.parallel import ALONE
 from model_training.progress import Progress
-from model_training.train import draw_batch, learning_rate_factor, train, validation_dsc
-from model_training.transforms import augmentation
+from model_training.train import draw_batch, learning_rate_factor, train, validation_scores
+from model_training.transforms import one_model_for_both_sides
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
-
-CPU = torch.device("cpu")
 
 Run = Callable[..., Path]
 
@@ -28,7 +28,7 @@ def run(tiny_msd: Path, tmp_path: Path, recipe: Recipe) -> Run:
     def train_into(name: str, *, seed: int = 0, **fields: object) -> Path:
         changed = dataclasses.replace(recipe, **fields)  # type: ignore[arg-type]
         with Progress(changed.schedule.steps) as progress:
-            train(changed, tiny_msd, tmp_path / name, seed=seed, device=CPU, progress=progress)
+            train(changed, tiny_msd, tmp_path / name, seed=seed, group=ALONE, watchers=[progress])
         return tmp_path / name
 
     return train_into
@@ -98,8 +98,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     schedule = dataclasses.replace(recipe.schedule, steps=6, validate_every=2)
     whole = run("whole", schedule=schedule)
 
-    def killed(self: Progress, step: int, terms: dict[str, float]) -> None:
-        del self, terms
+    def killed(self: Progress, step: int, epoch: float, terms: dict[str, float]) -> None:
+        del self, epoch, terms
         if step == killed_at:
             raise KeyboardInterrupt
 
@@ -121,8 +121,8 @@ def test_a_folder_of_another_run_is_refused(run: Run, recipe: Recipe, monkeypatc
     """A checkpoint of another seed is not gone on from, and a finished run is not trained over."""
     often = dataclasses.replace(recipe.schedule, validate_every=1)
 
-    def killed(self: Progress, step: int, terms: dict[str, float]) -> None:
-        del self, terms
+    def killed(self: Progress, step: int, epoch: float, terms: dict[str, float]) -> None:
+        del self, epoch, terms
         if step == 2:
             raise KeyboardInterrupt
 
@@ -140,8 +140,8 @@ def test_a_folder_of_another_run_is_refused(run: Run, recipe: Recipe, monkeypatc
 
 def test_batches_follow_from_seed_and_step(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
     """The same seed and step draw the same batch whatever was drawn before; another step or seed another."""
-    samples = [load_sample(case, tiny_config) for case in read_msd_splits(tiny_msd)["fold1"]]
-    augment = augmentation(tiny_config)
+    samples = [load_sample(case, tiny_config) for case in read_msd(tiny_msd, str)["fold1"]]
+    augment = one_model_for_both_sides(tiny_config)
 
     images = [draw_batch(samples, augment, 2, seed=s, step=t)[0] for s, t in ((1, 5), (1, 6), (2, 5), (1, 5))]
 
@@ -179,14 +179,14 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, (1 + root) / 2, 0.5, (1 - root) / 2, 0])
 
 
-def test_validation_dsc_is_the_mean_over_present_structures(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
+def test_validation_scores_is_the_mean_over_present_structures(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
     """A network that knows structure 1 and calls structure 2 background scores 1 and 0; absent ones do not count."""
-    sample = load_sample(read_msd_splits(tiny_msd)["test"][0], tiny_config)
+    sample = load_sample(read_msd(tiny_msd, str)["test"][0], tiny_config)
     only_front = Sample(sample.case, sample.image, torch.where(sample.label == 1, 1, 0).to(torch.uint8))
     network = Knows(sample.label == 1, like=sample.image)
 
-    assert validation_dsc(network, [sample], tiny_config, CPU) == 0.5
-    assert validation_dsc(network, [only_front], tiny_config, CPU) == 1.0
+    assert validation_scores(network, [sample], tiny_config, ALONE)["dsc"] == 0.5
+    assert validation_scores(network, [only_front], tiny_config, ALONE)["dsc"] == 1.0
     assert network.training
 
 

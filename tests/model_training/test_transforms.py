@@ -5,10 +5,10 @@ import torch
 from monai.transforms import Compose
 
 from model_training.data import Case, Sample
-from model_training.transforms import augmentation
+from model_training.transforms import one_model_for_both_sides
 from service.bundle.schema import ServiceConfig
 
-CASE = Case("a1", "A", Path("image"), Path("label"))
+CASE = Case("a1", "A", (Path("image"),), Path("label"))
 
 
 def half_bright(shape: tuple[int, int, int]) -> Sample:
@@ -26,7 +26,7 @@ def batch_of(samples: list[Sample], transform: Compose) -> tuple[torch.Tensor, t
 
 def seeded(config: ServiceConfig, seed: int) -> Compose:
     """Return the augmentation whose draws follow from a seed."""
-    transform = augmentation(config)
+    transform = one_model_for_both_sides(config)
     transform.set_random_state(seed)
     return transform
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import torch
 
-from model_training.data import Case, read_msd_splits
+from model_training.data import Case
 from model_training.recipes import RECIPES
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from service.bundle.network import build_network
@@ -40,7 +40,6 @@ def test_the_card_is_measured_on_persons_who_were_not_trained_on() -> None:
     """Fold 5 is neither trained on nor is it the test set, which no recipe names."""
     assert HIPPOCAMPUS.train_splits == ("fold1", "fold2", "fold3", "fold4")
     assert HIPPOCAMPUS.validation_split == "fold5"
-    assert HIPPOCAMPUS.cases is read_msd_splits
 
 
 def test_the_calibration_loss_takes_part_in_training() -> None:

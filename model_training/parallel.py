@@ -1,0 +1,71 @@
+"""Several processes that train one network, as ``torchrun`` starts them; one process is the case of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import torch
+from torch import distributed
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes of a run.
+
+    Args:
+        rank: which of them this is; 0 writes and shows.
+        size: how many there are.
+        device: what this one computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files and shows the progress."""
+        return self.rank == 0
+
+    def gathered(self, mine: _T) -> list[_T]:
+        """Return what every process gave, in the order of their ranks."""
+        if self.size == 1:
+            return [mine]
+        everyone: list[_T | None] = [None] * self.size
+        distributed.all_gather_object(everyone, mine)
+        return everyone  # type: ignore[return-value]  # filled by now
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+ALONE: Final = Group(rank=0, size=1, device=torch.device("cpu"))
+"""One process on the CPU."""
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Group]:
+    """Join the processes that ``torchrun`` started, or stand alone.
+
+    Args:
+        device: e.g. ``cpu``, ``cuda:1``; with torchrun ``cuda`` gives each process the device of its local rank.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    own = torch.device(device)
+    if size == 1:
+        yield Group(rank=0, size=1, device=own)
+        return
+    if own.type == "cuda":
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield Group(rank, size, own)
+    finally:
+        distributed.destroy_process_group()
