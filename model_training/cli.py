@@ -1,4 +1,4 @@
-"""`calibrant train | export | evaluate`; joined to the command by entry point, heavy libraries imported when used."""
+"""`calibrant train | crossvalidate | calibrate | export | evaluate | compare | comparison`; joined to the command by entry point, heavy libraries imported when used."""
 
 import sys
 from contextlib import ExitStack
@@ -57,12 +57,72 @@ def export(
         Path, typer.Option("--run", help="Folder that calibrant train wrote.", exists=True, file_okay=False)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle; must not exist.")],
+    temperature: Annotated[
+        Path | None, typer.Option(help="File that calibrant calibrate wrote; none by default.", exists=True)
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Take its temperature of each class.")] = False,
 ) -> None:
     """Measure a trained network on persons that it never saw and write the bundle with its calibration card."""
+    from model_training.calibrate import Temperatures
     from model_training.export import export as write_bundle
 
-    identity = write_bundle(_recipe(recipe), data, run, out, _show)
+    chosen = _recipe(recipe)
+    if temperature is not None:
+        fitted = Temperatures.model_validate_json(temperature.read_bytes())
+        chosen = chosen.with_temperature(
+            fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
+        )
+    identity = write_bundle(chosen, data, run, out, _show)
     typer.echo(f"{identity} is in {out}, read back and checked.")
+
+
+@app.command()
+def crossvalidate(
+    recipe: RecipeName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs; folds that are there are skipped.")],
+    fold: Annotated[list[int] | None, typer.Option(help="Folds to hold out; all by default.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same runs on the same machine.")] = 0,
+    device: Annotated[str, typer.Option(help="torch device, e.g. cpu or cuda:0.")] = "cpu",
+) -> None:
+    """Train without each fold in turn and measure it out of fold; folds are by person. May be stopped and called again."""
+    from model_training.crossvalidate import MEASUREMENT, measure_folds, train_folds
+    from model_training.parallel import process_group
+
+    chosen = _recipe(recipe)
+    folds = _folds(chosen, data, fold)
+    with process_group(device) as group:
+        train_folds(chosen, data, out, folds, seed=seed, group=group)
+        if not group.leads:
+            return
+    _print_scores(f"{', '.join(folds)}, out of fold", measure_folds(chosen, data, out, folds, _show))
+    typer.echo(f"  {out / MEASUREMENT}")
+
+
+@app.command()
+def calibrate(
+    recipe: RecipeName,
+    data: Data,
+    runs: Annotated[
+        Path, typer.Option("--runs", help="Folder that calibrant crossvalidate filled.", exists=True, file_okay=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file of the temperatures, for calibrant export.")],
+    fold: Annotated[
+        list[int] | None, typer.Option(help="Folds that take part; by default those that the recipe trains on.")
+    ] = None,
+) -> None:
+    """Fit a temperature, scalar and per class, on out-of-fold cases, and say what each is worth on others."""
+    from model_training.calibrate import calibrate as fit
+
+    chosen = _recipe(recipe)
+    folds = [f"fold{k}" for k in fold] if fold else list(chosen.train_splits)
+    temperatures = fit(chosen, data, runs, folds, _show)
+    out.write_text(temperatures.model_dump_json(indent=2) + "\n")
+    typer.echo(f"{temperatures.n_cases} cases of {temperatures.n_persons} persons ({', '.join(folds)}), out of fold")
+    typer.echo(f"  scalar {temperatures.scalar:.4f}; per class {' '.join(f'{t:.4f}' for t in temperatures.per_class)}")
+    for kind, nll in temperatures.nll.items():
+        typer.echo(f"  NLL {kind:10} {nll:.5f}")
+    typer.echo(f"Next: calibrant export {recipe} ... --temperature {out} [--per-class]")
 
 
 @app.command()
@@ -128,8 +188,7 @@ def compare(
     if unknown := sorted(set(configuration or []) - configurations.keys()):
         typer.echo(f"There is no configuration {unknown[0]}; there are: {', '.join(configurations)}.", err=True)
         raise typer.Exit(2)
-    folds = [name for name in next(iter(configurations.values())).cases(data) if name != "test"]
-    wanted = [f"fold{k}" for k in fold] if fold else folds
+    wanted = _folds(next(iter(configurations.values())), data, fold)
     out.mkdir(parents=True, exist_ok=True)
     for number, name, held_out in product(seed or [0], configuration or configurations, wanted):
         run = RunName(name, held_out, number)
@@ -145,6 +204,13 @@ def comparison(
     from model_training.comparison import load_runs, table
 
     typer.echo(table(load_runs(runs)))
+
+
+def _folds(recipe: "Recipe", data: Path, numbers: list[int] | None) -> list[str]:
+    """Return the names of the folds of these numbers; all development folds of the data set without any."""
+    if numbers:
+        return [f"fold{k}" for k in numbers]
+    return [name for name in recipe.cases(data) if name != "test"]
 
 
 def _recipe(name: str) -> "Recipe":

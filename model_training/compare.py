@@ -7,7 +7,7 @@ comparison can be spread over days and machines. What follows from the runs is c
 import datetime as dt
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -76,8 +76,7 @@ def run_once(recipe: Recipe, name: RunName, data: Path, out: Path, done: Callabl
     file = out / name.file
     folder = out / f".{file.stem}"
     splits = recipe.cases(data)
-    others = tuple(split for split in splits if split not in (name.fold, "test"))
-    held_out = replace(recipe, train_splits=others, validation_split=name.fold)
+    held_out = recipe.without(name.fold, splits)
     if not (folder / WEIGHTS).exists():
         if recipe.ace_after and not (folder / CHECKPOINT).exists():
             _begin(held_out, name, data, folder)

@@ -1,6 +1,6 @@
 """What a recipe decides: data, network, loss, schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -73,6 +73,21 @@ class Recipe:
     """Steps of Dice and cross-entropy alone before it joins: first the segmentation, then its calibration."""
     schedule: Schedule
     """How long and how fast."""
+
+    def without(self, fold: str, splits: Iterable[str]) -> Self:
+        """Return the recipe trained on all folds but one and looked at on that one.
+
+        Args:
+            fold: that is held out.
+            splits: names of all splits; the test set never takes part.
+        """
+        others = tuple(split for split in splits if split not in (fold, "test"))
+        return replace(self, train_splits=others, validation_split=fold)
+
+    def with_temperature(self, temperature: list[float]) -> Self:
+        """Return the recipe whose bundle divides the logits of each class by these."""
+        service = self.service.model_copy(update={"temperature": temperature})
+        return replace(self, service=ServiceConfig.model_validate(service.model_dump()))
 
     def with_loss(self, binning: Literal["hard", "soft"], ace_weight: float, *, after: int = 0) -> Self:
         """Return the recipe with another mL1-ACE term and everything else equal."""

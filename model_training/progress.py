@@ -30,8 +30,8 @@ class Watcher(Protocol):
 class Progress:
     """Shows step, epoch, loss terms, validation DSC and ACE and the time left; a context manager."""
 
-    def __init__(self, steps: int) -> None:
-        """Prepare for a run of so many steps."""
+    def __init__(self, steps: int, *, shown: bool = True) -> None:
+        """Prepare for a run of so many steps; of several processes only one shows anything."""
         self._steps = steps
         self._first: tuple[int, float] | None = None
         self._last_line = -LINE_EVERY_S
@@ -44,7 +44,8 @@ class Progress:
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
-        self._bar = Bar(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = Bar(*columns, console=self._console, disable=not (shown and self._console.is_terminal))
+        self._plain = shown and not self._console.is_terminal
         self._task = self._bar.add_task("", total=steps)
 
     def __enter__(self) -> Self:
@@ -65,7 +66,7 @@ class Progress:
         self._bar.update(self._task, completed=step, description=text)
         now = time.monotonic()
         first_step, first_time = self._first = self._first or (step, now)
-        if not self._console.is_terminal and (now - self._last_line >= LINE_EVERY_S or step == self._steps):
+        if self._plain and (now - self._last_line >= LINE_EVERY_S or step == self._steps):
             self._last_line = now
             # A run that goes on from a checkpoint did not make its first steps in this process's time.
             seconds = (now - first_time) / max(step - first_step, 1) * (self._steps - step)
