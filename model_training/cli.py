@@ -199,11 +199,19 @@ def compare(
 @app.command()
 def comparison(
     runs: Annotated[Path, typer.Argument(help="Folder of the runs that calibrant compare wrote.", exists=True)],
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw DSC against ACE to this file, .png or .svg.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Print the tables of a comparison, as Markdown, from its runs alone."""
-    from model_training.comparison import load_runs, table
+    from model_training.comparison import compared, load_runs, table
 
-    typer.echo(table(load_runs(runs)))
+    found = compared(load_runs(runs))
+    typer.echo(table(found))
+    if picture is not None:
+        from model_training.front import draw_front
+
+        picture.write_bytes(draw_front(found, "svg" if picture.suffix == ".svg" else "png"))
 
 
 def _folds(recipe: "Recipe", data: Path, numbers: list[int] | None) -> list[str]:

@@ -104,8 +104,28 @@ def fold_person_weights(cases: Sequence[Scored], seed: int) -> npt.NDArray[np.in
     return weights
 
 
-def table(runs: Sequence[Run]) -> str:
-    """Return the comparison as Markdown: figures with 95 % intervals, and relative differences to the baseline."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The figures of every configuration on the cases that all of them scored.
+
+    Args:
+        cases: what was compared, in words.
+        figures: (configuration, whether with a temperature) -> figure -> (1 + R,) its value, then under each resample.
+    """
+
+    cases: str
+    figures: dict[tuple[str, bool], dict[str, npt.NDArray[np.float64]]]
+
+    def changes(self, key: tuple[str, bool]) -> dict[str, Estimate]:
+        """Return the differences of a configuration to the baseline: DSC in points, all else in per cent of it."""
+        draws, baseline = self.figures[key], self.figures[BASELINE, False]
+        changes = {name: 100 * (draws[name] / baseline[name] - 1) for name in FIGURES}
+        changes["dsc"] = 100 * (draws["dsc"] - baseline["dsc"])
+        return {name: estimate(change) for name, change in changes.items()}
+
+
+def compared(runs: Sequence[Run]) -> Comparison:
+    """Return the comparison of the runs, over the folds and seeds that every configuration has."""
     configurations = sorted({run.configuration for run in runs}, key=lambda name: (name != BASELINE, name))
     common = set.intersection(*({(r.fold, r.seed) for r in runs if r.configuration == name} for name in configurations))
     kept = sorted((run for run in runs if (run.fold, run.seed) in common), key=lambda run: (run.seed, run.fold))
@@ -116,34 +136,37 @@ def table(runs: Sequence[Run]) -> str:
     }
     weights = fold_person_weights(draws[BASELINE, False], seed=0)
     figures = {key: cohort_draws([case.sums for case in cases], weights) for key, cases in draws.items()}
-    return "\n".join([_heading(kept), *_absolute(figures), "", *_relative(figures, figures[BASELINE, False])])
+    return Comparison(_cases(kept), figures)
 
 
-_Figures = dict[tuple[str, bool], dict[str, npt.NDArray[np.float64]]]
+def table(comparison: Comparison) -> str:
+    """Return the comparison as Markdown: figures with 95 % intervals, and differences to the baseline."""
+    return "\n".join([comparison.cases + "\n", *_absolute(comparison), "", *_relative(comparison)])
 
 
-def _heading(runs: Sequence[Run]) -> str:
+def _cases(runs: Sequence[Run]) -> str:
     one = [run for run in runs if run.configuration == BASELINE]
     cases = {(case.case, case.person) for run in one for case in run.cases["1.0"]}
     persons = len({person for _, person in cases})
     folds, seeds = sorted({run.fold for run in one}), sorted({run.seed for run in one})
-    return f"{len(cases)} cases of {persons} persons, out of fold; {', '.join(folds)}; seeds {', '.join(map(str, seeds))}.\n"
+    return (
+        f"{len(cases)} cases of {persons} persons, out of fold; {', '.join(folds)}; seeds {', '.join(map(str, seeds))}."
+    )
 
 
-def _absolute(figures: _Figures) -> list[str]:
+def _absolute(comparison: Comparison) -> list[str]:
     rows = [
-        _row(key, [_spelt(estimate(draws[figure]), "{:.4f}") for figure in FIGURES]) for key, draws in figures.items()
+        _row(key, [_spelt(estimate(draws[figure]), "{:.4f}") for figure in FIGURES])
+        for key, draws in comparison.figures.items()
     ]
     return [*_head(FIGURES), *rows]
 
 
-def _relative(figures: _Figures, baseline: dict[str, npt.NDArray[np.float64]]) -> list[str]:
-    """Return differences to the baseline: DSC in points, all else in per cent of it."""
-    rows = []
-    for key, draws in figures.items():
-        changes = {name: 100 * (draws[name] / baseline[name] - 1) for name in FIGURES}
-        changes["dsc"] = 100 * (draws["dsc"] - baseline["dsc"])
-        rows.append(_row(key, [_spelt(estimate(changes[name]), "{:+.1f}") for name in FIGURES]))
+def _relative(comparison: Comparison) -> list[str]:
+    rows = [
+        _row(key, [_spelt(change, "{:+.1f}") for change in comparison.changes(key).values()])
+        for key in comparison.figures
+    ]
     return [*_head(["dsc, points", *(f"{name}, %" for name in FIGURES[1:])]), *rows]
 
 

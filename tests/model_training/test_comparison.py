@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from model_training.compare import TEMPERATURES, Run
-from model_training.comparison import fitted_temperature, fold_person_weights, load_runs, score, table
+from model_training.comparison import compared, fitted_temperature, fold_person_weights, load_runs, score, table
 from model_training.data import DataError
 from service.bundle.card import CaseRecord
 from service.calibration.cohort import measure_case
@@ -81,7 +81,8 @@ def test_the_table_sets_each_configuration_beside_the_baseline() -> None:
     runs = [run("dice-ce", f"fold{k}", 1.2) for k in (1, 2, 3)]
     runs += [run("better", f"fold{k}", 1.1) for k in (1, 2)]
 
-    text = table(runs)
+    comparison = compared(runs)
+    text = table(comparison)
 
     assert text.startswith("6 cases of 4 persons, out of fold; fold1, fold2; seeds 0.\n")
     lines = text.splitlines()
@@ -91,6 +92,8 @@ def test_the_table_sets_each_configuration_beside_the_baseline() -> None:
     assert better.split(" | ")[3] == "-50.0 (-50.0 to -50.0)"
     fitted = [line for line in lines if line.startswith("| better | fitted |")]
     assert len(fitted) == 2
+    change = comparison.changes(("better", False))["ace_macro"]
+    assert (change.value, change.low, change.high) == pytest.approx((-50, -50, -50))
 
 
 def test_runs_are_read_from_a_folder(tmp_path: Path) -> None:
