@@ -96,7 +96,7 @@ def _voxels_of(
     recipe: Recipe, network: torch.nn.Module, case: Case, fold: str, done: Callable[[Case], None]
 ) -> _Voxels:
     image, grid = preprocess(read_scan(case), recipe.service)
-    logits = to_scan_grid(infer(network, image, recipe.service).float(), grid).reshape(len(recipe.service.labels), -1)
+    logits = to_scan_grid(infer(network, image, recipe.service), grid).reshape(len(recipe.service.labels), -1)
     classes = read_labels(case, recipe.service)[1].ravel()
     generator = np.random.default_rng(0)
     chosen = generator.choice(classes.size, min(VOXELS_PER_CASE, classes.size), replace=False)

@@ -1,6 +1,6 @@
 """Logits -> what is said about each voxel: probabilities, mask and confidence on the scan's own grid."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from service.bundle.schema import ServiceConfig
 from service.calibration.histogram import BINS, ReliabilityHistogram
 from service.errors import InvalidProbabilities
-from service.pipeline.preprocess import Grid, to_scan_grid
+from service.pipeline.preprocess import Grid, to_scan_axes, to_scan_slabs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,10 +26,13 @@ class Segmentation:
     confidence: npt.NDArray[np.float32]
 
 
-def probabilities(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> npt.NDArray[np.float32]:
-    """Return the calibrated probabilities on the scan's grid, (C, D, H, W) float32, summing to 1 over C.
+def probability_slabs(
+    logits: torch.Tensor, grid: Grid, config: ServiceConfig
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Yield the calibrated probabilities of the scan's voxels slab by slab, (C, planes, H, W), summing to 1 over C.
 
-    Logits are interpolated, not probabilities: interpolated probabilities would blur the confidence at edges.
+    The whole of them is never in memory: 16 classes of 512^3 voxels would be 8 GiB. Axes as `to_scan_slabs` yields
+    them. Logits are interpolated, not probabilities: interpolated probabilities would blur the confidence at edges.
 
     Args:
         logits: (C, D, H, W) float16 on the network's grid.
@@ -37,8 +40,29 @@ def probabilities(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> np
         config: holds the temperature of each class.
     """
     temperature = torch.tensor(config.temperature).view(-1, 1, 1, 1)
-    native = torch.from_numpy(to_scan_grid(logits.float(), grid))
-    return (native / temperature).softmax(dim=0).numpy()
+    for window, slab in to_scan_slabs(logits, grid):
+        yield window, (slab / temperature).softmax(dim=0).numpy()
+
+
+def probabilities(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> npt.NDArray[np.float32]:
+    """Return all of `probability_slabs` at once, (C, D, H, W) float32 on the scan's grid, in its file's axes."""
+    whole = np.concatenate([slab for _, slab in probability_slabs(logits, grid, config)], axis=1)
+    return np.stack([to_scan_axes(channel, grid) for channel in whole])
+
+
+def segment(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmentation:
+    """Return the most probable label and its probability at each voxel; of two equal ones the first listed.
+
+    Args:
+        logits: (C, D, H, W) float16 on the network's grid.
+        grid: leads back to the scan's grid.
+        config: holds label value and temperature of each class.
+    """
+    values = np.array([label.value for label in config.labels], np.uint8)
+    mask, confidence = np.empty(grid.oriented_shape, np.uint8), np.empty(grid.oriented_shape, np.float32)
+    for window, probs in probability_slabs(logits, grid, config):
+        mask[window], confidence[window] = values[probs.argmax(axis=0)], probs.max(axis=0)
+    return Segmentation(to_scan_axes(mask, grid), to_scan_axes(confidence, grid))
 
 
 def reliability_histogram(
@@ -83,15 +107,3 @@ def _reject_invalid(probs: torch.Tensor, labels: torch.Tensor) -> None:
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(probs):
         msg = f"Labels span {int(labels.min())} to {int(labels.max())}; expected 0 to {len(probs) - 1}."
         raise InvalidProbabilities(msg)
-
-
-def segment(probs: npt.NDArray[np.float32], config: ServiceConfig) -> Segmentation:
-    """Return the most probable label and its probability at each voxel; of two equal ones the first listed.
-
-    Args:
-        probs: (C, D, H, W) float32.
-        config: holds the label value of each class.
-    """
-    confidence = probs.max(axis=0)
-    values = np.array([label.value for label in config.labels], np.uint8)
-    return Segmentation(values[probs.argmax(axis=0)], confidence)

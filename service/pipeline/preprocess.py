@@ -4,8 +4,9 @@ Training and serving both call this module: there is no second preprocessing.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,9 @@ from service.bundle.schema import IntensityStep, ServiceConfig, Window
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
 from service.pipeline.decode import MAX_VOXELS
 from service.volume import Volume
+
+SLAB_VALUES: Final = 1 << 24
+"""Numbers that the way back to the scan's grid holds at a time: 64 MiB of float32."""
 
 _FLOAT32_COUNTS = 1 << 24
 
@@ -96,9 +100,43 @@ def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.T
     return torch.from_numpy(nearest)
 
 
+def to_scan_slabs(
+    array_CDHW: torch.Tensor, grid: Grid, values: int = SLAB_VALUES
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield an array of the network's grid on the scan's voxels, by trilinear interpolation, a slab at a time.
+
+    Yields:
+        The slab's planes along the first axis and its values, (C, planes, H, W) float32, in the network's axis order
+        and directions: `to_scan_axes` turns what was made of them. Values do not depend on how thick the slabs are.
+
+    Args:
+        array_CDHW: on the network's grid, any floating type.
+        grid: leads back.
+        values: at most so many numbers in a slab of more than one plane.
+    """
+    planes, height, width = grid.oriented_shape
+    thickness = max(1, values // (len(array_CDHW) * height * width))
+    positions = [
+        torch.linspace(0, n_in - 1, n_out, dtype=torch.float64)
+        for n_in, n_out in zip(array_CDHW.shape[1:], grid.oriented_shape, strict=True)
+    ]
+    for start in range(0, planes, thickness):
+        window = slice(start, min(start + thickness, planes))
+        slab = _interpolated(array_CDHW, positions[0][window], dim=1)
+        for dim, position in enumerate(positions[1:], start=2):
+            slab = _interpolated(slab, position, dim=dim)
+        yield window, slab
+
+
+def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
+    """Return an array of the scan's voxels in the network's axes as the scan's file has them, (*scan_shape)."""
+    return _orient(array_DHW[np.newaxis], _inverse(grid.orientation))[0]
+
+
 def to_scan_grid(array_CDHW: torch.Tensor, grid: Grid) -> npt.NDArray[np.float32]:
     """Return an array of the network's grid on the scan's own, (C, *scan_shape), by trilinear interpolation."""
-    return _orient(_resize(array_CDHW, grid.oriented_shape).numpy(), _inverse(grid.orientation))
+    slabs = [slab for _, slab in to_scan_slabs(array_CDHW, grid)]
+    return np.stack([to_scan_axes(channel, grid) for channel in torch.cat(slabs, dim=1).numpy()])
 
 
 def _orient(array_CDHW: npt.NDArray[_Scalar], orientation: npt.NDArray[np.float64]) -> npt.NDArray[_Scalar]:
@@ -111,6 +149,18 @@ def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     for scan_axis, (network_axis, flip) in enumerate(orientation):
         inverse[int(network_axis)] = scan_axis, flip
     return inverse
+
+
+def _interpolated(array_CDHW: torch.Tensor, position: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the values at fractional positions along an axis, float32."""
+    below = position.floor().long()
+    share = (position - below).float()
+    lower = array_CDHW.index_select(dim, below).float()
+    if not share.any():
+        return lower
+    upper = array_CDHW.index_select(dim, (below + 1).clamp(max=array_CDHW.shape[dim] - 1)).float()
+    # torch's own interpolation rounds otherwise for another thickness of the slab; products and sums do not.
+    return lower + (upper - lower) * share.view([-1 if axis == dim else 1 for axis in range(4)])
 
 
 def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from service.bundle.card import Engine, Measurement, Precision
 from service.bundle.reader import LoadedBundle
 from service.errors import BundleUnsupported
-from service.pipeline.calibrate import probabilities, segment
+from service.pipeline.calibrate import segment
 from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SUMMARY, encode_confidence, encode_logits, encode_mask
 from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess
@@ -37,7 +37,7 @@ def run_case(scan: Path, bundle: LoadedBundle, out: Path, report: Report) -> Cas
     volume = watch.stage("decode", lambda: decode_sandboxed(scan))
     image, grid = watch.stage("preprocess", lambda: preprocess(volume, config))
     logits = watch.stage("infer", lambda: infer(bundle.network, image, config, lambda done: report("infer", done)))
-    segmentation = watch.stage("calibrate", lambda: segment(probabilities(logits, grid, config), config))
+    segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
     files = watch.stage(
         "encode",
         lambda: {
