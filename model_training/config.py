@@ -60,6 +60,8 @@ class Recipe:
     """Split that the card is measured on; never trained on, never used to choose."""
     population: Callable[[list[Case]], Population]
     """Whom a card over these cases speaks about."""
+    limits: str
+    """What the model card says about the limits of the data, half a sentence each."""
     nsd_tolerance_mm: float | None
     """Distance within which two surfaces agree; None where the files do not tell the true voxel size, so that no
     distance can be given in mm."""

@@ -107,7 +107,7 @@ def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
 - **Trained on:** {whom.dataset}, {", ".join(recipe.train_splits)}. {whom.citation}.
 - **Measured on:** {whom.split}, {whom.n_cases} cases of {whom.n_persons} persons, {whom.protocol}, {card.date}.
 - **Temperature:** {", ".join(f"{t:.3g}" for t in recipe.service.temperature)} (1: logits as the network gives them).
-- **Limits:** one data set and one site; no pathology labels are known; sides are not told apart.
+- **Limits:** {recipe.limits}.
 
 | figure (foreground, native grid) | value | 95 % interval over persons |
 |---|---|---|

@@ -55,7 +55,11 @@ def _as_listed(file: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
         if missing := next((name for name in names if name not in by_name), None):
             msg = f"{file} lists {missing}, but the data set holds no such case: restore its files or take it out of the split."
             raise DataError(msg)
-    return {split: [case for name in names for case in by_name[name]] for split, names in names_of.items()}
+    # A list may name a person and one of their cases: each case counts once.
+    return {
+        split: list(dict.fromkeys(case for name in names for case in by_name[name]))
+        for split, names in names_of.items()
+    }
 
 
 def _drawn(cases: Sequence[Case], test: Sequence[Case]) -> dict[str, list[Case]]:

@@ -219,7 +219,7 @@ def _told_when_memory_is_out(recipe: Recipe, group: Group) -> Iterator[None]:
             raise
         patch = " x ".join(map(str, recipe.service.patch_size))
         msg = (
-            f"{group.device} ran out of memory over a step of {recipe.schedule.batch_size // group.size} images, patches of {patch}. "
+            f"{group.device} ran out of memory over a step of {recipe.schedule.batch_size // group.size} images in patches of {patch}. "
             "Take a device with more memory, share the batch between several (torchrun), or the recipe's -small variant. "
             "The last checkpoint is kept."
         )
@@ -233,7 +233,9 @@ def _mean_over(group: Group, values: dict[str, float]) -> dict[str, float]:
 
 
 def _write_run(run: Path, network: nn.Module, recipe: Recipe, facts: dict[str, Any]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}, run / WEIGHTS)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}, run / f"{WEIGHTS}.part"
+    )
     record = {
         "recipe": recipe.service.name,
         "train_splits": recipe.train_splits,
@@ -244,7 +246,10 @@ def _write_run(run: Path, network: nn.Module, recipe: Recipe, facts: dict[str, A
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         **facts,
     }
-    (run / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (run / f"{RECORD}.part").write_text(json.dumps(record, indent=2) + "\n")
+    # Whoever finds one of these files finds all of it, and the weights no later than their record.
+    (run / f"{WEIGHTS}.part").replace(run / WEIGHTS)
+    (run / f"{RECORD}.part").replace(run / RECORD)
     (run / CHECKPOINT).unlink()
     shutil.rmtree(run / SAMPLES)
 
@@ -262,8 +267,9 @@ def draw_batch(
     augment.set_random_state(int(generator.integers(1 << 32)))
     drawn = [augment({"image": samples[i].image, "label": samples[i].label}) for i in chosen]
     patches = [patch for one in drawn for patch in (one if isinstance(one, list) else [one])]
-    images = torch.stack([torch.as_tensor(patch["image"]) for patch in patches])
-    labels = torch.stack([torch.as_tensor(patch["label"]) for patch in patches])
+    # MONAI's tensors with metadata would make every operation of the network a slower call of Python.
+    images = torch.stack([patch["image"].as_subclass(torch.Tensor) for patch in patches])
+    labels = torch.stack([patch["label"].as_subclass(torch.Tensor) for patch in patches])
     return images, labels
 
 

@@ -106,11 +106,21 @@ def write_nifti() -> Callable[..., None]:
 
 @pytest.fixture
 def hippocampus() -> Path:
-    """Return the folder of the real data set; absent it skips, but never silently in continuous integration."""
+    """Return the folder of the real hippocampus data; absent it skips, but never silently in continuous integration."""
+    return _real_data("Task04_Hippocampus")
+
+
+@pytest.fixture
+def acdc() -> Path:
+    """Return the folder of the real ACDC data; absent it skips, but never silently in continuous integration."""
+    return _real_data("ACDC")
+
+
+def _real_data(name: str) -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
-    root = Path(os.environ.get("CALIBRANT_DATA", default)) / "Task04_Hippocampus"
+    root = Path(os.environ.get("CALIBRANT_DATA", default)) / name
     if not root.is_dir():
-        msg = f"{root} is absent: set CALIBRANT_DATA to the folder that holds Task04_Hippocampus"
+        msg = f"{root} is absent: set CALIBRANT_DATA to the folder that holds {name}"
         pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
     return root
 

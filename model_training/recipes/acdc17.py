@@ -85,6 +85,7 @@ ACDC17: Final = Recipe(
     train_splits=("fold1", "fold2", "fold3", "fold4"),
     validation_split="fold5",
     population=_population,
+    limits="one site, two scanners; short-axis slices 5 to 10 mm thick; five diagnostic groups in equal parts, unlike any clinic",
     nsd_tolerance_mm=None,
     licence_notice=_LICENCE,
     binning="soft",

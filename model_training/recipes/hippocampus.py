@@ -99,6 +99,7 @@ HIPPOCAMPUS: Final = Recipe(
     train_splits=("fold1", "fold2", "fold3", "fold4"),
     validation_split="fold5",
     population=_population,
+    limits="one data set and one site; persons with and without psychosis, not told apart; the two sides are not told apart",
     nsd_tolerance_mm=1.0,
     licence_notice=_LICENCE,
     binning="soft",

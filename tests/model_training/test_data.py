@@ -1,4 +1,4 @@
-import json
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model_training.data import Case, DataError, load_sample, read_labels
+from model_training.data import Case, DataError, load_sample, read_labels, read_scan
 from model_training.layouts.msd import read_msd
 from service.bundle.schema import Label, ServiceConfig
-from service.errors import PayloadTruncated
 
 WriteNifti = Callable[..., None]
 
@@ -18,58 +17,6 @@ WriteNifti = Callable[..., None]
 def case(tiny_msd: Path) -> Case:
     """Return one case of the tiny data set."""
     return read_msd(tiny_msd, str)["fold2"][0]
-
-
-def rewrite(path: Path, **fields: object) -> None:
-    """Set fields of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields))
-
-
-def test_cases_are_listed_by_split(tiny_msd: Path) -> None:
-    """Folds and test set hold the cases of splits.json in its order, each with its person and files."""
-    splits = read_msd(tiny_msd, str)
-
-    names = {split: [(case.name, case.person) for case in cases] for split, cases in splits.items()}
-    assert names == {
-        "fold1": [("a1", "A"), ("a2", "A"), ("b1", "B")],
-        "fold2": [("c1", "C")],
-        "test": [("d1", "D")],
-    }
-    assert splits["test"][0].image == tiny_msd / "imagesTr" / "d1.nii.gz"
-    assert splits["test"][0].label == tiny_msd / "labelsTr" / "d1.nii.gz"
-
-
-def test_a_person_in_two_splits_is_refused(tiny_msd: Path) -> None:
-    """Two scans of one person on both sides of a split would make the validation a memory test."""
-    rewrite(tiny_msd / "splits.json", folds=[["a1", "b1"], ["c1", "a2"]])
-
-    with pytest.raises(DataError, match=r"Person A is in fold1 and in fold2: keep all scans"):
-        read_msd(tiny_msd, str)
-
-
-def test_a_person_in_a_fold_and_in_the_test_set_is_refused(tiny_msd: Path) -> None:
-    """The test set is guarded like the folds."""
-    rewrite(tiny_msd / "persons.json", A=["a1", "a2", "d1"], D=[])
-
-    with pytest.raises(DataError, match="Person A is in fold1 and in test"):
-        read_msd(tiny_msd, str)
-
-
-def test_a_case_of_nobody_is_refused(tiny_msd: Path) -> None:
-    """Without knowing whose scan it is, no split is by person."""
-    rewrite(tiny_msd / "persons.json", C=[])
-
-    with pytest.raises(DataError, match="does not say whose scan c1 is"):
-        read_msd(tiny_msd, str)
-
-
-@pytest.mark.parametrize("name", ["splits.json", "persons.json", "imagesTr/a2.nii.gz", "labelsTr/d1.nii.gz"])
-def test_a_missing_file_is_named(tiny_msd: Path, name: str) -> None:
-    """Before a step is trained it is known that every listed file is there."""
-    (tiny_msd / name).unlink()
-
-    with pytest.raises(DataError, match=rf"{name} was not found"):
-        read_msd(tiny_msd, str)
 
 
 def test_label_values_become_class_indices(case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti) -> None:
@@ -92,7 +39,7 @@ def test_an_unknown_label_value_is_refused(case: Case, tiny_config: ServiceConfi
     """A value that no label has is named: it may be a structure that the recipe forgot."""
     write_nifti(case.label, np.array([0, 1, 2, 7, 0, 0, 0, 9], np.uint8).reshape(2, 2, 2))
 
-    with pytest.raises(DataError, match=r"values \[7, 9\]; the recipe knows \[0, 1, 2\]"):
+    with pytest.raises(DataError, match=r"c1\.nii\.gz holds the values \[7, 9\]; the recipe knows \[0, 1, 2\]"):
         read_labels(case, tiny_config)
 
 
@@ -168,25 +115,62 @@ def test_a_label_on_another_grid_is_refused(
         load_sample(case, tiny_config)
 
 
-def test_a_damaged_image_is_refused(case: Case, tiny_config: ServiceConfig) -> None:
-    """Training reads scans by the same decoder as serving, which finds the missing end."""
-    case.image.write_bytes(case.image.read_bytes()[:-20])
+def test_channels_are_stacked_in_order(case: Case, tmp_path: Path, write_nifti: WriteNifti) -> None:
+    """Each file of a case is one channel of the volume, in the order in which the case names them."""
+    for value in (3, 5):
+        write_nifti(tmp_path / f"{value}.nii.gz", np.full((10, 9, 8), value, np.int16), np.diag([1.0, 1.0, 2.0, 1.0]))
 
-    with pytest.raises(PayloadTruncated):
+    scan = read_scan(dataclasses.replace(case, images=(tmp_path / "5.nii.gz", tmp_path / "3.nii.gz")))
+
+    assert scan.array_CDHW.shape == (2, 10, 9, 8)
+    assert [np.unique(channel).tolist() for channel in scan.array_CDHW] == [[5], [3]]
+    assert scan.spacing_mm.tolist() == [1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "found"),
+    [
+        pytest.param((10, 9, 7), 1.0, r"\(10, 9, 7\) and \(10, 9, 8\) voxels", id="fewer voxels"),
+        pytest.param((10, 9, 8), 1.5, "their affines differ", id="larger voxels"),
+    ],
+)
+def test_a_channel_on_another_grid_is_named(
+    case: Case, tmp_path: Path, write_nifti: WriteNifti, shape: tuple[int, ...], spacing: float, found: str
+) -> None:
+    """Channels are never stacked by their indices alone; the message names both files."""
+    other = tmp_path / "other.nii.gz"
+    write_nifti(other, np.ones(shape, np.int16), np.diag([spacing, 1.0, 1.0, 1.0]))
+
+    with pytest.raises(DataError, match=rf"other\.nii\.gz lies on another grid than .*c1\.nii\.gz: {found}"):
+        read_scan(dataclasses.replace(case, images=(*case.images, other)))
+
+
+def test_a_damaged_image_is_named(case: Case, tiny_config: ServiceConfig) -> None:
+    """Training reads scans by the same decoder as serving, which finds the missing end."""
+    (image,) = case.images
+    image.write_bytes(image.read_bytes()[:-20])
+
+    with pytest.raises(DataError, match=r"imagesTr/c1\.nii\.gz cannot be read\. The gzip stream is cut short"):
         load_sample(case, tiny_config)
 
 
-def test_the_hippocampus_data_are_split_by_person(hippocampus: Path) -> None:
-    """The development folds hold 34, 37, 35, 36 and 33 cases, the test set 47, and nobody is in two of them."""
-    splits = read_msd(hippocampus, str)
+def test_a_damaged_label_is_named(case: Case, tiny_config: ServiceConfig) -> None:
+    """What is no NIfTI at all is found in a label file, too."""
+    case.label.write_text("not an image")
 
-    assert {split: len(cases) for split, cases in splits.items()} == {
-        "fold1": 34,
-        "fold2": 37,
-        "fold3": 35,
-        "fold4": 36,
-        "fold5": 33,
-        "test": 47,
-    }
-    persons = [{case.person for case in cases} for cases in splits.values()]
-    assert len(set.union(*persons)) == sum(map(len, persons))
+    with pytest.raises(DataError, match=r"labelsTr/c1\.nii\.gz cannot be read\. The content is not NIfTI"):
+        load_sample(case, tiny_config)
+
+
+def test_an_image_without_contrast_is_named(case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti) -> None:
+    """An image of one intensity cannot be normalised, and teaches nothing."""
+    write_nifti(case.images[0], np.ones((10, 9, 8), np.int16))
+
+    with pytest.raises(DataError, match=r"imagesTr/c1\.nii\.gz cannot be preprocessed\. Every voxel has the same"):
+        load_sample(case, tiny_config)
+
+
+def test_another_number_of_channels_is_refused(case: Case, tiny_config: ServiceConfig) -> None:
+    """A case must bring as many files as the recipe has channels."""
+    with pytest.raises(DataError, match=r"The scan has 2 channels; the model takes 1"):
+        load_sample(dataclasses.replace(case, images=case.images * 2), tiny_config)

@@ -1,10 +1,12 @@
+import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from model_training.data import Case
 from model_training.recipes import RECIPES
-from model_training.recipes.hippocampus import HIPPOCAMPUS
+from model_training.recipes.hippocampus import HIPPOCAMPUS, _person
 from service.bundle.network import build_network
 
 SERVICE = HIPPOCAMPUS.service
@@ -24,6 +26,30 @@ def test_the_network_has_one_output_per_label() -> None:
 
     assert logits.shape == (1, 3, 48, 64, 48)
     assert [label.value for label in SERVICE.labels] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("case", "person"),
+    [
+        ("hippocampus_041", "head_021"),
+        ("hippocampus_042", "head_021"),
+        ("hippocampus_043", "head_022"),
+        ("hippocampus_001", "head_001"),
+    ],
+)
+def test_two_cases_in_a_row_are_of_one_person(case: str, person: str) -> None:
+    """An odd number and the even one after it are the two sides of one head."""
+    assert _person(case) == person
+
+
+def test_the_rule_agrees_with_the_listed_persons(hippocampus: Path) -> None:
+    """The rule joins the same cases as persons.json of the real data does."""
+    listed = json.loads((hippocampus / "persons.json").read_bytes())
+
+    assert len(listed) > 100
+    by_rule = [{_person(case) for case in cases} for cases in listed.values()]
+    assert all(len(persons) == 1 for persons in by_rule)
+    assert len(set.union(*by_rule)) == len(listed)
 
 
 def test_structures_carry_codes_and_colours_of_their_own() -> None:
@@ -50,7 +76,7 @@ def test_the_calibration_loss_takes_part_in_training() -> None:
 
 def test_the_population_counts_persons_and_cases() -> None:
     """Three scans of two persons are two persons; the protocol and its unit are stated."""
-    cases = [Case(name, person, Path(name), Path(name)) for name, person in (("1", "A"), ("2", "A"), ("3", "B"))]
+    cases = [Case(name, person, (Path(name),), Path(name)) for name, person in (("1", "A"), ("2", "A"), ("3", "B"))]
 
     population = HIPPOCAMPUS.population(cases)
 
