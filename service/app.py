@@ -8,7 +8,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api import health, models, problems, segmentations
+from service.api import events, health, login, models, problems, results, scans, segmentations
+from service.api.auth import Sessions
 from service.api.deps import Parts
 from service.api.hosts import KnownHosts
 from service.bundle.registry import SHIPPED, Registry
@@ -16,6 +17,7 @@ from service.executors.embedded import EmbeddedExecutor
 from service.jobs.segment import JobQueue
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
+from service.storage.keys import Keys
 from service.storage.local import StateDirectory
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -30,6 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     state = StateDirectory.open(settings.state_dir)
 
+    keys = Keys(settings.keys_file) if settings.keys_file else None
     registry = Registry.scan(SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else []))
 
     @asynccontextmanager
@@ -39,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         jobs = JobQueue(state, registry, executor)
         try:
             await run_in_threadpool(jobs.launch)
-            app.state.parts = Parts(settings, state, registry, jobs)
+            app.state.parts = Parts(settings, state, registry, jobs, keys, Sessions(settings.session_hours))
             yield
         finally:
             await run_in_threadpool(jobs.close)
@@ -52,9 +55,9 @@ def create_app(settings: Settings) -> FastAPI:
         description=f"3-D medical image segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",
         lifespan=lifespan,
     )
-    if not settings.behind_proxy:
+    if not settings.behind_proxy and keys is None:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     problems.install(app)
-    for router in (segmentations.router, models.router, health.router):
-        app.include_router(router)
+    for part in (segmentations, events, results, scans, models, health, login):
+        app.include_router(part.router)
     return app

@@ -69,6 +69,45 @@ def serve(
     run_server(Settings.read(behind_proxy=behind_proxy), host, port)
 
 
+keys = typer.Typer(help="API keys of the service. They lie, as hashes, in the file that CALIBRANT_KEYS_FILE names.")
+app.add_typer(keys, name="keys")
+
+KeysFile = Annotated[Path, typer.Option("--file", envvar="CALIBRANT_KEYS_FILE", help="The file of keys.")]
+
+
+@keys.command("add")
+def add_key(
+    owner: Annotated[str, typer.Argument(help="Whose key: nobody else sees what is sent with it.")],
+    file: KeysFile,
+    admin: Annotated[bool, typer.Option("--admin", help="May also load and unload models.")] = False,
+) -> None:
+    """Make a key and show it, this once."""
+    from service.storage.keys import add_key as make
+
+    typer.echo(make(file, owner, admin=admin))
+
+
+@keys.command("list")
+def list_keys(file: KeysFile) -> None:
+    """Show the id, owner and date of each key."""
+    from service.storage.keys import read_keys
+
+    for key in read_keys(file):
+        typer.echo(f"{key.id}  {key.owner:24} {key.created}{'  admin' if key.admin else ''}")
+
+
+@keys.command("remove")
+def remove_key(
+    identifier: Annotated[str, typer.Argument(help="Id of the key, as list shows it.")], file: KeysFile
+) -> None:
+    """Remove a key; a running service refuses it from then on."""
+    from service.storage.keys import remove_key as remove
+
+    if not remove(file, identifier):
+        typer.echo(f"There is no key {identifier}. calibrant keys list shows those that there are.", err=True)
+        raise typer.Exit(EXIT_INPUT)
+
+
 @app.command()
 def predict(
     scan: Annotated[Path, typer.Argument(help="The scan, .nii or .nii.gz.", exists=True, dir_okay=False)],

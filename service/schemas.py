@@ -13,7 +13,16 @@ Stage = Literal["decode", "preprocess", "infer", "calibrate", "encode", "store"]
 Report = Callable[[Stage, float], None]
 """Receives the stage that runs and the fraction of it that is done."""
 
-State = Literal["queued", "running", "succeeded", "failed"]
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+FINISHED: Final[tuple[State, ...]] = ("succeeded", "failed", "cancelled")
+"""States that a job does not leave."""
+
+Priority = Literal["urgent", "normal", "background"]
+"""A job that waits goes before all of a lower priority; one that runs is never interrupted."""
+
+Output = Literal["mask", "confidence", "summary", "probabilities"]
+"""What a job keeps. Probabilities and uncertainty are computed from the logits, which are kept for probabilities only."""
 
 
 class Wire(BaseModel):
@@ -130,6 +139,8 @@ class Links(Wire):
     """Where to go on from a job."""
 
     self: str
+    events: str | None = None
+    cancel: str | None = None
     mask: str | None = None
     confidence: str | None = None
     summary: str | None = None
@@ -141,7 +152,20 @@ class Job(Wire):
     id: str
     state: State
     model: str
+    scan: str
+    """SHA-256 of the file that was sent."""
+    priority: Priority
+    outputs: list[Output]
     created: dt.datetime
+    finished: dt.datetime | None
+    queue_position: int | None
+    """Jobs that will be done before it, while it is queued."""
+    eta_s: float | None
+    """Seconds until it will probably have finished; null when nothing was measured yet."""
+    attempts: int
+    """Times its computation was begun."""
+    device: str | None
+    """What computed it, once it has succeeded."""
     stage: Stage | None
     """What is being done, while it runs."""
     progress: float
@@ -151,6 +175,22 @@ class Job(Wire):
     problem: Problem | None
     """Why it failed."""
     links: Links
+
+
+class Jobs(Wire):
+    """A page of jobs, the newest first."""
+
+    jobs: list[Job]
+    next: str | None
+    """Cursor of the next page; null on the last."""
+
+
+class Scan(Wire):
+    """A scan that was uploaded."""
+
+    id: str
+    """SHA-256 of the file: what `?scan=` of a segmentation names."""
+    bytes: int
 
 
 class Model(Wire):

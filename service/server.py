@@ -20,10 +20,14 @@ def run_server(settings: Settings, host: str, port: int) -> None:
     Raises:
         SettingsError: an address beyond this machine without a proxy that authenticates.
     """
-    if f"[{host}]" not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS and not settings.behind_proxy:
+    if (
+        f"[{host}]" not in LOOPBACK_HOSTS
+        and host not in LOOPBACK_HOSTS
+        and not (settings.behind_proxy or settings.keys_file)
+    ):
         msg = (
-            f"{host} is reachable from other machines, and this version has no keys of its own. Listen on 127.0.0.1, "
-            "or put a proxy that authenticates in front and say so with --behind-proxy."
+            f"{host} is reachable from other machines. Make keys (calibrant keys add OWNER) and set CALIBRANT_KEYS_FILE, "
+            "put a proxy that authenticates in front and say so with --behind-proxy, or listen on 127.0.0.1."
         )
         raise SettingsError(msg)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -26,6 +26,14 @@ class Settings(BaseSettings):
     """Seconds after which a case is given up and its process killed."""
     max_wait_s: PositiveFloat = 60.0
     """Longest time for which a request with Prefer: wait is held."""
+    keys_file: Path | None = None
+    """API keys, written by `calibrant keys`: with it every request needs one, and other addresses may be listened on."""
+    session_hours: PositiveFloat = 8.0
+    """Hours until a browser that logged in must do so again."""
+    retention_days: PositiveFloat | None = None
+    """Days after which a finished job is erased with its scan and results; kept until deleted by default."""
+    logits_retention_days: PositiveFloat | None = None
+    """Days after which the logits behind probabilities and uncertainty are erased; as long as the job by default."""
     behind_proxy: bool = False
     """A reverse proxy authenticates every request: only then may the service listen beyond this machine."""
 

@@ -5,9 +5,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.api.auth import Sessions, caller
 from service.bundle.registry import Registry
+from service.errors import Forbidden
 from service.jobs.segment import JobQueue
 from service.settings import Settings
+from service.storage.keys import Keys, Owner
 from service.storage.local import StateDirectory
 
 
@@ -19,6 +22,8 @@ class Parts:
     state: StateDirectory
     registry: Registry
     jobs: JobQueue
+    keys: Keys | None
+    sessions: Sessions
 
 
 def _parts(request: Request) -> Parts:
@@ -28,3 +33,21 @@ def _parts(request: Request) -> Parts:
 
 PartsDep = Annotated[Parts, Depends(_parts)]
 """The parts, as a route's argument."""
+
+
+def _caller(request: Request, parts: PartsDep) -> Owner:
+    return caller(request, parts.keys, parts.sessions)
+
+
+def _administrator(owner: Annotated[Owner, Depends(_caller)]) -> Owner:
+    if not owner.admin:
+        msg = "This is for administrators. Use a key that was made with --admin."
+        raise Forbidden(msg)
+    return owner
+
+
+OwnerDep = Annotated[Owner, Depends(_caller)]
+"""Whose request it is; 401 without a key where keys are in use."""
+
+AdministratorDep = Annotated[Owner, Depends(_administrator)]
+"""The same, 403 unless the key is an administrator's."""

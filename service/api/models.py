@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.api.deps import PartsDep
+from service.api.deps import OwnerDep, PartsDep
 from service.api.problems import RESPONSES
 from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL
@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"], responses=RESPONSES)
 
 
 @router.get("", operation_id="listModels")
-def list_models(parts: PartsDep) -> Models:
+def list_models(parts: PartsDep, _: OwnerDep) -> Models:
     """Return every installed model, those that cannot be served with the reason why."""
     ready = [_describe(description) for description in parts.registry.ready.values()]
     broken = [Model(name=name, ready=False, why_not=why) for name, why in parts.registry.broken.items()]
@@ -21,7 +21,7 @@ def list_models(parts: PartsDep) -> Models:
 
 
 @router.get("/{name}", operation_id="getModel")
-def get_model(name: str, parts: PartsDep) -> Model:
+def get_model(name: str, parts: PartsDep, _: OwnerDep) -> Model:
     """Return one installed model."""
     return _describe(parts.registry.find(name))
 

@@ -39,7 +39,10 @@ def respond(problem: Problem) -> JSONResponse:
 
 async def _known(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CalibrantError)  # noqa: S101 - Starlette's handlers take any Exception
-    return respond(problem_of(error))
+    response = respond(problem_of(error))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

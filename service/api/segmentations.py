@@ -1,104 +1,110 @@
-"""`/v1/segmentations`: send a scan, follow its job, fetch mask, confidence and summary."""
+"""`/v1/segmentations`: send a scan, follow its job, stop it, erase it."""
 
+import base64
+import binascii
 import re
-from pathlib import Path
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response, status
-from fastapi.responses import FileResponse
 from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import Parts, PartsDep
+from service.api.deps import OwnerDep, PartsDep
 from service.api.problems import RESPONSES
-from service.api.upload import receive_scan
+from service.api.upload import SCAN_BODY, receive_scan
 from service.bundle.registry import DEFAULT_MODEL
-from service.errors import InvalidRequest, ResultNotReady, ResultUnavailable
-from service.pipeline.encode import CONFIDENCE, MASK, SUMMARY
-from service.schemas import Job, Summary
+from service.errors import InvalidRequest
+from service.jobs.status import Order
+from service.schemas import FINISHED, Job, Jobs, Output, Priority, State
 
 router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses=RESPONSES)
 
-NIFTI: Final = "application/gzip"
-"""Media type of the images: no registered one exists for NIfTI."""
-
 Preference = Annotated[str, StringConstraints(max_length=200)]
+
+ALL_OUTPUTS: Final[tuple[Output, ...]] = ("mask", "confidence", "summary", "probabilities")
 
 RETRY_AFTER_S: Final = 1
 """What a client that polls should wait."""
 
-_SCAN_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-        "description": "The scan itself: NIfTI, .nii or .nii.gz.",
-    }
-}
 
-
-@router.post("", operation_id="createSegmentation", status_code=status.HTTP_202_ACCEPTED, openapi_extra=_SCAN_BODY)
-async def create_segmentation(
+@router.post("", operation_id="createSegmentation", status_code=status.HTTP_202_ACCEPTED, openapi_extra=SCAN_BODY)
+async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many parts
     request: Request,
     response: Response,
     parts: PartsDep,
-    model: Annotated[str, Query(max_length=200)] = DEFAULT_MODEL,
+    owner: OwnerDep,
+    scan: Annotated[str | None, Query(max_length=64, description="Id of an uploaded scan, instead of a body.")] = None,
+    model: Annotated[str, Query(max_length=200, description="Name, or name@sha256.")] = DEFAULT_MODEL,
+    outputs: Annotated[list[Output] | None, Query(description="What to keep; everything by default.")] = None,
+    priority: Priority = "normal",
     prefer: Annotated[list[Preference] | None, Header()] = None,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Job:
     """Segment a scan. 202 and `Location` as soon as the scan is safe; 200 if it is done within `Prefer: wait=N`."""
     wait_s = _seconds_to_wait(", ".join(prefer or []), parts.settings.max_wait_s)
     bundle = parts.registry.find(model)
-    scan = await receive_scan(request, parts)
-    job = await run_in_threadpool(parts.jobs.submit, scan, bundle.identity, idempotency_key)
+    if scan is None:
+        stored = await receive_scan(request, parts, owner.name)
+    else:
+        stored = await run_in_threadpool(parts.state.find_scan, owner.name, scan)
+    kept = tuple(name for name in ALL_OUTPUTS if name in (outputs or ALL_OUTPUTS))
+    order = Order(owner.name, stored.id, bundle.identity, kept)
+    job = await run_in_threadpool(parts.jobs.submit, order, priority=priority, idempotency_key=idempotency_key)
     if wait_s:
-        job = await run_in_threadpool(parts.jobs.wait, job.id, wait_s)
+        job = await run_in_threadpool(parts.jobs.wait, owner.name, job.id, wait_s)
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
     response.headers["Location"] = job.links.self
-    if job.state in ("succeeded", "failed"):
+    if job.state in FINISHED:
         response.status_code = status.HTTP_200_OK
     else:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return job
 
 
+@router.get("", operation_id="listSegmentations")
+def list_segmentations(
+    parts: PartsDep,
+    owner: OwnerDep,
+    state: State | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
+) -> Jobs:
+    """Return the caller's jobs, the newest first."""
+    found = parts.jobs.page(owner.name, state, _before(cursor) if cursor else None, limit + 1)
+    following = _cursor(found[limit - 1]) if len(found) > limit else None
+    return Jobs(jobs=found[:limit], next=following)
+
+
 @router.get("/{job_id}", operation_id="getSegmentation")
-def get_segmentation(job_id: str, parts: PartsDep) -> Job:
+def get_segmentation(job_id: str, parts: PartsDep, owner: OwnerDep) -> Job:
     """Return the state of a job."""
-    return parts.jobs.find(job_id)
+    return parts.jobs.find(owner.name, job_id)
 
 
-@router.get("/{job_id}/mask", operation_id="getMask", response_class=FileResponse)
-def get_mask(job_id: str, parts: PartsDep) -> FileResponse:
-    """Return the mask, NIfTI (.nii.gz) on the scan's own grid, uint8 label values."""
-    return _file(parts, job_id, MASK)
+@router.post("/{job_id}/cancel", operation_id="cancelSegmentation", status_code=status.HTTP_202_ACCEPTED)
+def cancel_segmentation(job_id: str, parts: PartsDep, owner: OwnerDep) -> Job:
+    """Stop a job, also in the middle of its computation; 409 once it has finished."""
+    return parts.jobs.cancel(owner.name, job_id)
 
 
-@router.get("/{job_id}/confidence", operation_id="getConfidence", response_class=FileResponse)
-def get_confidence(job_id: str, parts: PartsDep) -> FileResponse:
-    """Return the confidence of the mask's label at each voxel, NIfTI (.nii.gz), in [1/C, 1] after scl_slope."""
-    return _file(parts, job_id, CONFIDENCE)
+@router.delete("/{job_id}", operation_id="deleteSegmentation", status_code=status.HTTP_204_NO_CONTENT)
+def delete_segmentation(job_id: str, parts: PartsDep, owner: OwnerDep) -> None:
+    """Erase a job with its results, and its scan unless another job was made from it; stops it first."""
+    parts.jobs.erase(owner.name, job_id)
 
 
-@router.get("/{job_id}/summary", operation_id="getSummary")
-def get_summary(job_id: str, parts: PartsDep) -> Summary:
-    """Return the image-level calibration summary."""
-    return Summary.model_validate_json((_result(parts, job_id) / SUMMARY).read_bytes())
+def _cursor(job: Job) -> str:
+    created = round(job.created.timestamp() * 1000)
+    return base64.urlsafe_b64encode(f"{created}:{job.id}".encode()).decode()
 
 
-def _file(parts: Parts, job_id: str, name: str) -> FileResponse:
-    return FileResponse(_result(parts, job_id) / name, media_type=NIFTI, filename=name)
-
-
-def _result(parts: Parts, job_id: str) -> Path:
-    job = parts.jobs.find(job_id)
-    if job.state in ("queued", "running"):
-        msg = f"The segmentation is {job.state}. Ask for {job.links.self} until it has succeeded."
-        raise ResultNotReady(msg)
-    folder = parts.state.result(job_id)
-    if job.problem is not None or folder is None:
-        msg = "The segmentation failed; its state says why. Mend the cause and send the scan again."
-        raise ResultUnavailable(msg)
-    return folder
+def _before(cursor: str) -> tuple[int, str]:
+    try:
+        created, _, identifier = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
+        return int(created), identifier
+    except (ValueError, binascii.Error) as error:
+        msg = "The cursor is none of ours. Take `next` of the page before, or leave it out."
+        raise InvalidRequest(msg) from error
 
 
 def _seconds_to_wait(prefer: str, longest_s: float) -> float:

@@ -1,5 +1,6 @@
 """A request body -> a checked scan in the state directory, never whole in memory."""
 
+from collections.abc import AsyncIterator
 from typing import Final
 
 from fastapi import Request
@@ -7,51 +8,92 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from service.api.deps import Parts
+from service.api.multipart import file_of
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
 from service.pipeline.sandbox import check_sandboxed
+from service.schemas import Scan
 from service.storage.local import Upload
 
 # What a scan is never sent as. Everything else is accepted, curl's default too: the bytes decide.
-_WRAPPED: Final = ("multipart/", "application/json", "text/")
+_WRAPPED: Final = ("application/json", "text/")
+
+SCAN_BODY: Final = {
+    "requestBody": {
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
+        },
+        "description": "The scan: NIfTI (.nii, .nii.gz), NRRD, MHA, or a zip of one DICOM series.",
+    }
+}
+"""How OpenAPI describes the body of a route that takes a scan."""
+
+_FRAME_BYTES = 1 << 16
+"""What a form may add to the file: boundaries, headers and other fields."""
 
 
-async def receive_scan(request: Request, parts: Parts) -> str:
-    """Return the SHA-256 of the body, which lies complete, checked and flushed to the disk in the state directory.
+async def receive_scan(request: Request, parts: Parts, owner: str) -> Scan:
+    """Return the scan of the body, which lies complete, checked and flushed to the disk in the state directory.
+
+    The body is the file itself, or a form (multipart/form-data) with one file.
 
     Raises:
-        UnsupportedMediaType: the scan is wrapped in a form, text or JSON, or in a content encoding.
+        UnsupportedMediaType: the scan is wrapped in text or JSON, or in a content encoding.
         PayloadTooLarge: more bytes than the settings allow.
         UploadIncomplete: the connection closed first.
+        InvalidRequest: a form that holds no file, or more than one.
         ScanError: header, geometry or length of the file are at fault.
         StorageFull: no space is left.
     """
     limit = parts.settings.max_upload_bytes
     _reject_headers(request, limit)
-    with Upload(parts.state) as upload:
+    with Upload(parts.state, owner) as upload:
         received = 0
-        try:
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > limit:
-                    raise _too_large(limit)
-                await run_in_threadpool(upload.write, chunk)
-        except ClientDisconnect as error:
-            msg = f"The connection closed after {received} bytes. Send the scan again."
-            raise UploadIncomplete(msg) from error
+        async for chunk in _content(request, limit):
+            received += len(chunk)
+            if received > limit:
+                raise _too_large(limit)
+            await run_in_threadpool(upload.write, chunk)
         await run_in_threadpool(upload.flush)
         await run_in_threadpool(check_sandboxed, upload.path)
-        return await run_in_threadpool(upload.keep)
+        return Scan(id=await run_in_threadpool(upload.keep), bytes=received)
+
+
+async def _content(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the bytes of the file."""
+    body = _received(request, limit + _FRAME_BYTES)
+    content_type = request.headers.get("content-type", "")
+    if content_type.lower().startswith("multipart/"):
+        body = file_of(body, content_type)
+    async for chunk in body:
+        yield chunk
+
+
+async def _received(request: Request, limit: int) -> AsyncIterator[bytes]:
+    received = 0
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limit:
+                raise _too_large(limit)
+            yield chunk
+    except ClientDisconnect as error:
+        msg = f"The connection closed after {received} bytes. Send the scan again."
+        raise UploadIncomplete(msg) from error
 
 
 def _reject_headers(request: Request, limit: int) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith(_WRAPPED):
-        msg = "The body must be the file itself, not a form, JSON or text. With curl: --data-binary @scan.nii.gz"
+        msg = "The body must be the file itself or a form with one file, not JSON or text. With curl: --data-binary @scan.nii.gz"
         raise UnsupportedMediaType(msg)
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         msg = "A Content-Encoding was found; none is accepted. Send a .nii.gz as it is, without that header."
         raise UnsupportedMediaType(msg)
-    if int(request.headers.get("content-length", "0")) > limit:
+    framed = media_type.startswith("multipart/")
+    if int(request.headers.get("content-length", "0")) > limit + (_FRAME_BYTES if framed else 0):
         raise _too_large(limit)
 
 

@@ -8,14 +8,15 @@ import logging
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final
 
-from service.errors import BY_CODE, CalibrantError, InferenceCrashed, InferenceDeadline
-from service.schemas import CaseResult, Report
+from service.errors import BY_CODE, CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled
+from service.schemas import CaseResult, Report, Stage
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ _PROCESSES: Final = multiprocessing.get_context("spawn")
 # An OpenMP thread that spins at a barrier is slower than one that sleeps as soon as a neighbour needs the core.
 _ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
+
+_CANCEL: Final = ("cancel",)
 
 START_DEADLINE_S: Final = 120.0
 """Seconds within which a child must have its libraries loaded."""
@@ -94,10 +97,20 @@ class EmbeddedExecutor:
         child = self._child
         return child is not None and child.process.is_alive()
 
-    def run(self, scan: Path, bundle: Path, out: Path, report: Report) -> CaseResult:
+    def run(
+        self, scan: Path, bundle: Path, out: Path, report: Report, cancelled: Callable[[], bool] = lambda: False
+    ) -> CaseResult:
         """Return the result of `run_case` in the child.
 
+        Args:
+            scan: file.
+            bundle: folder.
+            out: folder that the child writes to.
+            report: called with each stage and its progress.
+            cancelled: whether the case is not wanted any more; asked after each report, e.g. of a window.
+
         Raises:
+            JobCancelled: it was not.
             InferenceCrashed: the child died.
             InferenceDeadline: the child took too long and was killed.
             ExecutorStopped: `stop` was called meanwhile.
@@ -115,7 +128,7 @@ class EmbeddedExecutor:
             alarm.start()
             try:
                 child.pipe.send((scan, bundle, out))
-                return _listen(child, report)
+                return _listen(child, report, cancelled)
             except (EOFError, OSError) as error:
                 child.end()
                 self._reject_stopped()
@@ -160,11 +173,15 @@ class EmbeddedExecutor:
         return self._child
 
 
-def _listen(child: _Child, report: Report) -> CaseResult:
+def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> CaseResult:
+    told = False
     while True:
         kind, *content = child.pipe.recv()
         if kind == "stage":
             report(*content)
+            if not told and cancelled():
+                child.pipe.send(_CANCEL)
+                told = True
         elif kind == "failed":
             code, detail = content
             raise BY_CODE[code](detail)
@@ -184,13 +201,16 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
     bundles: dict[Path, LoadedBundle] = {}
     while True:
         try:
-            scan, root, out = pipe.recv()
+            order = pipe.recv()
         except EOFError:
             return
+        if order == _CANCEL:  # came too late: the case was done
+            continue
+        scan, root, out = order
         try:
             if root not in bundles:
                 bundles[root] = load_bundle(root, torch.device(device))
-            result = run_case(scan, bundles[root], out, lambda stage, done: pipe.send(("stage", stage, done)))
+            result = run_case(scan, bundles[root], out, lambda stage, done: _report(pipe, stage, done))
         except CalibrantError as error:
             pipe.send(("failed", error.code, error.detail))
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
@@ -199,6 +219,14 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
             pipe.send(("failed", CalibrantError.code, f"The computation failed ({type(error).__name__})."))
         else:
             pipe.send(("done", result.model_dump_json()))
+
+
+def _report(pipe: "connection.Connection[Any, Any]", stage: Stage, done: float) -> None:
+    """Tell the parent, and end the case here if it is not wanted any more."""
+    pipe.send(("stage", stage, done))
+    if pipe.poll() and pipe.recv() == _CANCEL:
+        msg = "The job was cancelled while it ran."
+        raise JobCancelled(msg)
 
 
 def _die_with_parent() -> None:

@@ -4,16 +4,26 @@ DBOS owns queue, state and recovery. The workflow is one step, which may run any
 for a published result, and publishing is one rename.
 """
 
+import datetime as dt
 import hashlib
 import sqlite3
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
+from dbos import (
+    DBOS,
+    DBOSConfig,
+    DBOSContextSetAuth,
+    DBOSPortableJSONSerializer,
+    SetEnqueueOptions,
+    SetWorkflowID,
+    WorkflowStatus,
+)
 
 from service.bundle.registry import Registry
 from service.errors import (
@@ -21,12 +31,14 @@ from service.errors import (
     IdempotencyKeyReused,
     InferenceCrashed,
     InferenceDeadline,
+    JobCancelled,
+    JobFinished,
     JobNotFound,
     StorageFull,
 )
 from service.executors.embedded import EmbeddedExecutor
-from service.jobs.status import Live, describe_job
-from service.schemas import Job, Stage
+from service.jobs.status import PRIORITIES, Live, Order, Place, describe_job
+from service.schemas import FINISHED, Job, Priority, Stage, State
 from service.storage.local import StateDirectory
 
 QUEUE: Final = "segmentations"
@@ -43,21 +55,31 @@ DRAIN_S: Final = 10
 """Seconds that a job has to finish when the service is asked to end."""
 
 # Raised when a change makes jobs of the earlier version unreadable; otherwise jobs outlive an upgrade.
-_VERSION = "1"
+_VERSION = "2"
 
-_OWNER = "local"
-"""The one owner of a service on a loopback address without keys."""
+_STATUSES: Final[dict[State, list[str]]] = {
+    "queued": ["ENQUEUED", "DELAYED"],
+    "running": ["PENDING"],
+    "succeeded": ["SUCCESS"],
+    "failed": ["SUCCESS", "ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"],
+    "cancelled": ["CANCELLED"],
+}
+"""DBOS's words for ours; a job that failed is a workflow that succeeded in saying so."""
+
+_Outcome = dict[str, Any]
 
 
 @dataclass(slots=True)
 class JobQueue:
-    """Submits, runs and describes jobs; one per process, because DBOS is."""
+    """Submits, runs, describes, cancels and erases jobs; one per process, because DBOS is."""
 
     state: StateDirectory
     registry: Registry
     executor: EmbeddedExecutor
     _live: dict[str, Live] = field(default_factory=dict)
-    _segment: Callable[[str, str], dict[str, str] | None] = field(init=False)
+    _cancelled: set[str] = field(default_factory=set)
+    _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    _segment: Callable[[str, str, str, list[str]], _Outcome] = field(init=False)
 
     def launch(self) -> None:
         """Open the job database and go on with the jobs that a crash interrupted."""
@@ -74,101 +96,215 @@ class JobQueue:
         DBOS(config=config)
 
         @DBOS.step(name="run_case")
-        def run_case(identifier: str, scan_sha256: str, model: str) -> dict[str, str] | None:
-            return self._run_once(identifier, scan_sha256, model)
+        def run_case(identifier: str, owner: str, scan: str, model: str, outputs: list[str]) -> _Outcome:
+            return self._run_once(identifier, Order(owner, scan, model, tuple(outputs)))  # type: ignore[arg-type]  # JSON keeps no Literal
 
         @DBOS.workflow(name="segment", max_recovery_attempts=MAX_RECOVERIES)
-        def segment(scan_sha256: str, model: str) -> dict[str, str] | None:
-            return run_case(str(DBOS.workflow_id), scan_sha256, model)
+        def segment(owner: str, scan: str, model: str, outputs: list[str]) -> _Outcome:
+            return run_case(str(DBOS.workflow_id), owner, scan, model, outputs)
 
         self._segment = segment
         DBOS.launch()
+        self._sweep()
         DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update")
+
+    def _sweep(self) -> None:
+        """Erase results that no job leads to: it was erased while its computation ended."""
+        known = {status.workflow_id for status in DBOS.list_workflows(load_input=False, load_output=False)}
+        for folder in list(self.state.results.iterdir()):
+            if folder.name not in known:
+                self.state.forget_job(folder.name)
 
     def close(self) -> None:
         """Take no more jobs and give the one that runs a moment; if it needs longer, the next launch takes it up again."""
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=DRAIN_S)
         self.executor.stop()
 
-    def submit(self, scan_sha256: str, model: str, idempotency_key: str | None) -> Job:
+    def submit(self, order: Order, *, priority: Priority = "normal", idempotency_key: str | None = None) -> Job:
         """Return the job for a scan that lies in the state directory; it survives any crash from here on.
 
         Args:
-            scan_sha256: of the stored scan.
-            model: identity of the bundle.
-            idempotency_key: the same key with the same scan and model returns the same job.
+            order: what is asked for.
+            priority: over the jobs that wait.
+            idempotency_key: the same key with the same order returns the same job.
 
         Raises:
-            IdempotencyKeyReused: the key belongs to another scan or model.
+            IdempotencyKeyReused: the key belongs to another order.
         """
-        identifier = _identifier(idempotency_key)
-        with SetWorkflowID(identifier):
-            DBOS.enqueue_workflow(QUEUE, self._segment, scan_sha256, model)
+        identifier = _identifier(order.owner, idempotency_key)
+        with (
+            SetWorkflowID(identifier),
+            DBOSContextSetAuth(order.owner, None),
+            SetEnqueueOptions(priority=PRIORITIES[priority]),
+        ):
+            DBOS.enqueue_workflow(QUEUE, self._segment, *order.arguments)
         status = DBOS.get_workflow_status(identifier)
-        if status is None or status.input is None or list(status.input["args"]) != [scan_sha256, model]:
-            msg = "The Idempotency-Key was used before for another scan or model. Send a new key for a new request."
+        if status is None or Order.of(status) != order:
+            msg = "The Idempotency-Key was used before for another scan, model or outputs. Send a new key for a new request."
             raise IdempotencyKeyReused(msg)
-        return self.find(identifier)
+        return self._describe(status)
 
-    def find(self, identifier: str) -> Job:
+    def find(self, owner: str, identifier: str) -> Job:
         """Return a job.
 
         Raises:
-            JobNotFound: there is none of this id.
+            JobNotFound: the owner has none of this id.
         """
-        status = DBOS.get_workflow_status(identifier)
-        if status is None:
-            msg = "No segmentation has this id. It may have been deleted."
-            raise JobNotFound(msg)
-        return describe_job(status, self._live.get(identifier, Live()), self.state.result(identifier))
+        return self._describe(self._status(owner, identifier))
 
-    def wait(self, identifier: str, seconds: float) -> Job:
+    def page(self, owner: str, state: State | None, before: tuple[int, str] | None, limit: int) -> list[Job]:
+        """Return an owner's jobs, the newest first.
+
+        Args:
+            owner: whose.
+            state: only those in this state.
+            before: only those older than this one, (milliseconds of its creation, its id).
+            limit: at most so many.
+        """
+        found: list[Job] = []
+        skipped = 0
+        while len(found) < limit:
+            batch = DBOS.list_workflows(
+                user=owner,
+                status=_STATUSES[state] if state else None,
+                # "Up to and including" that millisecond.
+                end_time=dt.datetime.fromtimestamp(before[0] / 1000, dt.UTC).isoformat() if before else None,
+                sort_desc=True,
+                limit=limit + 1,
+                offset=skipped,
+            )
+            skipped += len(batch)
+            for status in batch:
+                if before and (status.created_at or 0, status.workflow_id) >= before:
+                    continue
+                job = self._describe(status)
+                if state in (None, job.state):
+                    found.append(job)
+            if len(batch) <= limit:
+                break
+        return found[:limit]
+
+    def wait(self, owner: str, identifier: str, seconds: float) -> Job:
         """Return the job once it has finished, or as it stands after so many seconds."""
         deadline = time.monotonic() + seconds
-        while (job := self.find(identifier)).state in ("queued", "running") and time.monotonic() < deadline:
+        while (job := self.find(owner, identifier)).state not in FINISHED and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return job
 
-    def _run_once(self, identifier: str, scan_sha256: str, model: str) -> dict[str, str] | None:
-        """Publish the result and return None, or return the failure; safe to repeat after a crash at any point."""
-        if self.state.result(identifier) is not None:
-            return None
+    def cancel(self, owner: str, identifier: str) -> Job:
+        """Stop a job, also inside its computation, and return it.
+
+        Raises:
+            JobNotFound: the owner has none of this id.
+            JobFinished: it has finished; a job that was cancelled before is returned as it is.
+        """
+        self._status(owner, identifier)
+        self._stop(identifier)
+        job = self.find(owner, identifier)
+        if job.state != "cancelled":
+            msg = f"The job has {job.state}: it cannot be cancelled any more. DELETE erases it."
+            raise JobFinished(msg)
+        return job
+
+    def erase(self, owner: str, identifier: str) -> None:
+        """Stop the job if it has not finished, and erase it, its result, and its scan if no other job needs it.
+
+        Raises:
+            JobNotFound: the owner has none of this id.
+        """
+        order = Order.of(self._status(owner, identifier))
+        self._stop(identifier)
+        DBOS.delete_workflow(identifier)
+        self.state.forget_job(identifier)
+        if not self.uses(owner, order.scan):
+            self.state.forget_scan(owner, order.scan)
+
+    def uses(self, owner: str, scan: str) -> bool:
+        """Return whether any job of an owner was made from a scan."""
+        return any(Order.of(status).scan == scan for status in DBOS.list_workflows(user=owner, load_output=False))
+
+    def _stop(self, identifier: str) -> None:
+        # One statement of the database decides between a job that ends now and this: exactly one of them stands.
+        DBOS.cancel_workflow(identifier)
+        if identifier in self._live:
+            self._cancelled.add(identifier)
+
+    def _status(self, owner: str, identifier: str) -> WorkflowStatus:
+        status = DBOS.get_workflow_status(identifier)
+        # Another owner's job is answered as one that does not exist.
+        if status is None or Order.of(status).owner != owner:
+            msg = "No segmentation has this id. It may have been deleted."
+            raise JobNotFound(msg)
+        return status
+
+    def _describe(self, status: WorkflowStatus) -> Job:
+        identifier = status.workflow_id
+        live = self._live.get(identifier, Live())
+        return describe_job(status, live, self._place(status), self.state.result(identifier))
+
+    def _place(self, status: WorkflowStatus) -> Place:
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else None
+        if status.status == "PENDING":
+            return Place(None, mean)
+        if status.status != "ENQUEUED":
+            return Place()
+        mine = (status.priority or 0, status.created_at or 0, status.workflow_id)
+        waiting = DBOS.list_workflows(queue_name=QUEUE, status=["ENQUEUED", "PENDING"], load_input=False)
+        ahead = sum(
+            other.status == "PENDING" or (other.priority or 0, other.created_at or 0, other.workflow_id) < mine
+            for other in waiting
+        )
+        return Place(ahead, None if mean is None else (ahead + 1) * mean)
+
+    def _run_once(self, identifier: str, order: Order) -> _Outcome:
+        """Publish the result, or return the failure; safe to repeat after a crash at any point."""
+        live = self._live[identifier] = Live()
+        failure = None
         try:
-            self._attempt(identifier, scan_sha256, model)
-        except CalibrantError as failure:
-            return {"code": failure.code, "detail": failure.detail}
-        except OSError as failure:
-            return {
-                "code": StorageFull.code,
-                "detail": f"The state directory could not be written ({failure.strerror}).",
-            }
+            if self.state.result(identifier) is None:
+                self._attempt(identifier, order, live)
+        except CalibrantError as error:
+            failure = {"code": error.code, "detail": error.detail}
+        except OSError as error:
+            detail = f"The state directory could not be written ({error.strerror})."
+            failure = {"code": StorageFull.code, "detail": detail}
         finally:
             self.state.clear_attempts(identifier)
             self._live.pop(identifier, None)
-        return None
+            self._cancelled.discard(identifier)
+        return {"attempts": live.attempt, "failure": failure}
 
-    def _attempt(self, identifier: str, scan_sha256: str, model: str) -> None:
-        bundle = self.registry.find(model)
+    def _attempt(self, identifier: str, order: Order, live: Live) -> None:
+        bundle = self.registry.find(order.model)
+        scan = self.state.scan(order.owner, order.scan)
 
         def report(stage: Stage, progress: float) -> None:
-            self._live[identifier] = Live(stage, progress)
+            live.stage, live.progress = stage, progress
 
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        def cancelled() -> bool:
+            return identifier in self._cancelled
+
+        for live.attempt in range(1, MAX_ATTEMPTS + 1):
             folder = self.state.begin_attempt(identifier)
+            started = time.monotonic()
             try:
-                self.executor.run(self.state.scan(scan_sha256), bundle.root, folder, report)
+                self.executor.run(scan, bundle.root, folder, report, cancelled)
             except (InferenceCrashed, InferenceDeadline):
-                if attempt == MAX_ATTEMPTS:
+                if live.attempt == MAX_ATTEMPTS:
                     raise
             else:
+                if cancelled():
+                    msg = "The job was cancelled when it was done."
+                    raise JobCancelled(msg)
+                self._seconds.append(time.monotonic() - started)
                 self.state.publish(identifier, folder)
                 return
 
 
-def _identifier(idempotency_key: str | None) -> str:
+def _identifier(owner: str, idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return uuid.uuid4().hex
-    return hashlib.sha256(f"{_OWNER}\0{idempotency_key}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()[:32]
 
 
 def _use_write_ahead_log(state: StateDirectory) -> None:

@@ -1,6 +1,6 @@
 """The state directory on a local disk: scans by content, attempts in progress, published results, the job database.
 
-    scans/<sha256>          what was uploaded, complete and flushed to the disk
+    scans/<owner>/<sha256>  what was uploaded, complete and flushed to the disk
     work/<job>/<attempt>/   what one attempt has written so far; worthless after a crash
     results/<job>/          the one published result of a job
     incoming/               uploads in progress; worthless after a crash
@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from contextlib import suppress
@@ -21,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from service.errors import SettingsError, StorageFull
+from service.errors import ScanNotFound, SettingsError, StorageFull
+from service.schemas import Scan
 from service.storage.durable import sync_folder
 
 RESULT: Final = "result.json"
@@ -82,9 +84,29 @@ class StateDirectory:
         """The SQLite file of the jobs."""
         return self.root / "jobs.sqlite"
 
-    def scan(self, sha256: str) -> Path:
-        """Return where the scan of this hash lies."""
-        return self.scans / sha256
+    def scan(self, owner: str, sha256: str) -> Path:
+        """Return where an owner's scan of this hash lies."""
+        return self.scans / owner / sha256
+
+    def find_scan(self, owner: str, sha256: str) -> Scan:
+        """Return an owner's scan.
+
+        Raises:
+            ScanNotFound: the owner has none of this id.
+        """
+        if re.fullmatch(r"[0-9a-f]{64}", sha256) and self.scan(owner, sha256).is_file():
+            return Scan(id=sha256, bytes=self.scan(owner, sha256).stat().st_size)
+        msg = "No scan has this id. It may have been deleted: upload it again."
+        raise ScanNotFound(msg)
+
+    def forget_scan(self, owner: str, sha256: str) -> None:
+        """Erase a scan."""
+        self.scan(owner, sha256).unlink(missing_ok=True)
+
+    def forget_job(self, job: str) -> None:
+        """Erase a job's result and whatever attempts have left."""
+        self.clear_attempts(job)
+        shutil.rmtree(self.results / job, ignore_errors=True)
 
     def begin_attempt(self, job: str) -> Path:
         """Return a fresh folder for one attempt at a job; no other attempt ever writes there."""
@@ -116,8 +138,9 @@ class StateDirectory:
 class Upload:
     """One body on its way to `scans/`; a context manager that leaves nothing behind unless `keep` was called."""
 
-    def __init__(self, state: StateDirectory) -> None:
+    def __init__(self, state: StateDirectory, owner: str) -> None:
         self._state = state
+        self._owner = owner
         self.path = state.incoming / uuid.uuid4().hex
         self._digest = hashlib.sha256()
         self._file: IO[bytes] = self.path.open("wb")
@@ -159,8 +182,12 @@ class Upload:
     def keep(self) -> str:
         """Move the flushed body to its place and return its SHA-256."""
         sha256 = self._digest.hexdigest()
-        self.path.rename(self._state.scan(sha256))
-        sync_folder(self._state.scans)
+        scan = self._state.scan(self._owner, sha256)
+        if not scan.parent.exists():
+            scan.parent.mkdir(exist_ok=True)
+            sync_folder(self._state.scans)
+        self.path.rename(scan)
+        sync_folder(scan.parent)
         return sha256
 
 

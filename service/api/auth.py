@@ -1,0 +1,73 @@
+"""Whose request it is: by its key, or by the cookie that a browser got for one.
+
+Browsers cannot set headers on page loads, images and downloads: the login page exchanges the key for a cookie that no
+script can read and no other site can send (HttpOnly, SameSite=Strict).
+"""
+
+import secrets
+import threading
+import time
+from typing import Final
+
+from starlette.requests import HTTPConnection
+
+from service.errors import Unauthorized
+from service.storage.keys import LOCAL, Keys, Owner
+
+COOKIE: Final = "calibrant_session"
+
+_MOST_SESSIONS = 10_000
+
+
+class Sessions:
+    """Browsers that logged in, kept in memory: a restart logs everybody out."""
+
+    def __init__(self, hours: float) -> None:
+        """Prepare.
+
+        Args:
+            hours: after which a session ends.
+        """
+        self.seconds: Final = hours * 3600
+        self._sessions: dict[str, tuple[Owner, float]] = {}
+        self._turn = threading.Lock()
+
+    def begin(self, owner: Owner) -> str:
+        """Return the token of a new session."""
+        token = secrets.token_urlsafe(32)
+        with self._turn:
+            now = time.monotonic()
+            self._sessions = {key: value for key, value in self._sessions.items() if value[1] > now}
+            while len(self._sessions) >= _MOST_SESSIONS:
+                self._sessions.pop(next(iter(self._sessions)))
+            self._sessions[token] = owner, now + self.seconds
+        return token
+
+    def owner_of(self, token: str) -> Owner | None:
+        """Return whose session it is, or None."""
+        owner, ends = self._sessions.get(token, (None, 0.0))
+        return owner if time.monotonic() < ends else None
+
+    def end(self, token: str) -> None:
+        """Forget a session."""
+        with self._turn:
+            self._sessions.pop(token, None)
+
+
+def caller(request: HTTPConnection, keys: Keys | None, sessions: Sessions) -> Owner:
+    """Return the owner of a request: `local` where no keys are in use.
+
+    Raises:
+        Unauthorized: no key or cookie, or one that is not known; which of them is not told.
+    """
+    if keys is None:
+        return Owner(LOCAL, admin=True)
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        owner = keys.owner_of(key.strip())
+    else:
+        owner = sessions.owner_of(request.cookies.get(COOKIE, ""))
+    if owner is None:
+        msg = "This service needs a key: send it as Authorization: Bearer KEY, or log in at /login. The operator makes keys with calibrant keys add."
+        raise Unauthorized(msg)
+    return owner

@@ -1,0 +1,46 @@
+"""`/v1/segmentations/{id}/events`: what a job does, as it does it (server-sent events)."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from service.api.deps import OwnerDep, PartsDep
+from service.api.problems import RESPONSES
+from service.schemas import FINISHED, Job
+
+router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses=RESPONSES)
+
+LOOK_EVERY_S: Final = 0.2
+"""Seconds between two looks at the job."""
+
+
+@router.get("/{job_id}/events", operation_id="streamEvents", response_class=EventSourceResponse)
+async def stream_events(
+    job_id: str,
+    parts: PartsDep,
+    owner: OwnerDep,
+    last_event_id: Annotated[str | None, Header(max_length=100)] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Send the job whenever it has changed, until it has finished.
+
+    Each event holds the whole job: one that goes on after a broken connection has missed nothing that still matters.
+    """
+    while True:
+        job = await run_in_threadpool(parts.jobs.find, owner.name, job_id)
+        identifier = _identifier(job)
+        if identifier != last_event_id:
+            last_event_id = identifier
+            yield ServerSentEvent(data=job, event=job.state, id=identifier)
+        if job.state in FINISHED:
+            return
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+def _identifier(job: Job) -> str:
+    """Return what two equal states of a job have in common; the estimate of the time left is none of it."""
+    return hashlib.sha256(job.model_dump_json(exclude={"eta_s"}).encode()).hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""`/login`: exchanges a key for a cookie, for people with a browser."""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Form, Request, Response, status
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from service.api.auth import COOKIE
+from service.api.deps import PartsDep
+
+router = APIRouter(tags=["login"], include_in_schema=False)
+
+_PAGE: Final = """\
+<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Calibrant</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 24rem; margin: 15vh auto; padding: 0 1rem; color: #1b1b1b }}
+input, button {{ font: inherit; width: 100%; padding: .5rem; margin: .25rem 0 .75rem; box-sizing: border-box }}
+[role=alert] {{ border-left: 4px solid #b3261e; padding-left: .75rem }}
+small {{ color: #555 }}
+</style></head>
+<body>
+<h1>Calibrant</h1>
+{alert}
+<form method="post" action="/login">
+<label for="key">Key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
+<button>Log in</button>
+</form>
+<small>The operator of this service makes keys with <code>calibrant keys add</code>. For research use only.</small>
+</body></html>
+"""
+
+_ALERT: Final = '<p role="alert">This key is not known here. Copy it again, or ask the operator for a new one.</p>'
+
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@router.get("/login", response_class=HTMLResponse)
+def show_login() -> HTMLResponse:
+    """Return the page that asks for the key."""
+    return HTMLResponse(_PAGE.format(alert=""), headers=_HEADERS)
+
+
+@router.post("/login")
+def log_in(request: Request, parts: PartsDep, key: Annotated[str, Form(max_length=200)]) -> Response:
+    """Set the cookie and lead on to the routes; the page again for an unknown key."""
+    owner = parts.keys.owner_of(key.strip()) if parts.keys else None
+    if owner is None:
+        return HTMLResponse(_PAGE.format(alert=_ALERT), status.HTTP_401_UNAUTHORIZED, headers=_HEADERS)
+    answer = RedirectResponse("/docs", status.HTTP_303_SEE_OTHER)
+    answer.set_cookie(
+        COOKIE,
+        parts.sessions.begin(owner),
+        max_age=int(parts.sessions.seconds),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https" or parts.settings.behind_proxy,
+    )
+    return answer
+
+
+@router.post("/logout")
+def log_out(request: Request, parts: PartsDep) -> Response:
+    """Forget the session and its cookie."""
+    parts.sessions.end(request.cookies.get(COOKIE, ""))
+    answer = RedirectResponse("/login", status.HTTP_303_SEE_OTHER)
+    answer.delete_cookie(COOKIE)
+    return answer

@@ -1,0 +1,115 @@
+"""A form (multipart/form-data, RFC 7578) -> the bytes of its one file, as they come in; the parsing is python-multipart's."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import InvalidRequest
+
+_MOST_HEADER_BYTES: Final = 8192
+
+
+async def file_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[bytes]:
+    """Yield the content of the one part that has a file name; the name itself is never looked at.
+
+    Args:
+        body: pieces of the request's body.
+        content_type: its header, with the boundary.
+
+    Raises:
+        InvalidRequest: the form is damaged, or holds no file, or more than one.
+    """
+    form = _Form(_boundary(content_type))
+    async for chunk in body:
+        for piece in form.feed(chunk):
+            yield piece
+    form.reject_unless_whole()
+
+
+def _boundary(content_type: str) -> bytes:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        msg = "The form has no boundary in its Content-Type. With curl: -F file=@scan.nii.gz"
+        raise InvalidRequest(msg)
+    return boundary
+
+
+class _Form:
+    """Follows the parser through the parts and keeps what belongs to the file."""
+
+    def __init__(self, boundary: bytes) -> None:
+        callbacks: Any = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+        self._parser = MultipartParser(boundary, callbacks)
+        self._field = self._value = b""
+        self._disposition = b""
+        self._in_file = self._whole = False
+        self._files = 0
+        self._pieces: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return what of the file this piece of the body holds."""
+        self._pieces = []
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise InvalidRequest(_DAMAGED) from error
+        return self._pieces
+
+    def reject_unless_whole(self) -> None:
+        """Raise unless the last boundary was seen, and one file."""
+        if not self._whole:
+            raise InvalidRequest(_DAMAGED)
+        if self._files != 1:
+            msg = f"The form holds {self._files} files; one is expected. With curl: -F file=@scan.nii.gz"
+            raise InvalidRequest(msg)
+
+    def _begin(self) -> None:
+        self._disposition = b""
+        self._field = self._value = b""
+        self._in_file = False
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        if self._value:
+            self._keep_header()
+        self._field += data[start:end]
+        self._reject_long_header()
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+        self._reject_long_header()
+
+    def _keep_header(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._field = self._value = b""
+
+    def _reject_long_header(self) -> None:
+        if len(self._field) + len(self._value) > _MOST_HEADER_BYTES:
+            raise InvalidRequest(_DAMAGED)
+
+    def _headers_finished(self) -> None:
+        self._keep_header()
+        self._in_file = b"filename" in parse_options_header(self._disposition)[1]
+        self._files += self._in_file
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        # Of a second file nothing is kept: the form is refused at its end.
+        if self._in_file and self._files == 1:
+            self._pieces.append(data[start:end])
+
+    def _end(self) -> None:
+        self._whole = True
+
+
+_DAMAGED: Final = (
+    "The form cannot be read, or ends before its last boundary. Send it again; with curl: -F file=@scan.nii.gz"
+)

@@ -1,0 +1,143 @@
+"""API keys and their owners in one JSON file that holds no key, only hashes; `calibrant keys` writes it.
+
+A key reads ``cal_<id>_<secret>``: the id finds the entry, the secret's SHA-256 is compared in constant time. Secrets
+have 256 random bits, so that a slow hash would protect nothing more.
+"""
+
+import datetime as dt
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import SettingsError
+from service.storage.durable import write_durably
+
+LOCAL: Final = "local"
+"""Owner of everything where no keys are in use."""
+
+OwnerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who made a request.
+
+    Args:
+        name: lower-case letters, digits and hyphens; also the name of a folder.
+        admin: may load and unload models.
+    """
+
+    name: str
+    admin: bool
+
+
+class Key(BaseModel):
+    """An entry of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    owner: OwnerName
+    admin: bool = False
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the secret."""
+    created: dt.date
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    keys: list[Key] = []
+
+
+class Keys:
+    """The keys of a file, read again whenever it changes."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            SettingsError: it is not there, or no file of keys.
+        """
+        self._path = path
+        self._read_at = 0
+        self._keys: dict[str, Key] = {}
+        self._refresh()
+
+    def owner_of(self, presented: str) -> Owner | None:
+        """Return whose key it is, or None."""
+        self._refresh()
+        parts = presented.split("_", 2)
+        identifier, secret = (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "cal" else ("", "")  # noqa: PLR2004 - cal, id, secret
+        key = self._keys.get(identifier)
+        known = key.sha256 if key else hashlib.sha256(b"").hexdigest()
+        same = hmac.compare_digest(_hash(secret), known)
+        return Owner(key.owner, key.admin) if key and same else None
+
+    def _refresh(self) -> None:
+        try:
+            changed = self._path.stat().st_mtime_ns
+        except OSError as error:
+            msg = f"The file of keys, {self._path}, cannot be read ({error.strerror}). calibrant keys add OWNER makes one."
+            raise SettingsError(msg) from error
+        if changed != self._read_at:
+            self._keys = {key.id: key for key in read_keys(self._path)}
+            self._read_at = changed
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Return the entries of a file; none if there is no file.
+
+    Raises:
+        SettingsError: no file of keys.
+    """
+    if not path.exists():
+        return []
+    try:
+        return _File.model_validate_json(path.read_bytes()).keys
+    except (ValidationError, OSError) as error:
+        msg = f"{path} is no file of keys. Restore it, or remove it and make new keys with calibrant keys add OWNER."
+        raise SettingsError(msg) from error
+
+
+def add_key(path: Path, owner: str, *, admin: bool) -> str:
+    """Add a key to the file, which is made if missing, readable for its user alone; return the key, shown this once.
+
+    Raises:
+        SettingsError: the owner's name cannot be used, or the file is no file of keys.
+    """
+    keys = read_keys(path)
+    identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    try:
+        key = Key(id=identifier, owner=owner, admin=admin, sha256=_hash(secret), created=dt.datetime.now(dt.UTC).date())
+    except ValidationError as error:
+        msg = "An owner's name has 1 to 63 lower-case letters, digits and hyphens, e.g. radiology-lab."
+        raise SettingsError(msg) from error
+    _write(path, [*keys, key])
+    return f"cal_{identifier}_{secret}"
+
+
+def remove_key(path: Path, identifier: str) -> bool:
+    """Remove a key from the file and return whether it was there."""
+    keys = read_keys(path)
+    kept = [key for key in keys if key.id != identifier]
+    if len(kept) < len(keys):
+        _write(path, kept)
+    return len(kept) < len(keys)
+
+
+def _write(path: Path, keys: list[Key]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.touch(mode=0o600)
+    write_durably(part, (_File(keys=keys).model_dump_json(indent=2) + "\n").encode())
+    part.replace(path)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
