@@ -1,5 +1,6 @@
 """The only place where the parts are wired together."""
 
+import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,12 +10,16 @@ from starlette.concurrency import run_in_threadpool
 
 from service import __version__
 from service.api import events, health, login, models, problems, results, scans, segmentations
+from service.api import metrics as metrics_route
 from service.api.auth import Sessions
 from service.api.deps import Parts
 from service.api.hosts import KnownHosts
+from service.api.metrics import CountedRequests
 from service.bundle.registry import SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
+from service.jobs.retention import Policy, Sweeper
 from service.jobs.segment import JobQueue
+from service.observability.metrics import Metrics
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
 from service.storage.keys import Keys
@@ -35,15 +40,20 @@ def create_app(settings: Settings) -> FastAPI:
     keys = Keys(settings.keys_file) if settings.keys_file else None
     registry = Registry.scan(SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else []))
 
+    metrics = Metrics()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
         executor.start()
-        jobs = JobQueue(state, registry, executor)
+        jobs = JobQueue(state, registry, executor, metrics)
+        sweeper = Sweeper(jobs, state, _policy(settings))
         try:
             await run_in_threadpool(jobs.launch)
-            app.state.parts = Parts(settings, state, registry, jobs, keys, Sessions(settings.session_hours))
+            sweeper.start()
+            app.state.parts = Parts(settings, state, registry, jobs, keys, Sessions(settings.session_hours), metrics)
             yield
+            await run_in_threadpool(sweeper.stop)
         finally:
             await run_in_threadpool(jobs.close)
 
@@ -58,6 +68,14 @@ def create_app(settings: Settings) -> FastAPI:
     if not settings.behind_proxy and keys is None:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     problems.install(app)
-    for part in (segmentations, events, results, scans, models, health, login):
+    app.add_middleware(CountedRequests, metrics=metrics)
+    for part in (segmentations, events, results, scans, models, health, metrics_route, login):
         app.include_router(part.router)
     return app
+
+
+def _policy(settings: Settings) -> Policy:
+    def days(number: float | None) -> dt.timedelta | None:
+        return None if number is None else dt.timedelta(days=number)
+
+    return Policy(days(settings.retention_days), days(settings.logits_retention_days))

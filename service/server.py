@@ -1,6 +1,5 @@
 """uvicorn around the application: where it may listen, what it says when it is up."""
 
-import logging
 import socket
 import sys
 from contextlib import suppress
@@ -10,6 +9,7 @@ import uvicorn
 from service import __version__
 from service.app import LOOPBACK_HOSTS, create_app
 from service.errors import SettingsError
+from service.observability.log import configure_logging
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
 
@@ -30,7 +30,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
             "put a proxy that authenticates in front and say so with --behind-proxy, or listen on 127.0.0.1."
         )
         raise SettingsError(msg)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure_logging()
     # No access log: paths and query strings are what the user sent.
     config = uvicorn.Config(create_app(settings), host, port, log_config=None, access_log=False, server_header=False)
     server = _AnnouncingServer(config, settings)

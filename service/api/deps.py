@@ -9,6 +9,7 @@ from service.api.auth import Sessions, caller
 from service.bundle.registry import Registry
 from service.errors import Forbidden
 from service.jobs.segment import JobQueue
+from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.storage.keys import Keys, Owner
 from service.storage.local import StateDirectory
@@ -24,6 +25,7 @@ class Parts:
     jobs: JobQueue
     keys: Keys | None
     sessions: Sessions
+    metrics: Metrics
 
 
 def _parts(request: Request) -> Parts:

@@ -1,9 +1,9 @@
 """Errors -> application/problem+json (RFC 9457): stable types, what to do, nothing that the user sent."""
 
-import logging
 from http import HTTPStatus
 from typing import Any, Final
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -14,7 +14,7 @@ from service.errors import CalibrantError, InvalidRequest
 from service.jobs.status import problem_of
 from service.schemas import Problem
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -84,7 +84,7 @@ class _Wall:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            log.error("request failed: %s", type(error).__name__)  # noqa: TRY400 - a traceback may hold what was sent
+            log.error("request failed", error=type(error).__name__)  # noqa: TRY400 - a traceback may hold what was sent
             if started:
                 return
             detail = (

@@ -4,7 +4,6 @@ A crash, a hang or a leak there leaves the API alone. The child writes into a fo
 so one that comes back to life after it was given up cannot harm a result.
 """
 
-import logging
 import multiprocessing
 import os
 import threading
@@ -15,10 +14,13 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from service.errors import BY_CODE, CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled
+from service.observability.log import configure_logging
 from service.schemas import CaseResult, Report, Stage
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 _PROCESSES: Final = multiprocessing.get_context("spawn")
 
@@ -191,6 +193,7 @@ def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> Cas
 
 def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    configure_logging()
 
     import torch
 
@@ -215,7 +218,7 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
             pipe.send(("failed", error.code, error.detail))
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
             # The message may hold what the user sent; the type cannot.
-            log.error("case failed: %s", type(error).__name__)  # noqa: TRY400 - a traceback may hold it too
+            log.error("case failed", error=type(error).__name__)  # noqa: TRY400 - a traceback may hold it too
             pipe.send(("failed", CalibrantError.code, f"The computation failed ({type(error).__name__})."))
         else:
             pipe.send(("done", result.model_dump_json()))

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import structlog
 from dbos import (
     DBOS,
     DBOSConfig,
@@ -38,8 +39,12 @@ from service.errors import (
 )
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.status import PRIORITIES, Live, Order, Place, describe_job
-from service.schemas import FINISHED, Job, Priority, Stage, State
-from service.storage.local import StateDirectory
+from service.observability.metrics import Metrics
+from service.pipeline.encode import SUMMARY
+from service.schemas import FINISHED, CaseResult, Job, Priority, Stage, State, Summary
+from service.storage.local import RESULT, StateDirectory
+
+log = structlog.get_logger(__name__)
 
 QUEUE: Final = "segmentations"
 POLL_S: Final = 0.05
@@ -76,6 +81,7 @@ class JobQueue:
     state: StateDirectory
     registry: Registry
     executor: EmbeddedExecutor
+    metrics: Metrics
     _live: dict[str, Live] = field(default_factory=dict)
     _cancelled: set[str] = field(default_factory=set)
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
@@ -219,6 +225,20 @@ class JobQueue:
         if not self.uses(owner, order.scan):
             self.state.forget_scan(owner, order.scan)
 
+    def erase_finished(self, before: dt.datetime) -> int:
+        """Erase every owner's jobs that finished before a time, and return how many those were."""
+        statuses = [name for state in FINISHED for name in _STATUSES[state]]
+        old = DBOS.list_workflows(status=statuses, completed_before=before.isoformat(), load_output=False)
+        for status in old:
+            self.erase(Order.of(status).owner, status.workflow_id)
+        return len(old)
+
+    def count(self) -> dict[State, int]:
+        """Return how many jobs wait and how many run."""
+        active = DBOS.list_workflows(status=["ENQUEUED", "DELAYED", "PENDING"], load_input=False, load_output=False)
+        running = sum(status.status == "PENDING" for status in active)
+        return {"queued": len(active) - running, "running": running}
+
     def uses(self, owner: str, scan: str) -> bool:
         """Return whether any job of an owner was made from a scan."""
         return any(Order.of(status).scan == scan for status in DBOS.list_workflows(user=owner, load_output=False))
@@ -272,6 +292,7 @@ class JobQueue:
             self.state.clear_attempts(identifier)
             self._live.pop(identifier, None)
             self._cancelled.discard(identifier)
+        self._tell(identifier, order, failure)
         return {"attempts": live.attempt, "failure": failure}
 
     def _attempt(self, identifier: str, order: Order, live: Live) -> None:
@@ -299,6 +320,21 @@ class JobQueue:
                 self._seconds.append(time.monotonic() - started)
                 self.state.publish(identifier, folder)
                 return
+
+    def _tell(self, identifier: str, order: Order, failure: dict[str, str] | None) -> None:
+        """Count and log how a job ended."""
+        model = order.model.partition("@")[0]
+        folder = self.state.result(identifier)
+        if failure is None and folder is not None:
+            seconds = CaseResult.model_validate_json((folder / RESULT).read_bytes()).seconds
+            summary = Summary.model_validate_json((folder / SUMMARY).read_bytes())
+            withdrawn = summary.statement.status == "withdrawn"
+            self.metrics.case_succeeded(model, seconds, summary.foreground_confidence, withdrawn=withdrawn)
+            log.info("job succeeded", job=identifier, model=model, seconds=seconds)
+        elif failure is not None:
+            state = "cancelled" if failure["code"] == JobCancelled.code else "failed"
+            self.metrics.case_ended(model, state)
+            log.info("job ended", job=identifier, model=model, state=state, problem=failure["code"])
 
 
 def _identifier(owner: str, idempotency_key: str | None) -> str:

@@ -1,0 +1,85 @@
+"""Erases what has been kept long enough, by the operator's policy."""
+
+import datetime as dt
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from service.jobs.segment import JobQueue
+from service.pipeline.encode import LOGITS
+from service.storage.local import StateDirectory
+
+log = structlog.get_logger(__name__)
+
+EVERY_S: Final = 600.0
+"""Seconds between two sweeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long what is kept; None: until somebody deletes it.
+
+    Args:
+        jobs: finished jobs with their scans and results, and scans that no job was made from.
+        logits: the logits behind probabilities and uncertainty.
+    """
+
+    jobs: dt.timedelta | None
+    logits: dt.timedelta | None
+
+
+def sweep(jobs: JobQueue, state: StateDirectory, policy: Policy, now: dt.datetime) -> int:
+    """Erase what is older than the policy allows and return how many jobs, scans and files of logits that were."""
+    removed = 0
+    if policy.jobs is not None:
+        removed += jobs.erase_finished(now - policy.jobs)
+        removed += _erase_idle_scans(jobs, state, now - policy.jobs)
+    if policy.logits is not None:
+        for logits in state.results.glob(f"*/{LOGITS}"):
+            if _changed(logits.stat().st_mtime) < now - policy.logits:
+                logits.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+class Sweeper:
+    """Sweeps every few minutes in a thread of its own."""
+
+    def __init__(self, jobs: JobQueue, state: StateDirectory, policy: Policy) -> None:
+        self._arguments = jobs, state, policy
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="calibrant-retention", daemon=True)
+
+    def start(self) -> None:
+        """Sweep now, and then again and again."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the sweep that runs."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                if removed := sweep(*self._arguments, dt.datetime.now(dt.UTC)):
+                    log.info("erased by the retention policy", removed=removed)
+            except OSError as error:
+                log.warning("retention sweep failed", error=type(error).__name__)
+            self._ended.wait(EVERY_S)
+
+
+def _erase_idle_scans(jobs: JobQueue, state: StateDirectory, before: dt.datetime) -> int:
+    removed = 0
+    for scan in state.scans.glob("*/*"):
+        owner = scan.parent.name
+        if _changed(scan.stat().st_mtime) < before and not jobs.uses(owner, scan.name):
+            state.forget_scan(owner, scan.name)
+            removed += 1
+    return removed
+
+
+def _changed(timestamp: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(timestamp, dt.UTC)

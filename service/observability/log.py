@@ -1,0 +1,64 @@
+"""Logs: one JSON object a line, with fields from a list. What a user sent has no field to stand in.
+
+Records of other people's libraries may hold anything, so that of them only the logger, the level and the line of code
+are kept.
+"""
+
+import logging
+import sys
+from typing import Any, Final
+
+import structlog
+
+FIELDS: Final = frozenset(
+    {
+        "event", "level", "logger", "timestamp", "line",
+        "error", "job", "method", "milliseconds", "model", "owner", "problem", "route", "seconds", "stage", "state",
+        "status", "removed", "where",
+    }
+)  # fmt: skip
+"""Every field that a line may have."""
+
+_OURS: Final = ("service", "model_training")
+
+
+def configure_logging() -> None:
+    """Send every log record of this process to stderr as JSON."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[_only_where_of_others, _only_known_fields, structlog.processors.JSONRenderer(sort_keys=True)],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("service").setLevel(logging.INFO)
+
+
+def _only_where_of_others(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    record: logging.LogRecord = event["_record"]
+    if event["_from_structlog"] or record.name.split(".")[0] in _OURS:
+        return event
+    return {
+        "event": "a library logged",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "line": f"{record.module}:{record.lineno}",
+        "timestamp": event.get("timestamp"),
+    }
+
+
+def _only_known_fields(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name in FIELDS}
