@@ -1,0 +1,45 @@
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import logging
+import structlog
+from service.observability.log import configure_logging
+
+configure_logging()
+structlog.get_logger("service.api").info("request", route="/v1/scans", status=200, patient="CANARY^NAME")
+logging.getLogger("service.bundle").warning("bundle reloaded")
+logging.getLogger("service.quiet").debug("not to be seen")
+logging.getLogger("pydicom").error("cannot read %s of CANARY^NAME", "CANARY^TAG")
+try:
+    raise ValueError("CANARY^ERROR")
+except ValueError:
+    logging.getLogger("uvicorn.error").exception("Exception in CANARY^PATH")
+"""
+
+
+def lines() -> list[dict[str, object]]:
+    """Return what a process of its own logs, line by line."""
+    found = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert found.stdout == ""
+    return [json.loads(line) for line in found.stderr.splitlines()]
+
+
+def test_a_line_is_json_with_fields_from_the_list() -> None:
+    """Route and status are logged; a field that is not on the list is not."""
+    request = lines()[0]
+
+    assert (request["event"], request["route"], request["status"]) == ("request", "/v1/scans", 200)
+    assert (request["level"], request["logger"]) == ("info", "service.api")
+    assert "patient" not in request
+
+
+def test_of_other_libraries_only_the_place_is_kept() -> None:
+    """Whatever a library says about what it read, or a traceback holds, stays out of the log."""
+    found = lines()
+
+    assert [line["logger"] for line in found] == ["service.api", "service.bundle", "pydicom", "uvicorn.error"]
+    assert "CANARY" not in json.dumps(found)
+    assert found[2].keys() == {"event", "level", "logger", "line", "timestamp"}
+    assert found[1]["event"] == "bundle reloaded"
