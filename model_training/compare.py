@@ -78,7 +78,7 @@ def run_once(recipe: Recipe, name: RunName, data: Path, out: Path, done: Callabl
     splits = recipe.cases(data)
     held_out = recipe.without(name.fold, splits)
     if not (folder / WEIGHTS).exists():
-        if recipe.ace_after and not (folder / CHECKPOINT).exists():
+        if 0 < recipe.ace_after < recipe.schedule.steps and not (folder / CHECKPOINT).exists():
             _begin(held_out, name, data, folder)
         with Progress(recipe.schedule.steps) as progress:
             train(held_out, data, folder, seed=name.seed, group=ALONE, watchers=[progress])

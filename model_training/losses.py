@@ -118,8 +118,11 @@ class _L1ACELoss(nn.Module):
         if not self.to_onehot_y:
             return lambda b, c: flat[b, c + self.first].to(p.dtype), None
         labels = flat[:, 0]
-        ignored = None if self.ignore_index is None else labels == self.ignore_index
-        return lambda b, c: (labels[b] == c + self.first).to(p.dtype), ignored
+        if self.ignore_index is None:
+            return lambda b, c: (labels[b] == c + self.first).to(p.dtype), None
+        ignored = labels == self.ignore_index
+        # A class whose own label is ignored has no voxel that counts: it is absent.
+        return lambda b, c: ((labels[b] == c + self.first) & ~ignored[b]).to(p.dtype), ignored
 
     def _present(self, p: torch.Tensor, y: Row) -> torch.Tensor:
         """Return whether any voxel of the target belongs to the class, (B, C)."""

@@ -89,6 +89,8 @@ class CaseResult(Wire):
 
     model: str
     device: str
+    placement: str = "device"
+    """Whether the device's memory sufficed; else what was computed on the CPU."""
     engine: str
     precision: str
     seconds: dict[Stage, float]

@@ -81,15 +81,16 @@ def reliability_histogram(
     Raises:
         InvalidProbabilities: NaN or a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
     """
-    probs, labels = probs.float().flatten(1), labels.flatten()
+    probs = probs.float()
     _reject_invalid(probs, labels)
+    probs, labels = probs.flatten(1), labels.flatten()
     rows = structures or [(c,) for c in range(len(probs))]
     count, sum_p, sum_y = [], [], []
     for classes in rows:
         p = probs[list(classes)].sum(dim=0).clamp_(max=1)
         bins = (p * BINS).ceil_().sub_(1).clamp_(0, BINS - 1).long()
         count.append(torch.bincount(bins, minlength=BINS))
-        sum_p.append(torch.bincount(bins, weights=p.double(), minlength=BINS))
+        sum_p.append(torch.bincount(bins, weights=p.double(), minlength=BINS).double())
         belongs = torch.isin(labels, torch.tensor(classes, device=labels.device))
         sum_y.append(torch.bincount(bins[belongs], minlength=BINS))
     n, p_sum, y_sum = (torch.stack(sums).cpu().numpy() for sums in (count, sum_p, sum_y))
@@ -99,6 +100,9 @@ def reliability_histogram(
 def _reject_invalid(probs: torch.Tensor, labels: torch.Tensor) -> None:
     if probs.shape[1:] != labels.shape:
         msg = f"Probabilities of {probs.shape[1:].numel()} voxels do not belong to labels of {labels.numel()}."
+        raise InvalidProbabilities(msg)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        msg = f"Labels are {labels.dtype}; expected integers, one class per voxel."
         raise InvalidProbabilities(msg)
     # `not (all in range)` also catches NaN, for which every comparison is false.
     if probs.numel() and not bool(((probs >= 0) & (probs <= 1)).all()):

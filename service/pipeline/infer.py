@@ -4,7 +4,9 @@ Windows overlap; their logits are averaged with Gaussian weights, so that a voxe
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,6 +16,9 @@ from service.bundle.schema import ServiceConfig
 
 Progress = Callable[[float], None]
 """Receives the fraction done, in (0, 1]."""
+
+Placement = Literal["device", "device, sums on the CPU", "CPU"]
+"""Where a case was computed: wholly on the device, its network only, or nothing."""
 
 _SIGMA_PER_WINDOW = 0.125
 _LEAST_WEIGHT = 1e-3
@@ -41,21 +46,45 @@ def infer(
     return sliding_window_logits(network, image.to(device), config, progress).half().cpu()
 
 
+def infer_within_memory(
+    network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress = _unheard
+) -> tuple[torch.Tensor, Placement]:
+    """Return what `infer` returns, and where it was computed: each time the memory runs out one step further down.
+
+    A GPU that is too small for the sums over a large scan often still holds a window; then only the sums move. At
+    last the network itself moves to the CPU for this case.
+    """
+    device = next(network.parameters()).device
+    if device.type == "cpu":
+        return infer(network, image, config, progress), "device"
+    with suppress(torch.OutOfMemoryError):
+        return infer(network, image, config, progress), "device"
+    torch.cuda.empty_cache()
+    with suppress(torch.OutOfMemoryError):
+        return sliding_window_logits(network, image.cpu(), config, progress).half(), "device, sums on the CPU"
+    torch.cuda.empty_cache()
+    try:
+        return sliding_window_logits(network.cpu(), image.cpu(), config, progress).half(), "CPU"
+    finally:
+        network.to(device)
+
+
 @torch.inference_mode()
 def sliding_window_logits(
     network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress = _unheard
 ) -> torch.Tensor:
     """Return the logits of a network over a whole image, (classes, D, H, W) float32 on the image's device.
 
-    An image smaller than the window is padded with 0, the mean intensity after z-scoring.
+    The network may be on another device: then each window goes there and its logits come back. An image smaller than the window is padded with 0, the mean intensity after z-scoring.
     """
     padded, before = _pad_to_window(image, config.patch_size)
     weights = gaussian_weights(config.patch_size).to(image.device)
     total = torch.zeros((len(config.labels), *padded.shape[1:]), device=image.device)
     weight = torch.zeros(padded.shape[1:], device=image.device)
     windows = window_slices(tuple(padded.shape[1:]), config)
+    device = next((parameter.device for parameter in network.parameters()), image.device)
     for done, window in enumerate(windows, start=1):
-        logits = network(padded[(slice(None), *window)][None])[0].float()
+        logits = network(padded[(slice(None), *window)][None].to(device))[0].float().to(image.device)
         total[(slice(None), *window)] += logits * weights
         weight[window] += weights
         progress(done / len(windows))

@@ -10,7 +10,7 @@ from service.bundle.reader import LoadedBundle
 from service.errors import BundleUnsupported
 from service.pipeline.calibrate import segment
 from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SUMMARY, encode_confidence, encode_logits, encode_mask
-from service.pipeline.infer import infer
+from service.pipeline.infer import infer_within_memory
 from service.pipeline.preprocess import preprocess
 from service.pipeline.sandbox import decode_sandboxed
 from service.pipeline.store import complete, write_files
@@ -36,7 +36,9 @@ def run_case(scan: Path, bundle: LoadedBundle, out: Path, report: Report) -> Cas
 
     volume = watch.stage("decode", lambda: decode_sandboxed(scan))
     image, grid = watch.stage("preprocess", lambda: preprocess(volume, config))
-    logits = watch.stage("infer", lambda: infer(bundle.network, image, config, lambda done: report("infer", done)))
+    logits, placement = watch.stage(
+        "infer", lambda: infer_within_memory(bundle.network, image, config, lambda done: report("infer", done))
+    )
     segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
     files = watch.stage(
         "encode",
@@ -52,6 +54,7 @@ def run_case(scan: Path, bundle: LoadedBundle, out: Path, report: Report) -> Cas
     result = CaseResult(
         model=description.identity,
         device=str(bundle.device),
+        placement=placement,
         engine=ENGINE,
         precision=PRECISION,
         seconds=watch.seconds,

@@ -52,3 +52,32 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
     (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:50])
     with pytest.raises(DataError, match="cannot be read"):
         load_checkpoint(tmp_path, network, optimiser, lambda _step: "run")
+
+
+def test_the_identity_is_asked_for_the_step_of_the_checkpoint(tmp_path: Path) -> None:
+    """Runs may share their first steps: which, the identity decides by the step that the checkpoint stands at."""
+    network, optimiser = started()
+    save_checkpoint(tmp_path, network, optimiser, Position(7), "shared until 7")
+
+    def identity(step: int) -> str:
+        return "shared until 7" if step == 7 else "own"
+
+    assert load_checkpoint(tmp_path, network, optimiser, identity).step == 7
+
+
+def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies while it writes leaves the checkpoint before."""
+    network, optimiser = started()
+    save_checkpoint(tmp_path, network, optimiser, Position(1), "run")
+
+    def dies(tensors: object, path: Path, **_: object) -> None:
+        del tensors
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr("model_training.checkpoint.save_file", dies)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, network, optimiser, Position(2), "run")
+
+    assert load_checkpoint(tmp_path, network, optimiser, lambda _step: "run").step == 1

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from model_training import recipes
@@ -34,6 +35,18 @@ def test_train_export_evaluate_lead_from_data_to_a_reproduced_card(tiny: str, ti
     code, output = call("evaluate", bundle, "--recipe", tiny, "--data", tiny_msd, "--split", "test")
     assert code == 0
     assert output.startswith("test: 1 cases of 1 persons")
+
+
+def test_training_can_be_watched_in_tensorboard(tiny: str, tiny_msd: Path, tmp_path: Path) -> None:
+    """With --tensorboard every step's terms and every validation's scores lie in the folder's events."""
+    command = ("train", tiny, "--data", tiny_msd, "-o", tmp_path / "run", "--tensorboard", tmp_path / "events")
+    assert call(*command)[0] == 0
+
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    training = {f"training/{name}": [1, 2, 3] for name in ("total", "dice_ce", "ace", "epoch")}
+    assert steps == training | {f"validation/{name}": [2, 3] for name in ("dsc", "ace")}
 
 
 def test_a_card_that_claims_something_else_is_found_out(tiny: str, tiny_bundle: Path, tiny_msd: Path) -> None:

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from model_training.config import Schedule
+from model_training.config import Recipe, Schedule
 
 SCHEDULE = Schedule(steps=10, warmup_steps=2, batch_size=1, learning_rate=1e-3, weight_decay=0.0, validate_every=5)
 
@@ -35,3 +35,19 @@ def test_a_schedule_cannot_be_changed() -> None:
     """What a record says about a run stays true: the schedule is frozen."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         SCHEDULE.steps = 20  # type: ignore[misc]
+
+
+def test_with_loss_changes_the_loss_alone(recipe: Recipe) -> None:
+    """Binning, weight and the step at which it joins are those that were asked for, the rest is the recipe's."""
+    changed = recipe.with_loss("soft", 0.3, after=2)
+
+    assert (changed.binning, changed.ace_weight, changed.ace_after) == ("soft", 0.3, 2)
+    assert recipe.with_loss("soft", 0.3).ace_after == 0
+    assert changed.with_loss(recipe.binning, recipe.ace_weight, after=recipe.ace_after) == recipe
+
+
+def test_without_a_fold_the_others_are_trained_on(recipe: Recipe) -> None:
+    """The fold that is held out is looked at, the test set neither."""
+    held_out = recipe.without("fold2", ["fold1", "fold2", "fold3", "test"])
+
+    assert (held_out.train_splits, held_out.validation_split) == (("fold1", "fold3"), "fold2")

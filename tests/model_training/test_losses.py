@@ -165,6 +165,17 @@ def test_soft_loss_has_the_gradient_of_its_value() -> None:
     assert torch.autograd.gradcheck(lambda p: loss(p, y), (p,))
 
 
+def test_hard_loss_has_the_gradient_of_its_value() -> None:
+    """Finite differences confirm it for double logits through softmax, away from the edges of the bins."""
+    logits = torch.tensor([[0.3, -0.7, 1.1, 0.2], [-0.4, 0.9, 0.1, -1.3]], dtype=torch.float64)[None].requires_grad_()
+    labels = torch.tensor([[[0, 1, 1, 0]]])
+    edges = logits.softmax(dim=1) * 5
+    assert ((edges - edges.round()).abs() > 1e-3).all()
+    loss = HardL1ACELoss(5, softmax=True, to_onehot_y=True, reduction="none")
+
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), (logits,))
+
+
 @EITHER
 def test_empty_bins_do_not_lower_the_mean(loss: Loss) -> None:
     """Two voxels fill two of 20 bins with gaps of 0.025; the other 18 are left out."""
@@ -272,18 +283,69 @@ def test_bfloat16_logits_lose_nothing_but_their_own_digits() -> None:
     assert loss(logits.bfloat16(), labels).item() == pytest.approx(expected, abs=1e-7)
 
 
+@EITHER
+def test_autocast_changes_nothing(loss: Loss) -> None:
+    """Within a region of mixed precision the loss of float32 logits and its gradient are what they are outside."""
+    logits, labels = random_batch(16)
+    inside, outside = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    function = loss(softmax=True, to_onehot_y=True)
+
+    expected = function(outside, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = function(inside, labels)
+    expected.backward()
+    value.backward()
+
+    assert value.dtype == torch.float32
+    assert value.item() == expected.item()
+    assert inside.grad is not None
+    assert outside.grad is not None
+    assert torch.equal(inside.grad, outside.grad)
+
+
 @BOTH
 def test_sigmoid_and_multi_label_targets(loss: Loss, reference: Reference) -> None:
-    """Overlapping regions are each a question of their own, also with soft targets, in two dimensions."""
+    """Overlapping regions are each a question of their own, also with soft targets: value and gradient."""
     generator = torch.Generator().manual_seed(8)
     logits, target = torch.randn(2, 3, 9, 8, generator=generator), torch.rand(2, 3, 9, 8, generator=generator)
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
 
-    value = loss(sigmoid=True)(logits, target)
+    value = loss(sigmoid=True)(ours, target)
+    expected = reference_loss(
+        reference, theirs.sigmoid().flatten(2), target.double().flatten(2), bins=20, ignore_empty=True
+    )
+    value.backward()
+    expected.backward()
 
-    p = logits.double().sigmoid().flatten(2)
-    expected = reference_loss(reference, p, target.double().flatten(2), bins=20, ignore_empty=True)
     assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert relative_error(ours.grad, theirs.grad) < 1e-4
     assert loss(other_act=torch.sigmoid)(logits, target).item() == value.item()
+
+
+@EITHER
+@pytest.mark.parametrize("shape", [(24,), (6, 4), (2, 3, 4)], ids=["1-D", "2-D", "3-D"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_labels_and_their_one_hot_say_the_same(loss: Loss, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """However labels are given and voxels arranged, the loss and its gradient are those of the voxels in a row."""
+    generator = torch.Generator().manual_seed(14)
+    logits, labels = torch.randn(2, 3, 24, generator=generator), torch.randint(3, (2, 1, 24), generator=generator)
+    row, label_grid, one_hot_grid = (logits.clone().requires_grad_() for _ in range(3))
+
+    expected = loss(softmax=True, to_onehot_y=True)(row, labels)
+    of_labels = loss(softmax=True, to_onehot_y=True)(
+        label_grid.reshape(2, 3, *shape), labels.to(dtype).reshape(2, 1, *shape)
+    )
+    encoded = one_hot(labels[:, 0], 3).movedim(-1, 1).to(dtype).reshape(2, 3, *shape)
+    of_one_hot = loss(softmax=True)(one_hot_grid.reshape(2, 3, *shape), encoded)
+    for value in (expected, of_labels, of_one_hot):
+        value.backward()
+
+    assert of_labels.item() == of_one_hot.item() == expected.item()
+    assert row.grad is not None
+    assert row.grad.any()
+    for grid in (label_grid, one_hot_grid):
+        assert grid.grad is not None
+        assert torch.equal(grid.grad, row.grad)
 
 
 @EITHER
@@ -302,6 +364,20 @@ def test_ignored_voxels_count_for_nothing(loss: Loss) -> None:
     assert whole.grad is not None
     assert relative_error(whole.grad[:, :, :3], part.grad) < 1e-6
     assert not whole.grad[:, :, 3:].any()
+
+
+@EITHER
+def test_a_class_whose_label_is_ignored_is_absent(loss: Loss) -> None:
+    """Ignoring the background leaves it no voxel: it contributes 0, or is left out of the mean."""
+    logits, labels = random_batch(15)
+    options = {"softmax": True, "to_onehot_y": True, "ignore_index": 0}
+
+    each = loss(reduction="none", **options)(logits, labels)
+    left_out = loss(leave_out_empty_classes=True, **options)(logits, labels)
+
+    assert not each[:, 0].any()
+    assert (each[:, 1:] > 0).all()
+    assert left_out.item() == pytest.approx(each[:, 1:].mean().item())
 
 
 @EITHER
@@ -375,6 +451,67 @@ def test_deep_supervision_takes_the_sum(binning: str) -> None:
 
     smaller = torch.nn.functional.interpolate(labels, size=(4, 4, 4), mode="nearest-exact")
     assert value == pytest.approx(loss(scales[0], labels).item() + loss(scales[1], smaller).item() / 2)
+
+
+@pytest.mark.parametrize("binning", ["hard", "soft"])
+def test_terms_of_several_scales_are_those_of_monai(binning: str) -> None:
+    """A list of scales gives MONAI's DeepSupervisionLoss of the sum, value and gradient, and so does each term."""
+    generator = torch.Generator().manual_seed(17)
+    labels = torch.randint(3, (2, 1, 8, 8, 8), generator=generator).to(torch.uint8)
+    scales = [torch.randn(2, 3, n, n, n, generator=generator) for n in (8, 4, 2)]
+    ours, theirs = ([scale.clone().requires_grad_() for scale in scales] for _ in range(2))
+    loss = ACEDiceCELoss(binning, 0.3)  # type: ignore[arg-type]
+
+    terms = loss.terms(ours, labels)
+    expected = DeepSupervisionLoss(loss)(theirs, labels.float())
+    terms["total"].backward()
+    expected.backward()
+
+    assert terms["total"].item() == pytest.approx(expected.item(), rel=1e-6)
+    for scale, of_monai in zip(ours, theirs, strict=True):
+        assert relative_error(scale.grad, of_monai.grad) < 1e-6
+    for name, function in (("dice_ce", loss.dice_ce), ("ace", loss.ace)):
+        assert terms[name].item() == pytest.approx(
+            DeepSupervisionLoss(function)(scales, labels.float()).item(), rel=1e-6
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@EITHER
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 3}, {"weight": [1.0, 2.0, 0.5, 0.0]}], ids=str)
+def test_a_gpu_gives_what_the_processor_gives(loss: Loss, options: dict[str, object]) -> None:
+    """Value and gradient on CUDA equal those on the CPU but for the order of float64 sums."""
+    logits, labels = random_batch(18)
+    here, there = logits.clone().requires_grad_(), logits.cuda().requires_grad_()
+    function = loss(softmax=True, to_onehot_y=True, **options)  # type: ignore[arg-type]
+
+    expected = function(here, labels)
+    value = function(there, labels.cuda())
+    expected.backward()
+    value.backward()
+
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert there.grad is not None
+    assert there.grad.is_cuda
+    assert relative_error(there.grad.cpu(), here.grad) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_all_terms_on_a_gpu() -> None:
+    """Dice + CE + ACE of two scales, in bfloat16 under autocast, equal those of the same logits on the CPU."""
+    generator = torch.Generator().manual_seed(19)
+    labels = torch.randint(3, (2, 1, 8, 8, 8), generator=generator).float()
+    scales = [torch.randn(2, 3, n, n, n, generator=generator).bfloat16() for n in (8, 4)]
+    loss = ACEDiceCELoss("soft", 0.3)
+
+    expected = loss.terms(scales, labels)
+    with torch.autocast("cuda", torch.bfloat16):
+        terms = loss.terms([scale.cuda() for scale in scales], labels.cuda())
+
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-4)
 
 
 def relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:

@@ -4,7 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.calibration.cohort import CaseSums, Estimate, class_scores, cohort_scores, measure_case
+from service.calibration.cohort import (
+    FLOOR_REPLICATES,
+    CaseSums,
+    Estimate,
+    class_scores,
+    cohort_scores,
+    measure_case,
+)
+from service.calibration.floor import ace_floor
 from service.calibration.histogram import ReliabilityHistogram
 from service.errors import InvalidProbabilities
 
@@ -21,6 +29,9 @@ KEYS = [
     "mce_micro",
     "nll",
 ]
+
+ROWS = [(0,), (1, 2), (2,)]
+"""Background, two classes together, the second of them alone."""
 
 Bins = dict[int, tuple[int, float, int]]
 """Bin -> number of voxels, their mean probability, number of them that carry the label."""
@@ -176,3 +187,56 @@ def test_a_case_with_a_label_outside_the_classes_is_refused() -> None:
 
     with pytest.raises(InvalidProbabilities, match="expected 0 to 1 for 2 classes"):
         measure_case("a1", "A", probs, mask, np.full((2, 2, 2), 2, np.uint8))
+
+
+def test_sums_of_a_case_by_structure() -> None:
+    """Background, front + back as one, back alone: sizes, overlap and bins are those of the merged classes.
+
+    Of five voxels one that is truly front is taken for back: an error for back, none for the two together.
+    """
+    probs = np.array([[0.5, 0.125, 0, 0.25, 1], [0.25, 0.25, 0.5, 0.25, 0], [0.25, 0.625, 0.5, 0.5, 0]], np.float32)
+    labels, mask = np.array([0, 1, 2, 0, 0], np.uint8), np.array([0, 2, 1, 2, 0], np.uint8)
+
+    sums = measure_case("a1", "A", probs.reshape(3, 5, 1, 1), mask.reshape(5, 1, 1), labels.reshape(5, 1, 1), ROWS)
+
+    assert sums.reference.tolist() == [3, 2, 1]
+    assert sums.predicted.tolist() == [2, 3, 2]
+    assert sums.intersection.tolist() == [2, 2, 0]
+    assert sums.dsc.tolist() == pytest.approx([4 / 5, 4 / 5, 0])
+    bins = {int(k): int(sums.histogram.count[1, k]) for k in np.flatnonzero(sums.histogram.count[1])}
+    assert bins == {0: 1, 9: 1, 14: 1, 17: 1, 19: 1}
+    assert sums.voxels == 5
+    assert sums.floor.tolist() == ace_floor(probs, ROWS, replicates=FLOOR_REPLICATES, seed=0).tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_structures_agree_with_a_case_whose_classes_were_merged(seed: int) -> None:
+    """Merging classes first, or summing them as structures, gives the same sizes, overlap and bins."""
+    generator = np.random.default_rng(seed)
+    probs = generator.dirichlet([0.5] * 4, size=(3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
+    labels, mask = generator.integers(4, size=(2, 3, 4, 5)).astype(np.uint8)
+    merged = np.stack([probs[0] + probs[3], probs[1] + probs[2]]).clip(max=1)
+    to_merged = np.array([0, 1, 1, 0], np.uint8)
+
+    by_structure = measure_case("a", "A", probs, mask, labels, [(0, 3), (1, 2)])
+    by_class = measure_case("a", "A", merged, to_merged[mask], to_merged[labels])
+
+    for name in ("count", "sum_p", "sum_y"):
+        np.testing.assert_array_equal(getattr(by_structure.histogram, name), getattr(by_class.histogram, name))
+    assert by_structure.intersection.tolist() == by_class.intersection.tolist()
+    assert by_structure.predicted.tolist() == by_class.predicted.tolist()
+
+
+def test_each_class_is_a_structure_by_default() -> None:
+    """Without structures, every sum is that of the classes one by one."""
+    generator = np.random.default_rng(5)
+    probs = generator.dirichlet([0.5] * 3, size=(3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
+    labels, mask = generator.integers(3, size=(2, 3, 4, 5)).astype(np.uint8)
+
+    default, each = (measure_case("a", "A", probs, mask, labels, rows) for rows in (None, [(0,), (1,), (2,)]))
+
+    for name in ("count", "sum_p", "sum_y"):
+        assert getattr(default.histogram, name).tolist() == getattr(each.histogram, name).tolist()
+    for name in ("intersection", "predicted", "floor"):
+        assert getattr(default, name).tolist() == getattr(each, name).tolist()
+    assert (default.brier, default.nll) == (each.brier, each.nll)

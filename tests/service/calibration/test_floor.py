@@ -1,7 +1,10 @@
+import math
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from service.calibration.floor import ace_floor
+from service.calibration.floor import ace_floor, normal_cdf
 from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import ace
 
@@ -59,3 +62,136 @@ def test_floor_is_reproducible_by_its_seed() -> None:
 
     assert first.tolist() == again.tolist()
     assert first.tolist() != other.tolist()
+
+
+def random_image(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return the probabilities of 3 classes, (3, ...)."""
+    draws = np.random.default_rng(seed).dirichlet([0.3, 0.3, 0.3], size=shape)
+    return np.moveaxis(draws, -1, 0).astype(np.float32)
+
+
+def test_independent_voxels_are_drawn_as_in_the_first_cards() -> None:
+    """Cards store the floor: one random number per voxel, in this order, against float64 edges, bit for bit."""
+    probs = random_image(7, (5, 6, 7))
+    generator = np.random.default_rng(8)
+    edges = np.cumsum(probs.reshape(3, -1), axis=0, dtype=np.float64)[:-1]
+    draws = []
+    for _ in range(4):
+        labels = (generator.random(210) >= edges).sum(axis=0)
+        histogram = ReliabilityHistogram.from_probabilities(probs.reshape(3, -1), labels)
+        draws.append(ace(histogram, include_absent=True))
+
+    assert ace_floor(probs, replicates=4, seed=8).tolist() == np.mean(draws, axis=0).tolist()
+
+
+def test_a_structure_has_the_floor_of_its_summed_probability() -> None:
+    """Of three classes two together are the rest of the third: the floor is that of two classes, drawn alike."""
+    probs = random_image(9, (4, 5, 6))
+    merged = np.stack([probs[0], np.minimum(probs[1] + probs[2], 1)])
+
+    found = ace_floor(probs, [(0,), (1, 2)], replicates=10, seed=1)
+
+    assert found.tolist() == ace_floor(merged, replicates=10, seed=1).tolist()
+    each = ace_floor(probs, replicates=2, seed=1)
+    assert each.tolist() == ace_floor(probs, [(0,), (1,), (2,)], replicates=2, seed=1).tolist()
+
+
+def test_the_normal_distribution_function_is_as_close_as_its_source_says() -> None:
+    """Abramowitz and Stegun promise 7.5e-8; math.erfc is exact to float64."""
+    x = np.linspace(-9, 9, 20_001)
+    exact = [0.5 * math.erfc(-value / math.sqrt(2)) for value in x.tolist()]
+
+    found = normal_cdf(x)
+
+    assert np.abs(found - exact).max() < 7.5e-8
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(4000,), (60, 66), (12, 17, 20)])
+def test_correlated_labels_still_follow_p(shape: tuple[int, ...]) -> None:
+    """With p = (0.2, 0.3, 0.5) everywhere the labels of 60 maps have these frequencies, within four standard errors."""
+    p = np.array([0.2, 0.3, 0.5], np.float32)
+    probs = np.broadcast_to(p.reshape(3, *(1 for _ in shape)), (3, *shape))
+
+    frequencies = np.stack([frequency_of_labels(probs, seed, correlation_voxels=1.5) for seed in range(60)])
+
+    error = frequencies.std(axis=0) / np.sqrt(60)
+    assert (np.abs(frequencies.mean(axis=0) - p) < 4 * error).all()
+    assert (error < 0.01).all()
+
+
+def test_correlated_neighbours_agree_and_strangers_do_not() -> None:
+    """Of fair coins with noise correlated by r = exp(-d^2 / 4 s^2), asin(r) / pi + 1/2 agree at distance d (Sheppard)."""
+    labels = [labels_drawn(np.full((2, 40, 41), 0.5, np.float32), seed, correlation_voxels=2.0) for seed in range(20)]
+
+    for d in (1, 3, 20):
+        expected = 0.5 + math.asin(math.exp(-(d**2) / 16)) / math.pi
+        along_rows = np.mean([(one[:, d:] == one[:, :-d]).mean() for one in labels])
+        along_columns = np.mean([(one[d:] == one[:-d]).mean() for one in labels])
+        assert (along_rows, along_columns) == pytest.approx((expected, expected), abs=0.03)
+
+
+def test_opposite_faces_are_not_neighbours() -> None:
+    """The first and the last voxel of a row agree as two strangers do, though the Fourier transform is periodic."""
+    ends = [labels_drawn(np.full((2, 30, 12), 0.5, np.float32), seed, correlation_voxels=2.0) for seed in range(60)]
+
+    assert np.mean([(one[:, 0] == one[:, -1]).mean() for one in ends]) == pytest.approx(0.5, abs=0.06)
+
+
+def test_floor_grows_with_the_correlation() -> None:
+    """The further errors reach, the fewer independent voxels an image holds, and the more it misses by chance."""
+    probs = random_image(10, (10, 12, 14))
+
+    floors = [ace_floor(probs, replicates=20, seed=2, correlation_voxels=voxels) for voxels in (0.0, 1.0, 2.0, 4.0)]
+
+    assert (np.diff(np.stack(floors), axis=0) > 0).all()
+
+
+def test_correlated_certainty_misses_nothing() -> None:
+    """Probabilities 0 and 1 leave no room for noise, however far it reaches."""
+    certain = np.repeat(np.eye(3, dtype=np.float32), 50, axis=1)
+
+    assert ace_floor(certain, replicates=5, seed=0, correlation_voxels=3.0).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_correlated_floor_is_reproducible_by_its_seed() -> None:
+    """The same seed gives the same floor, another seed another one."""
+    probs = random_image(11, (6, 5, 4))
+
+    first, again, other = (
+        ace_floor(probs, replicates=3, seed=seed, correlation_voxels=1.0).tolist() for seed in (5, 5, 6)
+    )
+
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("reach", [-1.0, float("nan"), float("inf")])
+def test_a_reach_that_is_no_length_is_refused(reach: float) -> None:
+    """The error names what was given and what 0 means."""
+    with pytest.raises(ValueError, match="expected 0 for independent voxels"):
+        ace_floor(np.ones((1, 4), np.float32), replicates=1, seed=0, correlation_voxels=reach)
+
+
+def labels_drawn(probs: npt.NDArray[np.float32], seed: int, *, correlation_voxels: float) -> npt.NDArray[np.integer]:
+    """Return the one label map that the floor is computed from."""
+    drawn: list[npt.NDArray[np.integer]] = []
+    of_labels = ReliabilityHistogram.from_probabilities
+
+    def remembered(*arguments: object) -> ReliabilityHistogram:
+        drawn.append(arguments[1])  # type: ignore[arg-type]
+        return of_labels(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReliabilityHistogram, "from_probabilities", remembered)
+        ace_floor(probs, replicates=1, seed=seed, correlation_voxels=correlation_voxels)
+    return drawn[0]
+
+
+def frequency_of_labels(
+    probs: npt.NDArray[np.float32], seed: int, *, correlation_voxels: float
+) -> npt.NDArray[np.float64]:
+    """Return the share of each class in one label map, (3,)."""
+    labels = labels_drawn(probs, seed, correlation_voxels=correlation_voxels)
+    return np.bincount(labels.ravel(), minlength=3) / labels.size

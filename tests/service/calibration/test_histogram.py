@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.metrics.calibration import calibration_binning
 
+from service.bundle.card import CaseRecord
 from service.calibration import histogram as histogram_module
+from service.calibration.cohort import CaseSums
 from service.calibration.histogram import ReliabilityHistogram, bin_index
 from service.calibration.scores import ece
 from service.errors import InvalidProbabilities
@@ -58,11 +60,35 @@ def oracle(image: Image) -> tuple[list[list[int]], list[list[float]], list[list[
     return count, sum_p, sum_y
 
 
+def without_overlap(draw: st.DrawFn, classes: int) -> list[tuple[int, ...]]:
+    """Draw structures: each class belongs to one of them or to none."""
+    owner = draw(st.lists(st.integers(-1, classes - 1), min_size=classes, max_size=classes))
+    rows = [tuple(c for c in range(classes) if owner[c] == row) for row in range(classes)]
+    return [row for row in rows if row] or [(0,)]
+
+
+@st.composite
+def unions(draw: st.DrawFn) -> tuple[Image, list[tuple[int, ...]]]:
+    """Draw an image of 4 classes whose probabilities sum to 1, many of them multiples of 1/20, and structures of them."""
+    n = draw(st.integers(0, 30))
+    cuts = np.sort(draw(arrays(np.float64, (3, n), elements=PROBABILITY)), axis=0)
+    probs = np.diff(np.vstack([np.zeros(n), cuts, np.ones(n)]), axis=0).astype(np.float32)
+    labels = draw(arrays(np.int64, n, elements=st.integers(0, 3)))
+    return (probs, labels), without_overlap(draw, 4)
+
+
 def assert_same(left: ReliabilityHistogram, right: ReliabilityHistogram) -> None:
     """Compare counts exactly, probability sums but for the order of their additions."""
     np.testing.assert_array_equal(left.count, right.count)
     np.testing.assert_array_equal(left.sum_y, right.sum_y)
     np.testing.assert_allclose(left.sum_p, right.sum_p, rtol=1e-12, atol=1e-30)
+
+
+def assert_identical(left: ReliabilityHistogram, right: ReliabilityHistogram) -> None:
+    """Compare bit by bit, types included."""
+    for name in ("count", "sum_p", "sum_y"):
+        a, b = getattr(left, name), getattr(right, name)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 def test_bins_are_right_closed_and_hold_zero_and_one() -> None:
@@ -121,6 +147,79 @@ def test_sums_equal_a_loop_over_voxels(image: Image) -> None:
     assert histogram.sum_y.tolist() == sum_y
     np.testing.assert_allclose(histogram.sum_p, sum_p, rtol=1e-12)
     assert histogram.present.tolist() == [c in image[1] for c in range(len(image[0]))]
+
+
+@given(unions())
+def test_a_structure_sums_the_probabilities_of_its_classes(drawn: tuple[Image, list[tuple[int, ...]]]) -> None:
+    """A row of several classes equals a loop in float64 over the voxels; its label is any of theirs.
+
+    The sum is taken in float32, so that one within 1e-6 of an edge k/20 may lie on either side: such voxels are moved.
+    """
+    (probs, labels), rows = drawn
+    exact = np.stack([probs[list(row)].sum(axis=0, dtype=np.float64) for row in rows]).reshape(len(rows), -1)
+    clear = ((np.abs(exact * 20 - np.round(exact * 20)) > 2e-5) | (exact == 0) | (exact == 1)).all(axis=0)
+    probs, labels, exact = probs[:, clear], labels[clear], exact[:, clear]
+
+    histogram = ReliabilityHistogram.from_probabilities(probs, labels, rows)
+
+    for row, (classes, values) in enumerate(zip(rows, exact.tolist(), strict=True)):
+        bins = [oracle_bin(min(p, 1.0)) for p in values]
+        belongs = [label in classes for label in labels.tolist()]
+        for k in range(20):
+            inside = [i for i, found in enumerate(bins) if found == k]
+            assert histogram.count[row, k] == len(inside)
+            assert histogram.sum_y[row, k] == sum(belongs[i] for i in inside)
+            assert histogram.sum_p[row, k] == pytest.approx(math.fsum(values[i] for i in inside), abs=1e-5)
+
+
+@given(images())
+def test_each_class_is_a_structure_by_default(image: Image) -> None:
+    """Without structures the rows are the classes, to the last bit."""
+    default = ReliabilityHistogram.from_probabilities(*image)
+
+    each = ReliabilityHistogram.from_probabilities(*image, [(c,) for c in range(len(image[0]))])
+
+    assert_identical(each, default)
+
+
+def test_structures_may_overlap_by_hand() -> None:
+    """Tumour = classes 1 and 2, its core = class 2: each voxel counts once in both rows."""
+    probs = np.array([[0.5, 0.0], [0.25, 0.25], [0.25, 0.75]], np.float32)
+    histogram = ReliabilityHistogram.from_probabilities(probs, np.array([0, 2]), [(1, 2), (2,)])
+
+    filled = {
+        (int(c), int(k)): (histogram.count[c, k], histogram.sum_p[c, k], histogram.sum_y[c, k])
+        for c, k in np.argwhere(histogram.count)
+    }
+
+    assert filled == {(0, 9): (1, 0.5, 0), (0, 19): (1, 1.0, 1), (1, 4): (1, 0.25, 0), (1, 14): (1, 0.75, 1)}
+
+
+def test_a_sum_that_rounding_lifts_above_one_is_one() -> None:
+    """In float32 0.27 + 0.66 + 0.07 is 1.0000001: the voxel counts as certain, not as an error."""
+    probs = np.array([[0.27], [0.66], [0.07]], np.float32)
+    assert probs.sum() > 1
+
+    histogram = ReliabilityHistogram.from_probabilities(probs, np.array([1]), [(0, 1, 2)])
+
+    assert (histogram.count[0, 19], histogram.sum_p[0, 19], histogram.sum_y[0, 19]) == (1, 1.0, 1)
+
+
+@given(
+    arrays(np.int64, (2, 3, 20), elements=st.integers(0, 2**63 - 1)),
+    arrays(np.float64, (3, 20), elements=st.floats(0, allow_nan=False, allow_infinity=False)),
+)
+def test_a_histogram_is_saved_and_loaded_bit_for_bit(
+    integers: npt.NDArray[np.int64], sum_p: npt.NDArray[np.float64]
+) -> None:
+    """The record of a card is how sums are kept: to JSON and back no digit and no integer type is lost."""
+    histogram = ReliabilityHistogram(integers[0], sum_p, integers[1])
+    zeros = np.zeros(3, np.int64)
+    sums = CaseSums("case", "person", histogram, 0.0, 0.0, zeros, zeros, np.zeros(3))
+
+    text = CaseRecord.of(sums, (1, 1, 1), (1.0, 1.0, 1.0)).model_dump_json()
+
+    assert_identical(CaseRecord.model_validate_json(text).sums().histogram, histogram)
 
 
 @given(images(classes=3), images(classes=3))

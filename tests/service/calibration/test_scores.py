@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.metrics import CalibrationErrorMetric
 from monai.metrics.calibration import calibration_binning
+from torchmetrics.functional.classification import binary_calibration_error
 
 from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import Scores, ace, brier_sum, ece, mce, nll_sum
@@ -99,6 +101,24 @@ def test_scores_equal_those_of_monai(score: Callable[..., Scores], name: str, pr
     found = score(ReliabilityHistogram.from_probabilities(probs, labels), include_absent=True)
 
     np.testing.assert_allclose(found, metric.aggregate()[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("score", "norm"), [(ece, "l1"), (mce, "max")])
+def test_scores_equal_those_of_torchmetrics(score: Callable[..., Scores], norm: Literal["l1", "max"]) -> None:
+    """Each class, as a question of its own, has the ECE and MCE that torchmetrics finds; ACE is not among its norms.
+
+    Its bins are closed on the left and p = 1 has one to itself (its issue 3510), so no probability lies on an edge here.
+    """
+    probs, labels = random_image(4)
+    assert not np.isin(probs, (np.arange(21) / 20).astype(np.float32)).any()
+
+    found = score(ReliabilityHistogram.from_probabilities(probs, labels))
+
+    expected = [
+        float(binary_calibration_error(p, y, n_bins=20, norm=norm))
+        for p, y in zip(_batch(probs)[0], _onehot(labels)[0].long(), strict=True)
+    ]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_bins_equal_those_of_monai() -> None:

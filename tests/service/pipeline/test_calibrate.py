@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from service.bundle.schema import Label, ServiceConfig
-from service.pipeline.calibrate import probabilities, segment
+from service.calibration.histogram import ReliabilityHistogram
+from service.errors import InvalidProbabilities
+from service.pipeline.calibrate import probabilities, reliability_histogram, segment
 from service.pipeline.preprocess import Grid, preprocess
 from service.volume import Volume
 
@@ -71,21 +73,21 @@ def test_probabilities_come_back_in_the_scans_axes(config: Callable[..., Service
     image, grid = preprocess(Volume(array[np.newaxis], affine, b""), config())
     logits = torch.cat([torch.zeros_like(image), image, -image.abs()]).half()
 
-    found = segment(probabilities(logits, grid, config()), config())
+    found = segment(logits, grid, config())
 
     assert np.argwhere(found.mask == 1).tolist() == [[1, 0, 3]]
 
 
 def test_the_mask_is_the_most_probable_label_by_hand(config: Callable[..., ServiceConfig]) -> None:
     """Four voxels: the winner's label value and its probability; of two equal ones the first listed wins."""
-    probs = np.array([[0.2, 0.1, 0.4, 0.5], [0.5, 0.3, 0.4, 0], [0.3, 0.6, 0.2, 0.5]], np.float32)
+    probs = torch.tensor([[0.2, 0.1, 0.4, 0.5], [0.5, 0.3, 0.4, 0], [0.3, 0.6, 0.2, 0.5]])
     labels = [Label(value=value, name=str(value), color=(0, 0, 0)) for value in (0, 7, 4)]
 
-    found = segment(probs.reshape(3, 2, 2, 1), config(labels=labels))
+    found = segment(probs.log().half().reshape(3, 2, 2, 1), grid_of((2, 2, 1)), config(labels=labels))
 
     assert found.mask.dtype == np.uint8
     assert found.mask.ravel().tolist() == [7, 4, 0, 0]
-    assert found.confidence.ravel().tolist() == pytest.approx([0.5, 0.6, 0.4, 0.5])
+    assert found.confidence.ravel().tolist() == pytest.approx([0.5, 0.6, 0.4, 0.5], abs=1e-3)
 
 
 @given(data=st.data(), classes=st.integers(2, 16))
@@ -99,9 +101,107 @@ def test_confidence_lies_between_1_over_c_and_1(data: st.DataObject, classes: in
     config = ServiceConfig.model_construct(labels=labels, temperature=temperature)
 
     probs = probabilities(logits, grid_of(shape[1:]), config)
-    found = segment(probs, config)
+    found = segment(logits, grid_of(shape[1:]), config)
 
     np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-5)
     assert found.confidence.min() >= 1 / classes - 1e-6
     assert found.confidence.max() <= 1
     assert np.array_equal(found.mask, probs.argmax(axis=0))
+
+
+def simplex(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the probabilities of 4 classes, (4, ...) float64, a third of the voxels certain."""
+    draws = np.random.default_rng(seed).dirichlet([0.4] * 4, size=shape)
+    draws[::3] = np.eye(4)[draws[::3].argmax(axis=-1)]
+    return np.moveaxis(draws, -1, 0)
+
+
+def assert_same(found: ReliabilityHistogram, expected: ReliabilityHistogram) -> None:
+    """Compare counts and types exactly, probability sums but for the order of their additions."""
+    for name in ("count", "sum_y"):
+        assert getattr(found, name).dtype == np.int64
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.sum_p.dtype == np.float64
+    np.testing.assert_allclose(found.sum_p, expected.sum_p, rtol=1e-12, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("structures", [None, [(0,), (1,), (3,)], [(0,), (1, 2), (1, 2, 3), (2,)]])
+def test_tensors_have_the_histogram_of_their_arrays(
+    dtype: type[np.floating], structures: list[tuple[int, ...]] | None
+) -> None:
+    """Whatever the float type and the structures, the counts are the same and the sums but for their order."""
+    probs = simplex(1, (6, 7, 8)).astype(dtype)
+    labels = np.random.default_rng(2).integers(4, size=(6, 7, 8))
+
+    found = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), structures)
+
+    assert_same(found, ReliabilityHistogram.from_probabilities(probs, labels, structures))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_labels_are_counted_whatever_their_integer_type(dtype: type[np.integer]) -> None:
+    """Labels of one byte, as samples hold them, count as those of eight."""
+    probs = simplex(3, (5, 4)).astype(np.float32)
+    labels = np.random.default_rng(4).integers(4, size=(5, 4)).astype(dtype)
+
+    found = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), [(1, 3)])
+
+    assert_same(found, ReliabilityHistogram.from_probabilities(probs, labels, [(1, 3)]))
+
+
+@given(data=st.data(), n=st.integers(1, 40))
+def test_tensors_fall_into_the_bins_of_their_arrays(data: st.DataObject, n: int) -> None:
+    """At 0, 1, every k/20, the float32 next to it and anywhere between, also where two of them are summed."""
+    edges = (np.arange(21) / 20).astype(np.float32)
+    near = np.unique(np.concatenate([edges, np.nextafter(edges, np.float32(0.5))])).tolist()
+    elements = st.sampled_from(near) | st.floats(0, 1, width=32)
+    probs = data.draw(arrays(np.float32, (3, n), elements=elements))
+    labels = data.draw(arrays(np.int64, n, elements=st.integers(0, 2)))
+    rows = [(0,), (1,), (2,), (0, 2), (0, 1, 2)]
+
+    found = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), rows)
+
+    assert_same(found, ReliabilityHistogram.from_probabilities(probs, labels, rows))
+
+
+def test_a_rounded_sum_above_one_is_certain() -> None:
+    """In float32 0.27 + 0.66 + 0.07 is 1.0000001: no error, on a device as in memory."""
+    probs = torch.tensor([[0.27], [0.66], [0.07]])
+    assert probs.sum() > 1
+
+    found = reliability_histogram(probs, torch.tensor([1]), [(0, 1, 2)])
+
+    assert (found.count[0, 19], found.sum_p[0, 19], found.sum_y[0, 19]) == (1, 1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("probs", "labels"),
+    [
+        pytest.param([[np.nan, 0.5]], [0, 0], id="NaN"),
+        pytest.param([[-0.001, 0.5]], [0, 0], id="negative"),
+        pytest.param([[0.5, 1.001]], [0, 0], id="above one"),
+        pytest.param([[0.5, np.inf]], [0, 0], id="infinite"),
+        pytest.param([[0.5, 0.5]], [0, 1], id="label too large"),
+        pytest.param([[0.5, 0.5]], [-1, 0], id="negative label"),
+        pytest.param([[0.5, 0.5]], [0, 0, 0], id="other number of voxels"),
+        pytest.param([[0.5, 0.5]], [0.0, 0.0], id="labels that are no integers"),
+        pytest.param([[0.5, 0.5]], [False, False], id="labels that are a mask"),
+        pytest.param([[0.5, 0.5]], [[0, 0]], id="other number of axes"),
+    ],
+)
+def test_tensors_are_refused_as_arrays_are(probs: list[object], labels: list[object]) -> None:
+    """What is no probability or no label of a class in the array is none in the tensor."""
+    p, y = np.array(probs, np.float32), np.array(labels)
+
+    with pytest.raises(InvalidProbabilities):
+        ReliabilityHistogram.from_probabilities(p, y)
+    with pytest.raises(InvalidProbabilities):
+        reliability_histogram(torch.from_numpy(p), torch.from_numpy(y))
+
+
+def test_no_voxels_have_an_empty_histogram() -> None:
+    """An image without voxels adds nothing; sums of nothing are still float64."""
+    found = reliability_histogram(torch.zeros(2, 0), torch.zeros(0, dtype=torch.long))
+
+    assert_same(found, ReliabilityHistogram.empty(2))

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from torch import nn
 
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
-from service.pipeline.infer import gaussian_weights, infer, sliding_window_logits, window_slices
+from service.pipeline import infer as infer_module
+from service.pipeline.infer import (
+    gaussian_weights,
+    infer,
+    infer_within_memory,
+    sliding_window_logits,
+    window_slices,
+)
 
 IMAGE_SHAPES = [
     (8, 8, 8),  # one window
@@ -162,3 +170,60 @@ def test_progress_is_reported_after_each_window(config: Callable[..., ServiceCon
     infer(Constant(), torch.zeros(1, 12, 12, 8), config(), heard.append)
 
     assert heard == [0.25, 0.5, 0.75, 1.0]
+
+
+class OnAFullGPU(Constant):
+    """A network that says that it is on a GPU until it is moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = "cuda:0"
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: ARG002, FBT001, FBT002 - torch's own
+        """Yield something with the device that was moved to last."""
+        yield SimpleNamespace(device=torch.device(self.device))  # type: ignore[misc]
+
+    def cpu(self) -> "OnAFullGPU":
+        """Move away."""
+        self.device = "cpu"
+        return self
+
+    def to(self, device: object) -> "OnAFullGPU":  # type: ignore[override]
+        """Move there."""
+        self.device = str(device)
+        return self
+
+
+@pytest.mark.parametrize(("failing", "placement"), [(0, "device"), (1, "device, sums on the CPU"), (2, "CPU")], ids=str)
+def test_what_does_not_fit_moves_to_the_cpu_step_by_step(
+    monkeypatch: pytest.MonkeyPatch, config: Callable[..., ServiceConfig], failing: int, placement: str
+) -> None:
+    """Each time the GPU's memory runs out more moves: first the sums, then the network, for this case only."""
+    network, image = OnAFullGPU(), torch.zeros(1, 8, 8, 8)
+    ran_on: list[str] = []
+
+    def compute(net: OnAFullGPU, scan: torch.Tensor, *_: object) -> torch.Tensor:
+        ran_on.append(net.device)
+        if len(ran_on) <= failing:
+            raise torch.OutOfMemoryError
+        return torch.ones(3, *scan.shape[1:])
+
+    monkeypatch.setattr(infer_module, "infer", compute)
+    monkeypatch.setattr(infer_module, "sliding_window_logits", compute)
+
+    logits, found = infer_within_memory(network, image, config())
+
+    assert found == placement
+    assert logits.shape == (3, 8, 8, 8)
+    assert ran_on == ["cuda:0", "cuda:0", "cpu"][: failing + 1]
+    assert network.device == "cuda:0"
+
+
+def test_on_the_cpu_there_is_no_further_step(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
+    """The logits are those of `infer`."""
+    image = torch.randn(1, 9, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    logits, placement = infer_within_memory(network, image, config())
+
+    assert placement == "device"
+    assert torch.equal(logits, infer(network, image, config()))
