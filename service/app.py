@@ -15,6 +15,7 @@ from service.api.auth import Sessions
 from service.api.deps import Parts
 from service.api.hosts import KnownHosts
 from service.api.metrics import CountedRequests
+from service.api.openapi import describe
 from service.bundle.registry import SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.retention import Policy, Sweeper
@@ -71,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(CountedRequests, metrics=metrics)
     for part in (segmentations, events, results, scans, models, health, metrics_route, login):
         app.include_router(part.router)
+    describe(app)
     return app
 
 

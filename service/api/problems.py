@@ -19,7 +19,10 @@ log = structlog.get_logger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
 
 RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    "default": {"description": "A problem document", "model": Problem, "content": {MEDIA_TYPE: {}}}
+    "default": {
+        "description": "A problem document",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
 }
 """What each route declares beside its success."""
 

@@ -1,0 +1,53 @@
+"""The OpenAPI document: what FastAPI derives from the routes, completed by what it cannot know."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from service.errors import BY_CODE, BundleError, CalibrantError, ClientError, SettingsError
+
+_PLAIN_HTTP: Final = {"not-found": "No such route.", "method-not-allowed": "The route has no such method."}
+
+_EVENTS: Final = "text/event-stream"
+
+
+def describe(app: FastAPI) -> None:
+    """Let the application describe itself with every type of problem that it may answer, in plain OpenAPI 3.1."""
+    derived = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = derived()
+            _list_problems(document["components"]["schemas"]["Problem"])
+            _describe_events_in_3_1(document)
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
+
+
+def problem_types() -> dict[str, str]:
+    """Return every ``type`` of a problem document with one sentence."""
+    never_sent = (BundleError, ClientError, SettingsError)
+    kinds = {code: kind for code, kind in BY_CODE.items() if not issubclass(kind, never_sent) and _is_leaf(kind)}
+    sentences = {code: (kind.__doc__ or "").splitlines()[0] for code, kind in kinds.items()}
+    return {f"/problems/{code}": sentence for code, sentence in (sentences | _PLAIN_HTTP).items()}
+
+
+def _is_leaf(kind: type[CalibrantError]) -> bool:
+    return kind is CalibrantError or not kind.__subclasses__()
+
+
+def _list_problems(problem: dict[str, Any]) -> None:
+    types = problem_types()
+    rows = "\n".join(f"- `{name}`: {sentence}" for name, sentence in sorted(types.items()))
+    problem["properties"]["type"] |= {"enum": sorted(types), "description": f"Stable.\n{rows}"}
+
+
+def _describe_events_in_3_1(document: dict[str, Any]) -> None:
+    # FastAPI writes `itemSchema`, which belongs to OpenAPI 3.2.
+    for path in document["paths"].values():
+        for operation in path.values():
+            for response in operation["responses"].values():
+                if _EVENTS in response.get("content", {}):
+                    text = "Server-sent events; the data of each is a Job."
+                    response["content"][_EVENTS] = {"schema": {"type": "string", "description": text}}
