@@ -4,6 +4,9 @@ CalibrantError
 ├── ScanError                       the scan cannot be segmented as it was sent
 │   ├── EmptyBody                   nothing was sent
 │   ├── UnrecognisedFormat          the bytes are no format that is read here
+│   ├── InvalidHeader               a field of the header is missing, doubled or unreadable
+│   ├── UnsafeHeader                the header points to other files, or is more than is read
+│   ├── UnsupportedCompression      voxels or archive are packed in a way that is not unpacked here
 │   ├── PayloadTruncated            fewer bytes than the header announces
 │   ├── PayloadTooLong              more bytes than the header announces
 │   ├── UnsupportedDimensions       not one 3-D volume
@@ -14,6 +17,17 @@ CalibrantError
 │   ├── VolumeTooLarge              more voxels than this service accepts
 │   ├── NonFiniteVoxels             NaN or infinite intensities
 │   ├── ConstantVolume              every voxel has the same intensity
+│   ├── UnsafeArchive               a zip with links, or with names that lead out of it
+│   ├── ArchiveTooLarge             a zip of more files or bytes than are unpacked
+│   ├── EncryptedArchive            a zip that needs a password
+│   ├── NoDicom                     a zip without a CT, MR or PET image
+│   ├── UnsupportedTransferSyntax   DICOM voxels in an encoding that is not decoded here
+│   ├── UndecodableVoxels           DICOM voxels that their decoder refuses
+│   ├── MultipleSeries              a zip of more than one DICOM series, or of several stacks
+│   ├── DuplicateInstance           different DICOM images of one place or of one identifier
+│   ├── GantryTilt                  slices shifted against one another, as a tilted gantry leaves them
+│   ├── MissingSlices               gaps in a stack of slices
+│   ├── IrregularSpacing            distances between slices that differ
 │   ├── DecoderCrashed              the decoding process died
 │   └── DecoderDeadline             the decoding process took too long
 ├── RequestError                    the request itself is at fault
@@ -23,10 +37,19 @@ CalibrantError
 │   ├── UnsupportedMediaType        a body that is not the scan itself
 │   ├── InvalidRequest              a parameter or header that cannot be used
 │   ├── IdempotencyKeyReused        the same key came with another body or other options
+│   ├── Unauthorized                no key, or an unknown one
+│   ├── Forbidden                   for administrators only
 │   ├── ModelNotFound               no bundle of that name
 │   ├── JobNotFound                 no job of that id
+│   ├── JobFinished                 too late to cancel it
+│   ├── ScanNotFound                no scan of that id
 │   ├── ResultNotReady              the job has not finished
-│   └── ResultUnavailable           the job failed: there is no result
+│   ├── ResultUnavailable           the job failed: there is no result
+│   ├── ResultExpired               what it would be computed from was not kept
+│   ├── NotAcceptable               no format of the result is among those that are accepted
+│   ├── GeometryMismatch            a reference that lies on another grid than the scan
+│   ├── UnknownLabels               a reference with values that the model has no label for
+│   └── SourceError                 what a batch is to be made of holds no case, or is no list of cases
 ├── BundleError                     a bundle that must not be served
 │   ├── BundleIntegrity             files and MANIFEST.json disagree
 │   ├── BundleInvalid               a file of the bundle breaks its schema
@@ -34,6 +57,7 @@ CalibrantError
 ├── ExecutionError                  the computation failed
 │   ├── InferenceCrashed            the inference process died on every attempt
 │   ├── InferenceDeadline           the inference process took too long on every attempt
+│   ├── JobCancelled                somebody asked for it to stop
 │   └── JobAbandoned                the service was interrupted too often while it worked on the job
 ├── StorageFull                     no space left in the state directory
 ├── InvalidProbabilities            (also ValueError) not probabilities in [0, 1]
@@ -54,7 +78,7 @@ class CalibrantError(Exception):
 
     code: ClassVar[str] = "internal-error"
     status: int = 500
-    title: ClassVar[str] = "Internal error"
+    title: str = "Internal error"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -81,6 +105,27 @@ class UnrecognisedFormat(ScanError):
 
     code = "unrecognised-format"
     title = "The file format is not recognised"
+
+
+class InvalidHeader(ScanError):
+    """A field of the header is missing, stands twice or cannot be read."""
+
+    code = "invalid-header"
+    title = "The header cannot be read"
+
+
+class UnsafeHeader(ScanError):
+    """The header points to other files, or holds more than is read here."""
+
+    code = "unsafe-header"
+    title = "The header asks for what is not done here"
+
+
+class UnsupportedCompression(ScanError):
+    """Voxels or archive are packed in a way that is not unpacked here."""
+
+    code = "unsupported-compression"
+    title = "The compression is not supported"
 
 
 class PayloadTruncated(ScanError):
@@ -153,6 +198,84 @@ class ConstantVolume(ScanError):
     title = "The volume holds one intensity only"
 
 
+class UnsafeArchive(ScanError):
+    """The zip holds links, devices, doubled names or names that lead out of it."""
+
+    code = "unsafe-archive"
+    title = "The archive is not safe to unpack"
+
+
+class ArchiveTooLarge(ScanError):
+    """The zip holds more files or unpacked bytes than are accepted."""
+
+    code = "archive-too-large"
+    status = 413
+    title = "The archive is too large"
+
+
+class EncryptedArchive(ScanError):
+    """The zip needs a password."""
+
+    code = "encrypted-archive"
+    title = "The archive is encrypted"
+
+
+class NoDicom(ScanError):
+    """The zip holds no CT, MR or PET image."""
+
+    code = "no-dicom"
+    title = "The archive holds no DICOM image"
+
+
+class UnsupportedTransferSyntax(ScanError):
+    """The DICOM voxels are in an encoding that is not decoded here."""
+
+    code = "unsupported-transfer-syntax"
+    title = "The DICOM encoding is not supported"
+
+
+class UndecodableVoxels(ScanError):
+    """The decoder of the DICOM voxels refuses them."""
+
+    code = "undecodable-voxels"
+    title = "The DICOM voxels cannot be decoded"
+
+
+class MultipleSeries(ScanError):
+    """The zip holds more than one DICOM series, or several stacks of slices."""
+
+    code = "multiple-series"
+    title = "The archive holds more than one series"
+
+
+class DuplicateInstance(ScanError):
+    """Different DICOM images lie in one place or have one identifier."""
+
+    code = "duplicate-instance"
+    title = "The series holds different images of one place"
+
+
+class GantryTilt(ScanError):
+    """The slices are shifted against one another, as a tilted gantry leaves them."""
+
+    code = "gantry-tilt"
+    title = "The stack of slices is tilted"
+
+
+class MissingSlices(ScanError):
+    """The stack of slices has gaps."""
+
+    code = "missing-slices"
+    title = "Slices of the series are missing"
+
+
+class IrregularSpacing(ScanError):
+    """The distances between the slices differ."""
+
+    code = "irregular-spacing"
+    title = "The slices are not evenly spaced"
+
+
 class DecoderCrashed(ScanError):
     """The process that decodes uploads died on this file."""
 
@@ -221,6 +344,22 @@ class IdempotencyKeyReused(RequestError):
     title = "The idempotency key belongs to another request"
 
 
+class Unauthorized(RequestError):
+    """No key, or one that is not known."""
+
+    code = "unauthorized"
+    status = 401
+    title = "A key is needed"
+
+
+class Forbidden(RequestError):
+    """The key's owner may not do this."""
+
+    code = "forbidden"
+    status = 403
+    title = "Not allowed"
+
+
 class ModelNotFound(RequestError):
     """No bundle of that name is installed."""
 
@@ -237,6 +376,22 @@ class JobNotFound(RequestError):
     title = "There is no such segmentation"
 
 
+class JobFinished(RequestError):
+    """The job has finished: it cannot be cancelled any more."""
+
+    code = "job-finished"
+    status = 409
+    title = "The job has finished"
+
+
+class ScanNotFound(RequestError):
+    """There is no scan of this id."""
+
+    code = "scan-not-found"
+    status = 404
+    title = "No such scan"
+
+
 class ResultNotReady(RequestError):
     """The job has not finished."""
 
@@ -251,6 +406,45 @@ class ResultUnavailable(RequestError):
     code = "result-unavailable"
     status = 409
     title = "The segmentation failed"
+
+
+class ResultExpired(RequestError):
+    """What the result would be computed from was not kept, or not for so long."""
+
+    code = "result-expired"
+    status = 410
+    title = "The result is no longer there"
+
+
+class NotAcceptable(RequestError):
+    """None of the formats that the caller accepts exists."""
+
+    code = "not-acceptable"
+    status = 406
+    title = "There is no such format of the result"
+
+
+class GeometryMismatch(RequestError):
+    """The reference lies on another grid than the scan."""
+
+    code = "geometry-mismatch"
+    status = 422
+    title = "The reference does not lie on the scan's grid"
+
+
+class UnknownLabels(RequestError):
+    """The reference holds values that the model has no label for."""
+
+    code = "unknown-labels"
+    status = 422
+    title = "The reference holds unknown labels"
+
+
+class SourceError(RequestError):
+    """What a batch is to be made of holds no case, or is no list of cases."""
+
+    code = "source-invalid"
+    title = "The source of the cases cannot be used"
 
 
 class BundleError(CalibrantError):
@@ -303,6 +497,14 @@ class InferenceDeadline(ExecutionError):
     title = "The inference took too long"
 
 
+class JobCancelled(ExecutionError):
+    """Somebody asked for the job to stop."""
+
+    code = "job-cancelled"
+    status = 409
+    title = "The job was cancelled"
+
+
 class JobAbandoned(ExecutionError):
     """The service was interrupted too often while it worked on the job."""
 
@@ -352,15 +554,23 @@ class ServerProblem(ClientError):
     code = "server-problem"
     title = "The server refused the request"
 
-    def __init__(self, detail: str, status: int) -> None:
-        """Keep the status of the answer.
+    def __init__(
+        self, detail: str, status: int, *, kind: str = "about:blank", title: str = "", retry_after_s: float | None = None
+    ) -> None:
+        """Keep what the server said.
 
         Args:
-            detail: what the server says.
+            detail: what was found, what was expected, what to do.
             status: HTTP status of the answer, or of the problem of a failed job.
+            kind: `type` of the problem document, `/problems/` and the code of one of these errors.
+            title: of the problem document.
+            retry_after_s: seconds after which the server wants to be asked again.
         """
         super().__init__(detail)
         self.status = status
+        self.kind = kind
+        self.title = title or type(self).title
+        self.retry_after_s = retry_after_s
 
 
 def _tree(root: type[CalibrantError]) -> list[type[CalibrantError]]:
