@@ -55,14 +55,22 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return respond(problem_of(InvalidRequest(f"These parameters cannot be used: {reasons}. See /docs.")))
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     status = HTTPStatus(error.status_code)
     code = status.phrase.lower().replace(" ", "-")
     detail = f"{status.description or status.phrase}. See /docs for the routes of this service."
     response = respond(Problem(type=f"/problems/{code}", title=status.phrase, status=status, detail=detail))
     response.headers.update(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return response
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Return every method of the route's path: Starlette itself names those of the first route only."""
+    path = getattr(request.scope.get("route"), "path", "")
+    return {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
 
 
 class _Wall:

@@ -22,7 +22,11 @@ SCAN_BODY: Final = {
         "content": {
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "required": ["file"],
+                }
             },
         },
         "description": "The scan: NIfTI (.nii, .nii.gz), NRRD, MHA, or a zip of one DICOM series.",
