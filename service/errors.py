@@ -555,7 +555,13 @@ class ServerProblem(ClientError):
     title = "The server refused the request"
 
     def __init__(
-        self, detail: str, status: int, *, kind: str = "about:blank", title: str = "", retry_after_s: float | None = None
+        self,
+        detail: str,
+        status: int,
+        *,
+        kind: str = "about:blank",
+        title: str = "",
+        retry_after_s: float | None = None,
     ) -> None:
         """Keep what the server said.
 

@@ -1,27 +1,41 @@
-"""Decode what a stranger sent in a throw-away process with limits on memory, CPU time and wall time.
+"""Decode what a stranger sent in a throw-away process: it may read that one file, for so long, with so much memory.
 
-The processes are forked from a server that has numpy and nibabel imported, so one costs milliseconds. What comes back
-over the pipe is JSON and raw voxels, never a pickle: a child that a file took over cannot run code in its parent.
+The processes are forked from a server that has every reader imported, so one costs milliseconds and finds all of its
+code in memory: once confined it could not load any. What comes back over the pipe is JSON and raw voxels, never a
+pickle: a child that a file took over cannot run code in its parent.
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import resource
 import threading
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from service.errors import BY_CODE, CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge
 from service.pipeline.decode import check_scan, decode_scan
+from service.pipeline.landlock import landlock_version, read_only_this
 from service.volume import Volume
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["service.pipeline.sandbox"])
+_PROCESSES.set_forkserver_preload(
+    [
+        "service.pipeline.sandbox",
+        "service.dicom.series",
+        "service.cli",  # what the script `calibrant` imports: multiprocessing runs its top again in every process
+        "encodings.cp437",  # names in a zip
+        "encodings.iso8859_1",  # text in DICOM
+        "numpy.ma",  # numpy loads it at its first median
+    ]
+)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +55,7 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
         ScanError: as `decode_scan`, and when the process dies, takes too long or wants too much memory.
     """
     answer, voxels = _ask(path, limits or Limits(), with_voxels=True)
-    array = np.frombuffer(voxels, np.dtype(answer["dtype"])).reshape(answer["shape"])
+    array = np.frombuffer(voxels, np.dtype(answer["dtype"])).reshape(answer["shape"], order=answer["order"])
     affine = np.array(answer["affine"], np.float64)
     return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]))
 
@@ -52,6 +66,7 @@ def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
 
 
 def _ask(path: Path, limits: Limits, *, with_voxels: bool) -> tuple[dict[str, Any], bytes]:
+    _warn_without_landlock()
     receiver, sender = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=_decode_in_child, args=(sender, path, limits, with_voxels), daemon=True)
     process.start()
@@ -80,6 +95,15 @@ def _ask(path: Path, limits: Limits, *, with_voxels: bool) -> tuple[dict[str, An
     return answer, voxels
 
 
+@cache  # once
+def _warn_without_landlock() -> None:
+    if landlock_version() == 0:
+        _LOG.warning(
+            "This kernel has no Landlock (Linux 5.13 and later): decoding is limited in memory and time, "
+            "but could read other files of this user. Run the service on a newer kernel."
+        )
+
+
 def _death(limits: Limits, *, late: bool) -> CalibrantError:
     if late:
         msg = (
@@ -90,7 +114,7 @@ def _death(limits: Limits, *, late: bool) -> CalibrantError:
 
 
 def _decode_in_child(sender: Connection, path: Path, limits: Limits, with_voxels: bool) -> None:  # noqa: FBT001 - sent over a pipe
-    _confine(limits)
+    _confine(path, limits)
     try:
         answer, voxels = _decode(path, with_voxels=with_voxels)
     except CalibrantError as error:
@@ -103,11 +127,12 @@ def _decode_in_child(sender: Connection, path: Path, limits: Limits, with_voxels
         sender.send_bytes(voxels)
 
 
-def _confine(limits: Limits) -> None:
+def _confine(path: Path, limits: Limits) -> None:
     # Whatever a library prints could hold what the user sent: it goes nowhere.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
+    read_only_this(path)
     seconds = int(limits.seconds) + 1
     for kind, limit in {
         resource.RLIMIT_AS: limits.memory_bytes,
@@ -124,11 +149,14 @@ def _decode(path: Path, *, with_voxels: bool) -> tuple[dict[str, Any], bytes]:
         check_scan(path)
         return {}, b""
     volume = decode_scan(path)
+    # As they lie in memory: to turn a large volume into the other order takes as long as to decode it.
+    order: Literal["F", "C"] = "F" if volume.array_CDHW.flags.f_contiguous else "C"
     answer = {
         "dtype": volume.array_CDHW.dtype.str,
         "shape": volume.array_CDHW.shape,
+        "order": order,
         "affine": volume.affine.tolist(),
         "header": volume.header.hex(),
         "warnings": volume.warnings,
     }
-    return answer, volume.array_CDHW.tobytes()
+    return answer, volume.array_CDHW.tobytes(order)

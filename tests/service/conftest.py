@@ -1,4 +1,4 @@
-"""What the tests of the service share: hostile and harmless NIfTI files, and one running `calibrant serve`."""
+"""What the tests of the service share: hostile and harmless scans of every format, and one running `calibrant serve`."""
 
 import asyncio
 import gzip
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import httpx
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import pytest
 from fastapi import FastAPI
+from pydicom.dataset import Dataset, FileMetaDataset
 
 from service import errors
 
@@ -81,6 +84,116 @@ def patch_nifti(content: bytes, **fields: Any) -> bytes:  # noqa: ANN401 - as ab
     return header.structarr.tobytes() + content[size:]
 
 
+NRRD_FIELDS = {
+    "content": CANARY,
+    "type": "short",
+    "dimension": "3",
+    "space": "left-posterior-superior",
+    "sizes": "4 5 6",
+    "space directions": "(-0.866,-0.5,0) (0.75,-1.299,0) (0,0,2)",
+    "kinds": "domain domain domain",
+    "endian": "little",
+    "encoding": "raw",
+    "space origin": "(9,20,30)",
+}
+"""The phantom at the oblique place, in LPS."""
+
+MHA_FIELDS = {
+    "ObjectType": "Image",
+    "NDims": "3",
+    "BinaryData": "True",
+    "BinaryDataByteOrderMSB": "False",
+    "CompressedData": "False",
+    "TransformMatrix": "-0.866025 -0.5 0 0.5 -0.866025 0 0 0 1",
+    "Offset": "9 20 30",
+    "CenterOfRotation": "0 0 0",
+    "AnatomicalOrientation": "RAI",
+    "ElementSpacing": "1 1.5 2",
+    "DimSize": "4 5 6",
+    "Comment": CANARY,
+    "ElementType": "MET_SHORT",
+    "ElementDataFile": "LOCAL",
+}
+"""The phantom at the oblique place, in LPS."""
+
+
+def make_nrrd(payload: bytes | None = None, **fields: str | None) -> bytes:
+    """Return a .nrrd file of the phantom; fields are replaced, added or, if None, left out (`_` stands for a space)."""
+    chosen = NRRD_FIELDS | {name.replace("_", " "): text for name, text in fields.items()}
+    lines = "".join(f"{name}: {text}\n" for name, text in chosen.items() if text is not None)
+    voxels = phantom(4, 5, 6).tobytes(order="F") if payload is None else payload
+    return f"NRRD0004\n# {CANARY}\n{lines}{CANARY}:={CANARY}\n\n".encode() + voxels
+
+
+def make_mha(payload: bytes | None = None, **fields: str | None) -> bytes:
+    """Return an .mha file of the phantom; fields are replaced, added before the last or, if None, left out."""
+    last = fields.pop("ElementDataFile", MHA_FIELDS["ElementDataFile"])
+    chosen = {name: text for name, text in MHA_FIELDS.items() if name != "ElementDataFile"} | fields
+    lines = "".join(f"{name} = {text}\n" for name, text in chosen.items() if text is not None)
+    voxels = phantom(4, 5, 6).tobytes(order="F") if payload is None else payload
+    return f"{lines}ElementDataFile = {last}\n".encode() + voxels
+
+
+def make_slices(
+    array: npt.NDArray[Any] | None = None, affine: npt.NDArray[np.float64] = OBLIQUE, *, slope: str | None = None
+) -> list[Dataset]:
+    """Return one CT image a slice of an array (i, j, k), with the canary in its text, to be edited and saved.
+
+    `slope` writes intensities as multiples of it, less an intercept of -1024.
+    """
+    array = phantom(4, 5, 6) if array is None else array
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    slices = []
+    for k in range(array.shape[2]):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
+        image.PatientName = image.PatientID = image.SeriesDescription = CANARY
+        image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = "1.2.4", "1.2.5", "1.2.6"
+        image.Modality, image.ImageType, image.InstanceNumber = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], k + 1
+        image.ImagePositionPatient = [f"{mm:.8g}" for mm in lps[:3] @ [0, 0, k, 1]]
+        image.ImageOrientationPatient = [f"{cosine:.8g}" for cosine in (lps[:3, :2] / spacing[:2]).T.ravel()]
+        image.PixelSpacing = [f"{mm:.8g}" for mm in spacing[1::-1]]
+        image.SliceThickness = f"{spacing[2]:.8g}"
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.Columns, image.Rows = array.shape[:2]
+        image.BitsAllocated = image.BitsStored = 8 * array.itemsize
+        image.HighBit, image.PixelRepresentation = image.BitsStored - 1, int(array.dtype.kind == "i")
+        if slope is not None:
+            image.RescaleSlope, image.RescaleIntercept = slope, "-1024"
+        image["PixelData"] = pydicom.DataElement("PixelData", "OW", array[..., k].T.tobytes())
+        slices.append(image)
+    return slices
+
+
+def make_zip(files: dict[str, bytes] | list[Dataset]) -> bytes:
+    """Return a zip of files, or of DICOM images under names with the canary."""
+    if isinstance(files, list):
+        files = {f"{CANARY}/{number:04}": save_dicom(image) for number, image in enumerate(files)}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return archive.getvalue()
+
+
+def save_dicom(image: Dataset) -> bytes:
+    """Return the file of a DICOM image."""
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, image, enforce_file_format=True)
+    return file.getvalue()
+
+
+def _edited(**tags: Any) -> bytes:  # noqa: ANN401 - whatever the tag holds
+    slices = make_slices()
+    for name, value in tags.items():
+        setattr(slices[2], name, value)
+    return make_zip(slices)
+
+
 def _unset(content: bytes, **codes: int) -> bytes:
     return patch_nifti(content, **({"sform_code": 0, "qform_code": 0} | codes))
 
@@ -94,9 +207,6 @@ def _hostile() -> dict[str, Hostile]:
     nan[1, 2, 3] = np.nan
     damaged = bytearray(packed)
     damaged[-6] ^= 1
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(f"{CANARY}.nii", good)
     text = f"name: {CANARY}\n".encode()
     sheared, flat, twins = OBLIQUE.copy(), OBLIQUE.copy(), OBLIQUE.copy()
     sheared[0, 2] = 0.1
@@ -111,10 +221,8 @@ def _hostile() -> dict[str, Hostile]:
         "empty": (b"", errors.EmptyBody),
         "one byte": (b"\x5c", format_),
         "text": (text * 40, format_),
-        "NRRD": (b"NRRD0004\n# " + text + bytes(500), format_),
-        "MHA": (b"ObjectType = Image\nComment = " + text + bytes(500), format_),
-        "DICOM": (bytes(128) + b"DICM" + text * 40, format_),
-        "zip": (archive.getvalue(), format_),
+        "a single DICOM file": (bytes(128) + b"DICM" + text * 40, format_),
+        "NRRD of version 9": (b"NRRD0009\n# " + text + bytes(500), format_),
         "pickle": (pickle.dumps([CANARY] * 90), format_),
         "gzip of nothing": (gzip.compress(b""), format_),
         "gzip of text": (gzip.compress(text * 40), format_),
@@ -183,23 +291,87 @@ def _hostile() -> dict[str, Hostile]:
     }
 
 
-HOSTILE = _hostile()
+def _hostile_text_headers() -> dict[str, Hostile]:
+    """Return NRRD and MetaImage files, for every kind of fault one; test_nrrd.py and test_metaimage.py have the rest."""
+    packed = zlib.compress(phantom(4, 5, 6).tobytes(order="F"))
+    nan = np.full(120, np.nan, np.float32).tobytes()
+    return {
+        "NRRD header cut": (make_nrrd()[:100], errors.PayloadTruncated),
+        "NRRD voxels cut": (make_nrrd()[:-1], errors.PayloadTruncated),
+        "NRRD with one byte more": (make_nrrd() + b"\0", errors.PayloadTooLong),
+        "NRRD that reads a file": (make_nrrd(DATA_FILE="/etc/passwd"), errors.UnsafeHeader),
+        "NRRD without sizes": (make_nrrd(sizes=None), errors.InvalidHeader),
+        "NRRD in bzip2": (make_nrrd(encoding="bzip2"), errors.UnsupportedCompression),
+        "NRRD of 4 axes": (make_nrrd(dimension="4"), errors.UnsupportedDimensions),
+        "NRRD of blocks": (make_nrrd(type="block"), errors.UnsupportedVoxelType),
+        "NRRD in an unknown space": (make_nrrd(space="scanner-xyz"), errors.MissingOrientation),
+        "NRRD with a direction of 0": (
+            make_nrrd(space_directions="(1,0,0) (0,0,0) (0,0,2)"),
+            errors.InvalidSpacing,
+        ),
+        "NRRD with an origin of NaN": (make_nrrd(space_origin="(nan,0,0)"), errors.InvalidAffine),
+        "NRRD of 10^18 voxels": (make_nrrd(sizes="1000000 1000000 1000000"), errors.VolumeTooLarge),
+        "NRRD of NaN": (make_nrrd(nan, type="float"), errors.NonFiniteVoxels),
+        "NRRD of one intensity": (make_nrrd(bytes(240)), errors.ConstantVolume),
+        "MHA header cut": (make_mha()[:100], errors.PayloadTruncated),
+        "MHA zlib stream cut": (make_mha(packed[:-5], CompressedData="True"), errors.PayloadTruncated),
+        "MHA that reads a file": (make_mha(ElementDataFile="/etc/passwd"), errors.UnsafeHeader),
+        "MHA of -3 axes": (make_mha(NDims="-3"), errors.UnsupportedDimensions),
+        "MHA with a matrix of 1e308": (
+            make_mha(TransformMatrix="1e308 0 0 0 1 0 0 0 1"),
+            errors.InvalidAffine,
+        ),
+        "MHA with a spacing of 0": (make_mha(ElementSpacing="1 0 1"), errors.InvalidSpacing),
+    }
+
+
+def _hostile_zips() -> dict[str, Hostile]:
+    """Return zips, for every kind of fault one; test_archive.py and those of service.dicom have the rest."""
+    slices = make_slices()
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    linked = io.BytesIO()
+    with zipfile.ZipFile(linked, "w") as file:
+        file.writestr(link, "/etc/passwd")
+    encrypted = bytearray(make_zip({"a": b"a"}))
+    encrypted[6] |= 1
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
+    shifted = make_slices()
+    for k, image in enumerate(shifted):
+        image.ImagePositionPatient[0] += k
+    return {
+        "zip of no DICOM": (make_zip({f"{CANARY}.nii": make_nifti()}), errors.NoDicom),
+        "zip cut": (make_zip(slices)[:-30], errors.PayloadTruncated),
+        "zip of a link": (linked.getvalue(), errors.UnsafeArchive),
+        "zip that leads out": (make_zip({f"../{CANARY}": b"a"}), errors.UnsafeArchive),
+        "zip with a password": (bytes(encrypted), errors.EncryptedArchive),
+        "DICOM damaged": (make_zip({CANARY: save_dicom(slices[0])[:400]}), errors.InvalidHeader),
+        "DICOM of two series": (_edited(SeriesInstanceUID="1.2.55"), errors.MultipleSeries),
+        "DICOM slice missing": (make_zip(slices[:3] + slices[4:]), errors.MissingSlices),
+        "DICOM slice moved": (_edited(ImagePositionPatient=[9, 20, 34.9]), errors.IrregularSpacing),
+        "DICOM tilted": (make_zip(shifted), errors.GantryTilt),
+        "DICOM in two time points": (
+            _edited(ImagePositionPatient=slices[3].ImagePositionPatient),
+            errors.DuplicateInstance,
+        ),
+        "DICOM without a position": (_edited(ImagePositionPatient=None), errors.MissingOrientation),
+        "DICOM in colour": (_edited(PhotometricInterpretation="RGB"), errors.UnsupportedVoxelType),
+    }
+
+
+HOSTILE = _hostile() | _hostile_text_headers() | _hostile_zips()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that asks for such a file once for every one of them.
 
-    `hostile` is each of them, `undecodable` each that decoding refuses, `one_of_each` one of these for each error.
+    `hostile` is each of them, `undecodable` each that decoding refuses.
     """
     if "hostile" in metafunc.fixturenames:
         metafunc.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
     if "undecodable" in metafunc.fixturenames:
         found = {name: each for name, each in HOSTILE.items() if each[1] is not errors.ConstantVolume}
         metafunc.parametrize("undecodable", found.values(), ids=found.keys())
-    if "one_of_each" in metafunc.fixturenames:
-        first = {error: (content, error) for content, error in reversed(HOSTILE.values())}
-        del first[errors.ConstantVolume]
-        metafunc.parametrize("one_of_each", first.values(), ids=[error.code for error in first])
 
 
 @pytest.fixture(scope="session")
@@ -218,6 +390,47 @@ def oblique() -> npt.NDArray[np.float64]:
 def nifti() -> Callable[..., bytes]:
     """Return the function that makes a .nii file with the canary in its text fields."""
     return make_nifti
+
+
+@pytest.fixture(scope="session")
+def nrrd() -> Callable[..., bytes]:
+    """Return the function that makes a .nrrd file with the canary in comment, content and a key of its own."""
+    return make_nrrd
+
+
+@pytest.fixture(scope="session")
+def mha() -> Callable[..., bytes]:
+    """Return the function that makes an .mha file with the canary in its comment."""
+    return make_mha
+
+
+@pytest.fixture(scope="session")
+def slices_of() -> Callable[..., list[Dataset]]:
+    """Return the function that makes the DICOM images of an array, with the canary in their text."""
+    return make_slices
+
+
+@pytest.fixture(scope="session")
+def zip_of() -> Callable[..., bytes]:
+    """Return the function that zips files, or DICOM images under names with the canary."""
+    return make_zip
+
+
+@pytest.fixture(scope="session")
+def dicom_file() -> Callable[[Dataset], bytes]:
+    """Return the function that makes the file of a DICOM image."""
+    return save_dicom
+
+
+@pytest.fixture(scope="session")
+def real_series() -> Path:
+    """Return the folder of a real CT series of 78 files; absent it skips, but never silently in CI."""
+    default = Path(__file__).parents[3] / "shared" / "data"
+    root = Path(os.environ.get("CALIBRANT_DATA", default)) / "chaos_ct_dicom" / "DICOM_anon"
+    if not root.is_dir():
+        msg = f"{root} is absent: set CALIBRANT_DATA to the folder that holds chaos_ct_dicom"
+        pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
+    return root
 
 
 @pytest.fixture(scope="session")

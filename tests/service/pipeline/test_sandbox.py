@@ -1,8 +1,12 @@
 import gzip
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -10,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import uid
+from pydicom.dataset import Dataset
 
 from service import errors
 from service.pipeline import sandbox
 from service.pipeline.decode import decode_scan
+from service.pipeline.landlock import landlock_version
 from service.pipeline.sandbox import Limits, check_sandboxed, decode_sandboxed
 
 Hostile = tuple[bytes, type[errors.CalibrantError]]
@@ -124,6 +131,82 @@ def test_every_kind_of_scan_passes_the_pipe(fields: dict[str, Any], nifti: Nifti
     assert (found.header, found.warnings) == (expected.header, expected.warnings)
 
 
+@pytest.mark.parametrize("kind", ["NRRD", "NRRD gzip", "MHA", "MHA zlib"])
+def test_other_formats_pass_the_pipe(kind: str, nrrd: Nifti, mha: Nifti, tmp_path: Path) -> None:
+    """NRRD and MetaImage are read in the confined process as outside of it."""
+    voxels = np.arange(120, dtype="<i2").tobytes()
+    path = tmp_path / "scan"
+    path.write_bytes(
+        {
+            "NRRD": lambda: nrrd(voxels),
+            "NRRD gzip": lambda: nrrd(gzip.compress(voxels), encoding="gzip"),
+            "MHA": lambda: mha(voxels),
+            "MHA zlib": lambda: mha(zlib.compress(voxels), CompressedData="True"),
+        }[kind]()
+    )
+
+    expected, found = decode_scan(path), decode_sandboxed(path)
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    assert found.header == expected.header
+
+
+@pytest.mark.parametrize(
+    "transfer_syntax",
+    [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless],
+    ids=lambda each: each.keyword,
+)
+def test_dicom_needs_no_file_but_its_own(
+    transfer_syntax: uid.UID, slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """Every decoder is in memory before the process is confined: it could load none of them afterwards."""
+    images = slices_of(np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.int16))
+    for image in images:
+        if transfer_syntax.is_compressed:
+            image.compress(transfer_syntax, generate_instance_uid=False)
+        else:
+            image.file_meta.TransferSyntaxUID = transfer_syntax
+    path = tmp_path / "scan"
+    path.write_bytes(zip_of(images))
+    check_sandboxed(path)
+
+    expected, found = decode_scan(path), decode_sandboxed(path)
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
+def test_a_confined_process_reads_the_scan_and_nothing_else(scan: Path) -> None:
+    """Inside, /etc/passwd cannot be opened; the scan can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads; the child uses none
+        child = os.fork()
+    if child == 0:
+        sandbox._confine(scan, Limits())
+        try:
+            Path("/etc/passwd").read_bytes()
+        except PermissionError:
+            os._exit(len(scan.read_bytes()) % 100)
+        os._exit(200)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == scan.stat().st_size % 100
+
+
+def test_a_kernel_without_landlock_is_told_once(
+    scan: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decoding goes on; the log says what is not kept from it."""
+    monkeypatch.setattr(sandbox, "landlock_version", lambda: 0)
+    sandbox._warn_without_landlock.cache_clear()
+
+    check_sandboxed(scan)
+    check_sandboxed(scan)
+
+    sandbox._warn_without_landlock.cache_clear()
+    assert [record.getMessage()[:27] for record in caplog.records] == ["This kernel has no Landlock"]
+
+
 def test_a_volume_of_many_megabytes_passes_the_pipe(nifti: Nifti, tmp_path: Path) -> None:
     """Far more than a pipe holds at once arrives whole and in order."""
     array = np.random.default_rng(8).integers(-1000, 3000, (200, 150, 100)).astype(np.int16)
@@ -142,9 +225,9 @@ def test_checking_looks_at_the_whole_file_and_returns_nothing(scan: Path, nifti:
         check_sandboxed(tmp_path / "cut")
 
 
-def test_an_error_keeps_its_class_and_its_words(one_of_each: Hostile, tmp_path: Path) -> None:
-    """The caller meets the same error as without the sandbox."""
-    content, error = one_of_each
+def test_an_error_keeps_its_class_and_its_words(undecodable: Hostile, tmp_path: Path) -> None:
+    """The caller meets the same error as without the sandbox, so no code was missing in there."""
+    content, error = undecodable
     path = tmp_path / "scan"
     path.write_bytes(content)
     with pytest.raises(errors.ScanError) as expected:
@@ -228,13 +311,24 @@ def test_many_files_are_decoded_at_a_time(scan: Path) -> None:
     assert found == [decode_scan(scan).array_CDHW.tobytes()] * 8
 
 
-def test_a_sandbox_costs_little(scan: Path) -> None:
-    """The processes are forked, not started: the quickest of five takes less than a fifth of a second."""
-    decode_sandboxed(scan)
-    seconds = []
-    for _ in range(5):
-        started = time.monotonic()
-        decode_sandboxed(scan)
-        seconds.append(time.monotonic() - started)
+def test_a_sandbox_costs_little(scan: Path, tmp_path: Path) -> None:
+    """The processes are forked, not started: the quickest of nine takes less than a tenth of a second.
 
-    assert min(seconds) < 0.2
+    It is measured from a script that begins as `calibrant` does, since multiprocessing imports that in every process.
+    """
+    script = tmp_path / "calibrant"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from service.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    from service.pipeline.sandbox import decode_sandboxed\n"
+        "    for _ in range(10):\n"
+        "        started = time.monotonic()\n"
+        "        decode_sandboxed(Path(sys.argv[1]))\n"
+        "        print(time.monotonic() - started)\n"
+    )
+    found = subprocess.run([sys.executable, script, scan], check=True, capture_output=True, text=True)
+
+    first, *others = map(float, found.stdout.split())
+    assert min(others) < 0.1, (first, others)

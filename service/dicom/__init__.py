@@ -1,0 +1,1 @@
+"""DICOM words are known here only."""

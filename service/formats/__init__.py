@@ -1,0 +1,1 @@
+"""File formats: one module each for reading it, and what they share."""

@@ -1,0 +1,124 @@
+"""Where voxels lie: the checks of shape, voxel size and axes that every format passes, and the header of its results.
+
+An affine maps voxel indices (i, j, k, 1) to millimetres; it is RAS unless its name says LPS.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import InvalidAffine, InvalidSpacing, UnsupportedDimensions, VolumeTooLarge
+
+MAX_VOXELS: Final = 1 << 29
+"""Most voxels of a volume, 512 x 512 x 2048."""
+
+AGREEMENT: Final = 1e-3
+"""Largest cosine between two axes, and largest part of a voxel by which two orientations may differ."""
+
+EXTREMES_MM: Final = (1e-6, 1e6)
+"""Smallest voxel size and largest coordinate of a scan whose header is not NIfTI: float32 holds them with room to spare."""
+
+_NIFTI1_AXIS = 32767
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def reject_shape(shape: Sequence[int]) -> None:
+    """Refuse what is not one volume of at least 2 and at most `MAX_VOXELS` voxels; trailing axes of 1 do not count.
+
+    Raises:
+        UnsupportedDimensions: fewer or more axes, or an axis of one voxel.
+        VolumeTooLarge: too many voxels.
+    """
+    extents = " x ".join(map(str, shape))
+    if len(shape) > 3 and max(shape[3:]) > 1:  # noqa: PLR2004 - three axes in space
+        msg = f"A {len(shape)}-D image of {extents} was found; a 3-D volume is expected. Extract one volume and send that."
+        raise UnsupportedDimensions(msg)
+    if len(shape) < 3 or min(shape[:3]) < 2:  # noqa: PLR2004 - a slice is no volume
+        msg = f"An image of {extents} was found; a 3-D volume with at least 2 voxels along each axis is expected. Send the whole volume, not a slice."
+        raise UnsupportedDimensions(msg)
+    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+        msg = (
+            f"A volume of {extents} voxels was found; at most {MAX_VOXELS} voxels are accepted. Crop or downsample it."
+        )
+        raise VolumeTooLarge(msg)
+
+
+def reject_spacing(spacing_mm: npt.NDArray[np.float64]) -> None:
+    """Refuse voxel sizes that are not finite and positive."""
+    if not np.all(np.isfinite(spacing_mm) & (spacing_mm > 0)):
+        msg = "The header's voxel size is zero, negative or not a number. Convert the scan again from its source."
+        raise InvalidSpacing(msg)
+
+
+def reject_affine(affine: npt.NDArray[np.float64]) -> None:
+    """Refuse an affine that is not finite, singular, or whose axes are not at right angles."""
+    if not np.isfinite(affine).all():
+        msg = "The header's matrix holds values that are not finite. Convert the scan again from its source."
+        raise InvalidAffine(msg)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not lengths.all():
+        msg = "The header's matrix is singular: an axis has length 0. Convert the scan again from its source."
+        raise InvalidAffine(msg)
+    axes = affine[:3, :3] / lengths
+    shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if shear > AGREEMENT:
+        msg = (
+            f"The header's axes are not at right angles (cosine {shear:.3f}). Resample the scan to a rectangular grid."
+        )
+        raise InvalidAffine(msg)
+
+
+def checked_affine(axes_mm: npt.ArrayLike, origin_mm: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the (4, 4) affine of a grid, in the coordinates of its arguments, after the checks above.
+
+    Args:
+        axes_mm: (3, 3) step from a voxel to the next along i, j, k: one column each.
+        origin_mm: (3,) centre of the first voxel.
+
+    Raises:
+        InvalidSpacing: an axis of no length, or a voxel size below a nanometre.
+        InvalidAffine: not finite, farther than a kilometre, or not at right angles.
+    """
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = axes_mm, origin_mm
+    if not (np.abs(affine) <= EXTREMES_MM[1]).all():  # false for NaN, too
+        msg = f"The header's matrix holds values that are not finite or beyond {EXTREMES_MM[1]:.0f} mm. Convert the scan again from its source."
+        raise InvalidAffine(msg)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    reject_spacing(np.where(spacing < EXTREMES_MM[0], 0, spacing))
+    reject_affine(affine)
+    return affine
+
+
+def lps_to_ras(affine_lps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the affine to RAS of an affine to LPS, the coordinates of DICOM and ITK; also the way back."""
+    return _LPS_TO_RAS @ affine_lps
+
+
+def nifti_header(shape: Sequence[int], affine: npt.NDArray[np.float64], dtype: npt.DTypeLike) -> bytes:
+    """Return the NIfTI header with which results on the grid of a scan in another format are written.
+
+    The sform is the affine rounded to float32: less than 0.0001 mm for coordinates below one metre. The qform says
+    the same where axes at right angles and a quaternion can say it within a thousandth of a voxel, and is unset
+    elsewhere. It is NIfTI-1, or NIfTI-2 if an axis has more than 32767 voxels.
+
+    Args:
+        shape: voxels along i, j, k.
+        affine: (4, 4) to RAS, checked.
+        dtype: type of the scan's voxels.
+    """
+    kind: type[nib.Nifti1Header] = nib.Nifti1Header if max(shape) <= _NIFTI1_AXIS else nib.Nifti2Header
+    header = kind(endianness="<")
+    header.set_data_dtype(np.dtype(dtype).newbyteorder("<"))
+    header.set_data_shape(shape)
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1, strip_shears=True)
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), [1], indexing="ij")).reshape(4, -1)
+    distance = np.abs((header.get_qform() - affine) @ corners).max()
+    if distance > AGREEMENT * np.linalg.norm(affine[:3, :3], axis=0).min():
+        header["qform_code"] = 0
+    return header.binaryblock

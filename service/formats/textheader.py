@@ -1,0 +1,94 @@
+"""Headers made of lines, as NRRD and MetaImage have them: bounded, read once, every value parsed strictly."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, Final
+
+from service.errors import InvalidHeader, PayloadTruncated, UnsafeHeader
+
+MAX_HEADER_BYTES: Final = 1 << 16
+"""Longest header; those of converted scans have 1 to 3 kB."""
+
+_INTEGER = re.compile(r"[-+]?\d{1,20}", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
+
+
+def read_lines(file: BinaryIO, is_last: Callable[[str], bool]) -> Iterator[str]:
+    """Yield the lines of a header without their ends, up to and with the last; the file then stands at its voxels."""
+    left = MAX_HEADER_BYTES
+    while left > 0:
+        line = file.readline(left)
+        left -= len(line)
+        if not line.endswith(b"\n") and left > 0:
+            msg = f"The file ends inside its header, after {MAX_HEADER_BYTES - left} bytes. Send the whole file again."
+            raise PayloadTruncated(msg)
+        text = line.decode("latin-1").rstrip("\r\n")
+        yield text
+        if is_last(text):
+            return
+    msg = f"The header has more than the {MAX_HEADER_BYTES} bytes that are read. Convert the scan again without free text."
+    raise UnsafeHeader(msg)
+
+
+class Fields:
+    """The fields of a header that mean something here, by their names in small letters."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Keep name and value of each field.
+
+        Args:
+            pairs: names of the standard, never a stranger's own, with the text behind each.
+
+        Raises:
+            InvalidHeader: a field stands twice.
+        """
+        self._texts: dict[str, str] = {}
+        for name, text in pairs:
+            if name in self._texts:
+                msg = f"The header holds the field '{name}' twice. Convert the scan again."
+                raise InvalidHeader(msg)
+            self._texts[name] = text.strip()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._texts
+
+    def text(self, name: str) -> str:
+        """Return the text of a field that must be there."""
+        if name not in self._texts:
+            msg = f"The header lacks the field '{name}'. Convert the scan again."
+            raise InvalidHeader(msg)
+        return self._texts[name]
+
+    def word(self, name: str) -> str:
+        """Return the text in small letters with single spaces."""
+        return " ".join(self.text(name).lower().split())
+
+    def integers(self, name: str, count: int) -> list[int]:
+        """Return the `count` integers of a field."""
+        return [int(word) for word in self._words(name, count, _INTEGER)]
+
+    def numbers(self, name: str, count: int) -> list[float]:
+        """Return the `count` numbers of a field; NaN and infinity are numbers here."""
+        return [float(word) for word in self._words(name, count, _NUMBER)]
+
+    def vectors(self, name: str, count: int) -> list[list[float]]:
+        """Return the `count` vectors of three numbers, each written as (x,y,z)."""
+        bodies = re.findall(r"\(([^()]*)\)", self.text(name))
+        vectors = [[part.strip() for part in body.split(",")] for body in bodies]
+        leftover = re.sub(r"\([^()]*\)", "", self.text(name)).strip()
+        if leftover or len(vectors) != count or not all(_are(_NUMBER, vector, 3) for vector in vectors):
+            msg = f"The header's field '{name}' does not hold {count} vectors (x,y,z). Convert the scan again."
+            raise InvalidHeader(msg)
+        return [[float(part) for part in vector] for vector in vectors]
+
+    def _words(self, name: str, count: int, pattern: re.Pattern[str]) -> list[str]:
+        words = self.text(name).split()
+        if not _are(pattern, words, count):
+            kind = "integers" if pattern is _INTEGER else "numbers"
+            msg = f"The header's field '{name}' does not hold {count} {kind}. Convert the scan again."
+            raise InvalidHeader(msg)
+        return words
+
+
+def _are(pattern: re.Pattern[str], words: list[str], count: int) -> bool:
+    return len(words) == count and all(pattern.fullmatch(word) for word in words)
