@@ -132,13 +132,14 @@ def evaluate(
     data: Data,
     split: Annotated[str | None, typer.Option(help="Split to measure; the card's own by default.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for cases.csv and reliability diagrams.")
+        Path | None, typer.Option("--out", "-o", help="Folder for report.html, cases.csv and reliability diagrams.")
     ] = None,
 ) -> None:
     """Measure a bundle on labelled cases; on the card's own split, compare with the card (exit code 1 if they disagree)."""
     import torch
 
-    from model_training.evaluate import TOLERANCE, differences, measure
+    from model_training.evaluate import evaluate as measure_bundle
+    from model_training.report import write_report
     from model_training.results import write_results
     from service.bundle.reader import load_bundle
 
@@ -149,25 +150,15 @@ def evaluate(
     if name not in splits:
         typer.echo(f"There is no split {name}; the data set has {', '.join(splits)}.", err=True)
         raise typer.Exit(2)
-    found = measure(loaded.network, loaded.description.config, splits[name], _show)
+    evaluation = measure_bundle(loaded, chosen, name, splits[name], _show)
+    found = evaluation.measurement
     _print_scores(name, found)
     if out is not None:
-        structures = [structure.name for structure in loaded.description.config.structures]
-        source = f"{loaded.description.config.name} on {loaded.description.card.population.dataset}, {name}"
-        for path in write_results(out, found, structures, source):
+        for path in (*write_results(out, evaluation), write_report(out / "report.html", evaluation)):
             typer.echo(f"  {path}")
     stated = loaded.description.card.measurement(found.engine, found.precision)
     if name == chosen.validation_split and stated is not None:
-        differing = differences(found, stated)
-        largest = max(differing.values(), default=0.0)
-        if not differing:
-            typer.echo("Every figure and every sum equals the card's exactly.")
-        else:
-            typer.echo(f"{len(differing)} figures or cases differ from the card's by up to {largest:.2g}.")
-            typer.echo(
-                f"Tolerance {TOLERANCE:g}; this is {found.platform}, the card was measured on {stated.platform}."
-            )
-        raise typer.Exit(largest > TOLERANCE)
+        raise typer.Exit(_disagrees(found, stated))
 
 
 @app.command()
@@ -233,6 +224,20 @@ def _recipe(name: str) -> "Recipe":
 def _show(case: "Case") -> None:
     if sys.stderr.isatty():
         typer.echo(f"\r{case.name}", nl=False, err=True)
+
+
+def _disagrees(found: "Measurement", stated: "Measurement") -> bool:
+    """Say by how much what was found differs from what the card states, and return whether it is too much."""
+    from model_training.evaluate import TOLERANCE, differences
+
+    differing = differences(found, stated)
+    largest = max(differing.values(), default=0.0)
+    if not differing:
+        typer.echo("Every figure and every sum equals the card's exactly.")
+    else:
+        typer.echo(f"{len(differing)} figures or cases differ from the card's by up to {largest:.2g}.")
+        typer.echo(f"Tolerance {TOLERANCE:g}; this is {found.platform}, the card was measured on {stated.platform}.")
+    return largest > TOLERANCE
 
 
 def _print_scores(split: str, found: "Measurement") -> None:

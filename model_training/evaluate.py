@@ -1,18 +1,27 @@
-"""A network and labelled cases -> the measurement that a card holds, through the very path that serves."""
+"""A network and labelled cases -> what it scores on them, through the very path that serves.
 
+The measurement is what a card holds; an evaluation adds what a reader of results wants to know besides.
+"""
+
+import datetime as dt
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from model_training.config import Recipe
 from model_training.data import Case, read_labels, read_scan
-from service.bundle.card import CaseRecord, Measurement
-from service.bundle.schema import ServiceConfig
+from model_training.surfaces import SurfaceScores, structure_surfaces
+from service.bundle.card import CaseRecord, Measurement, Population
+from service.bundle.reader import LoadedBundle
+from service.bundle.schema import ServiceConfig, Structure
 from service.calibration.cohort import measure_case
 from service.calibration.scores import ace
 from service.pipeline.calibrate import probabilities
@@ -24,8 +33,112 @@ TOLERANCE: Final = 1e-3
 """By how much a figure may differ between processors: their float32 arithmetic rounds differently."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a network says about a labelled case, beside its reference, on the native grid.
+
+    Args:
+        case: which case.
+        probs_CDHW: (C, D, H, W) float32 calibrated probabilities.
+        mask_DHW: (D, H, W) uint8, the predicted class of each voxel: the argmax.
+        reference_DHW: (D, H, W) uint8, the true class of each voxel.
+        spacing_mm: distance between voxel centres along the three axes, rounded to 0.1 um.
+    """
+
+    case: Case
+    probs_CDHW: npt.NDArray[np.float32]
+    mask_DHW: npt.NDArray[np.uint8]
+    reference_DHW: npt.NDArray[np.uint8]
+    spacing_mm: tuple[float, float, float]
+
+    def record(self, structures: Sequence[Structure]) -> CaseRecord:
+        """Return the sums that a card holds of this case."""
+        rows = [(0,), *(structure.channels for structure in structures)]
+        d, h, w = self.mask_DHW.shape
+        sums = measure_case(self.case.name, self.case.person, self.probs_CDHW, self.mask_DHW, self.reference_DHW, rows)
+        return CaseRecord.of(sums, (d, h, w), self.spacing_mm)
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Evaluation:
+    """What was measured, of which bundle, on whom."""
+
+    measurement: Measurement
+    structures: Sequence[str]
+    """Names of the rows 1 .. C-1 of the records."""
+    surfaces: Mapping[str, Sequence[SurfaceScores]] | None
+    """By case, of each structure; None where the files do not tell the true voxel size, so that nothing has mm or ml."""
+    nsd_tolerance_mm: float | None
+    """Tolerance of the NSD; None likewise."""
+    model: str
+    """Name of the bundle."""
+    version: str
+    identity: str
+    """name@sha256 of the bundle."""
+    population: Population
+    """Whom the figures speak about."""
+    split: str
+    """Which part of the data set, by its name."""
+    trained_on: bool
+    """Whether the recipe trains on that part."""
+    conventions: str
+    """How the card's figures are defined."""
+    date: dt.date
+    """When it was measured."""
+
+    @property
+    def source(self) -> str:
+        """Return what the cases are, as it stands on every picture."""
+        return f"{self.model} on {self.population.dataset}, {self.split}"
+
+
+def evaluate(
+    bundle: LoadedBundle, recipe: Recipe, split: str, cases: Sequence[Case], done: Callable[[Case], None]
+) -> Evaluation:
+    """Return what a bundle scores on a split of the recipe's data set.
+
+    Args:
+        bundle: as it is served.
+        recipe: knows the data set.
+        split: name of the split.
+        cases: of the split.
+        done: called after each case.
+
+    Raises:
+        DataError: a label file does not fit.
+        ScanError: a file cannot be read.
+    """
+    config, tolerance_mm = bundle.description.config, recipe.nsd_tolerance_mm
+    surfaces: dict[str, list[SurfaceScores]] = {}
+
+    def look(seen: Prediction) -> None:
+        if tolerance_mm is not None:
+            surfaces[seen.case.name] = structure_surfaces(
+                seen.reference_DHW, seen.mask_DHW, config.structures, seen.spacing_mm, tolerance_mm
+            )
+
+    return Evaluation(
+        measurement=measure(bundle.network, config, cases, done, look),
+        structures=[structure.name for structure in config.structures],
+        surfaces=None if tolerance_mm is None else surfaces,
+        nsd_tolerance_mm=tolerance_mm,
+        model=config.name,
+        version=config.version,
+        identity=bundle.description.identity,
+        population=recipe.population(list(cases)),
+        split=split,
+        trained_on=split in recipe.train_splits,
+        conventions=bundle.description.card.conventions,
+        date=dt.datetime.now(dt.UTC).date(),
+    )
+
+
 def measure(
-    network: nn.Module, config: ServiceConfig, cases: Sequence[Case], done: Callable[[Case], None]
+    network: nn.Module,
+    config: ServiceConfig,
+    cases: Sequence[Case],
+    done: Callable[[Case], None],
+    look: Callable[[Prediction], None] | None = None,
 ) -> Measurement:
     """Return what the network scores on the cases, on their native grids.
 
@@ -34,6 +147,7 @@ def measure(
         config: how the bundle is served.
         cases: labelled cases that the network was not trained on.
         done: called after each case.
+        look: given each prediction, of which only one is held at a time, for scores that a card does not hold.
 
     Raises:
         DataError: a label file does not fit.
@@ -41,7 +155,10 @@ def measure(
     """
     records = []
     for case in cases:
-        records += measure_one(network, config, case, [config.temperature])
+        (prediction,) = predictions(network, config, case, [config.temperature])
+        records.append(prediction.record(config.structures))
+        if look is not None:
+            look(prediction)
         done(case)
     structures = [structure.name for structure in config.structures]
     return Measurement.of(ENGINE, PRECISION, this_platform(), records, structures)
@@ -51,6 +168,18 @@ def measure_one(
     network: nn.Module, config: ServiceConfig, case: Case, temperatures: Sequence[Sequence[float]]
 ) -> list[CaseRecord]:
     """Return the sums of one case, once for each choice of a temperature per class."""
+    return [prediction.record(config.structures) for prediction in predictions(network, config, case, temperatures)]
+
+
+def predictions(
+    network: nn.Module, config: ServiceConfig, case: Case, temperatures: Sequence[Sequence[float]]
+) -> list[Prediction]:
+    """Return what the network says about one case, once for each choice of a temperature per class.
+
+    Raises:
+        DataError: the label file does not fit.
+        ScanError: a file cannot be read.
+    """
     scan = read_scan(case)
     _, classes = read_labels(case, config)
     image, grid = preprocess(scan, config)
@@ -59,12 +188,9 @@ def measure_one(
         logits = infer(network, image, config)
         choices = [config.model_copy(update={"temperature": temperature}) for temperature in temperatures]
         probs_by_choice = [probabilities(logits, grid, choice) for choice in choices]
-    rows = [(0,), *(structure.channels for structure in config.structures)]
-    records = []
-    for probs in probs_by_choice:
-        sums = measure_case(case.name, case.person, probs, probs.argmax(axis=0), classes, rows)
-        records.append(CaseRecord.of(sums, scan.shape, (x, y, z)))
-    return records
+    return [
+        Prediction(case, probs, probs.argmax(axis=0).astype(np.uint8), classes, (x, y, z)) for probs in probs_by_choice
+    ]
 
 
 def differences(found: Measurement, stated: Measurement) -> dict[str, float]:

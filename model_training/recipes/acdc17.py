@@ -140,5 +140,6 @@ COMPARISON: Final = {
     "dice-ce": ACDC17_SMALL.with_loss("soft", 0.0),
     "hard-1": ACDC17_SMALL.with_loss("hard", 1.0),
     "soft-0.3": ACDC17_SMALL.with_loss("soft", 0.3),
+    "dice-ce-then-soft-0.3": ACDC17_SMALL.with_loss("soft", 0.3, after=1500),
 }
-"""The configurations that are compared on this data set: those of the hippocampus, trained from the first step."""
+"""The configurations that are compared on this data set (docs/decisions/0008): the last one won on the hippocampus."""

@@ -49,6 +49,21 @@ def test_training_can_be_watched_in_tensorboard(tiny: str, tiny_msd: Path, tmp_p
     assert steps == training | {f"validation/{name}": [2, 3] for name in ("dsc", "ace")}
 
 
+def test_evaluate_writes_what_it_found(tiny: str, tiny_bundle: Path, tiny_msd: Path, tmp_path: Path) -> None:
+    """With a folder there are a report, a table and the diagrams of all cases and of each; all are named."""
+    out = tmp_path / "out"
+    command = ("evaluate", tiny_bundle, "--recipe", tiny, "--data", tiny_msd, "--split", "fold1", "-o", out)
+    code, output = call(*command)
+    assert code == 0
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    kinds = ("json", "png", "svg")
+    assert found == {"cases.csv", "report.html"} | {f"reliability.{kind}" for kind in kinds} | {
+        f"images/{case}.{kind}" for case in ("a1", "a2", "b1") for kind in kinds
+    }
+    assert "report.html" in output
+    assert "better than those on new patients" in (out / "report.html").read_text()
+
+
 def test_a_card_that_claims_something_else_is_found_out(tiny: str, tiny_bundle: Path, tiny_msd: Path) -> None:
     """The tiny bundle's card holds invented figures on other cases: evaluate says so and exits with 1."""
     code, output = call("evaluate", tiny_bundle, "--recipe", tiny, "--data", tiny_msd)

@@ -1,3 +1,5 @@
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 from model_training.config import Recipe
 from model_training.data import Case
-from model_training.evaluate import differences, measure, measure_one
+from model_training.evaluate import Prediction, differences, evaluate, measure, measure_one
 from model_training.layouts.msd import read_msd
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
@@ -105,3 +107,46 @@ def test_differences_name_figures_and_cases(network: torch.nn.Module, recipe: Re
     case = stated.cases[0].model_copy(update={"nll": 0.0})
     changed = stated.model_copy(update={"scores": {**stated.scores, "dsc": figure}, "cases": [case]})
     assert differences(changed, stated) == {"foreground dsc value": pytest.approx(0.25), "c1": 0.0}
+
+
+def test_a_look_at_each_prediction_is_given_once(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
+    """What is looked at is what is counted: its mask and reference have the record's voxels of each class."""
+    seen: list[Prediction] = []
+
+    measurement = measure(network, recipe.service, read_msd(tiny_msd, str)["fold1"], quiet, seen.append)
+
+    assert [prediction.case.name for prediction in seen] == [record.case for record in measurement.cases]
+    for prediction, record in zip(seen, measurement.cases, strict=True):
+        assert np.bincount(prediction.mask_DHW.ravel(), minlength=3).tolist() == record.predicted
+        assert np.bincount(prediction.reference_DHW.ravel(), minlength=3).tolist() == np.sum(record.sum_y, 1).tolist()
+        assert prediction.mask_DHW.dtype == np.uint8
+
+
+def test_an_evaluation_measures_distances_with_the_spacing_of_the_scan(
+    recipe: Recipe, tiny_bundle: Path, tiny_msd: Path, write_nifti: Callable[..., None]
+) -> None:
+    """On voxels of 1 x 1 x 3 mm a mask moved by one slice lies 3 mm off; without a tolerance nothing is measured."""
+    (case,) = read_msd(tiny_msd, str)["fold2"]
+    bundle = load_bundle(tiny_bundle, torch.device("cpu"))
+    image = nib.Nifti1Image.from_filename(case.images[0]).get_fdata(dtype=np.float32)
+    seen: list[Prediction] = []
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    write_nifti(case.images[0], image, affine)
+    measure(bundle.network, recipe.service, [case], quiet, seen.append)
+    moved = np.zeros_like(seen[0].mask_DHW)
+    moved[:, :, 1:] = seen[0].mask_DHW[:, :, :-1]
+    moved[:, :, 0] = seen[0].mask_DHW[:, :, 0]
+    write_nifti(case.label, moved, affine)
+
+    known = evaluate(bundle, dataclasses.replace(recipe, nsd_tolerance_mm=3.0), "fold2", [case], quiet)
+    unknown = evaluate(bundle, dataclasses.replace(recipe, nsd_tolerance_mm=None), "fold2", [case], quiet)
+
+    assert seen[0].spacing_mm == (1.0, 1.0, 3.0)
+    scores = (known.surfaces or {})["c1"]
+    assert len(scores) == 2
+    distances = [score.hd95_mm for score in scores if np.isfinite(score.hd95_mm)]
+    assert distances
+    assert max(distances) == pytest.approx(3.0)
+    assert unknown.surfaces is None
+    assert (known.split, known.trained_on, known.identity) == ("fold2", False, bundle.description.identity)
+    assert known.measurement == unknown.measurement

@@ -6,7 +6,7 @@ from PIL import Image
 
 from service import figures
 from service.errors import SettingsError
-from service.figures import draw_reliability
+from service.figures import CaseDiagrams, draw_distribution, draw_reliability
 from service.schemas import Reliability, StructureReliability
 
 
@@ -45,6 +45,80 @@ def test_it_says_what_was_measured_on_whom(monkeypatch: pytest.MonkeyPatch) -> N
     svg = draw_reliability(reliability(1), "svg").decode()
 
     for text in ("a made-up data set", "7 cases of 5 persons", "For research use only", "ECE 0.2000", "MCE -"):
+        assert text in svg
+
+
+def grey(png: bytes) -> np.ndarray:
+    """Return the pixels of a picture."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+
+
+def test_an_image_is_drawn_as_if_it_were_the_first() -> None:
+    """Nothing of the image before is left in the figure, neither its bars nor its logarithmic axis."""
+    one = reliability().model_copy(update={"source": "image 1", "n_cases": 1, "n_persons": 1})
+    few = [s.model_copy(update={"count": [0, *[5] * 18, 0], "ece": 0.125}) for s in one.structures]
+    other = one.model_copy(update={"source": "image 2", "structures": few})
+    used = CaseDiagrams(["hippocampus", "hippocampus"])
+    used.draw(one, "png")
+
+    fresh = CaseDiagrams(["hippocampus", "hippocampus"]).draw(other, "png")
+
+    np.testing.assert_array_equal(grey(used.draw(other, "png")), grey(fresh))
+    assert (grey(fresh) != grey(used.draw(one, "png"))).any()
+    assert used.draw(one, "svg") == used.draw(one, "svg")
+
+
+def test_an_image_says_which_it_is_and_what_it_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Source, scores and the limit of use are text; a structure that the reference lacks is named as absent."""
+    import matplotlib as mpl
+
+    monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
+    one = reliability()
+    absent = one.structures[0].model_copy(update={"ece": None, "ace": None, "mce": None})
+    one = one.model_copy(update={"structures": [one.structures[0], absent]})
+
+    svg = CaseDiagrams(["front", "back"]).draw(one, "svg").decode()
+
+    for text in ("a made-up data set", "For research use only", "front", "back", "ACE 0.2500", "absent from"):
+        assert text in svg
+
+
+def test_many_structures_stand_in_rows() -> None:
+    """Five structures take two rows of at most four: a picture of twice the height of four."""
+    heights = []
+    for n in (4, 5):
+        pixels = grey(CaseDiagrams(["hippocampus"] * n).draw(reliability(n), "png"))
+        assert pixels.shape[1] < 2000
+        heights.append(pixels.shape[0])
+
+    assert heights[1] > 1.8 * heights[0]
+
+
+def test_counts_are_logarithmic_from_a_hundredfold() -> None:
+    """Counts that differ a hundredfold stand on a linear axis, a little more on a logarithmic one; nothing is linear."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    scales = []
+    for counts in ([1, 0, 100], [1, 0, 101], [0, 0, 0]):
+        figures._draw_counts(axes, np.array(counts))
+        scales.append(axes.get_yscale())
+
+    assert scales == ["linear", "log", "linear"]
+
+
+def test_a_distribution_has_a_dot_per_defined_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four values are defined: three dots; a structure without any keeps its row and its name."""
+    import matplotlib as mpl
+
+    monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
+
+    values = {"front": [0.1, 0.4, float("nan"), 0.9], "back": [float("nan")]}
+    svg = draw_distribution(values, "DSC", "svg").decode()
+
+    (dots,) = [part for part in svg.split("<g id=")[1:] if part.startswith('"PathCollection_1"')]
+    assert dots.count("<use") == 3
+    for text in ("front", "back", "DSC"):
         assert text in svg
 
 
