@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from model_training.config import Recipe
 from model_training.crossvalidate import networks_of
-from model_training.data import Case, DataError, read_labels, read_scan
+from model_training.data import Case, DataError, read_case
 from service.bundle.schema import Declaration
 from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess, to_scan_grid
@@ -95,9 +95,10 @@ def calibrate(
 def _voxels_of(
     recipe: Recipe, network: torch.nn.Module, case: Case, fold: str, done: Callable[[Case], None]
 ) -> _Voxels:
-    image, grid = preprocess(read_scan(case), recipe.service)
+    scan, labels = read_case(case, recipe.service)
+    image, grid = preprocess(scan, recipe.service)
     logits = to_scan_grid(infer(network, image, recipe.service), grid).reshape(len(recipe.service.labels), -1)
-    classes = read_labels(case, recipe.service)[1].ravel()
+    classes = labels.ravel()
     generator = np.random.default_rng(0)
     chosen = generator.choice(classes.size, min(VOXELS_PER_CASE, classes.size), replace=False)
     done(case)

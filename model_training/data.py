@@ -71,6 +71,18 @@ def read_labels(case: Case, config: ServiceConfig) -> tuple[Volume, np.ndarray[t
     return volume, order[np.searchsorted(values[order], volume.array_CDHW[0])].astype(np.uint8)
 
 
+def read_case(case: Case, config: ServiceConfig) -> tuple[Volume, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+    """Return the scan of a case and its class indices, (D, H, W) uint8 on the same grid.
+
+    Raises:
+        DataError: as `read_scan` and `read_labels`, or scan and label lie on different grids.
+    """
+    scan = read_scan(case)
+    labels, classes = read_labels(case, config)
+    _reject_another_grid(case.label, labels, case.images[0], scan)
+    return scan, classes
+
+
 def load_sample(case: Case, config: ServiceConfig) -> Sample:
     """Return the case on the network's grid, preprocessed exactly as serving does.
 
@@ -78,9 +90,7 @@ def load_sample(case: Case, config: ServiceConfig) -> Sample:
         DataError: a file cannot be read or normalised, images and label lie on different grids, or a label value is
             unknown.
     """
-    scan = read_scan(case)
-    labels, classes = read_labels(case, config)
-    _reject_another_grid(case.label, labels, case.images[0], scan)
+    scan, classes = read_case(case, config)
     try:
         image, grid = preprocess(scan, config)
     except CalibrantError as error:

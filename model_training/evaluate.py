@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from model_training.config import Recipe
-from model_training.data import Case, read_labels, read_scan
+from model_training.data import Case, read_case
 from model_training.surfaces import SurfaceScores, structure_surfaces
 from service.bundle.card import CaseRecord, Measurement, Population
 from service.bundle.reader import LoadedBundle
@@ -177,11 +177,9 @@ def predictions(
     """Return what the network says about one case, once for each choice of a temperature per class.
 
     Raises:
-        DataError: the label file does not fit.
-        ScanError: a file cannot be read.
+        DataError: a file cannot be read, or does not fit.
     """
-    scan = read_scan(case)
-    _, classes = read_labels(case, config)
+    scan, classes = read_case(case, config)
     image, grid = preprocess(scan, config)
     x, y, z = (round(float(mm), 4) for mm in scan.spacing_mm)
     with _one_thread():

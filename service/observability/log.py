@@ -6,6 +6,7 @@ are kept.
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Final
 
 import structlog
@@ -47,7 +48,7 @@ def configure_logging() -> None:
     logging.getLogger("service").setLevel(logging.INFO)
 
 
-def _only_where_of_others(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def _only_where_of_others(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     record: logging.LogRecord = event["_record"]
     if event["_from_structlog"] or record.name.split(".")[0] in _OURS:
         return event
@@ -60,5 +61,5 @@ def _only_where_of_others(_: object, __: str, event: dict[str, Any]) -> dict[str
     }
 
 
-def _only_known_fields(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def _only_known_fields(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     return {name: value for name, value in event.items() if name in FIELDS}

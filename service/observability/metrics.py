@@ -33,7 +33,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         given: Any = {"registry": self._registry}
         self._requests = Counter("calibrant_requests_total", "Requests.", ["method", "route", "status"], **given)

@@ -11,7 +11,7 @@ from monai.metrics import CalibrationErrorMetric, CalibrationReduction, DiceMetr
 from safetensors.torch import load_file
 
 from model_training.config import Recipe
-from model_training.data import Case
+from model_training.data import Case, DataError
 from model_training.evaluate import Prediction, differences, evaluate, measure, measure_one
 from model_training.layouts.msd import read_msd
 from service.bundle.network import build_network
@@ -132,6 +132,7 @@ def test_an_evaluation_measures_distances_with_the_spacing_of_the_scan(
     seen: list[Prediction] = []
     affine = np.diag([1.0, 1.0, 3.0, 1.0])
     write_nifti(case.images[0], image, affine)
+    write_nifti(case.label, np.zeros(image.shape, np.uint8), affine)
     measure(bundle.network, recipe.service, [case], quiet, seen.append)
     moved = np.zeros_like(seen[0].mask_DHW)
     moved[:, :, 1:] = seen[0].mask_DHW[:, :, :-1]
@@ -150,3 +151,16 @@ def test_an_evaluation_measures_distances_with_the_spacing_of_the_scan(
     assert unknown.surfaces is None
     assert (known.split, known.trained_on, known.identity) == ("fold2", False, bundle.description.identity)
     assert known.measurement == unknown.measurement
+
+
+def test_a_label_that_lies_elsewhere_is_not_scored(
+    recipe: Recipe, tiny_msd: Path, write_nifti: Callable[..., None]
+) -> None:
+    """A label of the same shape, moved by a voxel in the patient, would give figures that mean nothing."""
+    (case,) = read_msd(tiny_msd, str)["test"]
+    moved = np.eye(4)
+    moved[0, 3] = 1
+    write_nifti(case.label, np.asarray(nib.Nifti1Image.from_filename(case.label).dataobj), moved)
+
+    with pytest.raises(DataError, match="another grid"):
+        measure(build_network(recipe.service.network).eval(), recipe.service, [case], quiet)
