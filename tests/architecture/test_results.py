@@ -1,0 +1,28 @@
+"""The figures of the results pages are those that the committed runs give."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from model_training.comparison import compared, load_runs, table
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+PAGES = sorted(folder.name for folder in (RESULTS / "runs").iterdir() if any(folder.glob("*.json")))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_shows_the_tables_of_its_runs(name: str) -> None:
+    """Computed again from the runs, every line of the comparison stands in the page, and its picture exists."""
+    page = (RESULTS / f"{name}.md").read_text()
+
+    missing = [line for line in table(compared(load_runs(RESULTS / "runs" / name))).splitlines() if line not in page]
+
+    assert not missing
+    (picture,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
+    assert (RESULTS / picture).is_file()
+
+
+def test_there_is_a_page_to_check() -> None:
+    """The comparison on the hippocampus is committed."""
+    assert "hippocampus" in PAGES
