@@ -8,12 +8,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from service import __version__
-from service.errors import CalibrantError, ServerUnreachable
+from service.errors import CalibrantError, ServerProblem, ServerUnreachable
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 EXIT_ERROR, EXIT_UNREACHABLE, EXIT_INPUT = 1, 3, 6
 """Internal or configuration error; no server or one that is not ready; the scan or the request is at fault."""
+
+NOT_READY = (429, 502, 503, 504)
+"""Answers of a server, or of a proxy before it, that is busy or not there yet; the client has waited for a better one."""
 
 app = typer.Typer(
     help="3-D medical image segmentation that says how far it can be trusted. For research use only.",
@@ -35,8 +38,8 @@ def main() -> None:
 def _fail(error: CalibrantError) -> NoReturn:
     typer.echo(f"{error.title}: {error.detail}", err=True)
     input_at_fault = 400 <= error.status < 500  # noqa: PLR2004 - HTTP's range of the client's errors
-    code = EXIT_UNREACHABLE if isinstance(error, ServerUnreachable) else EXIT_INPUT if input_at_fault else EXIT_ERROR
-    sys.exit(code)
+    gone = isinstance(error, ServerUnreachable) or (isinstance(error, ServerProblem) and error.status in NOT_READY)
+    sys.exit(EXIT_UNREACHABLE if gone else EXIT_INPUT if input_at_fault else EXIT_ERROR)
 
 
 def _show_version(wanted: bool) -> None:
@@ -110,7 +113,10 @@ def remove_key(
 
 @app.command()
 def predict(
-    scan: Annotated[Path, typer.Argument(help="The scan, .nii or .nii.gz.", exists=True, dir_okay=False)],
+    scan: Annotated[
+        Path,
+        typer.Argument(help="The scan: NIfTI, NRRD, MHA, or a zip of one DICOM series.", exists=True, dir_okay=False),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for mask, confidence and summary.")],
     model: Annotated[str | None, typer.Option(help="Name of the model; the service's default if left out.")] = None,
     url: Annotated[
@@ -122,6 +128,74 @@ def predict(
 
     files = predict_there(scan, out, model, url) if url else predict_here(scan, out, model)
     typer.echo(files.report())
+
+
+@app.command()
+def batch(  # noqa: PLR0913, PLR0917 - options of a command line
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of scans or DICOM files, BIDS data set, or CSV file with columns id, path.", exists=True
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, maps, summaries, tables and logs.")],
+    url: Annotated[str, typer.Option(help="The running service that computes.")] = "http://127.0.0.1:8000",
+    local: Annotated[bool, typer.Option("--local", help="Compute on this machine, without a service.")] = False,
+    model: Annotated[str | None, typer.Option(help="Name of the model; the default one if left out.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Scans in flight at the service.")] = 4,
+    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, e.g. of a SLURM array.")] = "1/1",
+    pattern: Annotated[str, typer.Option(help="Only files of such names, e.g. '*_T1w.nii.gz'.")] = "*",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cases and what is left out; do nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also do again what failed for the scan's own fault.")
+    ] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Also write the tables as Parquet.")] = False,
+) -> None:
+    """Segment many scans into one folder with one table; run it again to go on where it stopped.
+
+    Exit code: 0 all succeeded, 3 no service, 4 some failed, 5 all failed, 6 no case found, 130 interrupted.
+    """
+    from rich.console import Console
+
+    from service.batch.command import Request, run_command
+    from service.batch.journal import Shard
+
+    try:
+        part = Shard.parse(shard)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--shard") from error
+    where = None if local else url
+    request = Request(source, out, where, model, jobs, part, pattern, dry_run, retry_failed, parquet)
+    # Elsewhere than on a terminal rich would break lines after 80 letters.
+    raise typer.Exit(run_command(request, Console(width=None if sys.stdout.isatty() else 160)))
+
+
+@app.command()
+def models(
+    url: Annotated[str | None, typer.Option(help="A running service; without it, this machine.")] = None,
+) -> None:
+    """Show the installed models: whether they can be served, and their DSC and ACE with 95 % intervals."""
+    from rich.console import Console
+
+    from service.models import models_here, models_there, table_of
+
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(table_of(models_there(url) if url else models_here()))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, e.g. for an issue.")] = False,
+) -> None:
+    """Check everything that serving needs, and say what to do where something is missing. Exit code 1 if it is."""
+    from service.doctor import examine, report
+
+    findings = examine()
+    typer.echo(report(findings, as_json=as_json))
+    if any(finding.verdict == "fail" for finding in findings):
+        raise typer.Exit(EXIT_ERROR)
 
 
 @app.command()

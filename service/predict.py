@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from service.bundle.description import BundleDescription
+from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
+from service.client.files import Files, stem_of
 from service.client.http import Client
 from service.schemas import Summary
+from service.settings import Settings
 
 WIDTH: Final = 100
 """Columns of a sentence on a terminal."""
@@ -25,10 +29,8 @@ class Prediction:
     def write(cls, scan: Path, out: Path, mask: bytes, confidence: bytes, summary: Summary) -> "Prediction":
         """Write the three files into the folder `out` and return where they are."""
         out.mkdir(parents=True, exist_ok=True)
-        name = scan.name.removesuffix(".gz").removesuffix(".nii")
-        files = cls(
-            out / f"{name}_dseg.nii.gz", out / f"{name}_desc-confidence_probseg.nii.gz", out / f"{name}_summary.json"
-        )
+        names = Files(out, stem_of(scan))
+        files = cls(names.mask, names.confidence, names.summary)
         files.mask.write_bytes(mask)
         files.confidence.write_bytes(confidence)
         files.summary.write_text(summary.model_dump_json(indent=2) + "\n")
@@ -40,7 +42,8 @@ class Prediction:
         lines = [f"{'structure':24} {'volume':>9} {'mean confidence':>16}"]
         for structure in summary.structures:
             confidence = "-" if structure.mean_confidence is None else f"{structure.mean_confidence:.3f}"
-            lines.append(f"{structure.name:24} {structure.volume_ml:6.2f} ml {confidence:>16}")
+            volume = "cut off" if structure.volume_ml is None else f"{structure.volume_ml:.2f} ml"
+            lines.append(f"{structure.name:24} {volume:>9} {confidence:>16}")
         lines += [
             "",
             *textwrap.wrap(summary.statement.text, WIDTH),
@@ -70,15 +73,32 @@ def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
     import torch
 
     from service.bundle.reader import load_bundle
-    from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
     from service.pipeline.encode import CONFIDENCE, MASK, SUMMARY
     from service.pipeline.run import run_case
-    from service.settings import Settings
 
-    extra = Settings.read().bundle_dir
-    description = Registry.scan(SHIPPED, *([extra] if extra else [])).find(model or DEFAULT_MODEL)
+    description = installed(model)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         run_case(scan, load_bundle(description.root, torch.device("cpu")), work, lambda _stage, _done: None)
         summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
         return Prediction.write(scan, out, (work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
+
+
+def registry() -> Registry:
+    """Return the bundles that are installed on this machine.
+
+    Raises:
+        SettingsError: CALIBRANT_BUNDLE_DIR is no folder.
+    """
+    extra = Settings.read().bundle_dir
+    return Registry.scan(SHIPPED, *([extra] if extra else []))
+
+
+def installed(model: str | None) -> BundleDescription:
+    """Return the bundle of a name or name@sha256, the default one for None.
+
+    Raises:
+        ModelNotFound: it is not installed on this machine.
+        SettingsError: CALIBRANT_BUNDLE_DIR is no folder.
+    """
+    return registry().find(model or DEFAULT_MODEL)

@@ -66,9 +66,32 @@ class Structure(Wire):
     label: int
     name: str
     voxels: int
-    volume_ml: float
+    volume_ml: float | None
+    """Null when the structure is truncated: part of it may lie outside the scan."""
     mean_confidence: float | None
     """Mean over the mask's voxels of the label; null when it has none."""
+    p5_confidence: float | None = None
+    """5th percentile of the same, interpolated linearly: one voxel in twenty is less sure."""
+    truncated: bool = False
+    """Whether the label touches one of the six outermost planes of the scan, so that it may go on outside."""
+    confidence_histogram: list[int] | None = None
+    """Voxels of the label per confidence bin: 20 bins ``k/20 < p <= (k+1)/20``, by the rule of the card."""
+
+
+class ExpectedAccuracy(Wire):
+    """The share of voxels that the model itself expects to be right around what it has found. No measurement.
+
+    The mean of the largest probability over the mask's foreground and a margin. It is as good as the model's
+    calibration on scans like this one, which the statement speaks about; where that is withdrawn, so is the trust in it.
+    """
+
+    value: float
+    """In [1/C, 1]."""
+    voxels: int
+    """Of the region: the foreground and every voxel within the margin."""
+    margin_voxels: int
+    """Along each axis of the scan."""
+    basis: Literal["the model's own probabilities"] = "the model's own probabilities"
 
 
 class Summary(Wire):
@@ -79,6 +102,8 @@ class Summary(Wire):
     structures: list[Structure]
     foreground_confidence: float | None
     """Mean confidence over all foreground voxels of the mask; null when there are none."""
+    expected_accuracy: ExpectedAccuracy | None = None
+    """Null when the mask has no foreground."""
     statement: Statement
     warnings: list[str]
     research_use_only: str = RESEARCH_USE_ONLY
@@ -124,6 +149,38 @@ class Reliability(Wire):
     structures: list[StructureReliability]
 
 
+class MeasuredStructure(Wire):
+    """How well one structure of this image was found and how well calibrated it is; null where undefined.
+
+    A structure that the reference lacks has no score at all.
+    """
+
+    name: str
+    reference_voxels: int
+    predicted_voxels: int
+    dsc: float | None
+    """Dice similarity coefficient of mask and reference; 0 when it was missed altogether."""
+    ace: float | None
+    ece: float | None
+    mce: float | None
+
+
+class Measured(Wire):
+    """What a reference mask shows about one segmentation: measured on this image, and on nothing else."""
+
+    basis: Literal["measured"] = "measured"
+    model: str
+    """name@sha256 of the bundle."""
+    structures: list[MeasuredStructure]
+    brier: float
+    """Mean over voxels of ``sum_c (p_c - y_c)^2``, in [0, 2]: a proper score, which ACE, ECE and MCE are not."""
+    nll: float
+    """Mean negative log likelihood over voxels, in nats: proper, too."""
+    reliability: Reliability
+    """Reliability histogram of this image."""
+    research_use_only: str = RESEARCH_USE_ONLY
+
+
 class Problem(Wire):
     """An error (RFC 9457)."""
 
@@ -146,6 +203,12 @@ class Links(Wire):
     mask: str | None = None
     confidence: str | None = None
     summary: str | None = None
+    probabilities: str | None = None
+    uncertainty: str | None = None
+    reference: str | None = None
+    """Where a reference mask is posted to."""
+    bundle: str | None = None
+    """All files of the result in one zip."""
 
 
 class Job(Wire):
@@ -195,6 +258,48 @@ class Scan(Wire):
     bytes: int
 
 
+class LabelDetail(Wire):
+    """One class of a model's masks."""
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+    """Red, green and blue."""
+    code: str | None
+    """Coded concept, ``scheme:value``, e.g. ``SCT:5366008`` of SNOMED CT."""
+    modifiers: list[str]
+    """Laterality and the like, coded the same way."""
+
+
+class CardMeasurement(Wire):
+    """What one engine at one precision scored on the card's cases."""
+
+    engine: str
+    precision: str
+    platform: str
+    scores: dict[str, Figure]
+    """Over the foreground structures."""
+    class_scores: dict[str, dict[str, Figure]]
+    """The same by structure."""
+
+
+class Card(Wire):
+    """A model's calibration card without the sums of its cases."""
+
+    date: dt.date
+    dataset: str
+    citation: str
+    licence: str
+    protocol: str
+    split: str
+    n_persons: int
+    n_cases: int
+    bins: int
+    bin_rule: str
+    conventions: str
+    measurements: list[CardMeasurement]
+
+
 class Model(Wire):
     """An installed bundle."""
 
@@ -208,7 +313,12 @@ class Model(Wire):
     anatomy: str | None = None
     spacing_mm: tuple[float, float, float] | None = None
     labels: dict[int, str] | None = None
+    label_details: list[LabelDetail] | None = None
     statement: Statement | None = None
+    card: Card | None = None
+    """In the answer about one model; the list leaves it out."""
+    reliability: str | None = None
+    """Where its reliability diagram is."""
 
 
 class Models(Wire):

@@ -1,8 +1,10 @@
 """uvicorn around the application: where it may listen, what it says when it is up."""
 
+import os
 import socket
 import sys
 from contextlib import suppress
+from typing import Final
 
 import uvicorn
 
@@ -13,12 +15,15 @@ from service.observability.log import configure_logging
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
 
+LAST_ANSWERS_S: Final = 3
+"""Seconds that answers have when the service is asked to end: one that waits for a job, or watches it, has no end."""
+
 
 def run_server(settings: Settings, host: str, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
-        SettingsError: an address beyond this machine without a proxy that authenticates.
+        SettingsError: an address beyond this machine without keys or a proxy that authenticates, or one that is taken.
     """
     if (
         f"[{host}]" not in LOOPBACK_HOSTS
@@ -32,11 +37,22 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         raise SettingsError(msg)
     configure_logging()
     # No access log: paths and query strings are what the user sent.
-    config = uvicorn.Config(create_app(settings), host, port, log_config=None, access_log=False, server_header=False)
+    config = uvicorn.Config(
+        create_app(settings),
+        host,
+        port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+    )
     server = _AnnouncingServer(config, settings)
     # uvicorn has exit codes of its own; ours for what keeps a server from starting is 1.
     with suppress(SystemExit):
         server.run()
+    if server.refusal is not None:
+        msg = f"Port {port} of {host} cannot be listened on ({os.strerror(server.refusal.errno or 0)}). Stop what uses it, or choose another with --port."
+        raise SettingsError(msg)
     if not server.started:
         sys.exit(1)
 
@@ -47,9 +63,15 @@ class _AnnouncingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
         self._settings = settings
+        self.refusal: OSError | None = None
+        """Why it cannot listen; uvicorn only logs that."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:
+            self.refusal = error.__context__ if isinstance(error.__context__, OSError) else None
+            raise
         if not self.started:
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]

@@ -67,6 +67,8 @@ def caller(request: HTTPConnection, keys: Keys | None, sessions: Sessions) -> Ow
         owner = keys.owner_of(key.strip())
     else:
         owner = sessions.owner_of(request.cookies.get(COOKIE, ""))
+        if owner and not keys.holds(owner.key):
+            owner = None
     if owner is None:
         msg = "This service needs a key: send it as Authorization: Bearer KEY, or log in at /login. The operator makes keys with calibrant keys add."
         raise Unauthorized(msg)

@@ -5,12 +5,13 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import OwnerDep, PartsDep
 from service.api.problems import RESPONSES
+from service.errors import JobNotFound
 from service.schemas import FINISHED, Job
 
 router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses=RESPONSES)
@@ -19,19 +20,29 @@ LOOK_EVERY_S: Final = 0.2
 """Seconds between two looks at the job."""
 
 
-@router.get("/{job_id}/events", operation_id="streamEvents", response_class=EventSourceResponse)
+def _known(job_id: str, parts: PartsDep, owner: OwnerDep) -> None:
+    # Before the answer begins: a stream that has begun has no status any more.
+    parts.jobs.find(owner.name, job_id)
+
+
+@router.get(
+    "/{job_id}/events", operation_id="streamEvents", response_class=EventSourceResponse, dependencies=[Depends(_known)]
+)
 async def stream_events(
     job_id: str,
     parts: PartsDep,
     owner: OwnerDep,
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Send the job whenever it has changed, until it has finished.
+    """Send the job whenever it has changed, until it has finished or is erased.
 
     Each event holds the whole job: one that goes on after a broken connection has missed nothing that still matters.
     """
     while True:
-        job = await run_in_threadpool(parts.jobs.find, owner.name, job_id)
+        try:
+            job = await run_in_threadpool(parts.jobs.find, owner.name, job_id)
+        except JobNotFound:
+            return
         identifier = _identifier(job)
         if identifier != last_event_id:
             last_event_id = identifier

@@ -1,15 +1,41 @@
 """`/v1/models`: what is installed, whether it can be served, and what is known about how far to trust it."""
 
-from fastapi import APIRouter
+import threading
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response, status
 
 from service.api.deps import OwnerDep, PartsDep
+from service.api.negotiation import choose
 from service.api.problems import RESPONSES
+from service.bundle.card import CalibrationCard, Interval
 from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL
+from service.bundle.reliability import reliability_of
+from service.bundle.schema import Code
 from service.bundle.statement import state
-from service.schemas import Model, Models
+from service.errors import NotAcceptable, SettingsError
+from service.figures import draw_reliability
+from service.schemas import Card, CardMeasurement, Figure, LabelDetail, Model, Models, Reliability
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=RESPONSES)
+
+ReliabilityFormat = Literal["json", "png", "svg"]
+
+_FORMATS: Final[dict[str, ReliabilityFormat]] = {
+    "application/json": "json",
+    "image/png": "png",
+    "image/svg+xml": "svg",
+}
+
+_MEDIA_TYPES: Final = {form: media_type for media_type, form in _FORMATS.items()}
+
+FormatQuery = Annotated[ReliabilityFormat | None, Query(alias="format", description="Goes before Accept.")]
+
+# matplotlib keeps settings of its own that are nobody else's while it draws.
+_DRAWING: Final = threading.Lock()
+
+_PICTURES: Final[dict[str, dict[str, str]]] = {"image/png": {}, "image/svg+xml": {}}
 
 
 @router.get("", operation_id="listModels")
@@ -22,8 +48,46 @@ def list_models(parts: PartsDep, _: OwnerDep) -> Models:
 
 @router.get("/{name}", operation_id="getModel")
 def get_model(name: str, parts: PartsDep, _: OwnerDep) -> Model:
-    """Return one installed model."""
-    return _describe(parts.registry.find(name))
+    """Return one installed model with its calibration card."""
+    description = parts.registry.find(name)
+    return _describe(description).model_copy(update={"card": _card(description.card)})
+
+
+@router.get(
+    "/{name}/reliability",
+    operation_id="getReliability",
+    response_model=Reliability,
+    responses={200: {"content": _PICTURES}},
+)
+def get_reliability(request: Request, name: str, parts: PartsDep, _: OwnerDep, form: FormatQuery = None) -> Response:
+    """Return the reliability diagram of the card's cases: as JSON, or drawn as PNG or SVG."""
+    description = parts.registry.find(name)
+    wanted = choose(request, form, _FORMATS)
+    # The identity names the card, and the card is all that is drawn; the drawing itself may change with the version.
+    headers = {"ETag": f'W/"{description.sha256}-{wanted}"', "Vary": "Accept"}
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    reliability = _reliability(description)
+    content = reliability.model_dump_json().encode() if wanted == "json" else _drawn(reliability, wanted)
+    return Response(content, media_type=_MEDIA_TYPES[wanted], headers=headers)
+
+
+def _drawn(reliability: Reliability, kind: Literal["png", "svg"]) -> bytes:
+    try:
+        with _DRAWING:
+            return draw_reliability(reliability, kind)
+    except SettingsError as error:
+        msg = "This service has no matplotlib, so it draws no pictures. Ask for application/json."
+        raise NotAcceptable(msg) from error
+
+
+def _reliability(description: BundleDescription) -> Reliability:
+    card, whom = description.card, description.card.population
+    source = (
+        f"{whom.dataset}, {whom.split} ({whom.protocol}), {card.date}; {description.config.name} {card.model_version}"
+    )
+    structures = [structure.name for structure in description.config.structures]
+    return reliability_of(card.measurements[0].cases, structures, source)
 
 
 def _describe(description: BundleDescription) -> Model:
@@ -39,5 +103,51 @@ def _describe(description: BundleDescription) -> Model:
         anatomy=config.anatomy,
         spacing_mm=config.spacing_mm,
         labels={label.value: label.name for label in config.labels},
+        label_details=[
+            LabelDetail(
+                value=label.value,
+                name=label.name,
+                color=label.color,
+                code=_spelt(label.code) if label.code else None,
+                modifiers=[_spelt(modifier) for modifier in label.modifiers],
+            )
+            for label in config.labels
+        ],
         statement=state(description.card, description.card.measurements[0], reasons=[]),
+        reliability=f"/v1/models/{config.name}/reliability",
     )
+
+
+def _card(card: CalibrationCard) -> Card:
+    whom = card.population
+    return Card(
+        date=card.date,
+        dataset=whom.dataset,
+        citation=whom.citation,
+        licence=whom.licence,
+        protocol=whom.protocol,
+        split=whom.split,
+        n_persons=whom.n_persons,
+        n_cases=whom.n_cases,
+        bins=card.bins,
+        bin_rule=card.bin_rule,
+        conventions=card.conventions,
+        measurements=[
+            CardMeasurement(
+                engine=each.engine,
+                precision=each.precision,
+                platform=each.platform,
+                scores=_figures(each.scores),
+                class_scores={name: _figures(scores) for name, scores in each.class_scores.items()},
+            )
+            for each in card.measurements
+        ],
+    )
+
+
+def _figures(scores: dict[str, Interval]) -> dict[str, Figure]:
+    return {name: Figure(**score.model_dump()) for name, score in scores.items()}
+
+
+def _spelt(code: Code) -> str:
+    return f"{code.scheme}:{code.value}"

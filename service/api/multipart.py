@@ -44,11 +44,15 @@ class _Form:
             "on_part_begin": self._begin,
             "on_header_field": self._header_field,
             "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
             "on_headers_finished": self._headers_finished,
             "on_part_data": self._data,
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise InvalidRequest(_DAMAGED) from error
         self._field = self._value = b""
         self._disposition = b""
         self._in_file = self._whole = False
@@ -78,8 +82,6 @@ class _Form:
         self._in_file = False
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
-        if self._value:
-            self._keep_header()
         self._field += data[start:end]
         self._reject_long_header()
 
@@ -87,7 +89,7 @@ class _Form:
         self._value += data[start:end]
         self._reject_long_header()
 
-    def _keep_header(self) -> None:
+    def _header_end(self) -> None:
         if self._field.lower() == b"content-disposition":
             self._disposition = self._value
         self._field = self._value = b""
@@ -97,7 +99,6 @@ class _Form:
             raise InvalidRequest(_DAMAGED)
 
     def _headers_finished(self) -> None:
-        self._keep_header()
         self._in_file = b"filename" in parse_options_header(self._disposition)[1]
         self._files += self._in_file
 

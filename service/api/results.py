@@ -1,47 +1,139 @@
-"""`/v1/segmentations/{id}/...`: what a finished job has made."""
+"""`/v1/segmentations/{id}/...`: what a finished job has made, and what follows from it."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter
+import nibabel as nib
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api.deps import OwnerDep, Parts, PartsDep
+from service.api.files import Answer, kept
+from service.api.negotiation import choose
 from service.api.problems import RESPONSES
 from service.errors import ResultNotReady, ResultUnavailable
-from service.pipeline.encode import CONFIDENCE, MASK, SUMMARY
+from service.pipeline.bids import write_zip
+from service.pipeline.derived import derive_map
+from service.pipeline.encode import CONFIDENCE, MASK, SUMMARY, Content, VoxelType
+from service.pipeline.frame import read_frame
+from service.pipeline.segnrrd import encode_segmentation
 from service.schemas import Summary
 from service.storage.keys import Owner
 
 router = APIRouter(prefix="/v1/segmentations/{job_id}", tags=["results"], responses=RESPONSES)
 
 NIFTI: Final = "application/gzip"
-"""Media type of the images: no registered one exists for NIfTI."""
+"""Media type of the .nii.gz: no registered one exists for NIfTI."""
+
+NRRD: Final = "application/vnd.unknown.nrrd"
+"""Media type of the .seg.nrrd: none is registered for NRRD either."""
+
+ZIP: Final = "application/zip"
+
+MaskFormat = Literal["nii.gz", "seg.nrrd"]
+
+_MASKS: Final[dict[str, MaskFormat]] = {
+    NIFTI: "nii.gz",
+    "application/x-gzip": "nii.gz",
+    "application/octet-stream": "nii.gz",
+    NRRD: "seg.nrrd",
+}
+
+MaskFormatQuery = Annotated[MaskFormat | None, Query(alias="format", description="Goes before Accept.")]
+VoxelTypeQuery = Annotated[VoxelType, Query(alias="dtype", description="Integers carry a slope of 1 over the largest.")]
+
+_Endpoint = Callable[..., Response]
 
 
-@router.get("/mask", operation_id="getMask", response_class=FileResponse)
-def get_mask(job_id: str, parts: PartsDep, owner: OwnerDep) -> FileResponse:
-    """Return the mask, NIfTI (.nii.gz) on the scan's own grid, uint8 label values."""
-    return _file(parts, owner, job_id, MASK)
+def _get(path: str, operation_id: str, *media_types: str, **options: Any) -> Callable[[_Endpoint], _Endpoint]:  # noqa: ANN401 - FastAPI's own
+    """Register GET and HEAD of a route that answers with a file."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    answers: dict[int | str, dict[str, Any]] = {304: {"description": "The caller has it already (If-None-Match)."}}
+    if media_types:
+        answers[200] = {"description": "The file", "content": dict.fromkeys(media_types, binary)}
+
+    def register(endpoint: _Endpoint) -> _Endpoint:
+        router.head(path, include_in_schema=False, response_class=FileResponse)(endpoint)
+        shown: dict[str, Any] = {"response_class": FileResponse} if media_types else {}
+        return router.get(path, operation_id=operation_id, responses=answers, **shown, **options)(endpoint)
+
+    return register
 
 
-@router.get("/confidence", operation_id="getConfidence", response_class=FileResponse)
-def get_confidence(job_id: str, parts: PartsDep, owner: OwnerDep) -> FileResponse:
+@_get("/mask", "getMask", NIFTI, NRRD)
+def get_mask(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, form: MaskFormatQuery = None) -> Response:
+    """Return the mask on the scan's own grid, uint8 label values: NIfTI (.nii.gz) or 3D Slicer's .seg.nrrd."""
+    result = result_of(parts, owner, job_id)
+    if choose(request, form, _MASKS) == "nii.gz":
+        return Answer(request, result, MASK, NIFTI, varies=True).stored()
+    stored = kept(result, MASK)
+
+    def write(scratch: Path) -> Path:
+        out = scratch / "mask.seg.nrrd"
+        image: Any = nib.load(stored)
+        out.write_bytes(encode_segmentation(np.asarray(image.dataobj), read_frame(result)))
+        return out
+
+    answer = Answer(request, result, "mask.seg.nrrd", NRRD, varies=True)
+    return answer.made("mask.seg.nrrd", parts.state.incoming, write)
+
+
+@_get("/confidence", "getConfidence", NIFTI)
+def get_confidence(
+    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, kind: VoxelTypeQuery = "uint8"
+) -> Response:
     """Return the confidence of the mask's label at each voxel, NIfTI (.nii.gz), in [1/C, 1] after scl_slope."""
-    return _file(parts, owner, job_id, CONFIDENCE)
+    result = result_of(parts, owner, job_id)
+    if kind == "uint8":
+        return Answer(request, result, CONFIDENCE, NIFTI).stored()
+    return _computed(request, parts, result, "confidence", kind)
 
 
-@router.get("/summary", operation_id="getSummary")
-def get_summary(job_id: str, parts: PartsDep, owner: OwnerDep) -> Summary:
+@_get("/probabilities", "getProbabilities", NIFTI)
+def get_probabilities(
+    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, kind: VoxelTypeQuery = "float32"
+) -> Response:
+    """Return the calibrated probabilities, 4-D NIfTI (.nii.gz): a volume per label, in the order of the model's labels."""
+    return _computed(request, parts, result_of(parts, owner, job_id), "probabilities", kind)
+
+
+@_get("/uncertainty", "getUncertainty", NIFTI)
+def get_uncertainty(
+    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, kind: VoxelTypeQuery = "float32"
+) -> Response:
+    """Return the entropy of the probabilities over ln C, NIfTI (.nii.gz), in [0, 1]."""
+    return _computed(request, parts, result_of(parts, owner, job_id), "uncertainty", kind)
+
+
+@_get("/summary", "getSummary", response_model=Summary)
+def get_summary(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep) -> Response:
     """Return the image-level calibration summary."""
-    return Summary.model_validate_json((_result(parts, owner, job_id) / SUMMARY).read_bytes())
+    return Answer(request, result_of(parts, owner, job_id), SUMMARY, "application/json").stored()
 
 
-def _file(parts: Parts, owner: Owner, job_id: str, name: str) -> FileResponse:
-    return FileResponse(_result(parts, owner, job_id) / name, media_type=NIFTI, filename=name)
+@_get("/bundle.zip", "getBundle", ZIP)
+def get_bundle(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep) -> Response:
+    """Return mask, confidence, label table and summary in one zip, named in the style of BIDS derivatives."""
+    result = result_of(parts, owner, job_id)
+
+    def write(scratch: Path) -> Path:
+        out = scratch / "bundle.zip"
+        write_zip(result, job_id, out)
+        return out
+
+    return Answer(request, result, "bundle.zip", ZIP).made(f"zip of {job_id}", parts.state.incoming, write)
 
 
-def _result(parts: Parts, owner: Owner, job_id: str) -> Path:
+def result_of(parts: Parts, owner: Owner, job_id: str) -> Path:
+    """Return the folder of an owner's finished job.
+
+    Raises:
+        JobNotFound: the owner has none of this id.
+        ResultNotReady: it has not finished.
+        ResultUnavailable: it did not succeed.
+    """
     job = parts.jobs.find(owner.name, job_id)
     if job.state in ("queued", "running"):
         msg = f"The segmentation is {job.state}. Ask for {job.links.self} until it has succeeded."
@@ -51,3 +143,12 @@ def _result(parts: Parts, owner: Owner, job_id: str) -> Path:
         msg = f"The segmentation has {job.state}; its state says why. Mend the cause and send the scan again."
         raise ResultUnavailable(msg)
     return folder
+
+
+def _computed(request: Request, parts: Parts, result: Path, content: Content, kind: VoxelType) -> Response:
+    answer = Answer(request, result, f"{content}.nii.gz", NIFTI)
+    return answer.made(
+        f"{content} as {kind}",
+        parts.state.incoming,
+        lambda scratch: derive_map(result, scratch, content, kind, parts.settings.case_deadline_s),
+    )

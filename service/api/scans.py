@@ -1,12 +1,10 @@
 """`/v1/scans`: upload a scan once, segment it as often as wanted."""
 
 from fastapi import APIRouter, Request, Response, status
-from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import OwnerDep, PartsDep
 from service.api.problems import RESPONSES
 from service.api.upload import SCAN_BODY, receive_scan
-from service.errors import InvalidRequest
 from service.schemas import Scan
 
 router = APIRouter(prefix="/v1/scans", tags=["scans"], responses=RESPONSES)
@@ -27,10 +25,6 @@ def get_scan(scan_id: str, parts: PartsDep, owner: OwnerDep) -> Scan:
 
 
 @router.delete("/{scan_id}", operation_id="deleteScan", status_code=status.HTTP_204_NO_CONTENT)
-async def delete_scan(scan_id: str, parts: PartsDep, owner: OwnerDep) -> None:
+def delete_scan(scan_id: str, parts: PartsDep, owner: OwnerDep) -> None:
     """Erase a scan that no segmentation needs."""
-    parts.state.find_scan(owner.name, scan_id)
-    if await run_in_threadpool(parts.jobs.uses, owner.name, scan_id):
-        msg = "A segmentation of this scan exists. Delete that; it takes the scan along."
-        raise InvalidRequest(msg)
-    parts.state.forget_scan(owner.name, scan_id)
+    parts.jobs.erase_scan(owner.name, scan_id)

@@ -100,11 +100,13 @@ def _cursor(job: Job) -> str:
 
 def _before(cursor: str) -> tuple[int, str]:
     try:
-        created, _, identifier = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
-        return int(created), identifier
-    except (ValueError, binascii.Error) as error:
+        found = re.fullmatch(r"([0-9]{1,13}):([0-9a-f]{32})", base64.urlsafe_b64decode(cursor.encode()).decode())
+    except (ValueError, binascii.Error):
+        found = None
+    if found is None:
         msg = "The cursor is none of ours. Take `next` of the page before, or leave it out."
-        raise InvalidRequest(msg) from error
+        raise InvalidRequest(msg)
+    return int(found[1]), found[2]
 
 
 def _seconds_to_wait(prefer: str, longest_s: float) -> float:

@@ -51,18 +51,27 @@ async def receive_scan(request: Request, parts: Parts, owner: str) -> Scan:
         ScanError: header, geometry or length of the file are at fault.
         StorageFull: no space is left.
     """
-    limit = parts.settings.max_upload_bytes
-    _reject_headers(request, limit)
     with Upload(parts.state, owner) as upload:
-        received = 0
-        async for chunk in _content(request, limit):
-            received += len(chunk)
-            if received > limit:
-                raise _too_large(limit)
-            await run_in_threadpool(upload.write, chunk)
-        await run_in_threadpool(upload.flush)
+        received = await receive_file(request, upload, parts.settings.max_upload_bytes)
         await run_in_threadpool(check_sandboxed, upload.path)
         return Scan(id=await run_in_threadpool(upload.keep), bytes=received)
+
+
+async def receive_file(request: Request, upload: Upload, limit: int) -> int:
+    """Write the file of the body to `upload`, flush it to the disk and return how many bytes it holds.
+
+    Raises:
+        CalibrantError: as `receive_scan`, save that nobody has looked into the file.
+    """
+    _reject_headers(request, limit)
+    received = 0
+    async for chunk in _content(request, limit):
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(limit)
+        await run_in_threadpool(upload.write, chunk)
+    await run_in_threadpool(upload.flush)
+    return received
 
 
 async def _content(request: Request, limit: int) -> AsyncIterator[bytes]:

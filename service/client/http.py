@@ -1,49 +1,37 @@
-"""A minimal client: send a scan, wait, fetch the results."""
+"""The client: sends scans, waits, fetches results; threads may share one."""
 
 import time
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from httpx_sse import EventSource
+from tenacity import Retrying
 
-from service.errors import ServerProblem, ServerUnreachable
-from service.schemas import Job, Models, Problem, Summary, Wire
+from service.client import calls
+from service.client.calls import Call, Order, Show, Source, Talk
+from service.client.events import EventStream
+from service.client.result import Result
+from service.client.retry import PATIENCE_S, Retry
+from service.errors import ServerUnreachable
+from service.schemas import Job, Models, Output, Priority, Scan, State
 
-_Wire = TypeVar("_Wire", bound=Wire)
-
-WAIT_S: Final = 20
-"""Seconds for which the server is asked to hold the first answer."""
-
-POLL_S: Final = 0.5
-"""Seconds between two looks at a job that takes longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A finished segmentation.
-
-    Args:
-        job: its record.
-        mask: NIfTI file (.nii.gz), label values on the scan's grid.
-        confidence: NIfTI file (.nii.gz), values in [1/C, 1].
-        summary: the image-level calibration summary.
-    """
-
-    job: Job
-    mask: bytes
-    confidence: bytes
-    summary: Summary
+_T = TypeVar("_T")
 
 
 class Client:
-    """Talks to one service; a context manager."""
+    """Talks to one service; a context manager.
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+    Every method raises ServerUnreachable where nobody answers and ServerProblem, with the server's problem document, on
+    an error answer.
+    """
+
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_s: float = 60.0, patience_s: float = PATIENCE_S
+    ) -> None:
         """Prepare a connection.
 
         Raises:
@@ -51,13 +39,16 @@ class Client:
 
         Args:
             url: of the service, e.g. http://127.0.0.1:8000.
+            key: where the service wants one; by default CALIBRANT_KEY of the environment.
             timeout_s: seconds without a byte after which the server counts as gone.
+            patience_s: seconds over which a request is repeated when the server is gone for a while, or busy.
         """
         try:
-            self._http = httpx.Client(base_url=url, timeout=timeout_s)
+            self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=calls.headers_of(key))
         except httpx.InvalidURL as error:
             msg = f"The address cannot be used ({error}). Expected one like http://127.0.0.1:8000."
             raise ServerUnreachable(msg) from error
+        self._retry = Retry(patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -65,73 +56,123 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def models(self) -> Models:
-        """Return what is installed.
+        """Return what is installed."""
+        return self._talk(calls.models())
 
-        Raises:
-            ServerUnreachable: no answer.
-            ServerProblem: an error answer.
-        """
-        return _read(Models, self._request("GET", "/v1/models"))
+    def upload(self, scan: Path) -> Scan:
+        """Send a scan to be kept, and return its id: its SHA-256."""
+        return self._talk(calls.upload(scan))
 
-    def segment(self, scan: Path, model: str | None = None, show: Callable[[Job], None] = lambda _: None) -> Result:
+    def segment(
+        self,
+        scan: Source,
+        model: str | None = None,
+        show: Show = lambda _: None,
+        *,
+        outputs: tuple[Output, ...] = (),
+        priority: Priority = "normal",
+    ) -> Result:
         """Send a scan and return its result once it is there.
 
         Args:
-            scan: NIfTI file.
+            scan: file, or an uploaded scan or its id.
             model: name, or name@sha256; the server's default if None.
             show: called with the job as it changes.
-
-        Raises:
-            ServerUnreachable: no answer.
-            ServerProblem: the scan or the request was refused, or the job failed.
+            outputs: what to keep; everything by default.
+            priority: over the jobs that wait.
         """
-        headers = {"Prefer": f"wait={WAIT_S}", "Idempotency-Key": uuid.uuid4().hex}
-        parameters = {"model": model} if model else {}
-        with scan.open("rb") as file:
-            headers["Content-Type"] = "application/octet-stream"
-            answer = self._request("POST", "/v1/segmentations", content=file, headers=headers, params=parameters)
-        job = _read(Job, answer)
-        while job.state in ("queued", "running"):
-            show(job)
-            time.sleep(POLL_S)
-            job = _read(Job, self._request("GET", job.links.self))
-        show(job)
-        if job.problem is not None:
-            raise ServerProblem(job.problem.detail, job.problem.status)
-        return self._fetch(job)
+        return self._talk(calls.segment(Order(scan, model, outputs, priority), show))
 
-    def _fetch(self, job: Job) -> Result:
-        mask, confidence, summary = (
-            self._request("GET", f"{job.links.self}/{name}") for name in ("mask", "confidence", "summary")
-        )
-        return Result(job, mask.content, confidence.content, _read(Summary, summary))
+    def submit(self, order: Order) -> Job:
+        """Send a scan and return its job at once."""
+        return self._talk(calls.submit(order))
 
-    def _request(self, method: str, path: str, **options: object) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, **options)  # type: ignore[arg-type]
-        except httpx.TransportError as error:
-            msg = f"{self._http.base_url} did not answer ({type(error).__name__}). Is calibrant serve running there?"
-            raise ServerUnreachable(msg) from error
-        if answer.is_error:
-            raise ServerProblem(_detail(answer), answer.status_code)
+    def find(self, identifier: str) -> Job:
+        """Return a job as it stands."""
+        return self._talk(calls.find(identifier))
+
+    def wait(self, job: Job, show: Show = lambda _: None) -> Job:
+        """Return a job once it has finished, well or not."""
+        return self._talk(calls.wait(job, show))
+
+    def fetch(self, job: Job) -> Result:
+        """Download what a finished job has made."""
+        return self._talk(calls.fetch(job))
+
+    def cancel(self, identifier: str) -> Job:
+        """Stop a job and return it."""
+        return self._talk(calls.cancel(identifier))
+
+    def delete(self, identifier: str) -> None:
+        """Erase a job with its results, and its scan unless another job was made from it."""
+        self._talk(calls.delete(identifier))
+
+    def list(self, state: State | None = None) -> Iterator[Job]:
+        """Yield the caller's jobs, the newest first, page by page."""
+        cursor, more = None, True
+        while more:
+            page = self._talk(calls.page(state, cursor))
+            yield from page.jobs
+            cursor, more = page.next, page.next is not None
+
+    def events(self, identifier: str) -> Iterator[Job]:
+        """Yield a job whenever it has changed, until it has finished; a broken connection is taken up again."""
+        stream = EventStream(identifier)
+        while not stream.finished:
+            with closing(self._open(stream)) as answer:
+                try:
+                    for event in EventSource(answer).iter_sse():
+                        job = stream.job_of(event)
+                        if job is not None:
+                            yield job
+                except httpx.TransportError:
+                    continue
+
+    def _open(self, stream: EventStream) -> httpx.Response:
+        for attempt in Retrying(**self._retry.policy):
+            with attempt, self._errors():
+                answer = self._http.send(self._http.build_request(**stream.request), stream=True)
+                self._retry.met = True
+                if answer.is_error:
+                    with closing(answer):
+                        answer.read()
+                calls.reject_error(answer)
         return answer
 
+    def _talk(self, talk: Talk[_T]) -> _T:
+        try:
+            call = next(talk)
+            while True:
+                time.sleep(call.after_s)
+                call = talk.send(self._send(call))
+        except StopIteration as end:
+            result: _T = end.value
+            return result
 
-def _read(kind: type[_Wire], answer: httpx.Response) -> _Wire:
-    try:
-        return kind.model_validate_json(answer.content)
-    except ValidationError as error:
-        msg = f"The server's answer is no {kind.__name__} of ours. Is the address that of a Calibrant service of this version?"
-        raise ServerProblem(msg, answer.status_code) from error
+    def _send(self, call: Call) -> httpx.Response:
+        for attempt in Retrying(**self._retry.policy):
+            with attempt, self._errors():
+                answer = self._send_once(call)
+                self._retry.met = True
+                calls.reject_error(answer)
+        return answer
 
+    def _send_once(self, call: Call) -> httpx.Response:
+        if call.body is None:
+            return self._http.request(call.method, call.path, params=call.params, headers=call.headers)
+        with call.body.open("rb") as file:
+            return self._http.request(call.method, call.path, params=call.params, headers=call.headers, content=file)
 
-def _detail(answer: httpx.Response) -> str:
-    try:
-        return Problem.model_validate_json(answer.content).detail
-    except ValidationError:
-        return (
-            f"The server answered {answer.status_code} without saying why. Is the address that of a Calibrant service?"
-        )
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise calls.unreachable(self._http.base_url, error) from error

@@ -6,13 +6,15 @@ for a published result, and publishing is one rename.
 
 import datetime as dt
 import hashlib
+import secrets
 import sqlite3
+import threading
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -32,6 +34,7 @@ from service.errors import (
     IdempotencyKeyReused,
     InferenceCrashed,
     InferenceDeadline,
+    InvalidRequest,
     JobCancelled,
     JobFinished,
     JobNotFound,
@@ -84,6 +87,7 @@ class JobQueue:
     metrics: Metrics
     _live: dict[str, Live] = field(default_factory=dict)
     _cancelled: set[str] = field(default_factory=set)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     _segment: Callable[[str, str, str, list[str]], _Outcome] = field(init=False)
 
@@ -136,13 +140,16 @@ class JobQueue:
 
         Raises:
             IdempotencyKeyReused: the key belongs to another order.
+            ScanNotFound: the scan was erased meanwhile, with another job.
         """
         identifier = _identifier(order.owner, idempotency_key)
         with (
+            self._turn,
             SetWorkflowID(identifier),
             DBOSContextSetAuth(order.owner, None),
             SetEnqueueOptions(priority=PRIORITIES[priority]),
         ):
+            self.state.find_scan(order.owner, order.scan)
             DBOS.enqueue_workflow(QUEUE, self._segment, *order.arguments)
         status = DBOS.get_workflow_status(identifier)
         if status is None or Order.of(status) != order:
@@ -168,27 +175,39 @@ class JobQueue:
             limit: at most so many.
         """
         found: list[Job] = []
-        skipped = 0
-        while len(found) < limit:
-            batch = DBOS.list_workflows(
+        for status in self._newest_first(owner, state, before, limit + 1):
+            job = self._describe(status)
+            if state in (None, job.state):
+                found.append(job)
+            if len(found) == limit:
+                break
+        return found
+
+    def _newest_first(
+        self, owner: str, state: State | None, before: tuple[int, str] | None, batch: int
+    ) -> Iterator[WorkflowStatus]:
+        """Yield an owner's workflows. DBOS leaves open how those of one time are ordered: here by id, too."""
+        while True:
+            found = DBOS.list_workflows(
                 user=owner,
                 status=_STATUSES[state] if state else None,
-                # "Up to and including" that millisecond.
-                end_time=dt.datetime.fromtimestamp(before[0] / 1000, dt.UTC).isoformat() if before else None,
+                # Up to and including that millisecond; DBOS cuts off what is less.
+                end_time=dt.datetime.fromtimestamp((before[0] + 0.5) / 1000, dt.UTC).isoformat() if before else None,
                 sort_desc=True,
-                limit=limit + 1,
-                offset=skipped,
+                limit=batch,
             )
-            skipped += len(batch)
-            for status in batch:
-                if before and (status.created_at or 0, status.workflow_id) >= before:
-                    continue
-                job = self._describe(status)
-                if state in (None, job.state):
-                    found.append(job)
-            if len(batch) <= limit:
-                break
-        return found[:limit]
+            last_batch = len(found) < batch
+            found.sort(key=_age, reverse=True)
+            # More of the oldest time may follow.
+            sure = [each for each in found if last_batch or each.created_at != found[-1].created_at]
+            following = [each for each in sure if before is None or _age(each) < before]
+            yield from following
+            if last_batch:
+                return
+            if following:
+                before = _age(following[-1])
+            else:
+                batch *= 2
 
     def wait(self, owner: str, identifier: str, seconds: float) -> Job:
         """Return the job once it has finished, or as it stands after so many seconds."""
@@ -210,6 +229,9 @@ class JobQueue:
         if job.state != "cancelled":
             msg = f"The job has {job.state}: it cannot be cancelled any more. DELETE erases it."
             raise JobFinished(msg)
+        with self._turn:
+            if identifier not in self._live:  # it may have published and not yet said so
+                self.state.forget_job(identifier)
         return job
 
     def erase(self, owner: str, identifier: str) -> None:
@@ -220,10 +242,25 @@ class JobQueue:
         """
         order = Order.of(self._status(owner, identifier))
         self._stop(identifier)
-        DBOS.delete_workflow(identifier)
-        self.state.forget_job(identifier)
-        if not self.uses(owner, order.scan):
-            self.state.forget_scan(owner, order.scan)
+        with self._turn:
+            DBOS.delete_workflow(identifier)
+            self.state.forget_job(identifier)
+            if not self.uses(owner, order.scan):
+                self.state.forget_scan(owner, order.scan)
+
+    def erase_scan(self, owner: str, scan: str) -> None:
+        """Erase a scan that no job was made from.
+
+        Raises:
+            ScanNotFound: the owner has none of this id.
+            InvalidRequest: there is such a job.
+        """
+        with self._turn:
+            self.state.find_scan(owner, scan)
+            if self.uses(owner, scan):
+                msg = "A segmentation of this scan exists. Delete that; it takes the scan along."
+                raise InvalidRequest(msg)
+            self.state.forget_scan(owner, scan)
 
     def erase_finished(self, before: dt.datetime) -> int:
         """Erase every owner's jobs that finished before a time, and return how many those were."""
@@ -246,8 +283,9 @@ class JobQueue:
     def _stop(self, identifier: str) -> None:
         # One statement of the database decides between a job that ends now and this: exactly one of them stands.
         DBOS.cancel_workflow(identifier)
-        if identifier in self._live:
-            self._cancelled.add(identifier)
+        with self._turn:
+            if identifier in self._live:
+                self._cancelled.add(identifier)
 
     def _status(self, owner: str, identifier: str) -> WorkflowStatus:
         status = DBOS.get_workflow_status(identifier)
@@ -268,12 +306,13 @@ class JobQueue:
             return Place(None, mean)
         if status.status != "ENQUEUED":
             return Place()
-        mine = (status.priority or 0, status.created_at or 0, status.workflow_id)
-        waiting = DBOS.list_workflows(queue_name=QUEUE, status=["ENQUEUED", "PENDING"], load_input=False)
-        ahead = sum(
-            other.status == "PENDING" or (other.priority or 0, other.created_at or 0, other.workflow_id) < mine
-            for other in waiting
+        waiting = DBOS.list_workflows(
+            queue_name=QUEUE, status=["ENQUEUED", "PENDING"], load_input=False, load_output=False
         )
+        # Stable: those of one priority stay in the order in which they came, in which DBOS takes them.
+        waiting.sort(key=lambda other: (other.status != "PENDING", other.priority or 0))
+        order = [other.workflow_id for other in waiting]
+        ahead = order.index(status.workflow_id) if status.workflow_id in order else 0
         return Place(ahead, None if mean is None else (ahead + 1) * mean)
 
     def _run_once(self, identifier: str, order: Order) -> _Outcome:
@@ -281,6 +320,7 @@ class JobQueue:
         live = self._live[identifier] = Live()
         failure = None
         try:
+            _reject_cancelled(identifier)
             if self.state.result(identifier) is None:
                 self._attempt(identifier, order, live)
         except CalibrantError as error:
@@ -290,8 +330,11 @@ class JobQueue:
             failure = {"code": StorageFull.code, "detail": detail}
         finally:
             self.state.clear_attempts(identifier)
-            self._live.pop(identifier, None)
-            self._cancelled.discard(identifier)
+            with self._turn:
+                if identifier in self._cancelled:
+                    self.state.forget_job(identifier)
+                self._live.pop(identifier, None)
+                self._cancelled.discard(identifier)
         self._tell(identifier, order, failure)
         return {"attempts": live.attempt, "failure": failure}
 
@@ -314,11 +357,12 @@ class JobQueue:
                 if live.attempt == MAX_ATTEMPTS:
                     raise
             else:
-                if cancelled():
-                    msg = "The job was cancelled when it was done."
-                    raise JobCancelled(msg)
+                with self._turn:
+                    if cancelled():
+                        msg = "The job was cancelled when it was done."
+                        raise JobCancelled(msg)
+                    self.state.publish(identifier, folder)
                 self._seconds.append(time.monotonic() - started)
-                self.state.publish(identifier, folder)
                 return
 
     def _tell(self, identifier: str, order: Order, failure: dict[str, str] | None) -> None:
@@ -327,9 +371,10 @@ class JobQueue:
         folder = self.state.result(identifier)
         if failure is None and folder is not None:
             seconds = CaseResult.model_validate_json((folder / RESULT).read_bytes()).seconds
-            summary = Summary.model_validate_json((folder / SUMMARY).read_bytes())
-            withdrawn = summary.statement.status == "withdrawn"
-            self.metrics.case_succeeded(model, seconds, summary.foreground_confidence, withdrawn=withdrawn)
+            summary = _summary(folder)
+            confidence = summary.foreground_confidence if summary else None
+            withdrawn = summary is not None and summary.statement.status == "withdrawn"
+            self.metrics.case_succeeded(model, seconds, confidence, withdrawn=withdrawn)
             log.info("job succeeded", job=identifier, model=model, seconds=seconds)
         elif failure is not None:
             state = "cancelled" if failure["code"] == JobCancelled.code else "failed"
@@ -337,10 +382,29 @@ class JobQueue:
             log.info("job ended", job=identifier, model=model, state=state, problem=failure["code"])
 
 
+def _summary(folder: Path) -> Summary | None:
+    """Return the summary of a result; None if it was not asked for."""
+    path = folder / SUMMARY
+    return Summary.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
 def _identifier(owner: str, idempotency_key: str | None) -> str:
     if idempotency_key is None:
-        return uuid.uuid4().hex
+        # Later ones are greater: DBOS's times are whole seconds with SQLite on Python 3.11.
+        return f"{time.time_ns() // 1000:014x}{secrets.token_hex(9)}"
     return hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()[:32]
+
+
+def _age(status: WorkflowStatus) -> tuple[int, str]:
+    return status.created_at or 0, status.workflow_id
+
+
+def _reject_cancelled(identifier: str) -> None:
+    # A job that was cancelled or erased between the queue and `_live` could not be told.
+    status = DBOS.get_workflow_status(identifier)
+    if status is None or status.status == "CANCELLED":
+        msg = "The job was cancelled before it began."
+        raise JobCancelled(msg)
 
 
 def _use_write_ahead_log(state: StateDirectory) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from dbos import WorkflowStatus
 
 from service.errors import BY_CODE, CalibrantError, JobAbandoned, JobCancelled
+from service.pipeline.encode import LOGITS
 from service.schemas import CaseResult, Job, Links, Output, Priority, Problem, Stage, State
 from service.storage.local import RESULT
 
@@ -90,7 +91,7 @@ def describe_job(status: WorkflowStatus, live: Live, place: Place, result: Path 
         progress=live.progress if running else float(state == "succeeded"),
         seconds=done.seconds if done else {},
         problem=problem,
-        links=_links(status.workflow_id, state, order.outputs if done else ()),
+        links=_links(status.workflow_id, state, _kept(order, result) if done else ()),
     )
 
 
@@ -134,9 +135,18 @@ def _time(milliseconds: int | None) -> dt.datetime | None:
     return None if milliseconds is None else dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
+def _kept(order: Order, result: Path | None) -> tuple[Output, ...]:
+    """Return the outputs that are still there: the logits behind probabilities may be erased before the rest."""
+    logits = result is not None and (result / LOGITS).is_file()
+    return tuple(name for name in order.outputs if name != "probabilities" or logits)
+
+
 def _links(identifier: str, state: State, kept: tuple[Output, ...]) -> Links:
     here = f"/v1/segmentations/{identifier}"
-    files = {name: f"{here}/{name}" for name in ("mask", "confidence", "summary") if name in kept}
     if state in ("queued", "running"):
         return Links(self=here, events=f"{here}/events", cancel=f"{here}/cancel")
-    return Links(self=here, **files)
+    names: list[str] = list(kept)
+    if "probabilities" in kept:
+        names += ["uncertainty", "reference"]
+    files = {name: f"{here}/{name}" for name in names}
+    return Links(self=here, bundle=f"{here}/bundle.zip" if kept else None, **files)

@@ -1,21 +1,25 @@
 """One case from file to result, one line a stage. Knows no HTTP, no job and no settings: every way in calls it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_args
+
+from pydantic import BaseModel
 
 from service.bundle.card import Engine, Measurement, Precision
 from service.bundle.reader import LoadedBundle
 from service.errors import BundleUnsupported
 from service.pipeline.calibrate import segment
 from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SUMMARY, encode_confidence, encode_logits, encode_mask
+from service.pipeline.frame import FRAME
 from service.pipeline.infer import infer_within_memory
+from service.pipeline.maps import frame_of
 from service.pipeline.preprocess import preprocess
 from service.pipeline.sandbox import decode_sandboxed
 from service.pipeline.store import complete, write_files
 from service.pipeline.summary import summarise
-from service.schemas import CaseResult, Report, Stage
+from service.schemas import CaseResult, Output, Report, Stage
 
 ENGINE: Final[Engine] = "torch"
 PRECISION: Final[Precision] = "fp32"
@@ -23,8 +27,19 @@ PRECISION: Final[Precision] = "fp32"
 _T = TypeVar("_T")
 
 
-def run_case(scan: Path, bundle: LoadedBundle, out: Path, report: Report) -> CaseResult:
-    """Segment the scan and write mask, confidence, logits, summary and, last, `result.json` into the folder `out`.
+def run_case(
+    scan: Path, bundle: LoadedBundle, out: Path, report: Report, outputs: Collection[Output] = get_args(Output)
+) -> CaseResult:
+    """Segment the scan and write its files and, last, `result.json` into the folder `out`.
+
+    The frame is always written; mask, confidence, summary and, for probabilities, the logits as far as they are kept.
+
+    Args:
+        scan: file.
+        bundle: ready to run.
+        out: folder.
+        report: is told of each stage.
+        outputs: what is kept; everything by default.
 
     Raises:
         ScanError: the scan cannot be segmented.
@@ -40,15 +55,18 @@ def run_case(scan: Path, bundle: LoadedBundle, out: Path, report: Report) -> Cas
         "infer", lambda: infer_within_memory(bundle.network, image, config, lambda done: report("infer", done))
     )
     segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
-    files = watch.stage(
-        "encode",
-        lambda: {
-            MASK: encode_mask(segmentation.mask, volume.header),
-            CONFIDENCE: encode_confidence(segmentation.confidence, volume.header, len(config.labels)),
-            LOGITS: encode_logits(logits.numpy()),
-            SUMMARY: summarise(segmentation, volume, grid, description, measurement).model_dump_json(indent=2).encode(),
-        },
-    )
+    writers: dict[str, tuple[Output | None, Callable[[], bytes]]] = {
+        MASK: ("mask", lambda: encode_mask(segmentation.mask, volume.header)),
+        CONFIDENCE: (
+            "confidence",
+            lambda: encode_confidence(segmentation.confidence, volume.header, len(config.labels)),
+        ),
+        LOGITS: ("probabilities", lambda: encode_logits(logits.numpy())),
+        SUMMARY: ("summary", lambda: _json(summarise(segmentation, volume, grid, description, measurement))),
+        FRAME: (None, lambda: _json(frame_of(volume, grid, config))),
+    }
+    kept = {name: write for name, (output, write) in writers.items() if output is None or output in outputs}
+    files = watch.stage("encode", lambda: {name: write() for name, write in kept.items()})
     hashes = watch.stage("store", lambda: write_files(out, files))
 
     result = CaseResult(
@@ -75,6 +93,10 @@ def covering_measurement(bundle: LoadedBundle) -> Measurement:
         msg = f"The calibration card has no measurement of {ENGINE} at {PRECISION}, the engine of this service."
         raise BundleUnsupported(msg)
     return measurement
+
+
+def _json(document: BaseModel) -> bytes:
+    return document.model_dump_json(indent=2).encode()
 
 
 class _Stopwatch:

@@ -1,14 +1,24 @@
 """Mask, confidence and card -> the image-level summary; the statement is the card's, or it is withdrawn."""
 
+from typing import Final
+
 import numpy as np
+import numpy.typing as npt
 
 from service.bundle.card import Measurement
 from service.bundle.description import BundleDescription
+from service.bundle.schema import Label
 from service.bundle.statement import FEATURES, reasons_to_withdraw, state
+from service.calibration.histogram import BINS, bin_index
 from service.pipeline.calibrate import Segmentation
 from service.pipeline.preprocess import Grid
-from service.schemas import Structure, Summary
+from service.schemas import ExpectedAccuracy, Structure, Summary
 from service.volume import Volume
+
+MARGIN_VOXELS: Final = 2
+"""By so many voxels along each axis the foreground is widened for the expected accuracy: errors lie on its rim."""
+
+_LOW_PERCENTILE: Final = 5
 
 
 def summarise(
@@ -24,12 +34,16 @@ def summarise(
         measurement: the card's figures for the engine and precision that ran.
     """
     foreground = segmentation.mask > 0
+    labels, confidence = segmentation.mask[foreground], segmentation.confidence[foreground]
+    at_border = labels_at_border(segmentation.mask)
     return Summary(
         model=bundle.identity,
         structures=[
-            _structure(segmentation, label.value, label.name, volume.voxel_ml) for label in bundle.config.labels[1:]
+            _structure(label, confidence[labels == label.value], volume.voxel_ml, truncated=label.value in at_border)
+            for label in bundle.config.labels[1:]
         ],
-        foreground_confidence=float(segmentation.confidence[foreground].mean()) if foreground.any() else None,
+        foreground_confidence=float(confidence.mean()) if confidence.size else None,
+        expected_accuracy=_expected_accuracy(foreground, segmentation.confidence),
         statement=state(bundle.card, measurement, reasons_to_withdraw(features_of(volume, grid), bundle.card)),
         warnings=list(volume.warnings),
     )
@@ -41,8 +55,54 @@ def features_of(volume: Volume, grid: Grid) -> dict[str, float]:
     return dict(zip(FEATURES, [*(np.array(grid.oriented_shape) * spacing).tolist(), *spacing.tolist()], strict=True))
 
 
-def _structure(segmentation: Segmentation, value: int, name: str, voxel_ml: float) -> Structure:
-    inside = segmentation.mask == value
-    voxels = int(inside.sum())
-    confidence = float(segmentation.confidence[inside].mean()) if voxels else None
-    return Structure(label=value, name=name, voxels=voxels, volume_ml=voxels * voxel_ml, mean_confidence=confidence)
+def labels_at_border(mask: npt.NDArray[np.uint8]) -> set[int]:
+    """Return the values that some voxel of one of the six outermost planes has: such a structure may go on outside."""
+    faces = [mask.take(plane, axis).ravel() for axis in range(mask.ndim) for plane in (0, -1)]
+    return set(np.unique(np.concatenate(faces)).tolist())
+
+
+def widened(mask: npt.NDArray[np.bool_], voxels: int) -> npt.NDArray[np.bool_]:
+    """Return the mask with every voxel that lies at most so many voxels from it along each of the axes."""
+    wide = mask.copy()
+    for axis in range(mask.ndim):
+        line = np.moveaxis(wide, axis, 0)
+        before = line.copy()
+        for shift in range(1, voxels + 1):
+            line[shift:] |= before[:-shift]
+            line[:-shift] |= before[shift:]
+    return wide
+
+
+def _structure(label: Label, confidence: npt.NDArray[np.float32], voxel_ml: float, *, truncated: bool) -> Structure:
+    voxels = confidence.size
+    return Structure(
+        label=label.value,
+        name=label.name,
+        voxels=voxels,
+        volume_ml=None if truncated else voxels * voxel_ml,
+        mean_confidence=float(confidence.mean()) if voxels else None,
+        p5_confidence=float(np.percentile(confidence, _LOW_PERCENTILE)) if voxels else None,
+        truncated=truncated,
+        confidence_histogram=np.bincount(bin_index(confidence), minlength=BINS).tolist(),
+    )
+
+
+def _expected_accuracy(
+    foreground: npt.NDArray[np.bool_], confidence: npt.NDArray[np.float32]
+) -> ExpectedAccuracy | None:
+    """Return the mean confidence of the widened foreground; the confidence is max_c p at every voxel."""
+    if not foreground.any():
+        return None
+    box = _box_around(foreground, MARGIN_VOXELS)
+    region = confidence[box][widened(foreground[box], MARGIN_VOXELS)]
+    value = float(region.mean(dtype=np.float64))
+    return ExpectedAccuracy(value=value, voxels=region.size, margin_voxels=MARGIN_VOXELS)
+
+
+def _box_around(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        (filled,) = np.nonzero(mask.any(axis=others))
+        box.append(slice(max(int(filled[0]) - margin, 0), int(filled[-1]) + margin + 1))
+    return tuple(box)

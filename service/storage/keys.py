@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import SettingsError
 from service.storage.durable import write_durably
+
+log = structlog.get_logger(__name__)
 
 LOCAL: Final = "local"
 """Owner of everything where no keys are in use."""
@@ -30,10 +33,12 @@ class Owner:
     Args:
         name: lower-case letters, digits and hyphens; also the name of a folder.
         admin: may load and unload models.
+        key: id of the key, where keys are in use.
     """
 
     name: str
     admin: bool
+    key: str = ""
 
 
 class Key(BaseModel):
@@ -65,26 +70,40 @@ class Keys:
             SettingsError: it is not there, or no file of keys.
         """
         self._path = path
-        self._read_at = 0
+        self._read_at = (0, 0, 0)
         self._keys: dict[str, Key] = {}
         self._refresh()
 
     def owner_of(self, presented: str) -> Owner | None:
-        """Return whose key it is, or None."""
-        self._refresh()
+        """Return whose key it is, or None; nobody's while the file cannot be read."""
+        self._try_to_refresh()
         parts = presented.split("_", 2)
         identifier, secret = (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "cal" else ("", "")  # noqa: PLR2004 - cal, id, secret
         key = self._keys.get(identifier)
         known = key.sha256 if key else hashlib.sha256(b"").hexdigest()
         same = hmac.compare_digest(_hash(secret), known)
-        return Owner(key.owner, key.admin) if key and same else None
+        return Owner(key.owner, key.admin, key.id) if key and same else None
+
+    def holds(self, identifier: str) -> bool:
+        """Return whether a key is still there."""
+        self._try_to_refresh()
+        return identifier in self._keys
+
+    def _try_to_refresh(self) -> None:
+        try:
+            self._refresh()
+        except SettingsError:
+            self._keys, self._read_at = {}, (0, 0, 0)
+            log.error("the file of keys cannot be used, so nobody is let in")  # noqa: TRY400 - the path is no caller's business
 
     def _refresh(self) -> None:
         try:
-            changed = self._path.stat().st_mtime_ns
+            found = self._path.stat()
         except OSError as error:
             msg = f"The file of keys, {self._path}, cannot be read ({error.strerror}). calibrant keys add OWNER makes one."
             raise SettingsError(msg) from error
+        # Two changes may come within one tick of the file system's clock.
+        changed = found.st_mtime_ns, found.st_ino, found.st_size
         if changed != self._read_at:
             self._keys = {key.id: key for key in read_keys(self._path)}
             self._read_at = changed
@@ -109,7 +128,7 @@ def add_key(path: Path, owner: str, *, admin: bool) -> str:
     """Add a key to the file, which is made if missing, readable for its user alone; return the key, shown this once.
 
     Raises:
-        SettingsError: the owner's name cannot be used, or the file is no file of keys.
+        SettingsError: the owner's name cannot be used, or the file is no file of keys or cannot be written.
     """
     keys = read_keys(path)
     identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
@@ -132,11 +151,16 @@ def remove_key(path: Path, identifier: str) -> bool:
 
 
 def _write(path: Path, keys: list[Key]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.touch(mode=0o600)
-    write_durably(part, (_File(keys=keys).model_dump_json(indent=2) + "\n").encode())
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # one that a crash left may be readable for others
+        part.touch(mode=0o600)
+        write_durably(part, (_File(keys=keys).model_dump_json(indent=2) + "\n").encode())
+        part.replace(path)
+    except OSError as error:
+        msg = f"The file of keys, {path}, cannot be written ({error.strerror})."
+        raise SettingsError(msg) from error
 
 
 def _hash(secret: str) -> str:

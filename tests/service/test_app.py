@@ -10,15 +10,23 @@ from service import __version__
 from service.app import create_app
 from service.errors import SettingsError
 from service.settings import Settings
+from service.storage.keys import add_key
 
 Ask = Callable[..., httpx.Response]
 
 OPERATIONS = {
     ("post", "/v1/segmentations"): "createSegmentation",
+    ("get", "/v1/segmentations"): "listSegmentations",
     ("get", "/v1/segmentations/{job_id}"): "getSegmentation",
+    ("delete", "/v1/segmentations/{job_id}"): "deleteSegmentation",
+    ("post", "/v1/segmentations/{job_id}/cancel"): "cancelSegmentation",
+    ("get", "/v1/segmentations/{job_id}/events"): "streamEvents",
     ("get", "/v1/segmentations/{job_id}/mask"): "getMask",
     ("get", "/v1/segmentations/{job_id}/confidence"): "getConfidence",
     ("get", "/v1/segmentations/{job_id}/summary"): "getSummary",
+    ("post", "/v1/scans"): "uploadScan",
+    ("get", "/v1/scans/{scan_id}"): "getScan",
+    ("delete", "/v1/scans/{scan_id}"): "deleteScan",
     ("get", "/v1/models"): "listModels",
     ("get", "/v1/models/{name}"): "getModel",
     ("get", "/v2/health/live"): "isLive",
@@ -45,14 +53,15 @@ def test_operations_keep_their_names(app: FastAPI) -> None:
 
 
 def test_the_document_says_what_the_service_is(app: FastAPI) -> None:
-    """Title, version and the sentence on research use stand at its head; a scan is sent as bytes."""
+    """Title, version and the sentence on research use stand at its head; a scan is sent as bytes or in a form."""
     document = app.openapi()
 
     assert document["info"]["title"] == "Calibrant"
     assert document["info"]["version"] == __version__
     assert "research use only" in document["info"]["description"]
     assert list(document["paths"]["/v1/segmentations"]["post"]["requestBody"]["content"]) == [
-        "application/octet-stream"
+        "application/octet-stream",
+        "multipart/form-data",
     ]
 
 
@@ -105,6 +114,14 @@ def test_behind_a_proxy_any_name_is_answered(tmp_path: Path, ask: Ask) -> None:
     app = create_app(Settings(state_dir=tmp_path, behind_proxy=True))
 
     assert ask(app, "GET", "/v2/health/live", headers={"Host": "example.org"}).status_code == 200
+
+
+def test_with_keys_any_name_is_answered(tmp_path: Path, ask: Ask) -> None:
+    """A page that rebinds its name to the service has no key and no cookie for it."""
+    add_key(tmp_path / "keys.json", "lab", admin=False)
+    app = create_app(Settings(state_dir=tmp_path / "state", keys_file=tmp_path / "keys.json"))
+
+    assert ask(app, "GET", "/v2/health/live", headers={"Host": "scanner.hospital.example"}).status_code == 200
 
 
 def test_no_answer_allows_another_origin(app: FastAPI, ask: Ask) -> None:

@@ -58,8 +58,8 @@ def test_the_status_of_an_answer_is_kept() -> None:
 
 
 def test_scans_and_requests_at_fault_are_the_client_s() -> None:
-    """Errors of scan and request answer 4xx, everything else 5xx."""
-    at_fault = {kind for kind in CLASSES if 400 <= kind.status < 500}
+    """Errors of scan and request answer 4xx, everything else 5xx; a cancelled job is nobody's fault, and no failure of ours."""
+    at_fault = {kind for kind in CLASSES if 400 <= kind.status < 500} - {errors.JobCancelled}
 
     assert at_fault == {kind for kind in CLASSES if issubclass(kind, errors.ScanError | errors.RequestError)}
 

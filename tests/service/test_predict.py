@@ -39,12 +39,12 @@ SUMMARY = Summary(
 )
 
 
-@pytest.mark.parametrize("name", ["s.nii.gz", "s.nii", "sub-1.T1.nii.gz"])
+@pytest.mark.parametrize("name", ["s.nii.gz", "s.nii", "s.nrrd", "s.zip", "sub-1.T1.nii.gz"])
 def test_files_are_named_after_the_scan(tmp_path: Path, name: str) -> None:
     """Three files in the style of BIDS derivatives, in a folder that is made."""
     out = tmp_path / "new" / "folder"
     files = Prediction.write(tmp_path / name, out, b"mask", b"confidence", SUMMARY)
-    stem = name.removesuffix(".gz").removesuffix(".nii")
+    stem = {"sub-1.T1.nii.gz": "sub-1.T1"}.get(name, "s")
 
     assert {path.name for path in out.iterdir()} == {
         f"{stem}_dseg.nii.gz",
@@ -74,6 +74,14 @@ def test_the_report_says_what_matters(tmp_path: Path) -> None:
         str(files.confidence),
         str(files.summary),
     ]
+
+
+def test_a_structure_that_is_cut_off_has_no_volume_in_the_report(tmp_path: Path) -> None:
+    """Its true volume is not known; a number would mislead."""
+    cut = SUMMARY.structures[0].model_copy(update={"volume_ml": None, "truncated": True})
+    files = Prediction.write(tmp_path / "s.nii", tmp_path, b"", b"", SUMMARY.model_copy(update={"structures": [cut]}))
+
+    assert files.report().splitlines()[1] == "front                      cut off            0.876"
 
 
 def test_a_real_scan_is_segmented_here(hippocampus: Path, tmp_path: Path) -> None:

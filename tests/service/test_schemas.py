@@ -4,7 +4,20 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from service.schemas import RESEARCH_USE_ONLY, CaseResult, Job, Links, Model, Problem, Stage, Statement, Summary, Wire
+from service.schemas import (
+    FINISHED,
+    RESEARCH_USE_ONLY,
+    CaseResult,
+    Job,
+    Links,
+    Model,
+    Problem,
+    Stage,
+    State,
+    Statement,
+    Summary,
+    Wire,
+)
 
 STATEMENT: dict[str, Any] = {
     "status": "holds",
@@ -33,7 +46,15 @@ JOB: dict[str, Any] = {
     "id": "7f",
     "state": "queued",
     "model": "tiny@0",
+    "scan": 64 * "0",
+    "priority": "normal",
+    "outputs": ["mask", "summary"],
     "created": "2026-01-31T12:00:00Z",
+    "finished": None,
+    "queue_position": 2,
+    "eta_s": 12.5,
+    "attempts": 0,
+    "device": None,
     "stage": None,
     "progress": 0.0,
     "seconds": {},
@@ -78,9 +99,19 @@ def test_a_statement_names_its_basis() -> None:
         Statement.model_validate(STATEMENT | {"basis": "this image"})
 
 
-@pytest.mark.parametrize("field", [{"state": "lost"}, {"stage": "think"}, {"seconds": {"think": 1}}, {"extra": 1}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"state": "lost"},
+        {"stage": "think"},
+        {"seconds": {"think": 1}},
+        {"priority": "at once"},
+        {"outputs": ["everything"]},
+        {"extra": 1},
+    ],
+)
 def test_a_job_has_no_other_words(field: dict[str, Any]) -> None:
-    """States and stages are those that are documented."""
+    """States, stages, priorities and outputs are those that are documented."""
     with pytest.raises(ValidationError):
         Job.model_validate(JOB | field)
 
@@ -104,7 +135,7 @@ def test_foreign_members_of_a_problem_are_ignored() -> None:
 
 def test_links_of_an_unfinished_job_are_null() -> None:
     """Only the job itself can be fetched."""
-    assert Links(self="/here").model_dump() == {"self": "/here", "mask": None, "confidence": None, "summary": None}
+    assert {name for name, link in Links(self="/here").model_dump().items() if link} == {"self"}
 
 
 def test_a_broken_model_has_a_reason_and_nothing_else() -> None:
@@ -112,3 +143,8 @@ def test_a_broken_model_has_a_reason_and_nothing_else() -> None:
     found = Model(name="broken", ready=False, why_not="No manifest.").model_dump(exclude_none=True)
 
     assert found == {"name": "broken", "ready": False, "why_not": "No manifest."}
+
+
+def test_finished_states_are_those_that_a_job_does_not_leave() -> None:
+    """All but waiting and running."""
+    assert {*FINISHED} == {*get_args(State)} - {"queued", "running"}

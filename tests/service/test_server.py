@@ -1,14 +1,19 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from service.errors import SettingsError
 from service.server import run_server
@@ -104,5 +109,67 @@ def test_a_port_that_is_taken_is_exit_code_1(tmp_path: Path, server_url: str) ->
 
     assert process.returncode == 1
     assert "is ready at" not in out
-    assert "address already in use" in err
+    assert "cannot be listened on (Address already in use)" in err
+    assert "--port" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("options", [{"behind_proxy": True}, {"keys_file": "keys.json"}], ids=["proxy", "keys"])
+def test_an_address_beyond_this_machine_needs_keys_or_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    """With either of them the service would listen there; a file of keys that is missing stops it."""
+    asked: list[str] = []
+    monkeypatch.setattr("service.server.create_app", lambda _: FastAPI())
+    monkeypatch.setattr("uvicorn.Server.run", lambda server: asked.append(server.config.host))
+    settings = Settings(state_dir=tmp_path / "state", **options)  # type: ignore[arg-type]
+
+    with pytest.raises(SystemExit):  # it has not started: nothing was run
+        run_server(settings, "0.0.0.0", 0)  # noqa: S104 - it is not listened on
+
+    assert asked == ["0.0.0.0"]  # noqa: S104 - as above
+
+
+def test_without_its_file_of_keys_nothing_starts(tmp_path: Path) -> None:
+    """A wrong CALIBRANT_KEYS_FILE is one sentence, and no open service."""
+    settings = Settings(state_dir=tmp_path / "state", keys_file=tmp_path / "missing.json")
+
+    with pytest.raises(SettingsError, match="calibrant keys add OWNER makes one"):
+        run_server(settings, "0.0.0.0", 0)  # noqa: S104 - refused
+
+
+def test_who_waits_or_watches_does_not_keep_the_service_from_ending(
+    tmp_path: Path, write_nifti: Callable[..., None]
+) -> None:
+    """SIGTERM ends it within seconds although clients follow jobs that need minutes; the jobs go on at the next start."""
+    write_nifti(tmp_path / "scan.nii", np.random.default_rng(0).normal(size=(160, 160, 160)).astype(np.float32))
+    ends: list[str] = []
+
+    def follow(method: str, path: str, **options: Any) -> None:  # noqa: ANN401 - httpx's own
+        with contextlib.suppress(httpx.TransportError), httpx.stream(method, path, timeout=60, **options) as answer:
+            ends.append(f"{answer.status_code}{len(answer.read()) > 0}")
+
+    with _serve(tmp_path / "state") as process:
+        address = _address(process)
+        content = (tmp_path / "scan.nii").read_bytes()
+        jobs = [httpx.post(f"{address}/v1/segmentations", content=content, timeout=60).json() for _ in range(3)]
+        waits = {"params": {"scan": jobs[0]["scan"]}, "headers": {"Prefer": "wait=60"}}
+        threads = [
+            threading.Thread(target=follow, args=("GET", address + jobs[-1]["links"]["events"])),
+            threading.Thread(target=follow, args=("POST", f"{address}/v1/segmentations"), kwargs=waits),
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=40)
+        assert time.monotonic() - started < 25
+        for thread in threads:
+            thread.join(10)
+        assert "Traceback" not in process.communicate()[1]
+
+    with _serve(tmp_path / "state") as process:
+        address = _address(process)
+        found = [httpx.get(address + job["links"]["self"]).json()["state"] for job in jobs]
+        assert {*found} <= {"queued", "running", "succeeded"}

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert settings.max_upload_bytes == 2 * 1024**3
     assert (settings.case_deadline_s, settings.max_wait_s) == (600, 60)
     assert settings.behind_proxy is False
+    assert (settings.keys_file, settings.session_hours) == (None, 8)
+    assert (settings.retention_days, settings.logits_retention_days) == (None, None)
     assert not settings.state_dir.exists()
 
 
@@ -31,6 +34,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every variable has the prefix CALIBRANT_; others are ignored."""
     values = {"STATE_DIR": "/s", "BUNDLE_DIR": "/b", "DEVICE": "cuda:1", "MAX_UPLOAD_BYTES": "7"}
     values |= {"CASE_DEADLINE_S": "0.5", "MAX_WAIT_S": "2", "BEHIND_PROXY": "true", "UNKNOWN": "1"}
+    values |= {"KEYS_FILE": "/k.json", "SESSION_HOURS": "0.5", "RETENTION_DAYS": "30", "LOGITS_RETENTION_DAYS": "1.5"}
     for name, value in values.items():
         monkeypatch.setenv(f"CALIBRANT_{name}", value)
     monkeypatch.setenv("STATE_DIR", "/elsewhere")
@@ -39,6 +43,8 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.state_dir, settings.bundle_dir, settings.device) == (Path("/s"), Path("/b"), "cuda:1")
     assert (settings.max_upload_bytes, settings.case_deadline_s, settings.max_wait_s) == (7, 0.5, 2)
     assert settings.behind_proxy is True
+    assert (settings.keys_file, settings.session_hours) == (Path("/k.json"), 0.5)
+    assert (settings.retention_days, settings.logits_retention_days) == (30, 1.5)
 
 
 def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +54,17 @@ def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(behind_proxy=True).behind_proxy is True
 
 
-@pytest.mark.parametrize("name", ["MAX_UPLOAD_BYTES", "CASE_DEADLINE_S", "MAX_WAIT_S"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MAX_UPLOAD_BYTES",
+        "CASE_DEADLINE_S",
+        "MAX_WAIT_S",
+        "SESSION_HOURS",
+        "RETENTION_DAYS",
+        "LOGITS_RETENTION_DAYS",
+    ],
+)
 @pytest.mark.parametrize("value", ["0", "-1", "much"])
 def test_limits_must_be_positive(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """A limit of zero or less, or no number, is refused at start."""
@@ -56,3 +72,19 @@ def test_limits_must_be_positive(monkeypatch: pytest.MonkeyPatch, name: str, val
 
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+def test_the_documented_default_is_the_default() -> None:
+    """docs/settings.md shows for each setting what holds without it."""
+    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    documented = dict(re.findall(r"^\| `CALIBRANT_(\w+)` \| (.+?) \|", text, re.MULTILINE))
+
+    assert documented.keys() == {name.upper() for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        shown = documented[name.upper()].strip("`")
+        if name == "state_dir":
+            assert Path(shown).expanduser() == field.get_default(call_default_factory=True)
+        elif isinstance(field.default, float):
+            assert float(shown) == field.default
+        else:
+            assert shown == str(field.default).lower()

@@ -5,9 +5,13 @@ from types import SimpleNamespace
 import httpx
 from fastapi import FastAPI
 
-from service.api.deps import Parts, PartsDep
+from service.api import problems
+from service.api.auth import Sessions
+from service.api.deps import AdministratorDep, OwnerDep, Parts, PartsDep
 from service.bundle.registry import Registry
+from service.observability.metrics import Metrics
 from service.settings import Settings
+from service.storage.keys import Keys, add_key
 from service.storage.local import StateDirectory
 
 
@@ -22,7 +26,39 @@ def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., http
             return parts.state.root.name
 
         jobs = SimpleNamespace()
-        app.state.parts = Parts(Settings(), StateDirectory(tmp_path / name), Registry(), jobs)  # type: ignore[arg-type]
+        app.state.parts = Parts(
+            Settings(), StateDirectory(tmp_path / name), Registry(), jobs, None, Sessions(1), Metrics()
+        )  # type: ignore[arg-type]
         found.append((app, name))
 
     assert [ask(app, "GET", "/state").json() for app, _ in found] == [name for _, name in found]
+
+
+def test_a_route_knows_whose_request_it_is(ask: Callable[..., httpx.Response], tmp_path: Path) -> None:
+    """Without keys everybody is `local` and may administer; with keys each is who the key says, and 401 without one."""
+    app = FastAPI()
+    problems.install(app)
+
+    @app.get("/who")
+    def who(owner: OwnerDep) -> str:
+        return owner.name
+
+    @app.get("/admin")
+    def admin(owner: AdministratorDep) -> str:
+        return owner.name
+
+    path = tmp_path / "keys.json"
+    lab, root = (add_key(path, name, admin=name == "root") for name in ("lab", "root"))
+    found = {}
+    for keys in (None, Keys(path)):
+        parts = Settings(), StateDirectory(tmp_path), Registry(), SimpleNamespace(), keys, Sessions(1), Metrics()
+        app.state.parts = Parts(*parts)  # type: ignore[arg-type]
+        for key in (None, lab, root):
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            answers = [ask(app, "GET", route, headers=headers) for route in ("/who", "/admin")]
+            found[keys is not None, key] = [
+                answer.json() if answer.status_code == 200 else answer.status_code for answer in answers
+            ]
+
+    assert [found[False, key] for key in (None, lab, root)] == [["local", "local"]] * 3
+    assert [found[True, key] for key in (None, lab, root)] == [[401, 401], ["lab", 403], ["root", "root"]]

@@ -7,9 +7,11 @@ import pytest
 from fastapi import FastAPI
 
 from service.api import health
+from service.api.auth import Sessions
 from service.api.deps import Parts
 from service.bundle.description import describe_bundle
 from service.bundle.registry import Registry
+from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.storage.local import StateDirectory
 
@@ -31,7 +33,8 @@ def test_ready_needs_a_model_and_a_process(
     app.include_router(health.router)
     registry = Registry({"tiny": describe_bundle(tiny_bundle)} if models else {})
     jobs = SimpleNamespace(executor=SimpleNamespace(ready=alive))
-    app.state.parts = Parts(Settings(), StateDirectory(tmp_path), registry, jobs)  # type: ignore[arg-type]
+    parts = Settings(), StateDirectory(tmp_path), registry, jobs, None, Sessions(1), Metrics()
+    app.state.parts = Parts(*parts)  # type: ignore[arg-type]
 
     answer = ask(app, "GET", "/v2/health/ready")
 

@@ -1,8 +1,10 @@
 import httpx
 import pytest
 
+from service.api.models import _drawn, _reliability
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
+from service.errors import NotAcceptable, SettingsError
 
 
 def test_the_list_holds_what_is_served_and_what_is_broken(http: httpx.Client) -> None:
@@ -67,3 +69,81 @@ def test_an_unknown_model_is_404_before_the_scan_is_read(http: httpx.Client, mod
         "status": 404,
         "detail": "The requested model is not installed. Installed: hippocampus-mr.",
     }
+
+
+def test_a_model_carries_its_labels_and_its_card(http: httpx.Client) -> None:
+    """Colours, SNOMED CT codes and every figure of the card, but not the sums of its cases; the list leaves it out."""
+    card = describe_bundle(SHIPPED / "hippocampus-mr").card
+
+    model = http.get("/v1/models/hippocampus-mr").json()
+
+    assert model["label_details"][1] == {
+        "value": 1,
+        "name": "anterior hippocampus",
+        "color": [230, 159, 0],
+        "code": "SCT:5366008",
+        "modifiers": ["SCT:255549009"],
+    }
+    assert model["card"]["n_persons"] == card.population.n_persons
+    assert model["card"]["bin_rule"] == card.bin_rule
+    measured = model["card"]["measurements"][0]
+    expected = card.measurements[0].class_scores["posterior hippocampus"]["dsc"].model_dump()
+    assert measured["class_scores"]["posterior hippocampus"]["dsc"] == expected
+    assert "cases" not in measured
+    listed = {each["name"]: each for each in http.get("/v1/models").json()["models"]}
+    assert listed["hippocampus-mr"]["card"] is None
+
+
+def test_the_reliability_is_that_of_the_cards_cases(http: httpx.Client) -> None:
+    """The JSON holds the pooled sums of every case, and names the population that they come from."""
+    card = describe_bundle(SHIPPED / "hippocampus-mr").card
+    link = http.get("/v1/models/hippocampus-mr").json()["reliability"]
+
+    found = http.get(link).json()
+
+    assert (found["n_cases"], found["n_persons"]) == (card.population.n_cases, card.population.n_persons)
+    assert card.population.dataset in found["source"]
+    for row, structure in enumerate(found["structures"], start=1):
+        assert sum(structure["count"]) == sum(sum(case.count[row]) for case in card.measurements[0].cases)
+
+
+@pytest.mark.parametrize(
+    ("options", "media_type", "start"),
+    [
+        ({"headers": {"Accept": "image/png"}}, "image/png", b"\x89PNG"),
+        ({"params": {"format": "svg"}}, "image/svg+xml", b"<?xml"),
+        ({"headers": {"Accept": "*/*"}}, "application/json", b'{"source"'),
+    ],
+    ids=["PNG", "SVG", "JSON"],
+)
+def test_the_reliability_is_drawn_as_it_is_wanted(
+    http: httpx.Client, options: dict[str, dict[str, str]], media_type: str, start: bytes
+) -> None:
+    """A picture by Accept or ?format=, JSON otherwise; who has it is told so."""
+    answer = http.get("/v1/models/hippocampus-mr/reliability", **options)
+
+    assert answer.headers["content-type"] == media_type
+    assert answer.headers["vary"] == "Accept"
+    assert answer.content.startswith(start)
+    headers = options.get("headers", {}) | {"If-None-Match": answer.headers["etag"]}
+    again = http.get("/v1/models/hippocampus-mr/reliability", params=options.get("params"), headers=headers)
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_reliability_of_no_model_is_404(http: httpx.Client) -> None:
+    """A broken bundle has none either."""
+    assert http.get("/v1/models/broken/reliability").json()["type"] == "/problems/model-not-found"
+
+
+def test_a_service_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """406 and what to ask for instead, not an error of the service."""
+
+    def missing(_reliability: object, _kind: str) -> bytes:
+        msg = "matplotlib is not installed"
+        raise SettingsError(msg)
+
+    monkeypatch.setattr("service.api.models.draw_reliability", missing)
+    description = describe_bundle(SHIPPED / "hippocampus-mr")
+
+    with pytest.raises(NotAcceptable, match="Ask for application/json"):
+        _drawn(_reliability(description), "png")

@@ -1,8 +1,10 @@
+import base64
 import datetime as dt
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,8 @@ import httpx
 import nibabel as nib
 import numpy as np
 import pytest
-from fastapi import FastAPI
 
-from service.api import problems, segmentations
-from service.api.deps import Parts
-from service.bundle.registry import Registry
-from service.errors import JobNotFound
-from service.schemas import Job, Links, Problem, State
-from service.settings import Settings
-from service.storage.local import StateDirectory
+from service.api import segmentations
 
 Nifti = Callable[..., bytes]
 Ask = Callable[..., httpx.Response]
@@ -88,6 +83,12 @@ def test_a_client_that_waits_gets_the_finished_job(http: httpx.Client, scan: byt
         "mask": f"{here}/mask",
         "confidence": f"{here}/confidence",
         "summary": f"{here}/summary",
+        "probabilities": f"{here}/probabilities",
+        "uncertainty": f"{here}/uncertainty",
+        "reference": f"{here}/reference",
+        "bundle": f"{here}/bundle.zip",
+        "events": None,
+        "cancel": None,
     }
     assert (job["state"], job["progress"], job["stage"], job["problem"]) == ("succeeded", 1, None, None)
     assert list(job["seconds"]) == STAGES
@@ -104,12 +105,9 @@ def test_a_client_that_does_not_wait_polls(http: httpx.Client, scan: bytes, tmp_
     assert answer.headers["retry-after"] == "1"
     assert "preference-applied" not in answer.headers
     assert answer.json()["state"] in ("queued", "running")
-    assert answer.json()["links"] == {
-        "self": answer.headers["location"],
-        "mask": None,
-        "confidence": None,
-        "summary": None,
-    }
+    here = answer.headers["location"]
+    links = {name: link for name, link in answer.json()["links"].items() if link}
+    assert links == {"self": here, "events": f"{here}/events", "cancel": f"{here}/cancel"}
     job = finished(http, answer.headers["location"])
     assert job["state"] == "succeeded"
     assert image(http, job["links"]["mask"], tmp_path).shape == (36, 48, 32)
@@ -291,7 +289,7 @@ def test_a_failed_job_has_no_results(http: httpx.Client, nifti: Nifti) -> None:
     job = send(http, nifti(np.full((4, 5, 6), np.nan, np.float32))).json()
 
     assert (job["state"], job["progress"], job["seconds"]) == ("failed", 0, {})
-    assert job["links"] == {"self": job["links"]["self"], "mask": None, "confidence": None, "summary": None}
+    assert [name for name, link in job["links"].items() if link] == ["self"]
     for name in ("mask", "confidence", "summary"):
         answer = http.get(f"{job['links']['self']}/{name}")
         assert answer.status_code == 409
@@ -308,12 +306,12 @@ def test_a_scan_of_enormous_voxels_is_the_scans_fault(http: httpx.Client, nifti:
 
 
 def test_every_job_of_these_tests_has_ended_in_one_way(http: httpx.Client, scan: bytes, server_state: Path) -> None:
-    """No attempt is left over, each result is complete, and each finished workflow is a success for DBOS."""
+    """No attempt is left over, each result is complete, and each finished workflow is a success for DBOS or was cancelled."""
     done(http, scan)
     deadline = time.monotonic() + 60
     with closing(sqlite3.connect(server_state / "jobs.sqlite")) as database:
         statuses = "SELECT DISTINCT status FROM workflow_status"
-        while (found := {status for (status,) in database.execute(statuses)}) != {"SUCCESS"}:
+        while not (found := {status for (status,) in database.execute(statuses)}) <= {"SUCCESS", "CANCELLED"}:
             assert time.monotonic() < deadline, found
             time.sleep(0.1)
 
@@ -343,60 +341,193 @@ def test_three_real_persons_are_segmented_well(http: httpx.Client, hippocampus: 
     assert min(scores) > 0.5
 
 
-class StandingJobs:
-    """A queue in which every job stands still in the state that its id names."""
-
-    def find(self, identifier: str) -> Job:
-        """Return the job; an id that names no state is unknown."""
-        states: dict[str, State] = {"q": "queued", "r": "running", "s": "succeeded", "f": "failed"}
-        if identifier not in states:
-            msg = "unknown"
-            raise JobNotFound(msg)
-        problem = Problem(type="/problems/x", title="x", status=422, detail="x") if identifier == "f" else None
-        return Job(
-            id=identifier,
-            state=states[identifier],
-            model="m@0",
-            created=dt.datetime(2026, 1, 31, tzinfo=dt.UTC),
-            stage="infer" if identifier == "r" else None,
-            progress=0.5,
-            seconds={},
-            problem=problem,
-            links=Links(self=f"{ROUTE}/{identifier}"),
-        )
+@pytest.fixture(name="long")
+def long_(nifti: Nifti) -> bytes:
+    """Return a scan of many windows, which takes seconds, and which was never sent before."""
+    array = np.random.default_rng(0).normal(100, 10, (90, 70, 70)).astype(np.float32)
+    return nifti(array, np.diag([1.0, 1, 1, 1]), descrip=uuid.uuid4().hex.encode())
 
 
-@pytest.fixture(name="standing")
-def standing_(tmp_path: Path) -> FastAPI:
-    """Return the routes over jobs that stand still, so that no test depends on the speed of a computation."""
-    app = FastAPI()
-    problems.install(app)
-    app.include_router(segmentations.router)
-    state = StateDirectory(tmp_path)
-    app.state.parts = Parts(Settings(state_dir=tmp_path), state, Registry(), StandingJobs())  # type: ignore[arg-type]
-    return app
+@pytest.fixture(name="occupied")
+def occupied_(http: httpx.Client, long: bytes) -> Iterator[dict[str, Any]]:
+    """Yield a job that runs; it is cancelled afterwards if the test did not."""
+    job = http.post(ROUTE, content=long, params={"priority": "urgent"}).json()
+    while http.get(job["links"]["self"]).json()["state"] == "queued":
+        time.sleep(0.02)
+    yield job
+    http.post(job["links"]["cancel"])
 
 
-@pytest.mark.parametrize("name", ["mask", "confidence", "summary"])
-@pytest.mark.parametrize(("job", "state"), [("q", "queued"), ("r", "running")])
-def test_results_before_the_end_are_409(ask: Ask, standing: FastAPI, job: str, state: str, name: str) -> None:
-    """A job that has not finished says so, and where to look for its state."""
-    answer = ask(standing, "GET", f"{ROUTE}/{job}/{name}")
+@pytest.mark.parametrize(
+    ("outputs", "kept"),
+    [(["mask"], {"mask"}), (["summary", "mask"], {"mask", "summary"}), (["mask", "mask"], {"mask"})],
+)
+def test_only_what_was_asked_for_is_kept(http: httpx.Client, scan: bytes, outputs: list[str], kept: set[str]) -> None:
+    """The job names its outputs, and has links to these results and to no others."""
+    job = http.post(ROUTE, content=scan, params={"outputs": outputs}, headers={"Prefer": "wait=50"}).json()
 
-    assert answer.status_code == 409
+    assert job["state"] == "succeeded"
+    assert {*job["outputs"]} == kept
+    results = ("mask", "confidence", "summary", "probabilities", "uncertainty", "reference")
+    assert {name for name in results if job["links"][name]} == kept
+    assert http.get(f"{job['links']['self']}/mask").status_code == 200
+
+
+def test_an_unknown_output_or_priority_is_refused(http: httpx.Client, scan: bytes) -> None:
+    """422 with the parameter's name and without its value."""
+    for name in ("outputs", "priority"):
+        answer = http.post(ROUTE, content=scan, params={name: "everything"})
+        assert answer.status_code == 422
+        assert name in answer.json()["detail"]
+        assert "everything" not in answer.text
+
+
+def test_an_urgent_scan_goes_first(http: httpx.Client, nifti: Nifti, occupied: dict[str, Any]) -> None:
+    """It overtakes what waits and leaves alone what runs; each waiting job says how many are before it."""
+    assert occupied["priority"] == "urgent"
+    normal = http.post(ROUTE, content=nifti()).json()
+    urgent = http.post(ROUTE, content=nifti(), params={"priority": "urgent"}).json()
+
+    found = [http.get(job["links"]["self"]).json() for job in (occupied, urgent, normal)]
+
+    assert [job["queue_position"] for job in found] == [None, 1, 2]
+    assert found[0]["state"] == "running"
+    http.post(occupied["links"]["cancel"])
+    first, second = (finished(http, job["links"]["self"]) for job in (urgent, normal))
+    assert first["finished"] <= second["finished"]
+
+
+def test_jobs_are_listed_page_by_page(http: httpx.Client, nifti: Nifti) -> None:
+    """Seven jobs in pages of three come out once each, the newest first, although an eighth comes in between."""
+    jobs = [http.post(ROUTE, content=nifti()).json()["id"] for _ in range(7)]
+    found: list[str] = []
+    cursor: dict[str, str] = {}
+    while len(found) < 7:
+        page = http.get(ROUTE, params={"limit": 3} | cursor).json()
+        found += [job["id"] for job in page["jobs"]]
+        cursor = {"cursor": page["next"]}
+        http.post(ROUTE, content=nifti())
+
+    assert found[:7] == jobs[::-1]
+    assert len(found) == len({*found})
+
+
+def test_the_last_page_leads_nowhere(http: httpx.Client, nifti: Nifti) -> None:
+    """All pages of one state together hold each of its jobs once, and the last has no `next`."""
+    http.post(ROUTE, content=nifti(np.full((4, 5, 6), np.nan, np.float32)), headers={"Prefer": "wait=50"})
+    pages, cursor = [], {}
+    while True:
+        page = http.get(ROUTE, params={"state": "failed", "limit": 2} | cursor).json()
+        pages.append(page["jobs"])
+        if page["next"] is None:
+            break
+        cursor = {"cursor": page["next"]}
+
+    jobs = [job for page in pages for job in page]
+    assert {job["state"] for job in jobs} == {"failed"}
+    assert len({job["id"] for job in jobs}) == len(jobs)
+    assert [len(page) for page in pages[:-1]] == [2] * (len(pages) - 1)
+    times = [(job["created"], job["id"]) for job in jobs]
+    assert times == sorted(times, reverse=True)
+
+
+FORGED = [
+    b"",
+    b"x",
+    b"1:",
+    b":" + b"0" * 32,
+    b"-1:" + b"0" * 32,
+    b"9" * 20 + b":" + b"0" * 32,
+    b"1:" + b"x" * 32,
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize(
+    "cursor", ["x", "====", "sch\u00f6n", "\x00", *[base64.urlsafe_b64encode(each).decode() for each in FORGED[1:]]]
+)
+def test_a_forged_cursor_is_refused(http: httpx.Client, cursor: str) -> None:
+    """422, whatever stands in it, and never an internal error."""
+    answer = http.get(ROUTE, params={"cursor": cursor})
+
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
+    assert "`next` of the page before" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("created", [0, 1, 9_999_999_999_999])
+def test_a_cursor_of_any_time_is_understood(http: httpx.Client, created: int) -> None:
+    """Before the first job and long after the last."""
+    cursor = base64.urlsafe_b64encode(f"{created}:{'0' * 32}".encode()).decode()
+
+    answer = http.get(ROUTE, params={"cursor": cursor, "limit": 1})
+
+    assert answer.status_code == 200
+    assert bool(answer.json()["jobs"]) == (created > 1)
+
+
+@pytest.mark.parametrize("parameters", [{"limit": 0}, {"limit": 201}, {"limit": "x"}, {"state": "lost"}])
+def test_a_list_that_cannot_be_given_is_refused(http: httpx.Client, parameters: dict[str, Any]) -> None:
+    """422 with the parameter's name."""
+    answer = http.get(ROUTE, params=parameters)
+
+    assert answer.status_code == 422
+    assert next(iter(parameters)) in answer.json()["detail"]
+
+
+def test_a_running_job_is_cancelled_and_the_next_is_served(
+    http: httpx.Client, nifti: Nifti, occupied: dict[str, Any], server_state: Path
+) -> None:
+    """202 with the cancelled job; it stops at once, nothing of it is left, and the process goes on."""
+    answer = http.post(occupied["links"]["cancel"])
+
+    assert answer.status_code == 202
+    assert (answer.json()["state"], answer.json()["problem"]["type"]) == ("cancelled", "/problems/job-cancelled")
+    assert [name for name, link in answer.json()["links"].items() if link] == ["self"]
+    started = time.monotonic()
+    assert done(http, nifti())["state"] == "succeeded"
+    assert time.monotonic() - started < 20
+    assert http.get(f"{ROUTE}/{occupied['id']}/mask").status_code == 409
+    assert not (server_state / "results" / occupied["id"]).exists()
+    assert http.post(f"{ROUTE}/{occupied['id']}/cancel").status_code == 202
+
+
+def test_a_finished_job_is_not_cancelled(http: httpx.Client, nifti: Nifti) -> None:
+    """409, and its results stay."""
+    job = done(http, nifti())
+
+    answer = http.post(f"{job['links']['self']}/cancel")
+
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/job-finished")
     assert answer.headers["content-type"] == PROBLEM
-    assert answer.json() == {
-        "type": "/problems/result-not-ready",
-        "title": "The segmentation has not finished",
-        "status": 409,
-        "detail": f"The segmentation is {state}. Ask for {ROUTE}/{job} until it has succeeded.",
-    }
+    assert http.get(job["links"]["mask"]).status_code == 200
 
 
-@pytest.mark.parametrize("job", ["f", "s"])
-def test_a_result_that_is_not_there_is_409(ask: Ask, standing: FastAPI, job: str) -> None:
-    """A failed job, and one whose files were removed, have no result to give."""
-    answer = ask(standing, "GET", f"{ROUTE}/{job}/mask")
+@pytest.mark.parametrize("when", ["running", "queued", "succeeded"])
+def test_a_deleted_job_is_gone(
+    http: httpx.Client, nifti: Nifti, occupied: dict[str, Any], server_state: Path, when: str
+) -> None:
+    """204; then the id is unknown to every route, no file of it is left, and its key names a new job."""
+    key, content = {"Idempotency-Key": uuid.uuid4().hex}, nifti(descrip=uuid.uuid4().hex.encode())
+    job = occupied
+    if when != "running":
+        job = http.post(ROUTE, content=content, headers=key).json()
+    if when == "succeeded":
+        http.post(occupied["links"]["cancel"])
+        job = finished(http, job["links"]["self"])
+    assert job["id"] in str(http.get(ROUTE, params={"limit": 200}).json())
 
-    assert answer.status_code == 409
-    assert answer.json()["type"] == "/problems/result-unavailable"
+    assert http.delete(job["links"]["self"]).status_code == 204
+
+    for method, rest in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/mask"), ("GET", "/events")):
+        answer = http.request(method, job["links"]["self"] + rest)
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")
+    assert job["id"] not in str(http.get(ROUTE, params={"limit": 200}).json())
+    assert not (server_state / "scans" / "local" / job["scan"]).exists()
+    if when == "running":
+        done(http, nifti())
+    assert list(server_state.glob(f"*/{job['id']}")) == []
+    if when == "queued":
+        http.post(occupied["links"]["cancel"])
+    again = http.post(ROUTE, content=content, headers=key | {"Prefer": "wait=50"}).json()
+    assert again["state"] == "succeeded"
+    assert again["id"] != occupied["id"]

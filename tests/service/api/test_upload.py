@@ -26,7 +26,7 @@ LIMIT = 2_000_000
 @pytest.fixture(name="stored")
 def stored_(server_state: Path) -> Callable[[], set[str]]:
     """Return the function that lists everything that uploads have left in the state directory."""
-    return lambda: {path.name for folder in ("scans", "incoming") for path in (server_state / folder).iterdir()}
+    return lambda: {path.name for pattern in ("scans/*/*", "incoming/*") for path in server_state.glob(pattern)}
 
 
 def open_request(url: str, headers: str) -> socket.socket:
@@ -61,7 +61,7 @@ def test_a_scan_lies_under_its_hash(
 
     sha256 = hashlib.sha256(content).hexdigest()
     assert stored() - before == {sha256}
-    assert (server_state / "scans" / sha256).read_bytes() == content
+    assert (server_state / "scans" / "local" / sha256).read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,6 @@ def test_a_body_may_come_in_chunks_of_any_size(
 @pytest.mark.parametrize(
     "media_type",
     [
-        "multipart/form-data; boundary=x",
         "application/json",
         "Application/JSON; charset=utf-8",
         "text/plain",
@@ -102,7 +101,7 @@ def test_a_body_may_come_in_chunks_of_any_size(
 def test_a_wrapped_scan_is_415(
     http: httpx.Client, nifti: Nifti, media_type: str, stored: Callable[[], set[str]]
 ) -> None:
-    """A form, JSON or text is refused with the command that would work."""
+    """JSON or text is refused with the command that would work."""
     before = stored()
 
     answer = http.post(ROUTE, content=nifti(), headers={"Content-Type": media_type})
@@ -207,7 +206,7 @@ def test_every_hostile_file_has_its_problem_document(
     Either way the problem document has the same type, and repeats nothing of the file.
     """
     content, error = hostile
-    scans = set((server_state / "scans").iterdir())
+    scans = set(server_state.glob("scans/*/*"))
 
     answer = http.post(ROUTE, content=content, headers=WAIT)
 
@@ -218,7 +217,7 @@ def test_every_hostile_file_has_its_problem_document(
     else:
         assert answer.status_code == 422
         assert answer.headers["content-type"] == PROBLEM
-        assert set((server_state / "scans").iterdir()) == scans
+        assert set(server_state.glob("scans/*/*")) == scans
     assert problem["type"] == f"/problems/{error.code}"
     assert problem["title"] == error.title
     assert problem["status"] == 422
@@ -236,3 +235,91 @@ def test_the_service_goes_on_after_hostile_files(http: httpx.Client, nifti: Nift
 
     assert http.get("/v2/health/ready").json() == {"ready": True}
     assert http.post(ROUTE, content=nifti(), headers=WAIT).json()["state"] == "succeeded"
+
+
+def test_a_form_a_body_and_a_scan_id_are_the_same_scan(
+    http: httpx.Client, nifti: Nifti, stored: Callable[[], set[str]]
+) -> None:
+    """Scan id, mask and confidence do not depend on how the bytes came, and the file's name is nowhere kept."""
+    content, before = nifti(cal_max=5), stored()
+    by_body = http.post(ROUTE, content=content, headers=WAIT).json()
+    by_form = http.post(ROUTE, files={"file": ("Doe^Jane.nii", content)}, headers=WAIT).json()
+    by_id = http.post(ROUTE, params={"scan": by_body["scan"]}, headers=WAIT).json()
+
+    assert stored() - before == {hashlib.sha256(content).hexdigest()}
+    jobs = by_body, by_form, by_id
+    assert {job["scan"] for job in jobs} == {hashlib.sha256(content).hexdigest()}
+    assert {job["state"] for job in jobs} == {"succeeded"}
+    assert len({job["id"] for job in jobs}) == 3
+    for name in ("mask", "confidence"):
+        assert len({http.get(job["links"][name]).content for job in jobs}) == 1
+
+
+def test_the_name_of_a_forms_field_and_its_other_fields_do_not_matter(http: httpx.Client, nifti: Nifti) -> None:
+    """Whatever the part is called, the one with a file name is the scan."""
+    content = nifti(cal_max=6)
+
+    answer = http.post(ROUTE, files={"image": ("x", content)}, data={"note": "text", "model": "no-such-model"})
+
+    assert answer.status_code == 202
+    assert answer.json()["scan"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_form_of_a_file_of_the_limit_is_read(http: httpx.Client, stored: Callable[[], set[str]]) -> None:
+    """The frame does not count: a file of the limit is looked at, one byte more is 413, with a length and without."""
+    before = stored()
+
+    at_limit = http.post(ROUTE, files={"file": ("x", bytes(LIMIT))})
+    beyond = http.post(ROUTE, files={"file": ("x", bytes(LIMIT + 1))})
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    chunked = http.post(ROUTE, content=iter([head, bytes(LIMIT + 1), b"\r\n--b--\r\n"]), headers=headers)
+
+    assert at_limit.json()["type"] == "/problems/unrecognised-format"
+    assert [answer.status_code for answer in (beyond, chunked)] == [413, 413]
+    assert stored() == before
+
+
+def test_fields_beside_the_file_are_limited(http: httpx.Client, nifti: Nifti, stored: Callable[[], set[str]]) -> None:
+    """A form cannot hold more than the limit and its frame in other fields either."""
+    before = stored()
+
+    answer = http.post(ROUTE, files={"file": ("x", nifti())}, data={"note": "x" * (LIMIT + (1 << 16))})
+
+    assert answer.status_code == 413
+    assert stored() == before
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "words"),
+    [
+        ("multipart/form-data", b"--b\r\n", "no boundary"),
+        ("multipart/form-data; boundary=b", b"", "cannot be read"),
+        ("multipart/form-data; boundary=b", b"no form at all", "cannot be read"),
+        ("multipart/form-data; boundary=b", b"--b--\r\n", "0 files"),
+        ("multipart/form-data; boundary=" + "b" * 300, b"--b--\r\n", "cannot be read"),
+    ],
+    ids=["no boundary", "empty", "no form", "no file", "giant boundary"],
+)
+def test_a_form_that_cannot_be_used_is_422(
+    http: httpx.Client, stored: Callable[[], set[str]], content_type: str, body: bytes, words: str
+) -> None:
+    """What is wrong is said with the command that would work, and nothing is kept."""
+    before = stored()
+
+    answer = http.post(ROUTE, content=body, headers={"Content-Type": content_type})
+
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "/problems/invalid-request"
+    assert words in answer.json()["detail"]
+    assert "-F file=@scan.nii.gz" in answer.json()["detail"]
+    assert stored() == before
+
+
+def test_an_empty_file_of_a_form_is_an_empty_file(http: httpx.Client) -> None:
+    """A browser sends it when nothing was chosen."""
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n\r\n--b--\r\n'
+
+    answer = http.post(ROUTE, content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/empty-file")

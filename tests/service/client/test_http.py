@@ -1,181 +1,27 @@
+import inspect
 import json
-import uuid
+import queue
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from service.client import http as client_http
+from service.client.calls import Order
 from service.client.http import Client
 from service.errors import ClientError, ServerProblem, ServerUnreachable
-from service.schemas import Job
-
-SUMMARY = {
-    "model": "tiny@0",
-    "structures": [],
-    "foreground_confidence": None,
-    "statement": {
-        "status": "withdrawn",
-        "text": "Withdrawn.",
-        "reasons": ["size"],
-        "dataset": "two boxes",
-        "split": "all",
-        "protocol": "held-out",
-        "n_persons": 2,
-        "n_cases": 2,
-        "date": "2026-01-31",
-        "engine": "torch",
-        "precision": "fp32",
-        "figures": None,
-    },
-    "warnings": [],
-}
-
-PROBLEM = {"type": "/problems/constant-volume", "title": "One intensity", "status": 422, "detail": "All are 42."}
-
-Handler = Callable[[httpx.Request], httpx.Response]
-Connect = Callable[[Handler], Client]
-
-
-def _job(state: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever the job's field holds
-    return {
-        "id": "7f",
-        "state": state,
-        "model": "tiny@0",
-        "created": "2026-01-31T12:00:00Z",
-        "stage": None,
-        "progress": 0.0,
-        "seconds": {},
-        "problem": None,
-        "links": {"self": "/v1/segmentations/7f"},
-        **fields,
-    }
 
 
 @pytest.fixture
-def scan(tmp_path: Path) -> Path:
-    """Return a file to send; nobody here looks into it."""
-    path = tmp_path / "scan.nii.gz"
-    path.write_bytes(b"voxels")
-    return path
-
-
-@pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """Return the function that makes a client whose server is a function; polling costs no time."""
-    monkeypatch.setattr(client_http.time, "sleep", lambda _: None)
-
-    def make(handler: Handler) -> Client:
-        client = Client("http://server")
-        client._http.close()
-        client._http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(handler))
-        return client
-
-    return make
-
-
-def _answer(*jobs: dict[str, Any], requests: list[httpx.Request] | None = None) -> Handler:
-    """Return a server that answers the jobs one after the other, then the files."""
-    left = list(jobs)
-    files = {"mask": b"MASK", "confidence": b"CONFIDENCE", "summary": json.dumps(SUMMARY).encode()}
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        request.read()
-        if requests is not None:
-            requests.append(request)
-        name = request.url.path.rpartition("/")[2]
-        return httpx.Response(200, content=files[name]) if name in files else httpx.Response(200, json=left.pop(0))
-
-    return handle
-
-
-def test_a_scan_is_sent_as_it_is_and_comes_back_as_files(connect: Connect, scan: Path) -> None:
-    """One POST of the bytes with a fresh key and the wish to wait, then three downloads."""
-    requests: list[httpx.Request] = []
-    with connect(_answer(_job("succeeded"), _job("succeeded"), requests=requests)) as client:
-        result = client.segment(scan, "tiny")
-        client.segment(scan)
-
-    post, again = (request for request in requests if request.method == "POST")
-    assert post.content == b"voxels"
-    assert post.headers["Content-Type"] == "application/octet-stream"
-    assert post.headers["Prefer"] == "wait=20"
-    assert (post.url.path, post.url.params["model"]) == ("/v1/segmentations", "tiny")
-    assert "model" not in again.url.params
-    assert uuid.UUID(post.headers["Idempotency-Key"]) != uuid.UUID(again.headers["Idempotency-Key"])
-    assert (result.mask, result.confidence) == (b"MASK", b"CONFIDENCE")
-    assert result.summary.statement.status == "withdrawn"
-    assert result.job.id == "7f"
-
-
-def test_a_job_is_followed_until_it_has_succeeded(connect: Connect, scan: Path) -> None:
-    """A job that takes longer than the server waits is looked at again, and every state is shown."""
-    states = [_job("queued"), _job("running", stage="infer", progress=0.5), _job("succeeded", progress=1.0)]
-    shown: list[Job] = []
-    with connect(_answer(*states)) as client:
-        result = client.segment(scan, show=shown.append)
-
-    assert [(job.state, job.stage, job.progress) for job in shown] == [
-        ("queued", None, 0.0),
-        ("running", "infer", 0.5),
-        ("succeeded", None, 1.0),
-    ]
-    assert result.job == shown[-1]
-
-
-@pytest.mark.parametrize("states", [["failed"], ["queued", "running", "failed"]])
-def test_a_failed_job_raises_its_problem(connect: Connect, scan: Path, states: list[str]) -> None:
-    """Detail and status are those of the job's problem, whether it failed at once or later; nothing is downloaded."""
-    requests: list[httpx.Request] = []
-    jobs = [_job(state, problem=PROBLEM if state == "failed" else None) for state in states]
-    with (
-        connect(_answer(*jobs, requests=requests)) as client,
-        pytest.raises(ServerProblem, match=r"All are 42\.") as caught,
-    ):
-        client.segment(scan)
-
-    assert caught.value.status == 422
-    assert len(requests) == len(states)
-
-
-def test_a_refusal_raises_its_problem(connect: Connect, scan: Path) -> None:
-    """A problem document's detail and the answer's status become the error; foreign members do not matter."""
-    refusal = httpx.Response(422, json=PROBLEM | {"instance": "/x"})
-    with connect(lambda _: refusal) as client, pytest.raises(ServerProblem, match="All are 42") as caught:
-        client.segment(scan)
-
-    assert caught.value.status == 422
-
-
-@pytest.mark.parametrize("body", ["<html>Bad gateway</html>", "", '{"detail": "Not Found"}', "null"])
-def test_an_error_that_is_no_problem_document_is_said(connect: Connect, body: str) -> None:
-    """A proxy or another server in the way is suspected; its text is not repeated."""
-    with connect(lambda _: httpx.Response(502, text=body)) as client, pytest.raises(ServerProblem) as caught:
-        client.models()
-
-    assert caught.value.status == 502
-    assert caught.value.detail.startswith("The server answered 502 without saying why.")
-
-
-@pytest.mark.parametrize(
-    "error", [httpx.ConnectError("no"), httpx.ReadTimeout("no"), httpx.RemoteProtocolError("no"), httpx.ReadError("no")]
-)
-def test_no_answer_is_unreachable(connect: Connect, error: httpx.TransportError) -> None:
-    """Whatever the network did, the error names the address and asks whether a service runs there."""
-
-    def fail(_: httpx.Request) -> httpx.Response:
-        raise error
-
-    with connect(fail) as client, pytest.raises(ServerUnreachable, match="http://server did not answer") as caught:
-        client.models()
-
-    assert type(error).__name__ in caught.value.detail
+def real(hippocampus: Path) -> Path:
+    """Return a real scan."""
+    return hippocampus / "imagesTr" / "hippocampus_003.nii.gz"
 
 
 def test_nobody_listens() -> None:
-    """A closed port is unreachable, not a traceback of httpx."""
+    """A closed port is unreachable at once, not a traceback of httpx."""
     with Client("http://127.0.0.1:1") as client, pytest.raises(ServerUnreachable, match="Is calibrant serve running"):
         client.models()
 
@@ -187,18 +33,38 @@ def test_an_address_that_is_none_is_said(url: str) -> None:
         client.models()
 
 
-@pytest.mark.parametrize("body", ["<html>Welcome</html>", "{}", ""])
-def test_an_answer_of_another_server_is_said(connect: Connect, body: str) -> None:
-    """An address where something else answers 200 is an error of ours, not a traceback of pydantic."""
-    with connect(lambda _: httpx.Response(200, text=body)) as client, pytest.raises(ClientError, match="Calibrant"):
-        client.models()
-
-
 def test_a_closed_client_holds_no_connection() -> None:
     """Leaving the context closes the connection."""
     with Client("http://server") as client:
         assert not client._http.is_closed
     assert client._http.is_closed
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "sent"), [("a", "b", "Bearer a"), (None, "b", "Bearer b"), (None, "", None)]
+)
+def test_a_key_goes_with_every_request(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, variable: str, sent: str | None
+) -> None:
+    """The key that is given wins over CALIBRANT_KEY; without either there is no header."""
+    monkeypatch.setenv("CALIBRANT_KEY", variable)
+    with Client("http://server", key=given) as client:
+        assert client._http.headers.get("Authorization") == sent
+
+
+def test_the_asynchronous_client_has_the_same_methods() -> None:
+    """Both clients offer the same names with the same arguments."""
+    from service.client.async_http import AsyncClient
+
+    def methods(kind: type) -> dict[str, list[str]]:
+        public = {name: each for name, each in vars(kind).items() if not name.startswith("_")}
+        return {
+            name.removeprefix("a") if name == "aclose" else name: list(inspect.signature(each).parameters)
+            for name, each in public.items()
+        }
+
+    assert methods(Client) == methods(AsyncClient)
+    assert len(methods(Client)) == 12
 
 
 def test_the_installed_models_of_a_real_server(server_url: str) -> None:
@@ -213,11 +79,11 @@ def test_the_installed_models_of_a_real_server(server_url: str) -> None:
 
 
 def test_a_real_server_refuses_a_file_that_is_no_scan(server_url: str, scan: Path) -> None:
-    """The service's own sentence and status arrive, and nothing of the file."""
+    """The service's own problem arrives, and nothing of the file."""
     with Client(server_url) as client, pytest.raises(ServerProblem, match="not NIfTI") as caught:
         client.segment(scan)
 
-    assert caught.value.status == 422
+    assert (caught.value.status, caught.value.kind) == (422, "/problems/unrecognised-format")
 
 
 def test_a_real_server_refuses_an_unknown_model(server_url: str, scan: Path) -> None:
@@ -226,3 +92,54 @@ def test_a_real_server_refuses_an_unknown_model(server_url: str, scan: Path) -> 
         client.segment(scan, "nobody")
 
     assert caught.value.status == 404
+
+
+def test_a_job_of_a_real_server_from_its_scan_to_its_end(server_url: str, real: Path) -> None:
+    """Uploaded once, submitted twice with one key: one job, whose events end in success; listed, fetched and erased."""
+    with Client(server_url) as client:
+        scan = client.upload(real)
+        jobs = {client.submit(Order(scan, idempotency_key="test-http")).id for _ in range(2)}
+        (identifier,) = jobs
+        *_, last = client.events(identifier)
+        result = client.fetch(last)
+
+        assert last.state == "succeeded"
+        assert result.job.scan == scan.id
+        assert result.summary.model == last.model
+        assert identifier in {job.id for job in client.list("succeeded")}
+        client.delete(identifier)
+        with pytest.raises(ServerProblem) as caught:
+            client.find(identifier)
+        assert caught.value.kind == "/problems/job-not-found"
+
+
+def test_a_server_that_comes_back_is_waited_for(make_job: Callable[..., dict[str, Any]]) -> None:
+    """A server that has answered, is gone, and listens again a second later is not noticed."""
+    body = json.dumps(make_job("queued")).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    def answer_once(port: int) -> None:
+        with HTTPServer(("127.0.0.1", port), Handler) as server:
+            ports.put(server.server_port)
+            server.handle_request()
+
+    ports: queue.Queue[int] = queue.Queue()
+    first = threading.Thread(target=answer_once, args=(0,))
+    first.start()
+    port = ports.get()
+    with Client(f"http://127.0.0.1:{port}", patience_s=20) as client:
+        assert client.find("7f").state == "queued"
+        first.join()
+        second = threading.Timer(1.0, answer_once, (port,))
+        second.start()
+        assert client.find("7f").state == "queued"
+        second.join()

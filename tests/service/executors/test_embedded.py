@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.errors import BundleIntegrity, CalibrantError, InferenceCrashed, InferenceDeadline, NonFiniteVoxels
+from service.errors import (
+    BundleIntegrity,
+    CalibrantError,
+    InferenceCrashed,
+    InferenceDeadline,
+    JobCancelled,
+    NonFiniteVoxels,
+)
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
 from service.schemas import CaseResult
 from service.storage.local import RESULT
@@ -52,7 +59,12 @@ def case(executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Pa
     """Return the function that runs one case in a fresh folder; `seen` collects what it reports."""
     number = itertools.count()
 
-    def run(seen: Seen | None = None, scan: Path = scan, hook: Callable[[], None] = lambda: None) -> CaseResult:
+    def run(
+        seen: Seen | None = None,
+        scan: Path = scan,
+        hook: Callable[[], None] = lambda: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> CaseResult:
         out = tmp_path / f"out{next(number)}"
         out.mkdir()
 
@@ -61,7 +73,7 @@ def case(executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Pa
             if seen is not None:
                 seen.append((stage, done))
 
-        result = executor.run(scan, tiny_bundle, out, report)
+        result = executor.run(scan, tiny_bundle, out, report, cancelled=cancelled)
         assert (out / RESULT).is_file()
         return result
 
@@ -120,6 +132,49 @@ def test_a_scan_error_keeps_its_class(
         case(scan=bad)
 
     assert case().engine == "torch"
+    assert _pid(executor) == pid
+
+
+def test_a_cancelled_case_stops_inside_the_sliding_window(
+    case: Case, executor: EmbeddedExecutor, tmp_path: Path, write_nifti: Callable[..., None]
+) -> None:
+    """Of 729 windows most are never computed, no later stage begins, and the child serves the next case."""
+    large = tmp_path / "large.nii.gz"
+    write_nifti(large, np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32))
+    case()
+    pid, seen = _pid(executor), []
+
+    with pytest.raises(JobCancelled):
+        case(seen, large, cancelled=lambda: len([each for each in seen if each[0] == "infer"]) > 2)
+
+    assert seen[-1][0] == "infer"
+    assert seen[-1][1] < 0.9
+    assert case().engine == "torch"
+    assert _pid(executor) == pid
+
+
+def test_a_case_that_is_cancelled_before_it_begins_stops_at_its_first_word(case: Case) -> None:
+    """Decoding is announced, and then nothing more is done than what was on its way."""
+    seen: Seen = []
+
+    with pytest.raises(JobCancelled):
+        case(seen, cancelled=lambda: True)
+
+    assert seen[-1][0] in ("decode", "preprocess", "infer")
+
+
+@pytest.mark.parametrize("stage", ["encode", "store"])
+def test_a_late_cancellation_never_hits_the_next_case(case: Case, executor: EmbeddedExecutor, stage: str) -> None:
+    """A word that comes when the case is done is read before the next one, which is computed in full."""
+    pid = _pid(executor)
+    for _ in range(3):
+        seen: Seen = []
+        with contextlib.suppress(JobCancelled):
+            case(seen, cancelled=lambda seen=seen: seen[-1][0] == stage)
+        after: Seen = []
+        assert case(after).engine == "torch"
+        assert after[-1][0] == "store"
+
     assert _pid(executor) == pid
 
 

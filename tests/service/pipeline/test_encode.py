@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.pipeline.decode import decode_scan
-from service.pipeline.encode import encode_confidence, encode_logits, encode_mask
+from service.pipeline.encode import (
+    VoxelType,
+    encode_confidence,
+    encode_logits,
+    encode_mask,
+    map_header,
+    to_codes,
+    without_free_text,
+)
 from service.volume import Volume
 
 Nifti = Callable[..., bytes]
@@ -264,3 +272,50 @@ def test_logits_come_back_as_they_are() -> None:
 
     assert found.dtype == np.float16
     assert found.tobytes() == logits.tobytes()
+
+
+@pytest.mark.parametrize(("kind", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
+@pytest.mark.parametrize("classes", [2, 3, 7, 16])
+def test_codes_stay_in_range_in_both_readers(
+    kind: VoxelType, step: float, classes: int, volume: Volume, tmp_path: Path
+) -> None:
+    """With either slope nibabel and SimpleITK read values in [1/C, 1], within one step of those given."""
+    given = np.linspace(1 / classes, 1, 120, dtype=np.float32).reshape(4, 5, 6)
+    codes = to_codes(given, kind, least=1 / classes)
+
+    path = saved(gzip.compress(map_header(volume.header, kind) + codes.tobytes(order="F")), tmp_path)
+
+    for found in (nib.load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
+        assert found.min() >= 1 / classes
+        assert found.max() <= 1
+        np.testing.assert_allclose(found, given, rtol=0, atol=step)
+
+
+def test_floats_are_kept_as_they_are() -> None:
+    """What is asked for in full is neither rounded nor cut off."""
+    given = np.array([0.1, 1 + 1e-7], np.float32)
+
+    assert to_codes(given, "float32", least=0.5).tobytes() == given.tobytes()
+
+
+def test_several_volumes_stand_along_the_fourth_axis(volume: Volume, tmp_path: Path) -> None:
+    """Four dimensions, the place of the scan and one byte for each voxel of each volume."""
+    array = np.arange(240).reshape(4, 5, 6, 2).astype(np.uint8)
+
+    image = nib.load(saved(gzip.compress(map_header(volume.header, "uint8", 2) + array.tobytes(order="F")), tmp_path))
+
+    assert image.shape == (4, 5, 6, 2)
+    assert image.affine.tobytes() == volume.affine.tobytes()
+    assert np.array_equal(image.dataobj.get_unscaled(), array)
+
+
+def test_a_header_without_free_text_keeps_its_geometry(scan: Path, canary: str) -> None:
+    """Only the text goes; whoever repeats this header repeats the scan's place to the last bit."""
+    header = decode_scan(scan).header
+
+    found = without_free_text(header)
+
+    assert len(found) == len(header)
+    assert canary.encode() not in found
+    mask = np.ones((4, 5, 6), np.uint8)
+    assert encode_mask(mask, found) == encode_mask(mask, header)

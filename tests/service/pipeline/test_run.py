@@ -3,21 +3,28 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import pytest
+import SimpleITK
 import torch
+from torch import nn
 
 from service.bundle.description import describe_bundle
 from service.bundle.reader import LoadedBundle, load_bundle
+from service.bundle.schema import Window
 from service.errors import BundleUnsupported, ConstantVolume, PayloadTruncated
-from service.pipeline.calibrate import probabilities, segment
+from service.pipeline.calibrate import segment
 from service.pipeline.decode import decode_scan
 from service.pipeline.preprocess import preprocess
 from service.pipeline.run import covering_measurement, run_case
-from service.schemas import CaseResult, Stage, Summary
+from service.schemas import CaseResult, Output, Stage, Summary
 
 Nifti = Callable[..., bytes]
 
@@ -50,12 +57,12 @@ def silent(_stage: Stage, _done: float) -> None:
     """Hear no progress."""
 
 
-def test_a_result_is_four_files_and_their_hashes(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+def test_a_result_is_five_files_and_their_hashes(scan: Path, bundle: LoadedBundle, out: Path) -> None:
     """The folder holds the files of the result and `result.json`, which names the SHA-256 of each."""
     result = run_case(scan, bundle, out, silent)
 
     assert {path.name for path in out.iterdir()} == {
-        *("mask.nii.gz", "confidence.nii.gz", "logits.npy.gz", "summary.json"),
+        *("mask.nii.gz", "confidence.nii.gz", "logits.npy.gz", "summary.json", "frame.json"),
         "result.json",
     }
     assert CaseResult.model_validate_json((out / "result.json").read_bytes()) == result
@@ -98,7 +105,7 @@ def test_result_json_is_written_last(
     monkeypatch.setattr("service.pipeline.run.complete", watch)
     run_case(scan, bundle, out, silent)
 
-    assert there == [{"mask.nii.gz", "confidence.nii.gz", "logits.npy.gz", "summary.json"}]
+    assert there == [{"mask.nii.gz", "confidence.nii.gz", "logits.npy.gz", "summary.json", "frame.json"}]
 
 
 def test_mask_and_confidence_follow_from_the_stored_logits(scan: Path, bundle: LoadedBundle, out: Path) -> None:
@@ -174,3 +181,108 @@ def test_the_measurement_is_that_of_this_engine(tiny_bundle: Path, reseal: Calla
 
     assert (measurement.engine, measurement.precision) == ("torch", "fp32")
     assert measurement == describe_bundle(tiny_bundle).card.measurements[1]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "files"),
+    [
+        (["mask"], {"mask.nii.gz"}),
+        (["confidence", "summary"], {"confidence.nii.gz", "summary.json"}),
+        (["probabilities"], {"logits.npy.gz"}),
+    ],
+    ids=str,
+)
+def test_only_what_was_asked_for_is_kept(
+    scan: Path, bundle: LoadedBundle, out: Path, outputs: list[Output], files: set[str]
+) -> None:
+    """The logits are kept for probabilities only; the frame, which names nobody, always."""
+    run_case(scan, bundle, out, silent, outputs)
+
+    assert {path.name for path in out.iterdir()} == files | {"frame.json", "result.json"}
+
+
+class Threshold(nn.Module):
+    """A network that sees label 1 at an intensity of 0.6, label 2 at 1 and background at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor([0.0, 0.6, 1.0]).view(1, 3, 1, 1, 1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return minus the squared distance of each voxel to each label's intensity."""
+        return -100 * (image - self.centres) ** 2
+
+
+@pytest.fixture(name="threshold")
+def threshold_(bundle: LoadedBundle) -> LoadedBundle:
+    """Return a bundle of that network, on voxels of 1 x 1.5 x 2 mm in RAS."""
+    config = bundle.description.config.model_copy(
+        update={
+            "spacing_mm": (1.0, 1.5, 2.0),
+            "intensity": [Window(low=0, high=100)],
+            "patch_size": (32, 32, 32),
+            "overlap": 0.0,
+        }
+    )
+    return LoadedBundle(replace(bundle.description, config=config), Threshold(), torch.device("cpu"))
+
+
+PHANTOM = np.zeros((7, 8, 9), np.int16)
+PHANTOM[1:3, 2:6, 5:8] = 60
+PHANTOM[3, 2, 5] = 60
+PHANTOM[4:6, 5:7, 1:3] = 100
+PHANTOM[4, 5, 3] = 100
+"""No rotation or reflection maps it onto itself."""
+
+TILTED = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.3, -0.2, 0.25) @ np.diag([1.0, 1.5, 2.0]), np.array([-30.5, 12.25, 7])
+)
+
+ORIENTATIONS = [
+    np.array(list(zip(axes, flips, strict=True)))
+    for axes, flips in product(permutations(range(3)), product((1, -1), repeat=3))
+]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=lambda ornt: " ".join(str(pair) for pair in ornt.tolist()))
+def test_a_phantom_comes_back_on_its_side(
+    orientation: npt.NDArray[np.intp], threshold: LoadedBundle, out: Path, tmp_path: Path
+) -> None:
+    """In each of the 48 axis orders and directions, of an oblique scan, every voxel of the mask is the phantom's."""
+    scan = nib.Nifti1Image(PHANTOM, TILTED).as_reoriented(orientation)
+    nib.save(scan, tmp_path / "phantom.nii")
+
+    run_case(tmp_path / "phantom.nii", threshold, out, silent)
+
+    mask: Any = nib.load(out / "mask.nii.gz")
+    labels = np.array([0, 1, 2])[np.searchsorted([0, 60, 100], np.asarray(scan.dataobj))]
+    assert mask.affine.tobytes() == nib.load(tmp_path / "phantom.nii").affine.tobytes()
+    assert np.array_equal(np.asarray(mask.dataobj), labels)
+    for label, intensity in ((1, 60), (2, 100)):
+        found = nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) == label)).mean(axis=0)
+        expected = nib.affines.apply_affine(TILTED, np.argwhere(intensity == PHANTOM)).mean(axis=0)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_real_results_lie_where_the_scans_lie(
+    hippocampus: Path, acdc: Path, threshold: LoadedBundle, tmp_path: Path
+) -> None:
+    """Oblique, permuted and anisotropic volumes: shape, affine and corners agree in nibabel and in SimpleITK."""
+    paths = sorted((hippocampus.parent / "sct_testing").rglob("*.nii.gz"))
+    paths = [path for path in paths if nib.load(path).shape[2:] != (1,)][:8]
+    paths += sorted(acdc.rglob("*_frame01.nii.gz"))[:4]
+    axes = {"".join(nib.aff2axcodes(nib.load(path).affine)) for path in paths}
+    assert len(axes) >= 2
+
+    for number, path in enumerate(paths):
+        out = tmp_path / f"result {number}"
+        out.mkdir()
+        run_case(path, threshold, out, silent)
+        for name in ("mask.nii.gz", "confidence.nii.gz"):
+            image, scan = nib.load(out / name), nib.load(path)
+            assert image.shape == scan.shape
+            assert image.affine.tobytes() == scan.affine.tobytes()
+            ours, theirs = SimpleITK.ReadImage(out / name), SimpleITK.ReadImage(path)
+            corners = [[int(n - 1) * c for n, c in zip(scan.shape, bits, strict=True)] for bits in np.ndindex(2, 2, 2)]
+            for corner in corners:
+                assert ours.TransformIndexToPhysicalPoint(corner) == theirs.TransformIndexToPhysicalPoint(corner)

@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.ndimage import binary_dilation
 
 from service.bundle.description import BundleDescription, describe_bundle
 from service.bundle.registry import SHIPPED
 from service.pipeline.calibrate import Segmentation
 from service.pipeline.decode import decode_scan
 from service.pipeline.preprocess import Grid
-from service.pipeline.summary import features_of, summarise
+from service.pipeline.summary import features_of, labels_at_border, summarise, widened
 from service.schemas import Summary
 from service.volume import Volume
 
@@ -45,8 +46,9 @@ def summary_of_grid(shape: tuple[int, int, int], affine: npt.NDArray[np.float64]
 
 def test_structures_are_counted_by_hand(summary_of: Callable[..., Summary]) -> None:
     """Three voxels of 1 x 2 x 4 mm are 0.024 ml; their mean confidence is (0.5 + 0.7 + 0.9) / 3."""
-    mask = np.array([1, 1, 1, 2, 0, 0, 0, 0], np.uint8).reshape(2, 2, 2)
-    confidence = np.array([0.5, 0.7, 0.9, 0.6, 1, 1, 1, 1], np.float32).reshape(2, 2, 2)
+    mask, confidence = np.zeros((4, 4, 4), np.uint8), np.ones((4, 4, 4), np.float32)
+    mask[1:3, 1:3, 1:3] = np.array([1, 1, 1, 2, 0, 0, 0, 0]).reshape(2, 2, 2)
+    confidence[1:3, 1:3, 1:3] = np.array([0.5, 0.7, 0.9, 0.6, 1, 1, 1, 1]).reshape(2, 2, 2)
 
     summary = summary_of(mask, confidence, (1, 2, 4))
 
@@ -121,3 +123,86 @@ def test_the_statement_is_withdrawn_for_other_scans(
     assert len(statement.reasons) >= 3
     assert statement.figures is None
     assert "DSC" not in statement.text
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("plane", [0, -1])
+def test_a_structure_at_the_border_has_no_volume(summary_of: Callable[..., Summary], axis: int, plane: int) -> None:
+    """One voxel in any of the six outermost planes may be the beginning of more: its volume is null, others' is not."""
+    mask = np.zeros((4, 5, 6), np.uint8)
+    mask[1:3, 1:4, 1:5] = 2
+    face = [2, 2, 2]
+    face[axis] = plane
+    mask[tuple(face)] = 1
+
+    front, back = summary_of(mask, np.ones(mask.shape, np.float32)).structures
+
+    assert (front.truncated, front.volume_ml, front.voxels) == (True, None, 1)
+    assert (back.truncated, back.volume_ml) == (False, pytest.approx(back.voxels / 1000))
+
+
+def test_labels_of_the_planes_next_to_the_border_are_whole() -> None:
+    """What ends one voxel before the border lies inside."""
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[1:3, 1:3, 1:3] = 3
+
+    assert labels_at_border(mask) == {0}
+
+
+def test_the_histogram_counts_each_voxel_of_the_mask(summary_of: Callable[..., Summary]) -> None:
+    """0.5 ends bin 9, 0.501 begins bin 10, 1 is in bin 19: the bins are closed on the right, as the card's."""
+    mask, confidence = np.zeros((3, 3, 6), np.uint8), np.full((3, 3, 6), 0.4, np.float32)
+    mask[1, 1, 1:5] = 1
+    confidence[1, 1, 1:5] = [0.5, 0.501, 1, 1]
+
+    front, back = summary_of(mask, confidence).structures
+
+    expected = [0] * 20
+    expected[9], expected[10], expected[19] = 1, 1, 2
+    assert front.confidence_histogram == expected
+    assert back.confidence_histogram == [0] * 20
+
+
+def test_the_fifth_percentile_is_numpys(summary_of: Callable[..., Summary]) -> None:
+    """Of 0.50, 0.51 .. 0.70 it is 0.51; a structure without voxels has none."""
+    mask, confidence = np.zeros((3, 3, 23), np.uint8), np.ones((3, 3, 23), np.float32)
+    mask[1, 1, 1:22] = 1
+    confidence[1, 1, 1:22] = np.linspace(0.5, 0.7, 21)
+
+    front, back = summary_of(mask, confidence).structures
+
+    assert front.p5_confidence == pytest.approx(0.51)
+    assert back.p5_confidence is None
+
+
+def test_the_expected_accuracy_is_that_of_the_foreground_and_two_voxels_around(
+    summary_of: Callable[..., Summary],
+) -> None:
+    """One voxel of 0.4 in a cube of 5 x 5 x 5 of which the others are 0.9; beyond it the background is certain."""
+    mask, confidence = np.zeros((9, 9, 9), np.uint8), np.ones((9, 9, 9), np.float32)
+    mask[4, 4, 4] = 1
+    confidence[2:7, 2:7, 2:7] = 0.9
+    confidence[4, 4, 4] = 0.4
+
+    expected = summary_of(mask, confidence).expected_accuracy
+
+    assert expected is not None
+    assert expected.value == pytest.approx((124 * 0.9 + 0.4) / 125)
+    assert (expected.voxels, expected.margin_voxels) == (125, 2)
+    assert expected.basis == "the model's own probabilities"
+
+
+def test_without_foreground_nothing_is_expected(summary_of: Callable[..., Summary]) -> None:
+    """The accuracy of an empty mask is not that of its background."""
+    assert summary_of(np.zeros((3, 3, 3), np.uint8), np.ones((3, 3, 3), np.float32)).expected_accuracy is None
+
+
+@pytest.mark.parametrize("voxels", [1, 2, 7])
+def test_masks_are_widened_as_scipy_does_it(voxels: int) -> None:
+    """A cube around every voxel, cut off at the border, also where it is larger than the image."""
+    mask = np.random.default_rng(3).random((6, 5, 4)) < 0.03
+
+    expected = binary_dilation(mask, np.ones((2 * voxels + 1,) * 3))
+
+    assert mask.any()
+    assert np.array_equal(widened(mask, voxels), expected)

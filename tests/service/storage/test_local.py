@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import SettingsError, StorageFull
+from service.errors import ScanNotFound, SettingsError, StorageFull
 from service.storage import local
 from service.storage.local import RESULT, StateDirectory, Upload
 
@@ -29,7 +29,7 @@ def _attempt(state: StateDirectory, content: str) -> Path:
 
 
 def _upload(state: StateDirectory, body: bytes, error: Exception | None = None) -> None:
-    with Upload(state) as upload:
+    with Upload(state, "local") as upload:
         upload.write(body)
         if error is not None:
             raise error
@@ -99,7 +99,7 @@ def test_a_lock_of_a_dead_process_is_no_lock(tmp_path: Path) -> None:
 def test_opening_sweeps_what_a_crash_left(tmp_path: Path) -> None:
     """Uploads and attempts of a dead process are worthless; scans and results stay."""
     root = tmp_path / "state"
-    keep = [root / "scans" / "abc", root / "results" / "job" / RESULT]
+    keep = [root / "scans" / "local" / "abc", root / "results" / "job" / RESULT]
     sweep = [root / "incoming" / "upload", root / "work" / "job" / "attempt" / "mask", root / "work" / "stray"]
     for path in (*keep, *sweep):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,26 +174,26 @@ def test_an_unexpected_failure_of_publishing_is_raised(state: StateDirectory) ->
 
 def test_a_kept_upload_is_named_by_its_content(state: StateDirectory) -> None:
     """The body lies in scans/ under its SHA-256, and nothing remains in incoming/."""
-    with Upload(state) as upload:
+    with Upload(state, "local") as upload:
         for chunk in (b"ab", b"", b"c"):
             upload.write(chunk)
         upload.flush()
         sha256 = upload.keep()
 
     assert sha256 == hashlib.sha256(b"abc").hexdigest()
-    assert state.scan(sha256).read_bytes() == b"abc"
+    assert state.scan("local", sha256).read_bytes() == b"abc"
     assert [*state.incoming.iterdir()] == []
 
 
 def test_the_same_body_twice_is_one_scan(state: StateDirectory) -> None:
     """Two uploads of equal bytes end as one file."""
     for _ in range(2):
-        with Upload(state) as upload:
+        with Upload(state, "local") as upload:
             upload.write(b"abc")
             upload.flush()
             upload.keep()
 
-    assert len([*state.scans.iterdir()]) == 1
+    assert len([*state.scans.glob("*/*")]) == 1
 
 
 def test_flush_brings_every_byte_to_the_disk(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_flush_brings_every_byte_to_the_disk(state: StateDirectory, monkeypatch:
     sizes: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
 
-    with Upload(state) as upload:
+    with Upload(state, "local") as upload:
         upload.write(b"abc")
         upload.flush()
 
@@ -237,7 +237,7 @@ def test_another_failure_of_the_disk_is_not_called_full(state: StateDirectory, m
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught, Upload(state) as upload:
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught, Upload(state, "local") as upload:
         upload.flush()
 
     assert caught.value.errno == errno.EIO
@@ -263,3 +263,60 @@ def test_a_disk_that_fills_up_for_real_leaves_nothing(state: StateDirectory, bod
         _upload(state, body)
 
     assert [*state.incoming.iterdir()] == []
+
+
+def _keep(state: StateDirectory, owner: str, body: bytes) -> str:
+    with Upload(state, owner) as upload:
+        upload.write(body)
+        upload.flush()
+        return upload.keep()
+
+
+def test_each_owner_has_scans_of_their_own(state: StateDirectory) -> None:
+    """The same bytes of two owners are two files: one may be erased without the other, and neither sees the other's."""
+    ours, theirs = _keep(state, "we", b"abc"), _keep(state, "they", b"abc")
+    assert ours == theirs
+    assert (state.find_scan("we", ours).id, state.find_scan("we", ours).bytes) == (ours, 3)
+    with pytest.raises(ScanNotFound):
+        state.find_scan("others", ours)
+
+    state.forget_scan("we", ours)
+
+    with pytest.raises(ScanNotFound, match="upload it again"):
+        state.find_scan("we", ours)
+    assert state.find_scan("they", theirs).bytes == 3
+    state.forget_scan("we", ours)
+
+
+@pytest.mark.parametrize("sha256", ["", ".", "..", "../they", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "0" * 64])
+def test_what_is_no_hash_of_a_scan_is_not_looked_for(state: StateDirectory, sha256: str) -> None:
+    """No name leads out of the folder, and a folder is no scan."""
+    (state.scans / "we" / ("0" * 64)).mkdir(parents=True)
+
+    with pytest.raises(ScanNotFound):
+        state.find_scan("we", sha256)
+
+
+def test_the_folder_of_a_new_owner_is_flushed(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folder and file are on the disk before anybody is told of the scan; the folder only once."""
+    flushed: list[Path] = []
+    monkeypatch.setattr(local, "sync_folder", flushed.append)
+
+    _keep(state, "we", b"abc")
+    _keep(state, "we", b"abd")
+
+    assert flushed == [state.scans, state.scans / "we", state.scans / "we"]
+
+
+def test_an_erased_job_has_no_file(state: StateDirectory) -> None:
+    """Result and attempts of one job go, those of another stay; what is not there is no error."""
+    state.publish("job", _attempt(state, "whole"))
+    other = state.begin_attempt("other")
+    _attempt(state, "late")
+
+    state.forget_job("job")
+    state.forget_job("job")
+
+    assert state.result("job") is None
+    assert [*state.results.iterdir()] == []
+    assert [*state.work.iterdir()] == [other.parent]

@@ -1,0 +1,125 @@
+"""Answers that are a file of a result, stored or made for this answer, with a strong ETag (RFC 9110, section 8.8.3).
+
+Ranges and HEAD are Starlette's `FileResponse`; conditional requests are decided here, before anything is computed.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fastapi import Request, Response, status
+from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
+
+from service import __version__
+from service.errors import ResultExpired
+from service.schemas import CaseResult
+from service.storage.local import RESULT
+
+_CACHE: Final = "private, no-cache"
+"""A result never changes, but it may be erased: a cache must ask, and is told 304."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request for a file of a result is answered with.
+
+    Args:
+        request: of the caller.
+        result: folder of the result.
+        name: of the file, as the caller saves it.
+        media_type: of the file.
+        varies: whether Accept has decided on the format.
+    """
+
+    request: Request
+    result: Path
+    name: str
+    media_type: str
+    varies: bool = False
+
+    def stored(self) -> Response:
+        """Answer with a file that the result holds; its ETag is its SHA-256.
+
+        Raises:
+            ResultExpired: the file was not kept.
+        """
+        path = kept(self.result, self.name)
+        case = CaseResult.model_validate_json((self.result / RESULT).read_bytes())
+        headers = self._headers(case.files[self.name])
+        if self._is_current(headers["ETag"]):
+            return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+        return FileResponse(path, media_type=self.media_type, filename=self.name, headers=headers)
+
+    def made(self, how: str, folder: Path, write: Callable[[Path], Path]) -> Response:
+        """Answer with a file that is written now and erased afterwards; the same request gives the same bytes.
+
+        Its ETag follows from the result and `how`, so that it is known before the file is; HEAD writes none.
+
+        Args:
+            how: tells this file from all others that are made of the result.
+            folder: where scratch files may lie.
+            write: writes into the folder that it is given and returns the file.
+        """
+        digest = hashlib.sha256((self.result / RESULT).read_bytes() + f"\0{how}\0{__version__}".encode())
+        headers = self._headers(digest.hexdigest())
+        if self._is_current(headers["ETag"]):
+            return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+        if self.request.method == "HEAD":
+            return _OfNoLength(media_type=self.media_type, headers=headers)
+        scratch = Path(tempfile.mkdtemp(dir=folder))
+        try:
+            path = write(scratch)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        return _ScratchResponse(path, scratch, media_type=self.media_type, filename=self.name, headers=headers)
+
+    def _headers(self, digest: str) -> dict[str, str]:
+        headers = {"ETag": f'"{digest}"', "Cache-Control": _CACHE}
+        return headers | ({"Vary": "Accept"} if self.varies else {})
+
+    def _is_current(self, etag: str) -> bool:
+        """Return whether the caller has the file already (RFC 9110, section 13.1.2: weak comparison)."""
+        given = ",".join(self.request.headers.getlist("if-none-match"))
+        tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
+        return "*" in tags or etag in tags
+
+
+def kept(result: Path, name: str) -> Path:
+    """Return a file of a result.
+
+    Raises:
+        ResultExpired: it was not kept.
+    """
+    path = result / name
+    if not path.is_file():
+        msg = "This result was not kept: it was not among the outputs of the segmentation. Segment the scan again with it."
+        raise ResultExpired(msg)
+    return path
+
+
+class _OfNoLength(Response):
+    """Headers of a file that is not there yet."""
+
+    def init_headers(self, headers: "dict[str, str] | None" = None) -> None:  # type: ignore[override]  # we pass a dict
+        super().init_headers(headers)
+        del self.headers["content-length"]
+
+
+class _ScratchResponse(FileResponse):
+    """A file in a folder that is erased when the answer has ended, also when the caller has gone."""
+
+    def __init__(self, path: Path, scratch: Path, *, media_type: str, filename: str, headers: dict[str, str]) -> None:
+        super().__init__(path, media_type=media_type, filename=filename, headers=headers)
+        self._scratch = scratch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)

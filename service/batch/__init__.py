@@ -1,0 +1,1 @@
+"""Many scans, one folder of results, through interruptions: `calibrant batch`."""

@@ -1,0 +1,162 @@
+"""The same client for programs that run on asyncio or trio."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import httpx
+from httpx_sse import EventSource
+from tenacity import AsyncRetrying
+
+from service.client import calls
+from service.client.calls import Call, Order, Show, Source, Talk
+from service.client.events import EventStream
+from service.client.result import Result
+from service.client.retry import PATIENCE_S, Retry
+from service.errors import ServerUnreachable
+from service.schemas import Job, Models, Output, Priority, Scan, State
+
+_T = TypeVar("_T")
+
+_PIECE = 1 << 20
+
+
+class AsyncClient:
+    """Talks to one service; an asynchronous context manager with the methods of `Client`."""
+
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_s: float = 60.0, patience_s: float = PATIENCE_S
+    ) -> None:
+        """Prepare a connection; arguments and errors are those of `Client`."""
+        try:
+            self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, headers=calls.headers_of(key))
+        except httpx.InvalidURL as error:
+            msg = f"The address cannot be used ({error}). Expected one like http://127.0.0.1:8000."
+            raise ServerUnreachable(msg) from error
+        self._retry = Retry(patience_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def models(self) -> Models:
+        """Return what is installed."""
+        return await self._talk(calls.models())
+
+    async def upload(self, scan: Path) -> Scan:
+        """Send a scan to be kept, and return its id: its SHA-256."""
+        return await self._talk(calls.upload(scan))
+
+    async def segment(
+        self,
+        scan: Source,
+        model: str | None = None,
+        show: Show = lambda _: None,
+        *,
+        outputs: tuple[Output, ...] = (),
+        priority: Priority = "normal",
+    ) -> Result:
+        """Send a scan and return its result once it is there; arguments as of `Client.segment`."""
+        return await self._talk(calls.segment(Order(scan, model, outputs, priority), show))
+
+    async def submit(self, order: Order) -> Job:
+        """Send a scan and return its job at once."""
+        return await self._talk(calls.submit(order))
+
+    async def find(self, identifier: str) -> Job:
+        """Return a job as it stands."""
+        return await self._talk(calls.find(identifier))
+
+    async def wait(self, job: Job, show: Show = lambda _: None) -> Job:
+        """Return a job once it has finished, well or not."""
+        return await self._talk(calls.wait(job, show))
+
+    async def fetch(self, job: Job) -> Result:
+        """Download what a finished job has made."""
+        return await self._talk(calls.fetch(job))
+
+    async def cancel(self, identifier: str) -> Job:
+        """Stop a job and return it."""
+        return await self._talk(calls.cancel(identifier))
+
+    async def delete(self, identifier: str) -> None:
+        """Erase a job with its results, and its scan unless another job was made from it."""
+        await self._talk(calls.delete(identifier))
+
+    async def list(self, state: State | None = None) -> AsyncIterator[Job]:
+        """Yield the caller's jobs, the newest first, page by page."""
+        cursor, more = None, True
+        while more:
+            page = await self._talk(calls.page(state, cursor))
+            for job in page.jobs:
+                yield job
+            cursor, more = page.next, page.next is not None
+
+    async def events(self, identifier: str) -> AsyncIterator[Job]:
+        """Yield a job whenever it has changed, until it has finished; a broken connection is taken up again."""
+        stream = EventStream(identifier)
+        while not stream.finished:
+            async with aclosing(await self._open(stream)) as answer:
+                try:
+                    async for event in EventSource(answer).aiter_sse():
+                        job = stream.job_of(event)
+                        if job is not None:
+                            yield job
+                except httpx.TransportError:
+                    continue
+
+    async def _open(self, stream: EventStream) -> httpx.Response:
+        async for attempt in AsyncRetrying(**self._retry.policy):
+            with attempt, self._errors():
+                answer = await self._http.send(self._http.build_request(**stream.request), stream=True)
+                self._retry.met = True
+                if answer.is_error:
+                    async with aclosing(answer):
+                        await answer.aread()
+                calls.reject_error(answer)
+        return answer
+
+    async def _talk(self, talk: Talk[_T]) -> _T:
+        try:
+            call = next(talk)
+            while True:
+                await anyio.sleep(call.after_s)
+                call = talk.send(await self._send(call))
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+
+    async def _send(self, call: Call) -> httpx.Response:
+        async for attempt in AsyncRetrying(**self._retry.policy):
+            with attempt, self._errors():
+                content = None if call.body is None else _pieces(call.body)
+                answer = await self._http.request(
+                    call.method, call.path, params=call.params, headers=call.headers, content=content
+                )
+                self._retry.met = True
+                calls.reject_error(answer)
+        return answer
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise calls.unreachable(self._http.base_url, error) from error
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        while piece := await file.read(_PIECE):
+            yield piece

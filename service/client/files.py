@@ -1,0 +1,46 @@
+"""Names of the files of one segmentation, in the style of BIDS derivatives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
+"""Endings of the files that can be segmented."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the files of one segmentation lie.
+
+    Args:
+        folder: that holds them.
+        stem: what all names begin with.
+    """
+
+    folder: Path
+    stem: str
+
+    @property
+    def mask(self) -> Path:
+        """Label values, NIfTI."""
+        return self.folder / f"{self.stem}_dseg.nii.gz"
+
+    @property
+    def confidence(self) -> Path:
+        """Confidence of the mask's label, NIfTI."""
+        return self.folder / f"{self.stem}_desc-confidence_probseg.nii.gz"
+
+    @property
+    def summary(self) -> Path:
+        """The image-level summary, JSON."""
+        return self.folder / f"{self.stem}_summary.json"
+
+
+def stem_of(scan: Path) -> str:
+    """Return the name of a scan without its ending.
+
+    >>> stem_of(Path("a/sub-1.T1.nii.gz"))
+    'sub-1.T1'
+    """
+    suffix = next((suffix for suffix in SUFFIXES if scan.name.lower().endswith(suffix)), "")
+    return scan.name[: len(scan.name) - len(suffix)]

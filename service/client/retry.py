@@ -1,0 +1,58 @@
+"""Which failed requests are sent again, and when; the waiting is tenacity's.
+
+All requests may be repeated: a POST carries an Idempotency-Key or names its content. A server that has never answered
+is not waited for, one that has is: it may be restarting.
+"""
+
+from typing import Any, Final
+
+from tenacity import RetryCallState, retry_if_exception, stop_after_delay, stop_before_delay, wait_random_exponential
+
+from service.errors import BY_CODE, BundleError, ServerProblem, ServerUnreachable
+
+PATIENCE_S: Final = 60.0
+"""Seconds over which a request is repeated before its error is raised."""
+
+PASSING: Final = (429, 502, 503, 504)
+"""Statuses of a server, or of a proxy before it, that may answer better later."""
+
+_backoff = wait_random_exponential(multiplier=0.25, max=8)
+
+
+class Retry:
+    """The policy of one client."""
+
+    def __init__(self, patience_s: float) -> None:
+        """Prepare.
+
+        Args:
+            patience_s: seconds over which a request is repeated.
+        """
+        self.met = False
+        self._patience_s = patience_s
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """Arguments of tenacity's `Retrying` and `AsyncRetrying`."""
+        return {
+            "retry": retry_if_exception(self._is_passing),
+            "wait": _pause_s,
+            # The first stops before a pause that is longer than the patience, the second when no pause is left.
+            "stop": stop_before_delay(self._patience_s) | stop_after_delay(self._patience_s),
+            "reraise": True,
+        }
+
+    def _is_passing(self, error: BaseException) -> bool:
+        if isinstance(error, ServerUnreachable):
+            return self.met
+        return isinstance(error, ServerProblem) and error.status in PASSING and not _is_broken_bundle(error)
+
+
+def _is_broken_bundle(error: ServerProblem) -> bool:
+    return issubclass(BY_CODE.get(error.kind.rpartition("/")[2], ServerProblem), BundleError)
+
+
+def _pause_s(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, ServerProblem) else None
+    return _backoff(state) if asked is None else asked

@@ -1,0 +1,106 @@
+"""What a finished job's logits show beyond its files, computed in a throw-away process: the API's never holds torch.
+
+One at a time: each may need as much memory as the case itself. A second implementation in numpy would need no process,
+but its exponentials differ from torch's in the last digit, and a figure computed later would be another figure.
+"""
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import ExecutionError, ResultExpired
+from service.pipeline.encode import LOGITS, Content, VoxelType
+from service.schemas import Measured
+
+_PROCESSES: Final = multiprocessing.get_context("forkserver")
+_TURN: Final = threading.Semaphore(1)
+
+_MEASURED: Final = "measured.json"
+_LABELS: Final = "labels.npy"
+
+
+def derive_map(result: Path, work: Path, content: Content, kind: VoxelType, seconds: float) -> Path:
+    """Return a .nii.gz of the probabilities, the uncertainty or the confidence of a result.
+
+    Args:
+        result: its folder.
+        work: folder that the file is written to.
+        content: what it shows.
+        kind: of the voxels.
+        seconds: after which it is given up.
+
+    Raises:
+        ResultExpired: the logits are not kept.
+        ExecutionError: the process died or took too long.
+    """
+    out = work / f"{content}.nii.gz"
+    _in_child(_write_map, result, seconds, out, content, kind)
+    return out
+
+
+def derive_measured(result: Path, work: Path, classes: npt.NDArray[np.uint8], model: str, seconds: float) -> Measured:
+    """Return what a reference shows about a result.
+
+    Args:
+        result: its folder.
+        work: folder of scratch files.
+        classes: (D, H, W) the reference as output channels, on the scan's grid.
+        model: identity of the bundle.
+        seconds: after which it is given up.
+
+    Raises:
+        ResultExpired: the logits are not kept.
+        ExecutionError: the process died or took too long.
+    """
+    np.save(work / _LABELS, classes, allow_pickle=False)
+    _in_child(_write_measured, result, seconds, work, model)
+    return Measured.model_validate_json((work / _MEASURED).read_bytes())
+
+
+def reject_without_logits(result: Path) -> None:
+    """Raise ResultExpired if nothing can be computed from a result any more."""
+    if not (result / LOGITS).is_file():
+        msg = (
+            "The logits that this is computed from are not kept: the segmentation was made without `probabilities` among "
+            "its outputs, or they were erased by the retention policy. Segment the scan again."
+        )
+        raise ResultExpired(msg)
+
+
+def _in_child(work: Callable[..., None], result: Path, seconds: float, *arguments: object) -> None:
+    reject_without_logits(result)
+    with _TURN:
+        process = _PROCESSES.Process(target=work, args=(result, *arguments), daemon=True)
+        process.start()
+        process.join(seconds)
+        late = process.is_alive()
+        process.kill()
+        process.join()
+        code = process.exitcode
+        process.close()
+    if late:
+        msg = (
+            f"The computation from the stored logits took longer than {seconds:.0f} s and was stopped. Try again later."
+        )
+        raise ExecutionError(msg)
+    if code:
+        msg = "The process that computed from the stored logits died. Try again, then tell the operator."
+        raise ExecutionError(msg)
+
+
+def _write_map(result: Path, out: Path, content: Content, kind: VoxelType) -> None:
+    from service.pipeline.maps import write_map
+
+    write_map(result, out, content, kind)
+
+
+def _write_measured(result: Path, work: Path, model: str) -> None:
+    from service.pipeline.measure import measure
+
+    classes = np.load(work / _LABELS, mmap_mode="r", allow_pickle=False)
+    (work / _MEASURED).write_text(measure(result, classes, model).model_dump_json())

@@ -1,0 +1,143 @@
+"""A finished job's logits -> probabilities, uncertainty or confidence of every voxel as NIfTI, slab by slab.
+
+The same path as at once (`service.pipeline.calibrate`), so a figure computed later is the same figure. The whole of
+the probabilities is never in memory: they are laid out in a scratch file and compressed from there. Needs torch: the
+API lets `service.pipeline.derived` run it in a process of its own.
+"""
+
+import gzip
+import math
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from service.bundle.schema import ServiceConfig
+from service.pipeline.calibrate import probability_slabs
+from service.pipeline.encode import LOGITS, Content, VoxelType, map_header, to_codes, without_free_text
+from service.pipeline.frame import Frame, read_frame
+from service.pipeline.preprocess import Grid
+from service.volume import Volume
+
+Slab: TypeAlias = npt.NDArray[np.float32]
+
+_GZIP_LEVEL: Final = 1
+_CHUNK_BYTES: Final = 1 << 20
+_SMALLEST: Final = np.finfo(np.float32).tiny
+
+
+def frame_of(volume: Volume, grid: Grid, config: ServiceConfig) -> Frame:
+    """Return what leads back from the logits of a case.
+
+    Args:
+        volume: the scan.
+        grid: its place on the network's axes.
+        config: of the bundle that ran.
+    """
+    return Frame(
+        scan_shape=volume.shape,
+        orientation=[(int(axis), int(flip)) for axis, flip in grid.orientation],
+        oriented_shape=_three(grid.oriented_shape),
+        network_shape=_three(grid.network_shape),
+        affine=volume.affine.tolist(),
+        header=without_free_text(volume.header).hex(),
+        config=config,
+    )
+
+
+def grid_of(frame: Frame) -> Grid:
+    """Return the grid that `frame_of` was given."""
+    orientation = np.array(frame.orientation, np.float64)
+    return Grid(frame.scan_shape, orientation, frame.oriented_shape, frame.network_shape)
+
+
+def read_logits(result: Path) -> torch.Tensor:
+    """Return the logits that a result keeps, (C, D, H, W) float16 on the network's grid."""
+    with gzip.open(result / LOGITS, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        if fortran_order or dtype != np.float16:
+            msg = f"{LOGITS} holds {dtype}, expected float16 in C order"
+            raise ValueError(msg)
+        logits = np.empty(shape, np.float16)
+        into = logits.view(np.uint8).reshape(-1).data
+        filled = 0
+        while got := file.readinto(into[filled : filled + _CHUNK_BYTES]):
+            filled += got
+    if filled != len(into):
+        msg = f"{LOGITS} ends after {filled} of {len(into)} bytes"
+        raise ValueError(msg)
+    return torch.from_numpy(logits)
+
+
+def slabs_of(result: Path, frame: Frame) -> Iterator[tuple[slice, Slab]]:
+    """Yield the calibrated probabilities of a result as `probability_slabs` does."""
+    return probability_slabs(read_logits(result), grid_of(frame), frame.config)
+
+
+def write_map(result: Path, out: Path, content: Content, kind: VoxelType) -> None:
+    """Write one .nii.gz on the scan's grid: 4-D with a volume per class for probabilities, 3-D otherwise.
+
+    Args:
+        result: folder with the logits and the frame.
+        out: file to write; a scratch file of the unpacked size lies beside it for a while.
+        content: of the voxels.
+        kind: of the voxels.
+    """
+    frame = read_frame(result)
+    classes = len(frame.config.labels)
+    volumes = classes if content == "probabilities" else 1
+    least = 1 / classes if content == "confidence" else 0.0
+    head = map_header(frame.scan_header, kind, volumes)
+    scratch = out.with_name(f"{out.name}.scratch")
+    with scratch.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + volumes * math.prod(frame.scan_shape) * np.dtype(kind).itemsize)
+    voxels = np.memmap(scratch, kind, "r+", len(head), (*frame.scan_shape, volumes), "F")
+    turned = [nib.orientations.apply_orientation(voxels[..., v], frame.orientation) for v in range(volumes)]
+    for window, probs in slabs_of(result, frame):
+        for view, values in zip(turned, _CONTENTS[content](probs), strict=True):
+            view[window] = to_codes(values, kind, least=least)
+            # Written pages belong to the file now, not to this process.
+            voxels.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]  # the mmap below a memmap
+    del turned, voxels
+    _compress(scratch, out)
+    scratch.unlink()
+
+
+def normalised_entropy(probs: Slab) -> Slab:
+    """Return ``-sum_c p_c ln p_c / ln C``, (...) in [0, 1]: 0 where one class is certain, 1 where all are alike.
+
+    Args:
+        probs: (C, ...) summing to 1 over C; 0 ln 0 is 0.
+    """
+    entropy = -(probs * np.log(np.maximum(probs, _SMALLEST))).sum(axis=0)
+    return np.clip(entropy / np.float32(math.log(len(probs))), 0, 1)
+
+
+_CONTENTS: Final[dict[Content, Callable[[Slab], Slab]]] = {
+    "probabilities": lambda probs: probs,
+    "uncertainty": lambda probs: normalised_entropy(probs)[np.newaxis],
+    "confidence": lambda probs: probs.max(axis=0, keepdims=True),
+}
+"""(C, planes, H, W) probabilities -> (volumes, planes, H, W) what the map shows."""
+
+
+def _compress(scratch: Path, out: Path) -> None:
+    with (
+        scratch.open("rb") as unpacked,
+        out.open("wb") as file,
+        gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed,
+    ):
+        while chunk := unpacked.read(_CHUNK_BYTES):
+            packed.write(chunk)
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    d, h, w = shape
+    return d, h, w

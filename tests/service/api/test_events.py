@@ -1,0 +1,151 @@
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+Nifti = Callable[..., bytes]
+
+ROUTE = "/v1/segmentations"
+
+Event = dict[str, str]
+
+
+def read(lines: Iterator[str]) -> Iterator[Event]:
+    """Yield the events of a stream, by the rules of the HTML standard that are used here; comments are skipped."""
+    event: Event = {}
+    for line in lines:
+        if not line and event:
+            yield event
+            event = {}
+        elif line and not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            event[name] = value
+
+
+def watch(http: httpx.Client, job: str, last: str | None = None) -> list[Event]:
+    """Return the events of a job until the service ends the stream."""
+    headers = {"Last-Event-ID": last} if last else {}
+    with http.stream("GET", f"{ROUTE}/{job}/events", headers=headers) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
+        assert answer.headers["cache-control"] == "no-cache"
+        return list(read(answer.iter_lines()))
+
+
+@pytest.fixture(name="long")
+def long_(nifti: Nifti) -> bytes:
+    """Return a scan of many windows, which takes seconds."""
+    array = np.random.default_rng(0).normal(100, 10, (90, 70, 70)).astype(np.float32)
+    return nifti(array, np.diag([1.0, 1, 1, 1]), descrip=uuid.uuid4().hex.encode())
+
+
+def test_a_job_is_followed_to_its_end(http: httpx.Client, nifti: Nifti) -> None:
+    """Each event holds the whole job; states come in their order, the last is the end, and the stream ends there."""
+    job = http.post(ROUTE, content=nifti()).json()
+
+    events = watch(http, job["id"])
+
+    states = [event["event"] for event in events]
+    order = ["queued", "running", "succeeded"]
+    assert states == sorted(states, key=order.index)
+    assert states.count("succeeded") == 1
+    assert states[-1] == "succeeded"
+    assert [json.loads(event["data"])["state"] for event in events] == states
+    assert json.loads(events[-1]["data"]) == http.get(f"{ROUTE}/{job['id']}").json()
+    assert len({event["id"] for event in events}) == len(events)
+
+
+def test_who_comes_late_sees_the_end(http: httpx.Client, nifti: Nifti) -> None:
+    """Of a finished job there is one event, and none for one that has seen it."""
+    job = http.post(ROUTE, content=nifti(), headers={"Prefer": "wait=50"}).json()
+
+    (event,) = watch(http, job["id"])
+
+    assert event["event"] == "succeeded"
+    assert watch(http, job["id"], last=event["id"]) == []
+    assert watch(http, job["id"], last="of another job") == [event]
+
+
+def test_a_broken_connection_goes_on_where_it_was(http: httpx.Client, long: bytes) -> None:
+    """With the id of the last event only what has changed since is sent; a job that only waits repeats nothing."""
+    running, waiting = (http.post(ROUTE, content=long).json()["id"] for _ in range(2))
+    with http.stream("GET", f"{ROUTE}/{waiting}/events") as answer:
+        first = next(read(answer.iter_lines()))
+    assert first["event"] == "queued"
+
+    events = watch(http, waiting, last=first["id"])
+
+    assert first["id"] not in [event["id"] for event in events]
+    assert [event["event"] for event in events].count("queued") <= 1  # when the one before it ends
+    assert events[-1]["event"] == "succeeded"
+    assert {"infer"} <= {json.loads(event["data"])["stage"] for event in events}
+    assert http.get(f"{ROUTE}/{running}").json()["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("act", ["cancel", "delete"])
+def test_a_stream_ends_with_its_job(http: httpx.Client, long: bytes, act: str) -> None:
+    """Cancelled, the last event says so; erased, the stream just ends: nobody hangs on a job that is gone."""
+    job = http.post(ROUTE, content=long).json()["id"]
+    seen: list[list[Event]] = []
+    thread = threading.Thread(target=lambda: seen.append(watch(http, job)))
+    thread.start()
+    time.sleep(0.5)
+
+    if act == "cancel":
+        assert http.post(f"{ROUTE}/{job}/cancel").status_code == 202
+    else:
+        assert http.delete(f"{ROUTE}/{job}").status_code == 204
+
+    thread.join(20)
+    assert not thread.is_alive()
+    (events,) = seen
+    assert events[-1]["event"] in ({"cancelled"} if act == "cancel" else {"queued", "running"})
+
+
+@pytest.mark.parametrize("job", [uuid.uuid4().hex, "unknown", "%00"])
+def test_an_unknown_job_has_no_stream(http: httpx.Client, job: str) -> None:
+    """404 with a problem document, before any stream begins."""
+    answer = http.get(f"{ROUTE}/{job}/events")
+
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == "/problems/job-not-found"
+
+
+def test_a_long_last_event_id_is_refused(http: httpx.Client, nifti: Nifti) -> None:
+    """One of ours has 16 characters."""
+    job = http.post(ROUTE, content=nifti()).json()["id"]
+
+    answer = http.get(f"{ROUTE}/{job}/events", headers={"Last-Event-ID": "x" * 101})
+
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
+
+
+def test_streams_do_not_keep_others_from_being_served(http: httpx.Client, long: bytes, server_url: str) -> None:
+    """Fifty that watch take no thread each: health answers at once, and all of them see the end."""
+    job = http.post(ROUTE, content=long).json()["id"]
+    ends: list[Any] = []
+    threads = [threading.Thread(target=lambda: ends.append(_end(server_url, job))) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    started = time.monotonic()
+    assert http.get("/v2/health/live").status_code == 200
+    assert time.monotonic() - started < 5
+    http.post(f"{ROUTE}/{job}/cancel")
+    for thread in threads:
+        thread.join(60)
+
+    assert len(ends) == 50
+    assert {*ends} <= {"cancelled", "succeeded"}
+
+
+def _end(url: str, job: str) -> str:
+    with httpx.Client(base_url=url, timeout=60) as http:
+        return watch(http, job)[-1]["event"]

@@ -1,0 +1,24 @@
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def counted(http: httpx.Client, route: str, status: str) -> float:
+    """Return how many GET requests of a route were answered with a status."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    wanted = {"method": "GET", "route": route, "status": status}
+    samples = [each for family in families for each in family.samples if each.name == "calibrant_requests_total"]
+    return sum(each.value for each in samples if each.labels == wanted)
+
+
+def test_requests_are_counted_by_route(http: httpx.Client) -> None:
+    """Two requests to one route, and one to a path that is none: what the user sent is no label."""
+    route = "/v1/segmentations/{job_id}"
+    before = counted(http, route, "404"), counted(http, "none", "404")
+
+    for _ in range(2):
+        http.get("/v1/segmentations/CANARY-PATH")
+    http.get("/CANARY-PATH")
+
+    assert counted(http, route, "404") == before[0] + 2
+    assert counted(http, "none", "404") == before[1] + 1
+    assert "CANARY" not in http.get("/metrics").text

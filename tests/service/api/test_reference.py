@@ -1,0 +1,108 @@
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+
+Nifti = Callable[..., bytes]
+
+ROUTE = "/v1/segmentations"
+
+
+@pytest.fixture(name="job", scope="module")
+def job_(http: httpx.Client, nifti: Nifti) -> dict[str, Any]:
+    """Return a finished job over a scan of 12 x 14 x 10 voxels."""
+    array = np.random.default_rng(4).normal(100, 10, (12, 14, 10)).astype(np.float32)
+    job: dict[str, Any] = http.post(ROUTE, content=nifti(array), headers={"Prefer": "wait=50"}).json()
+    assert job["state"] == "succeeded"
+    return job
+
+
+@pytest.fixture(name="mask", scope="module")
+def mask_(http: httpx.Client, job: dict[str, Any]) -> bytes:
+    """Return the job's mask."""
+    return http.get(job["links"]["mask"]).content
+
+
+def test_the_mask_is_measured_against_itself(http: httpx.Client, job: dict[str, Any], mask: bytes) -> None:
+    """Every structure that is there has a DSC of 1; the answer says that it was measured, and on which model."""
+    answer = http.post(job["links"]["reference"], content=mask)
+
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["basis"], found["model"]) == ("measured", job["model"])
+    voxels = np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(mask)).dataobj)
+    for label, structure in enumerate(found["structures"], start=1):
+        assert structure["reference_voxels"] == structure["predicted_voxels"] == (voxels == label).sum()
+        assert structure["dsc"] == (1 if structure["reference_voxels"] else None)
+    assert sum(found["reliability"]["structures"][0]["count"]) == voxels.size
+    assert found["reliability"]["n_cases"] == 1
+    assert "measured" in found["reliability"]["source"]
+
+
+def test_a_form_and_other_formats_are_read(
+    http: httpx.Client, job: dict[str, Any], mask: bytes, tmp_path: Path
+) -> None:
+    """A reference may come as a form's file, and as any format that a scan may have."""
+    (tmp_path / "mask.nii.gz").write_bytes(mask)
+    SimpleITK.WriteImage(SimpleITK.ReadImage(tmp_path / "mask.nii.gz"), tmp_path / "mask.nrrd")
+    expected = http.post(job["links"]["reference"], content=mask).json()
+
+    assert http.post(job["links"]["reference"], files={"file": mask}).json() == expected
+    answer = http.post(job["links"]["reference"], content=(tmp_path / "mask.nrrd").read_bytes())
+    assert answer.json() == expected
+
+
+def test_nothing_of_the_reference_is_kept(
+    http: httpx.Client, job: dict[str, Any], mask: bytes, server_state: Path
+) -> None:
+    """Neither a scan nor a scratch file is there afterwards, whether it was measured or refused."""
+    before = {path for path in server_state.rglob("*") if not path.name.startswith("jobs.sqlite")}
+
+    http.post(job["links"]["reference"], content=mask)
+    http.post(job["links"]["reference"], content=mask[:-20])
+
+    assert {path for path in server_state.rglob("*") if not path.name.startswith("jobs.sqlite")} == before
+
+
+def test_another_grid_is_422(http: httpx.Client, job: dict[str, Any], nifti: Nifti) -> None:
+    """The shapes, or how far apart the grids lie, stand in the problem document."""
+    answer = http.post(job["links"]["reference"], content=nifti(np.zeros((12, 10, 14), np.uint8)))
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/geometry-mismatch")
+    assert "1 x 12 x 10 x 14 voxels; the scan has 1 x 12 x 14 x 10" in answer.json()["detail"]
+
+    answer = http.post(job["links"]["reference"], content=nifti(np.zeros((12, 14, 10), np.uint8), np.eye(4)))
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/geometry-mismatch")
+    assert answer.json()["detail"].startswith("The affines of reference and scan differ: ")
+
+
+def test_unknown_labels_are_422(http: httpx.Client, job: dict[str, Any], nifti: Nifti) -> None:
+    """The values are numbers, no names: they may be listed."""
+    answer = http.post(job["links"]["reference"], content=nifti(np.full((12, 14, 10), 17, np.int16)))
+
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unknown-labels")
+    assert answer.json()["detail"].startswith("The reference holds 17; the model's labels are 0, 1, 2.")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"", "empty-file"), (b"no image at all", "unrecognised-format")], ids=["empty", "text"]
+)
+def test_what_is_no_image_is_the_files_fault(
+    http: httpx.Client, job: dict[str, Any], content: bytes, code: str
+) -> None:
+    """A reference is refused as a scan would be."""
+    answer = http.post(job["links"]["reference"], content=content)
+
+    assert (answer.status_code, answer.json()["type"]) == (422, f"/problems/{code}")
+
+
+def test_a_reference_of_nothing_is_404(http: httpx.Client, mask: bytes) -> None:
+    """There is nothing to measure in a job that does not exist."""
+    answer = http.post(f"{ROUTE}/{'0' * 32}/reference", content=mask)
+
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")

@@ -1,0 +1,97 @@
+import hashlib
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+Nifti = Callable[..., bytes]
+
+ROUTE = "/v1/scans"
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture(name="scan")
+def scan_(nifti: Nifti) -> bytes:
+    """Return a scan that was never sent before."""
+    return nifti(descrip=uuid.uuid4().hex.encode())
+
+
+def test_a_scan_is_uploaded_once_and_segmented_often(http: httpx.Client, scan: bytes, server_state: Path) -> None:
+    """By body and by form it has one id, its SHA-256; jobs are made from the id alone."""
+    sha256 = hashlib.sha256(scan).hexdigest()
+
+    answers = [http.post(ROUTE, content=scan), http.post(ROUTE, files={"file": ("Doe^Jane.nii", scan)})]
+
+    for answer in answers:
+        assert answer.status_code == 201
+        assert answer.headers["location"] == f"{ROUTE}/{sha256}"
+        assert answer.json() == {"id": sha256, "bytes": len(scan)}
+    assert http.get(f"{ROUTE}/{sha256}").json() == {"id": sha256, "bytes": len(scan)}
+    assert (server_state / "scans" / "local" / sha256).read_bytes() == scan
+    jobs = [http.post("/v1/segmentations", params={"scan": sha256}) for _ in range(2)]
+    assert [job.status_code for job in jobs] == [202, 202]
+    assert {job.json()["scan"] for job in jobs} == {sha256}
+    assert len({job.json()["id"] for job in jobs}) == 2
+
+
+def test_a_scan_is_erased(http: httpx.Client, scan: bytes, server_state: Path) -> None:
+    """204, and then nothing is there; it can be uploaded again."""
+    identifier = http.post(ROUTE, content=scan).json()["id"]
+
+    assert http.delete(f"{ROUTE}/{identifier}").status_code == 204
+
+    assert not (server_state / "scans" / "local" / identifier).exists()
+    for answer in (
+        http.get(f"{ROUTE}/{identifier}"),
+        http.delete(f"{ROUTE}/{identifier}"),
+        http.post("/v1/segmentations", params={"scan": identifier}),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/scan-not-found")
+    assert http.post(ROUTE, content=scan).status_code == 201
+
+
+def test_a_scan_that_a_job_was_made_from_stays(http: httpx.Client, scan: bytes) -> None:
+    """The remedy is to delete the job, which takes the scan along."""
+    job = http.post("/v1/segmentations", content=scan, headers={"Prefer": "wait=50"}).json()
+
+    refused = http.delete(f"{ROUTE}/{job['scan']}")
+
+    assert (refused.status_code, refused.headers["content-type"]) == (422, PROBLEM)
+    assert "Delete that" in refused.json()["detail"]
+    assert http.get(f"{ROUTE}/{job['scan']}").status_code == 200
+    assert http.delete(job["links"]["self"]).status_code == 204
+    assert http.get(f"{ROUTE}/{job['scan']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "identifier", ["0" * 64, "0" * 63, "..%2f..%2fjobs.sqlite", "%00", "x" * 5000, "A" * 64, "%F0%9F"]
+)
+def test_an_unknown_scan_is_404(http: httpx.Client, identifier: str) -> None:
+    """Whatever stands where an id belongs, there is no such scan or no such route, and nothing of it is repeated."""
+    for method in ("GET", "DELETE"):
+        answer = http.request(method, f"{ROUTE}/{identifier}")
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == PROBLEM
+        assert answer.json()["type"] in ("/problems/scan-not-found", "/problems/not-found")
+        assert identifier not in answer.text
+
+
+@pytest.mark.parametrize("identifier", ["0" * 64, "0" * 63, "", "../x", "\x00"])
+def test_a_job_of_an_unknown_scan_is_refused(http: httpx.Client, identifier: str) -> None:
+    """404, whatever the id looks like, also if a body was sent beside it."""
+    answer = http.post("/v1/segmentations", params={"scan": identifier}, content=b"ignored")
+
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/scan-not-found")
+
+
+def test_what_is_no_scan_is_not_kept(http: httpx.Client, server_state: Path) -> None:
+    """An upload is checked as the body of a segmentation is."""
+    before = {*server_state.glob("scans/*/*")}
+
+    answers = [http.post(ROUTE, content=content) for content in (b"", b"no scan", bytes(2_000_001))]
+
+    assert [answer.status_code for answer in answers] == [422, 422, 413]
+    assert {*server_state.glob("scans/*/*")} == before
+    assert list((server_state / "incoming").iterdir()) == []

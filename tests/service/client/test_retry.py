@@ -1,0 +1,68 @@
+import httpx
+import pytest
+from tenacity import Retrying
+
+from service.client.retry import Retry
+from service.errors import CalibrantError, ServerProblem, ServerUnreachable
+
+
+def _attempts(error: CalibrantError, *, met: bool = True, patience_s: float = 100) -> int:
+    """Return how often something that always fails so is tried, at most five times."""
+    retry = Retry(patience_s)
+    retry.met = met
+    attempts = 0
+
+    def fail() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise error if attempts < 5 else ValueError
+
+    with pytest.raises((type(error), ValueError)):
+        Retrying(**retry.policy | {"sleep": lambda _: None})(fail)
+    return attempts
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_busy_server_is_asked_again(status: int) -> None:
+    """Answers that may be better later are waited for."""
+    assert _attempts(ServerProblem("x", status)) == 5
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500, 507])
+def test_a_refusal_stands(status: int) -> None:
+    """What would be answered again is not asked again."""
+    assert _attempts(ServerProblem("x", status)) == 1
+
+
+def test_a_model_that_cannot_be_served_stays_so() -> None:
+    """A broken bundle answers 503, too, but waiting mends nothing."""
+    assert _attempts(ServerProblem("x", 503, kind="/problems/bundle-integrity")) == 1
+
+
+def test_a_server_that_never_answered_is_not_waited_for() -> None:
+    """A wrong address is said at once."""
+    assert _attempts(ServerUnreachable("x"), met=False) == 1
+
+
+def test_a_server_that_has_answered_is_waited_for() -> None:
+    """It may be restarting."""
+    retry = Retry(100)
+    retry.met = True
+    tries = iter([httpx.ConnectError("a"), httpx.ReadError("b"), None])
+    for attempt in Retrying(**retry.policy | {"sleep": lambda _: None}):
+        with attempt:
+            error = next(tries)
+            if error is not None:
+                raise ServerUnreachable(str(error)) from error
+
+    assert list(tries) == []
+
+
+def test_a_pause_longer_than_the_patience_is_not_begun() -> None:
+    """A server that wants an hour is not slept for: its answer is the error, at once."""
+    assert _attempts(ServerProblem("x", 429, retry_after_s=3600)) == 1
+
+
+def test_without_patience_nothing_is_repeated() -> None:
+    """Zero seconds are one attempt."""
+    assert _attempts(ServerProblem("x", 503), patience_s=0) == 1

@@ -1,0 +1,215 @@
+"""One job queue for all tests of the folder, whose cases do what the content of their scan says."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
+from service.errors import CalibrantError, JobCancelled
+from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
+from service.jobs.segment import JobQueue
+from service.jobs.status import Order
+from service.observability.metrics import Metrics
+from service.pipeline.encode import SUMMARY
+from service.schemas import CaseResult, Job, Priority, Report, Statement, Summary
+from service.storage.local import RESULT, StateDirectory
+
+RESULT_JSON = CaseResult(
+    model="m@0", device="cpu", engine="torch", precision="fp32", seconds={"decode": 0.5}, files={}
+).model_dump_json()
+
+SUMMARY_JSON = Summary(
+    model="m@0",
+    structures=[],
+    foreground_confidence=None,
+    statement=Statement(
+        status="withdrawn",
+        text="Withdrawn.",
+        reasons=[],
+        dataset="d",
+        split="s",
+        protocol="held-out",
+        n_persons=2,
+        n_cases=2,
+        date="2026-01-31",
+        engine="torch",
+        precision="fp32",
+        figures=None,
+    ),
+    warnings=[],
+).model_dump_json()
+
+
+def write_result(folder: Path, mask: str) -> None:
+    """Write the files that a case leaves."""
+    (folder / "mask").write_text(mask)
+    (folder / SUMMARY).write_text(SUMMARY_JSON)
+    (folder / RESULT).write_text(RESULT_JSON)
+
+
+class FakeExecutor(EmbeddedExecutor):
+    """Computes nothing: the text that stands in a scan decides what happens to its case.
+
+    `slow...` works until it is released or cancelled, `deaf...` does not listen to a cancellation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu", deadline_s=1.0)
+        self.errors: dict[str, list[CalibrantError]] = {}
+        self.calls: list[str] = []
+        self.folders: list[Path] = []
+        self.released = threading.Event()
+        self.entered = threading.Event()
+        self.before_end: Callable[[], None] = lambda: None
+
+    @property
+    def ready(self) -> bool:
+        """Whether nobody has stopped it."""
+        return not self._stopped
+
+    def stop(self) -> None:
+        """Interrupt the case that waits."""
+        self._stopped = True
+        self.released.set()
+
+    def run(
+        self,
+        scan: Path,
+        bundle: Path,
+        out: Path,
+        report: Report,
+        cancelled: Callable[[], bool] = lambda: False,
+        *_: object,
+    ) -> CaseResult:
+        """Write a small result, raise the next error of the scan, or wait to be released."""
+        assert bundle == SHIPPED / DEFAULT_MODEL
+        text = scan.read_text()
+        self.calls.append(text)
+        self.folders.append(out)
+        report("infer", 0.25)
+        if text.startswith(("slow", "deaf")):
+            self.entered.set()
+            while not self.released.wait(0.01):
+                if cancelled() and text.startswith("slow"):
+                    msg = "The job was cancelled while it ran."
+                    raise JobCancelled(msg)
+        if self._stopped:
+            raise ExecutorStopped
+        if errors := self.errors.get(text):
+            raise errors.pop(0)
+        if out.exists():  # else the job was erased meanwhile
+            write_result(out, text)
+        self.before_end()
+        return CaseResult.model_validate_json(RESULT_JSON)
+
+
+class Service:
+    """One state directory with one queue at a time, because DBOS is one per process and launching it takes a second."""
+
+    def __init__(self, root: Path, registry: Registry) -> None:
+        self.state = StateDirectory.open(root)
+        self.registry = registry
+        self.executor = FakeExecutor()
+        self.queue: JobQueue | None = None
+
+    def launch(self) -> JobQueue:
+        """Return the running queue; a new one with a new executor if none runs."""
+        if self.queue is None:
+            self.executor = FakeExecutor()
+            self.queue = JobQueue(self.state, self.registry, self.executor, Metrics())
+            self.queue.launch()
+        return self.queue
+
+    def close(self) -> None:
+        """End the queue as the service does when it is asked to end."""
+        if self.queue is not None:
+            self.queue.close()
+            self.queue = None
+
+    def store(self, text: str, owner: str = "local") -> str:
+        """Keep a scan that holds a text and return its id."""
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        scan = self.state.scan(owner, sha256)
+        scan.parent.mkdir(exist_ok=True)
+        scan.write_text(text)
+        return sha256
+
+
+Submit = Callable[..., Job]
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    """Return the shipped bundles."""
+    return Registry.scan(SHIPPED)
+
+
+@pytest.fixture
+def model(registry: Registry) -> str:
+    """Return the identity of the default model."""
+    return registry.find(DEFAULT_MODEL).identity
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Iterator[Service]:
+    """Yield the service that all tests of a file share, launched or closed."""
+    service = Service(tmp_path_factory.mktemp("service") / "state", registry)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def queue(service: Service) -> Iterator[JobQueue]:
+    """Yield a running, idle queue with an executor that knows nothing of earlier tests."""
+    queue, executor = service.launch(), service.executor
+    executor.released.set()
+    while any(queue.count().values()) or queue._live:
+        time.sleep(0.01)
+    executor.calls.clear()
+    executor.errors.clear()
+    executor.folders.clear()
+    executor.entered.clear()
+    executor.released.clear()
+    executor.before_end = lambda: None
+    yield queue
+    executor.released.set()
+
+
+@pytest.fixture
+def executor(queue: JobQueue) -> FakeExecutor:
+    """Return the executor of the running queue, whose outcomes a test decides."""
+    assert isinstance(queue.executor, FakeExecutor)
+    return queue.executor
+
+
+@pytest.fixture
+def state(service: Service) -> StateDirectory:
+    """Return the state directory."""
+    return service.state
+
+
+@pytest.fixture
+def submit(service: Service, queue: JobQueue, model: str) -> Submit:
+    """Return the function that stores a scan of this text and submits it."""
+
+    def send(
+        text: str, key: str | None = None, *, owner: str = "local", priority: Priority = "normal", model: str = model
+    ) -> Job:
+        order = Order(owner, service.store(text, owner), model, ("mask", "summary"))
+        return (service.queue or queue).submit(order, priority=priority, idempotency_key=key)
+
+    return send
+
+
+@pytest.fixture
+def finish(queue: JobQueue, submit: Submit) -> Submit:
+    """Return the function that submits a scan and waits for the end of its job."""
+
+    def run(text: str, key: str | None = None) -> Job:
+        return queue.wait("local", submit(text, key).id, 20)
+
+    return run

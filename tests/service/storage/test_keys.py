@@ -1,0 +1,217 @@
+import hashlib
+import hmac
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from service.errors import SettingsError
+from service.storage import keys
+from service.storage.keys import Keys, Owner, add_key, read_keys, remove_key
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where a file of keys is to be made, in a folder that does not exist yet."""
+    return tmp_path / "etc" / "keys.json"
+
+
+def test_a_key_names_its_owner(path: Path) -> None:
+    """What add_key shows is recognised, with the right to administer only where it was given."""
+    lab, admin = add_key(path, "radiology-lab", admin=False), add_key(path, "root", admin=True)
+    known = Keys(path)
+
+    assert known.owner_of(lab) == Owner("radiology-lab", admin=False, key=lab.split("_")[1])
+    assert known.owner_of(admin) == Owner("root", admin=True, key=admin.split("_")[1])
+    assert [(key.owner, key.admin) for key in read_keys(path)] == [("radiology-lab", False), ("root", True)]
+
+
+def test_an_owner_may_have_several_keys(path: Path) -> None:
+    """Each of them leads to the same owner: keys can be changed without a gap."""
+    first, second = add_key(path, "lab", admin=False), add_key(path, "lab", admin=False)
+
+    owners = [Keys(path).owner_of(key) for key in (first, second)]
+
+    assert first != second
+    assert [owner.name for owner in owners if owner] == ["lab", "lab"]
+
+
+def test_the_file_holds_no_secret(path: Path) -> None:
+    """Only the SHA-256 of the secret stands in it, and only its user may read it, also if a crash left a part of it."""
+    path.parent.mkdir()
+    (path.parent / ".keys.json.part").write_text("left")
+    (path.parent / ".keys.json.part").chmod(0o666)
+    key = add_key(path, "lab", admin=False)
+    _, identifier, secret = key.split("_", 2)
+
+    text = path.read_text()
+
+    assert secret not in text
+    (entry,) = json.loads(text)["keys"]
+    assert entry["id"] == identifier
+    assert entry["sha256"] == hashlib.sha256(secret.encode()).hexdigest()
+    assert len(secret) >= 43  # 256 bits in base64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [each.name for each in path.parent.iterdir()] == ["keys.json"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
+def test_the_mode_does_not_depend_on_the_umask(path: Path, umask: int) -> None:
+    """Never is the file readable for anybody else, not even one that was so before."""
+    path.parent.mkdir()
+    path.write_text('{"keys": []}')
+    path.chmod(0o644)
+    before = os.umask(umask)
+    try:
+        add_key(path, "lab", admin=False)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(path.stat().st_mode) & 0o177 == 0
+
+
+@pytest.mark.parametrize(
+    "presented",
+    [
+        "",
+        "_",
+        "__",
+        "cal",
+        "cal_",
+        "cal__",
+        "cal_{id}",
+        "cal_{id}_",
+        "cal_{id}_{secret}x",
+        "cal_{id}_{secret} ",
+        "CAL_{id}_{secret}",
+        "cal_000000000000_{secret}",
+        "cal_{id}_" + "A" * 43,
+        "{secret}",
+        "Bearer cal_{id}_{secret}",
+        "cal_{id}_{sha256}",
+        "cal_{id}_" + "x" * 1_000_000,
+        "cal_" + "0" * 1_000_000 + "_{secret}",
+        "cal_{id}_sch\u00f6n \U0001f9e0",
+        "cal_\u00fc_{secret}",
+        "\x00",
+    ],
+)
+def test_what_is_no_key_is_nobodys(path: Path, presented: str) -> None:
+    """Half a key, another's secret, a hash, a very long one or one of strange letters: None, never an error."""
+    _, identifier, secret = add_key(path, "lab", admin=False).split("_", 2)
+    sha256 = hashlib.sha256(secret.encode()).hexdigest()
+
+    assert Keys(path).owner_of(presented.format(id=identifier, secret=secret, sha256=sha256)) is None
+
+
+def test_the_secret_of_one_key_does_not_open_another(path: Path) -> None:
+    """Id and secret belong together."""
+    first, second = (add_key(path, name, admin=False).split("_", 2) for name in ("one", "two"))
+
+    assert Keys(path).owner_of(f"cal_{first[1]}_{second[2]}") is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_secrets_are_compared_in_constant_time(path: Path, monkeypatch: pytest.MonkeyPatch, *, known: bool) -> None:
+    """hmac.compare_digest sees two SHA-256 of full length, exactly once, whether the id is known or not."""
+    compared: list[tuple[str, str]] = []
+
+    def compare(first: str, second: str) -> bool:
+        compared.append((first, second))
+        return hmac.compare_digest(first, second)
+
+    key = add_key(path, "lab", admin=False)
+    monkeypatch.setattr(keys, "hmac", type("hmac", (), {"compare_digest": staticmethod(compare)}))
+
+    assert (Keys(path).owner_of(key if known else key.replace("cal_", "cal_0", 1)) is not None) == known
+
+    assert [(len(first), len(second)) for first, second in compared] == [(64, 64)]
+
+
+def test_an_empty_secret_opens_nothing(path: Path) -> None:
+    """The hash that stands in for an unknown id is that of no secret: presenting none is still refused."""
+    add_key(path, "lab", admin=False)
+
+    assert Keys(path).owner_of("cal_ffffffffffff_") is None
+
+
+def test_changes_take_effect_without_a_restart(path: Path) -> None:
+    """A key that was added works and one that was removed does not, at once, a hundred times in a row."""
+    add_key(path, "first", admin=False)
+    known = Keys(path)
+    for number in range(100):
+        key = add_key(path, f"owner-{number}", admin=False)
+        identifier = key.split("_")[1]
+        assert known.owner_of(key) is not None
+        assert known.holds(identifier)
+
+        assert remove_key(path, identifier)
+
+        assert known.owner_of(key) is None
+        assert not known.holds(identifier)
+
+
+def test_a_key_that_is_not_there_cannot_be_removed(path: Path) -> None:
+    """It is said, nothing is written, and the other keys stay."""
+    assert not remove_key(path, "0" * 12)
+    assert not path.exists()
+    key = add_key(path, "lab", admin=False)
+
+    assert not remove_key(path, "0" * 12)
+
+    assert Keys(path).owner_of(key) is not None
+
+
+@pytest.mark.parametrize("owner", ["", "Lab", "a b", "..", "../x", "-a", "a_b", "a" * 64, "l\u00e4b", "a\n"])
+def test_a_name_that_could_be_no_folder_is_refused(path: Path, owner: str) -> None:
+    """An owner's name is also that of a folder: nothing but lower-case letters, digits and hyphens."""
+    with pytest.raises(SettingsError, match="1 to 63 lower-case letters"):
+        add_key(path, owner, admin=False)
+
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"keys": 1}', '{"keys": [{}]}', '{"keys": [], "more": 1}', "\x00\xff"],
+)
+def test_a_file_that_holds_no_keys_is_refused(path: Path, content: str) -> None:
+    """The service does not start with it, and adding a key does not overwrite it."""
+    path.parent.mkdir()
+    path.write_text(content, encoding="latin-1")
+
+    for act in (lambda: Keys(path), lambda: add_key(path, "lab", admin=False)):
+        with pytest.raises(SettingsError, match="is no file of keys"):
+            act()
+
+    assert path.read_text(encoding="latin-1") == content
+
+
+def test_a_missing_file_is_said(path: Path) -> None:
+    """The service does not start without the file that it was told of; the command that makes it is named."""
+    with pytest.raises(SettingsError, match="calibrant keys add OWNER"):
+        Keys(path)
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    """A folder in which no file can be made is one sentence, no traceback."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SettingsError, match="cannot be written"):
+        add_key(tmp_path / "file" / "keys.json", "lab", admin=False)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")], ids=["removed", "damaged"])
+def test_without_a_readable_file_nobody_is_let_in(path: Path, damage: object) -> None:
+    """A file that vanishes or breaks while the service runs opens nothing, raises nothing, and may come back."""
+    key = add_key(path, "lab", admin=False)
+    content, known = path.read_bytes(), Keys(path)
+    damage(path)  # type: ignore[operator]
+
+    assert known.owner_of(key) is None
+    assert not known.holds(key.split("_")[1])
+
+    path.write_bytes(content)
+    assert known.owner_of(key) is not None
