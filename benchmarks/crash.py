@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,8 @@ def settle(service: Service, tally: Tally) -> dict[str, str]:
             answer = httpx.get(f"{service.url}/v1/segmentations/{job}", timeout=30)
             state = answer.json()["state"] if answer.status_code == 200 else f"http {answer.status_code}"
             if state not in ("queued", "running"):
-                states[job] = state
+                problem = answer.json().get("problem") or {}
+                states[job] = " ".join([state, *filter(None, [problem.get("type")])])
         time.sleep(0.5)
     return states
 
@@ -231,6 +233,7 @@ def verdict(service: Service, tally: Tally, expected: dict[str, str], states: di
     }
     return {
         "faults": dict(sorted(tally.faults.items())),
+        "states": dict(sorted(Counter(states.values()).items())),
         "acknowledged jobs": len(tally.acknowledged),
         **must_be_zero,
         "bad": sum(must_be_zero.values()),

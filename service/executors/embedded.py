@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import structlog
 
 from service.errors import BY_CODE, CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled
 from service.observability.log import configure_logging
-from service.schemas import CaseResult, Report, Stage
+from service.schemas import CaseResult, Output, Report, Stage
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +100,13 @@ class EmbeddedExecutor:
         return child is not None and child.process.is_alive()
 
     def run(
-        self, scan: Path, bundle: Path, out: Path, report: Report, cancelled: Callable[[], bool] = lambda: False
+        self,
+        scan: Path,
+        bundle: Path,
+        out: Path,
+        report: Report,
+        cancelled: Callable[[], bool] = lambda: False,
+        outputs: tuple[Output, ...] = get_args(Output),
     ) -> CaseResult:
         """Return the result of `run_case` in the child.
 
@@ -110,6 +116,7 @@ class EmbeddedExecutor:
             out: folder that the child writes to.
             report: called with each stage and its progress.
             cancelled: whether the case is not wanted any more; asked after each report, e.g. of a window.
+            outputs: what is to be kept; everything by default.
 
         Raises:
             JobCancelled: it was not.
@@ -129,7 +136,7 @@ class EmbeddedExecutor:
             alarm = threading.Timer(self._deadline_s, stop)
             alarm.start()
             try:
-                child.pipe.send((scan, bundle, out))
+                child.pipe.send((scan, bundle, out, outputs))
                 return _listen(child, report, cancelled)
             except (EOFError, OSError) as error:
                 child.end()
@@ -209,11 +216,11 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
             return
         if order == _CANCEL:  # came too late: the case was done
             continue
-        scan, root, out = order
+        scan, root, out, outputs = order
         try:
             if root not in bundles:
                 bundles[root] = load_bundle(root, torch.device(device))
-            result = run_case(scan, bundles[root], out, lambda stage, done: _report(pipe, stage, done))
+            result = run_case(scan, bundles[root], out, lambda stage, done: _report(pipe, stage, done), outputs)
         except CalibrantError as error:
             pipe.send(("failed", error.code, error.detail))
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others

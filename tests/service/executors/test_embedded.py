@@ -347,3 +347,11 @@ def test_an_executor_that_never_started_can_be_stopped() -> None:
 
     with pytest.raises(ExecutorStopped):
         executor.start()
+
+
+def test_only_what_is_wanted_is_kept(executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Path) -> None:
+    """Asked for the mask alone, the child writes neither confidence nor logits."""
+    result = executor.run(scan, tiny_bundle, tmp_path, lambda _stage, _done: None, outputs=("mask",))
+
+    assert "mask.nii.gz" in result.files
+    assert not {"confidence.nii.gz", "logits.npy.gz", "summary.json"} & {path.name for path in tmp_path.iterdir()}

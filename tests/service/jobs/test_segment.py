@@ -540,15 +540,28 @@ def test_results_of_no_job_are_swept_at_launch(service: Service, finish: Submit,
 
 
 def test_old_jobs_are_erased_whoever_owns_them(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, state: StateDirectory
+    queue: JobQueue,
+    executor: FakeExecutor,
+    submit: Submit,
+    state: StateDirectory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of what finished before a time nothing remains; a job that runs stays, and is counted."""
     theirs = queue.wait("they", submit("old", owner="they").id, 20)
+    gone = queue.wait("they", submit("old", owner="they").id, 20)
     assert theirs.state in FINISHED
     running = submit("slow")
     assert executor.entered.wait(10)
 
-    assert queue.erase_finished(dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)) >= 1
+    erase = JobQueue.erase
+
+    def erase_first(self: JobQueue, owner: str, identifier: str) -> None:
+        if identifier == gone.id:  # its owner is faster
+            erase(self, owner, identifier)
+        erase(self, owner, identifier)
+
+    monkeypatch.setattr(JobQueue, "erase", erase_first)
+    assert queue.erase_finished(dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)) >= 2
 
     assert state.result(theirs.id) is None
     assert queue.find("local", running.id).state == "running"
