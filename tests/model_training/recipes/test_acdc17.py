@@ -118,6 +118,7 @@ def test_the_compared_configurations_differ_in_their_loss_alone() -> None:
         "dice-ce": ("soft", 0.0),
         "hard-1": ("hard", 1.0),
         "soft-0.3": ("soft", 0.3),
+        "dice-ce-then-soft-0.3": ("soft", 0.3),
     }
     assert all(one.service == ACDC17_SMALL.service for one in compared.values())
     assert all(one.schedule == ACDC17_SMALL.schedule for one in compared.values())

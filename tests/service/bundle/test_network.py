@@ -34,7 +34,7 @@ def test_the_second_network_of_the_list_is_built() -> None:
 @pytest.mark.parametrize("name", ["DynUNet", "unet", "monai.networks.nets.UNet", "os.system", ""])
 def test_a_network_off_the_list_is_refused(name: str) -> None:
     """Only the exact names of the list are served: nothing is imported by name."""
-    with pytest.raises(BundleUnsupported, match="this version serves SegResNet, UNet"):
+    with pytest.raises(BundleUnsupported, match="this version serves SegResNet, SegResNetDS, UNet"):
         build_network(Network(name=name, arguments={}))
     assert list(NETWORKS) == ["SegResNet", "UNet"]
 

@@ -199,8 +199,9 @@ def test_zlib_voxels_are_counted_inflated(mha: Mha) -> None:
 def test_a_damaged_header_is_read_or_refused_never_a_crash(data: st.DataObject, mha: Mha, canary: str) -> None:
     """Whatever bytes stand in the header, the answer is a volume or a ScanError without the file's text."""
     content = bytearray(mha())
+    end = content.index(b"LOCAL")
     for _ in range(data.draw(st.integers(1, 4))):
-        position = data.draw(st.integers(0, content.index(b"LOCAL")))
+        position = data.draw(st.integers(0, end))
         content[position : position + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
 
     outcome = volume_or_refusal(bytes(content))
