@@ -36,7 +36,7 @@ def test_a_network_off_the_list_is_refused(name: str) -> None:
     """Only the exact names of the list are served: nothing is imported by name."""
     with pytest.raises(BundleUnsupported, match="this version serves SegResNet, SegResNetDS, UNet"):
         build_network(Network(name=name, arguments={}))
-    assert list(NETWORKS) == ["SegResNet", "UNet"]
+    assert list(NETWORKS) == ["SegResNet", "SegResNetDS", "UNet"]
 
 
 @pytest.mark.parametrize(
