@@ -160,6 +160,8 @@ class MeasuredStructure(Wire):
     predicted_voxels: int
     dsc: float | None
     """Dice similarity coefficient of mask and reference; 0 when it was missed altogether."""
+    hd95_mm: float | None
+    """95 % Hausdorff distance of the two surfaces; null also when it was missed altogether."""
     ace: float | None
     ece: float | None
     mce: float | None

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/segmentations/{job_id}/reference", tags=["results
 
 @router.post("", operation_id="measureAgainstReference", openapi_extra=SCAN_BODY)
 async def measure_against_reference(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep) -> Measured:
-    """Measure DSC, ACE, ECE and MCE of this image against a mask on its grid, with the reliability histogram."""
+    """Measure DSC, HD95, ACE, ECE and MCE of this image against a mask on its grid, with the reliability histogram."""
     result = await run_in_threadpool(result_of, parts, owner, job_id)
     reject_without_logits(result)
     with Upload(parts.state, owner.name) as upload:

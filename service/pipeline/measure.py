@@ -16,6 +16,7 @@ from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import Scores, ace, brier_sum, ece, mce, nll_sum
 from service.pipeline.frame import Frame, read_frame
 from service.pipeline.maps import slabs_of
+from service.pipeline.surfaces import hd95_mm
 from service.schemas import Measured, MeasuredStructure
 
 SOURCE = "This image against the reference that was sent, measured"
@@ -31,13 +32,18 @@ def measure(result: Path, classes: npt.NDArray[np.uint8], model: str) -> Measure
         model: identity of the bundle.
     """
     frame = read_frame(result)
-    sums = _sums(result, frame, classes)
+    reference = nib.orientations.apply_orientation(classes, frame.orientation)
+    sums, mask = _sums(result, frame, reference)
     histogram = sums.histogram
+    spacing_mm = np.linalg.norm(frame.affine_ras[:3, :3], axis=0)
     figures: dict[str, Scores] = {
-        "dsc": sums.dsc, "ace": ace(histogram), "ece": ece(histogram), "mce": mce(histogram),
-    }  # fmt: skip
+        "dsc": sums.dsc,
+        "hd95_mm": _distances(reference, mask, frame, spacing_mm),
+        "ace": ace(histogram),
+        "ece": ece(histogram),
+        "mce": mce(histogram),
+    }
     names = [structure.name for structure in frame.config.structures]
-    spacing = np.linalg.norm(frame.affine_ras[:3, :3], axis=0).tolist()
     return Measured(
         model=model,
         structures=[
@@ -51,25 +57,36 @@ def measure(result: Path, classes: npt.NDArray[np.uint8], model: str) -> Measure
         ],
         brier=sums.brier / sums.voxels,
         nll=sums.nll / sums.voxels,
-        reliability=reliability_of([CaseRecord.of(sums, frame.scan_shape, spacing)], names, SOURCE),
+        reliability=reliability_of([CaseRecord.of(sums, frame.scan_shape, spacing_mm.tolist())], names, SOURCE),
     )
 
 
-def _sums(result: Path, frame: Frame, classes: npt.NDArray[np.uint8]) -> CaseSums:
+def _distances(
+    reference: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], frame: Frame, spacing_mm: Scores
+) -> Scores:
+    """Return HD95 of each row of the histogram, the background's undefined; the masks lie in the network's axis order."""
+    spacing = spacing_mm[np.argsort([axis for axis, _flip in frame.orientation])].tolist()
+    rows = (structure.channels for structure in frame.config.structures)
+    return np.array([np.nan, *(hd95_mm(np.isin(reference, row), np.isin(mask, row), spacing) for row in rows)])
+
+
+def _sums(result: Path, frame: Frame, reference: npt.NDArray[np.uint8]) -> tuple[CaseSums, npt.NDArray[np.uint8]]:
+    """Return the sums and the mask they belong to; it and the reference lie in the network's axis order."""
     rows = [(0,), *(structure.channels for structure in frame.config.structures)]
     channels = len(frame.config.labels)
-    reference = nib.orientations.apply_orientation(classes, frame.orientation)
+    mask = np.empty(reference.shape, np.uint8)
     histogram = ReliabilityHistogram.empty(len(rows))
     confusion = np.zeros((channels, channels), np.int64)
     brier = nll = 0.0
     for window, probs in slabs_of(result, frame):
         labels = np.ascontiguousarray(reference[window])
         histogram += ReliabilityHistogram.from_probabilities(probs, labels, rows)
-        pairs = labels.astype(np.intp) * channels + probs.argmax(axis=0)
+        mask[window] = probs.argmax(axis=0)
+        pairs = labels.astype(np.intp) * channels + mask[window]
         confusion += np.bincount(pairs.ravel(), minlength=channels**2).reshape(channels, channels)
         brier += brier_sum(probs, labels)
         nll += nll_sum(probs, labels)
-    return CaseSums(
+    sums = CaseSums(
         case="",
         person="",
         histogram=histogram,
@@ -79,6 +96,7 @@ def _sums(result: Path, frame: Frame, classes: npt.NDArray[np.uint8]) -> CaseSum
         predicted=np.array([confusion[:, row].sum() for row in rows]),
         floor=np.full(len(rows), np.nan),  # simulated from all probabilities at once, which are never in memory here
     )
+    return sums, mask
 
 
 def _or_null(value: float) -> float | None:

@@ -15,6 +15,7 @@ from service.pipeline.encode import LOGITS, encode_logits
 from service.pipeline.frame import FRAME, Frame
 from service.pipeline.maps import grid_of
 from service.pipeline.measure import measure
+from service.pipeline.surfaces import hd95_mm
 
 MODEL = "tiny@0"
 
@@ -68,6 +69,9 @@ def test_four_voxels_by_hand(tiny_config: ServiceConfig, tmp_path: Path) -> None
     assert front.ace == pytest.approx((0.8 + abs(0.6 - 2 / 3)) / 2, abs=1e-3)
     assert front.ece == pytest.approx((0.8 + 3 * abs(0.6 - 2 / 3)) / 4, abs=1e-3)
     assert front.mce == pytest.approx(0.8, abs=1e-3)
+    # On a line of single voxels each is surface: the stray fourth lies 1 mm off, at the percentile 0.9 mm.
+    assert front.hd95_mm == pytest.approx(0.9)
+    assert back.hd95_mm is None
     assert (back.reference_voxels, back.predicted_voxels, back.dsc) == (1, 0, 0)
     assert found.nll == pytest.approx(-np.log([0.6, 0.6, 0.2, 0.2]).mean(), abs=1e-3)
     assert found.brier == pytest.approx((2 * (0.16 + 0.04 + 0.04) + (0.36 + 0.64 + 0.04) * 2) / 4, abs=1e-3)
@@ -95,6 +99,7 @@ def test_scores_are_those_of_all_voxels_at_once(
     monkeypatch.setattr("service.pipeline.preprocess.to_scan_slabs.__defaults__", (slab_values,))
     generator = np.random.default_rng(5)
     frame = frame_of(tiny_config, (7, 9, 8), [(2, -1), (0, 1), (1, -1)], (5, 6, 7))
+    frame = frame.model_copy(update={"affine": np.diag([2.0, 0.5, 1.0, 1.0]).tolist()})
     logits = generator.normal(0, 2, (3, 5, 6, 7)).astype(np.float16)
     reference = generator.integers(3, size=(7, 9, 8)).astype(np.uint8)
 
@@ -107,6 +112,8 @@ def test_scores_are_those_of_all_voxels_at_once(
     assert found.nll == pytest.approx(sums.nll / reference.size)
     for c, structure in enumerate(found.structures, start=1):
         is_c = torch.from_numpy(reference == c).int()
+        in_place = mask == c
+        assert structure.hd95_mm == pytest.approx(hd95_mm(reference == c, in_place, [2.0, 0.5, 1.0]))
         expected = binary_calibration_error(torch.from_numpy(probs[c]), is_c, n_bins=20)
         assert structure.ece == pytest.approx(float(expected), abs=1e-5)
         assert structure.dsc == pytest.approx(float(binary_f1_score(torch.from_numpy(mask == c).int(), is_c)))
