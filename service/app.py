@@ -39,7 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
     state = StateDirectory.open(settings.state_dir)
 
     keys = Keys(settings.keys_file) if settings.keys_file else None
-    registry = Registry.scan(SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else []))
+    folders = [SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else [])]
+    registry = Registry.scan(*folders, unloaded=state.unloaded)
 
     metrics = Metrics()
 

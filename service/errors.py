@@ -40,6 +40,7 @@ CalibrantError
 │   ├── Unauthorized                no key, or an unknown one
 │   ├── Forbidden                   for administrators only
 │   ├── ModelNotFound               no bundle of that name
+│   ├── ModelUnloaded               an administrator has taken the model out of service
 │   ├── JobNotFound                 no job of that id
 │   ├── JobFinished                 too late to cancel it
 │   ├── ScanNotFound                no scan of that id
@@ -366,6 +367,14 @@ class ModelNotFound(RequestError):
     code = "model-not-found"
     status = 404
     title = "There is no such model"
+
+
+class ModelUnloaded(RequestError):
+    """An administrator has taken the model out of service."""
+
+    code = "model-unloaded"
+    status = 409
+    title = "This model is out of service"
 
 
 class JobNotFound(RequestError):

@@ -3,9 +3,9 @@
 import threading
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, status
 
-from service.api.deps import OwnerDep, PartsDep
+from service.api.deps import AdministratorDep, OwnerDep, PartsDep
 from service.api.negotiation import choose
 from service.api.problems import RESPONSES
 from service.bundle.card import CalibrationCard, Interval
@@ -35,22 +35,53 @@ FormatQuery = Annotated[ReliabilityFormat | None, Query(alias="format", descript
 # matplotlib keeps settings of its own that are nobody else's while it draws.
 _DRAWING: Final = threading.Lock()
 
+# What is in service and what the state directory says about it change together.
+_CHANGING: Final = threading.Lock()
+
 _PICTURES: Final[dict[str, dict[str, str]]] = {"image/png": {}, "image/svg+xml": {}}
 
 
 @router.get("", operation_id="listModels")
 def list_models(parts: PartsDep, _: OwnerDep) -> Models:
     """Return every installed model, those that cannot be served with the reason why."""
-    ready = [_describe(description) for description in parts.registry.ready.values()]
-    broken = [Model(name=name, ready=False, why_not=why) for name, why in parts.registry.broken.items()]
-    return Models(models=ready + broken, default=DEFAULT_MODEL)
+    ready = [_describe(description) for description in list(parts.registry.ready.values())]
+    unloaded = [_out_of_service(description) for description in list(parts.registry.unloaded.values())]
+    broken = [Model(name=name, ready=False, why_not=why) for name, why in list(parts.registry.broken.items())]
+    return Models(models=ready + unloaded + broken, default=DEFAULT_MODEL)
 
 
 @router.get("/{name}", operation_id="getModel")
 def get_model(name: str, parts: PartsDep, _: OwnerDep) -> Model:
     """Return one installed model with its calibration card."""
-    description = parts.registry.find(name)
-    return _describe(description).model_copy(update={"card": _card(description.card)})
+    unloaded = parts.registry.unloaded.get(name)
+    description = unloaded or parts.registry.find(name)
+    model = _out_of_service(description) if unloaded else _describe(description)
+    return model.model_copy(update={"card": _card(description.card)})
+
+
+@router.post("/{name}/load", operation_id="loadModel")
+def load_model(name: str, parts: PartsDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
+    """Serve a bundle as it lies on the disk now: a new one, a new version, or one that was taken out of service.
+
+    A new version replaces the earlier one; jobs that wait for the earlier one fail.
+    """
+    with _CHANGING:
+        earlier = parts.registry.ready.get(name)
+        description = parts.registry.load(name)
+        parts.state.remember_unloaded(parts.registry.unloaded)
+    if earlier is not None and earlier.identity != description.identity:
+        tasks.add_task(parts.jobs.executor.forget, earlier)
+    return _describe(description)
+
+
+@router.post("/{name}/unload", operation_id="unloadModel")
+def unload_model(name: str, parts: PartsDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
+    """Take a model out of service, also after a restart: a case that runs ends well, jobs that wait for it fail."""
+    with _CHANGING:
+        description = parts.registry.unload(name)
+        parts.state.remember_unloaded(parts.registry.unloaded)
+    tasks.add_task(parts.jobs.executor.forget, description)
+    return _out_of_service(description)
 
 
 @router.get(
@@ -61,7 +92,7 @@ def get_model(name: str, parts: PartsDep, _: OwnerDep) -> Model:
 )
 def get_reliability(request: Request, name: str, parts: PartsDep, _: OwnerDep, form: FormatQuery = None) -> Response:
     """Return the reliability diagram of the card's cases: as JSON, or drawn as PNG or SVG."""
-    description = parts.registry.find(name)
+    description = parts.registry.unloaded.get(name) or parts.registry.find(name)
     wanted = choose(request, form, _FORMATS)
     # The identity names the card, and the card is all that is drawn; the drawing itself may change with the version.
     headers = {"ETag": f'W/"{description.sha256}-{wanted}"', "Vary": "Accept"}
@@ -116,6 +147,11 @@ def _describe(description: BundleDescription) -> Model:
         statement=state(description.card, description.card.measurements[0], reasons=[]),
         reliability=f"/v1/models/{config.name}/reliability",
     )
+
+
+def _out_of_service(description: BundleDescription) -> Model:
+    why = "An administrator has taken it out of service."
+    return _describe(description).model_copy(update={"ready": False, "why_not": why})
 
 
 def _card(card: CalibrationCard) -> Card:

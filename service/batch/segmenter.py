@@ -96,9 +96,8 @@ class Local:
             SettingsError: the settings cannot be used.
         """
         settings = Settings.read()
-        description = installed(model)
-        self.identity = description.identity
-        self._root = description.root
+        self._bundle = installed(model)
+        self.identity = self._bundle.identity
         self._executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
 
     def __enter__(self) -> Self:
@@ -115,7 +114,7 @@ class Local:
         show("waiting for the model")
         with tempfile.TemporaryDirectory(prefix="calibrant-") as folder:
             work = Path(folder)
-            self._executor.run(scan, self._root, work, lambda stage, _: show(stage))
+            self._executor.run(scan, self._bundle, work, lambda stage, _: show(stage))
             summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
             return Segmented((work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
 

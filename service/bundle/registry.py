@@ -1,11 +1,12 @@
 """The installed bundles by name: those shipped with the package, and those of one further folder."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from service.bundle.description import BundleDescription, describe_bundle
-from service.errors import BundleError, ModelNotFound, SettingsError
+from service.errors import BundleError, BundleInvalid, ModelNotFound, ModelUnloaded, SettingsError
 
 SHIPPED: Final = Path(__file__).parents[1] / "bundles"
 """Folder of the bundles that come with the package."""
@@ -16,24 +17,32 @@ DEFAULT_MODEL: Final = "hippocampus-mr"
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Every bundle found at start, verified once; a broken one is kept with the reason why.
+    """Every bundle found at start or since, verified once; a broken one is kept with the reason why.
 
     Args:
         ready: descriptions by name.
         broken: why not, by folder name.
+        folders: where bundles were looked for.
+        unloaded: descriptions of those that an administrator has taken out of service, by name.
     """
 
     ready: dict[str, BundleDescription] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
+    unloaded: dict[str, BundleDescription] = field(default_factory=dict)
 
     @classmethod
-    def scan(cls, *folders: Path) -> "Registry":
+    def scan(cls, *folders: Path, unloaded: Collection[str] = ()) -> "Registry":
         """Return the registry of all bundles directly below the folders; of two with one name the later wins.
+
+        Args:
+            folders: with one folder for each bundle.
+            unloaded: names that are not to be served.
 
         Raises:
             SettingsError: a folder does not exist.
         """
-        registry = cls()
+        registry = cls(folders=folders)
         if missing := [folder for folder in folders if not folder.is_dir()]:
             msg = f"{missing[0]} is no folder. Set CALIBRANT_BUNDLE_DIR to a folder that holds bundles."
             raise SettingsError(msg)
@@ -44,20 +53,65 @@ class Registry:
                 registry.broken[root.name] = error.detail
             else:
                 registry.ready[description.config.name] = description
+        for name in unloaded:
+            if name in registry.ready:
+                registry.unload(name)
         return registry
+
+    def load(self, name: str) -> BundleDescription:
+        """Read a bundle from the disk, new or again, and serve it from now on.
+
+        Args:
+            name: of the bundle, not of its folder.
+
+        Raises:
+            ModelNotFound: none of the folders holds a bundle of this name.
+            BundleInvalid: its files on the disk have become invalid; nothing has changed.
+        """
+        found = Registry.scan(*self.folders)
+        known = self.ready.get(name) or self.unloaded.get(name)
+        description = found.ready.get(name)
+        if description is None and known is not None and known.root.name in found.broken:
+            raise BundleInvalid(found.broken[known.root.name])
+        if description is None:
+            raise self._not_found()
+        self.broken.pop(description.root.name, None)
+        self.unloaded.pop(name, None)
+        self.ready[name] = description
+        return description
+
+    def unload(self, name: str) -> BundleDescription:
+        """Serve a bundle no longer.
+
+        Raises:
+            ModelNotFound: no such name.
+        """
+        description = self.ready.pop(name, None) or self.unloaded.get(name)
+        if description is None:
+            raise self._not_found()
+        self.unloaded[name] = description
+        return description
 
     def find(self, reference: str) -> BundleDescription:
         """Return the bundle of a reference, ``name`` or ``name@sha256``.
 
         Raises:
             ModelNotFound: no such name, or installed with another sha256.
+            ModelUnloaded: an administrator has taken it out of service.
         """
         name, _, sha256 = reference.partition("@")
+        if name in self.unloaded:
+            msg = "An administrator has taken this model out of service. Choose another, or ask for it to be loaded."
+            raise ModelUnloaded(msg)
         description = self.ready.get(name)
         if description is None or (sha256 and sha256 != description.sha256):
-            msg = f"The requested model is not installed. Installed: {', '.join(sorted(self.ready)) or 'none'}."
-            raise ModelNotFound(msg)
+            raise self._not_found()
         return description
+
+    def _not_found(self) -> ModelNotFound:
+        return ModelNotFound(
+            f"The requested model is not installed. Installed: {', '.join(sorted(self.ready)) or 'none'}."
+        )
 
 
 def _is_bundle(folder: Path) -> bool:

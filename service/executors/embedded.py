@@ -8,17 +8,22 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import structlog
 
-from service.errors import BY_CODE, CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled
+from service.bundle.description import BundleDescription
+from service.errors import BY_CODE, BundleIntegrity, CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled
 from service.observability.log import configure_logging
 from service.schemas import CaseResult, Output, Report, Stage
+
+if TYPE_CHECKING:
+    from service.bundle.reader import LoadedBundle
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +33,8 @@ _PROCESSES: Final = multiprocessing.get_context("spawn")
 _ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
-_CANCEL: Final = ("cancel",)
+_RUN, _CANCEL, _FORGET = "run", "cancel", "forget"
+"""What the child is told, each with its particulars."""
 
 START_DEADLINE_S: Final = 120.0
 """Seconds within which a child must have its libraries loaded."""
@@ -102,7 +108,7 @@ class EmbeddedExecutor:
     def run(
         self,
         scan: Path,
-        bundle: Path,
+        bundle: BundleDescription,
         out: Path,
         report: Report,
         cancelled: Callable[[], bool] = lambda: False,
@@ -112,7 +118,7 @@ class EmbeddedExecutor:
 
         Args:
             scan: file.
-            bundle: folder.
+            bundle: to run.
             out: folder that the child writes to.
             report: called with each stage and its progress.
             cancelled: whether the case is not wanted any more; asked after each report, e.g. of a window.
@@ -122,6 +128,7 @@ class EmbeddedExecutor:
             JobCancelled: it was not.
             InferenceCrashed: the child died.
             InferenceDeadline: the child took too long and was killed.
+            BundleIntegrity: another bundle lies on the disk in its place.
             ExecutorStopped: `stop` was called meanwhile.
             CalibrantError: whatever `run_case` raised there.
         """
@@ -136,7 +143,7 @@ class EmbeddedExecutor:
             alarm = threading.Timer(self._deadline_s, stop)
             alarm.start()
             try:
-                child.pipe.send((scan, bundle, out, outputs))
+                child.pipe.send((_RUN, (scan, bundle.root, bundle.identity, out, outputs)))
                 return _listen(child, report, cancelled)
             except (EOFError, OSError) as error:
                 child.end()
@@ -144,6 +151,13 @@ class EmbeddedExecutor:
                 raise self._death(late=overdue.is_set()) from error
             finally:
                 alarm.cancel()
+
+    def forget(self, bundle: BundleDescription) -> None:
+        """Free the memory that a bundle takes in the child, once the running case has ended."""
+        with self._turn:
+            if self._child is not None:
+                with suppress(OSError):  # a child that has died has forgotten everything
+                    self._child.pipe.send((_FORGET, bundle.root))
 
     def _death(self, *, late: bool) -> CalibrantError:
         if late:
@@ -189,7 +203,7 @@ def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> Cas
         if kind == "stage":
             report(*content)
             if not told and cancelled():
-                child.pipe.send(_CANCEL)
+                child.pipe.send((_CANCEL, None))
                 told = True
         elif kind == "failed":
             code, detail = content
@@ -202,25 +216,23 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     configure_logging()
 
-    import torch
-
-    from service.bundle.reader import LoadedBundle, load_bundle
     from service.pipeline.run import run_case
 
-    pipe.send(("ready",))
     bundles: dict[Path, LoadedBundle] = {}
+    pipe.send(("ready",))
     while True:
         try:
-            order = pipe.recv()
+            kind, order = pipe.recv()
         except EOFError:
             return
-        if order == _CANCEL:  # came too late: the case was done
+        if kind == _FORGET:
+            bundles.pop(order, None)
+        if kind != _RUN:  # a cancellation came too late: the case was done
             continue
-        scan, root, out, outputs = order
+        scan, root, identity, out, outputs = order
         try:
-            if root not in bundles:
-                bundles[root] = load_bundle(root, torch.device(device))
-            result = run_case(scan, bundles[root], out, lambda stage, done: _report(pipe, stage, done), outputs)
+            bundle = bundles[root] = _loaded(bundles.get(root), root, identity, device)
+            result = run_case(scan, bundle, out, lambda stage, done: _report(pipe, stage, done), outputs)
         except CalibrantError as error:
             pipe.send(("failed", error.code, error.detail))
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
@@ -231,10 +243,25 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
             pipe.send(("done", result.model_dump_json()))
 
 
+def _loaded(known: "LoadedBundle | None", root: Path, identity: str, device: str) -> "LoadedBundle":
+    """Return the bundle of this identity: the one that is in memory, or that on the disk."""
+    if known is not None and known.description.identity == identity:
+        return known
+    import torch
+
+    from service.bundle.reader import load_bundle
+
+    found = load_bundle(root, torch.device(device))
+    if found.description.identity != identity:
+        msg = "Another version of the model lies on the disk than the one in service. An administrator can load it."
+        raise BundleIntegrity(msg)
+    return found
+
+
 def _report(pipe: "connection.Connection[Any, Any]", stage: Stage, done: float) -> None:
     """Tell the parent, and end the case here if it is not wanted any more."""
     pipe.send(("stage", stage, done))
-    if pipe.poll() and pipe.recv() == _CANCEL:
+    if pipe.poll() and pipe.recv()[0] == _CANCEL:
         msg = "The job was cancelled while it ran."
         raise JobCancelled(msg)
 

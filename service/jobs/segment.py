@@ -324,6 +324,8 @@ class JobQueue:
             _reject_cancelled(identifier)
             if self.state.result(identifier) is None:
                 self._attempt(identifier, order, live)
+            else:
+                live.attempt = 0  # the life that published it was counted
         except CalibrantError as error:
             failure = {"code": error.code, "detail": error.detail}
         except OSError as error:
@@ -353,7 +355,7 @@ class JobQueue:
             folder = self.state.begin_attempt(identifier)
             started = time.monotonic()
             try:
-                self.executor.run(scan, bundle.root, folder, report, cancelled, order.outputs)
+                self.executor.run(scan, bundle, folder, report, cancelled, order.outputs)
             except (InferenceCrashed, InferenceDeadline):
                 if live.attempt == MAX_ATTEMPTS:
                     raise

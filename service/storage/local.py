@@ -5,6 +5,7 @@
     results/<job>/          the one published result of a job
     incoming/               uploads in progress; worthless after a crash
     jobs.sqlite             owned by DBOS
+    unloaded.json           names of the models that are out of service
 
 A result appears by renaming a whole attempt, so it is never torn; the second attempt to arrive finds the name taken.
 """
@@ -12,10 +13,12 @@ A result appears by renaming a whole attempt, so it is never torn; the second at
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +27,12 @@ from typing import IO, Final, Self
 
 from service.errors import ScanNotFound, SettingsError, StorageFull
 from service.schemas import Scan
-from service.storage.durable import sync_folder
+from service.storage.durable import sync_folder, write_durably
 
 RESULT: Final = "result.json"
 """The file of a result that is written last: a folder without it holds none."""
+
+_UNLOADED: Final = "unloaded.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,19 @@ class StateDirectory:
     def database(self) -> Path:
         """The SQLite file of the jobs."""
         return self.root / "jobs.sqlite"
+
+    @property
+    def unloaded(self) -> frozenset[str]:
+        """Names of the models that an administrator has taken out of service; it outlives a restart."""
+        path = self.root / _UNLOADED
+        return frozenset(json.loads(path.read_bytes())) if path.exists() else frozenset()
+
+    def remember_unloaded(self, names: Collection[str]) -> None:
+        """Keep the names of the models that are not to be served."""
+        draft = self.incoming / _UNLOADED
+        write_durably(draft, json.dumps(sorted(names)).encode())
+        draft.rename(self.root / _UNLOADED)
+        sync_folder(self.root)
 
     def scan(self, owner: str, sha256: str) -> Path:
         """Return where an owner's scan of this hash lies."""

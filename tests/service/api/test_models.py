@@ -1,10 +1,18 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import httpx
 import pytest
 
 from service.api.models import _drawn, _reliability
 from service.bundle.description import describe_bundle
-from service.bundle.registry import SHIPPED
+from service.bundle.registry import SHIPPED, Registry
 from service.errors import NotAcceptable, SettingsError
+from service.storage.keys import add_key
+from service.storage.local import StateDirectory
+
+Guarded = Any
 
 
 def test_the_list_holds_what_is_served_and_what_is_broken(http: httpx.Client) -> None:
@@ -147,3 +155,54 @@ def test_a_service_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(NotAcceptable, match="Ask for application/json"):
         _drawn(_reliability(description), "png")
+
+
+def test_an_administrator_takes_a_model_out_of_service_and_puts_it_back(
+    guarded: Guarded, nifti: Callable[..., bytes]
+) -> None:
+    """Nobody else may; meanwhile scans for it are refused with the reason, and its card can still be read."""
+    user = guarded.client(add_key(guarded.keys, "user", admin=False))
+    admin = guarded.client(add_key(guarded.keys, "admin", admin=True))
+    here = "/v1/models/hippocampus-mr"
+    for change in ("load", "unload"):
+        refused = user.post(f"{here}/{change}")
+        assert (refused.status_code, refused.json()["type"]) == (403, "/problems/forbidden")
+
+    try:
+        unloaded = admin.post(f"{here}/unload").json()
+        assert (unloaded["ready"], unloaded["why_not"]) == (False, "An administrator has taken it out of service.")
+        assert user.get(here).json()["ready"] is False
+        assert user.get(here).json()["card"]["n_cases"] > 0
+        assert [model["ready"] for model in user.get("/v1/models").json()["models"]] == [False]
+        refused = user.post("/v1/segmentations", content=nifti())
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/model-unloaded")
+        assert user.get("/v2/health/ready").status_code == 503
+    finally:
+        loaded = admin.post(f"{here}/load").json()
+
+    assert loaded["ready"]
+    assert loaded["identity"] == unloaded["identity"]
+    headers = {"Prefer": "wait=50"}
+    assert user.post("/v1/segmentations", content=nifti(), headers=headers).json()["state"] == "succeeded"
+
+
+def test_only_installed_models_can_be_loaded(guarded: Guarded) -> None:
+    """A name that no folder holds is a 404, also one that leads out of the folders."""
+    admin = guarded.client(add_key(guarded.keys, "admin", admin=True))
+
+    for name in ("gone", "..%2F..%2Fetc"):
+        for change in ("load", "unload"):
+            assert admin.post(f"/v1/models/{name}/{change}").status_code == 404
+
+
+def test_what_is_out_of_service_stays_so_after_a_restart(tmp_path: Path) -> None:
+    """A model that was found faulty does not come back by itself."""
+    state = StateDirectory.open(tmp_path / "state")
+
+    state.remember_unloaded(["hippocampus-mr"])
+
+    assert list(state.incoming.iterdir()) == []
+    again = StateDirectory(tmp_path / "state")
+    assert list(Registry.scan(SHIPPED, unloaded=again.unloaded).unloaded) == ["hippocampus-mr"]
+    again.remember_unloaded([])
+    assert again.unloaded == frozenset()

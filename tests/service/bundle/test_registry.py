@@ -7,7 +7,7 @@ import pytest
 
 from service.bundle.manifest import write_manifest
 from service.bundle.registry import Registry
-from service.errors import ModelNotFound
+from service.errors import BundleInvalid, ModelNotFound, ModelUnloaded
 
 Reseal = Callable[[Path], str]
 
@@ -101,3 +101,58 @@ def test_files_beside_the_bundles_are_passed_over(tiny_bundle: Path) -> None:
     (tiny_bundle.parent / "README.md").write_text("Bundles.\n")
 
     assert Registry.scan(tiny_bundle.parent).broken == {}
+
+
+def test_what_was_unloaded_is_not_served_until_it_is_loaded(tiny_bundle: Path) -> None:
+    """Its name gives a reason, not a 404; unloading twice changes nothing."""
+    registry = Registry.scan(tiny_bundle.parent)
+
+    assert registry.unload("tiny").identity == registry.unload("tiny").identity
+
+    with pytest.raises(ModelUnloaded, match="out of service"):
+        registry.find("tiny")
+    assert registry.load("tiny").identity == registry.find("tiny").identity
+    assert registry.unloaded == {}
+
+
+def test_a_registry_can_begin_with_models_out_of_service(tiny_bundle: Path) -> None:
+    """A name that has gone from the disk meanwhile is no error."""
+    registry = Registry.scan(tiny_bundle.parent, unloaded=["tiny", "gone"])
+
+    assert (list(registry.ready), list(registry.unloaded)) == ([], ["tiny"])
+
+
+def test_loading_finds_what_came_since(tiny_bundle: Path, reseal: Reseal) -> None:
+    """A new bundle, a new version and one that was mended are served without a restart."""
+    draft = copy_of(tiny_bundle, tiny_bundle.parent / "draft", reseal, name="new")
+    (draft / "LICENSE").rename(draft.parent / "LICENSE")
+    registry = Registry.scan(tiny_bundle.parent)
+    earlier = registry.find("tiny").identity
+
+    (draft.parent / "LICENSE").rename(draft / "LICENSE")
+    declaration = json.loads((tiny_bundle / "service.json").read_bytes()) | {"version": "0.0.2"}
+    (tiny_bundle / "service.json").write_text(json.dumps(declaration))
+    reseal(tiny_bundle)
+
+    assert registry.load("new").root == draft
+    assert registry.broken == {}
+    assert registry.find("tiny").identity == earlier
+    assert registry.load("tiny").config.version == registry.find("tiny").config.version == "0.0.2"
+    with pytest.raises(ModelNotFound):
+        registry.find(earlier)
+
+
+def test_loading_what_has_become_invalid_changes_nothing(tiny_bundle: Path) -> None:
+    """The version in service stays there, and the administrator learns what is wrong with the new one."""
+    registry = Registry.scan(tiny_bundle.parent)
+    (tiny_bundle / "LICENSE").unlink()
+
+    with pytest.raises(BundleInvalid, match="LICENSE"):
+        registry.load("tiny")
+
+    assert registry.find("tiny").config.version == "0.0.1"
+    for name in ("gone", "../bundles/tiny"):
+        with pytest.raises(ModelNotFound):
+            registry.load(name)
+        with pytest.raises(ModelNotFound):
+            registry.unload(name)

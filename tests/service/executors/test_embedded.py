@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.bundle.description import BundleDescription, describe_bundle
 from service.errors import (
     BundleIntegrity,
     CalibrantError,
@@ -55,7 +56,13 @@ def scan(tmp_path: Path, write_nifti: Callable[..., None]) -> Path:
 
 
 @pytest.fixture
-def case(executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Path) -> Case:
+def description(tiny_bundle: Path) -> BundleDescription:
+    """Return the tiny bundle as it was before a test changes it."""
+    return describe_bundle(tiny_bundle)
+
+
+@pytest.fixture
+def case(executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path) -> Case:
     """Return the function that runs one case in a fresh folder; `seen` collects what it reports."""
     number = itertools.count()
 
@@ -73,7 +80,7 @@ def case(executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Pa
             if seen is not None:
                 seen.append((stage, done))
 
-        result = executor.run(scan, tiny_bundle, out, report, cancelled=cancelled)
+        result = executor.run(scan, description, out, report, cancelled=cancelled)
         assert (out / RESULT).is_file()
         return result
 
@@ -187,13 +194,13 @@ def test_a_damaged_bundle_is_refused(case: Case, tiny_bundle: Path) -> None:
 
 
 def test_an_unexpected_error_comes_without_its_message(
-    executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Path
+    executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path
 ) -> None:
     """Only the type of an unforeseen exception crosses the wall: its message may hold a path."""
     missing = tmp_path / "Doe^Jane"
 
     with pytest.raises(CalibrantError) as caught:
-        executor.run(scan, tiny_bundle, missing, lambda _stage, _done: None)
+        executor.run(scan, description, missing, lambda _stage, _done: None)
 
     assert type(caught.value) is CalibrantError
     assert caught.value.code == "internal-error"
@@ -245,7 +252,7 @@ def test_a_hanging_child_is_killed_at_the_deadline(
 
 
 def test_a_child_that_cannot_start_is_given_up(
-    executor: EmbeddedExecutor, case: Case, monkeypatch: pytest.MonkeyPatch
+    description: BundleDescription, scan: Path, executor: EmbeddedExecutor, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After some children that die while they load the case fails, with a word to the operator."""
     monkeypatch.setattr("service.executors.embedded.START_ATTEMPTS", 2)
@@ -253,7 +260,7 @@ def test_a_child_that_cannot_start_is_given_up(
     unlucky = EmbeddedExecutor(device="cpu", deadline_s=1.0)
 
     with pytest.raises(InferenceCrashed, match="could not be started"):
-        unlucky.run(Path(), Path(), Path(), lambda _stage, _done: None)
+        unlucky.run(scan, description, Path(), lambda _stage, _done: None)
 
     unlucky.stop()
     assert case().engine == "torch"
@@ -306,7 +313,7 @@ def test_stopping_interrupts_a_running_case(case: Case, executor: EmbeddedExecut
         case()
 
 
-def test_stopping_while_the_child_loads_ends_it(scan: Path) -> None:
+def test_stopping_while_the_child_loads_ends_it(description: BundleDescription, scan: Path) -> None:
     """A case that waits for its first child gets ExecutorStopped at once, and that child is gone."""
     executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
     executor.start()
@@ -315,12 +322,14 @@ def test_stopping_while_the_child_loads_ends_it(scan: Path) -> None:
     threading.Timer(0.3, executor.stop).start()
 
     with pytest.raises(ExecutorStopped):
-        executor.run(scan, Path(), Path(), lambda _stage, _done: None)
+        executor.run(scan, description, Path(), lambda _stage, _done: None)
 
     assert _gone(pid)
 
 
-def test_stopping_while_a_child_is_started_leaves_no_child(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_while_a_child_is_started_leaves_no_child(
+    description: BundleDescription, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stop that arrives between the check and the start of a child does not leave that child behind."""
     executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
     check = executor._reject_stopped
@@ -332,7 +341,7 @@ def test_stopping_while_a_child_is_started_leaves_no_child(scan: Path, monkeypat
     monkeypatch.setattr(executor, "_reject_stopped", stopped_just_after)
     try:
         with pytest.raises(ExecutorStopped):
-            executor.run(scan, Path(), Path(), lambda _stage, _done: None)
+            executor.run(scan, description, Path(), lambda _stage, _done: None)
         assert executor._child is None or not executor._child.process.is_alive()
     finally:
         if executor._child is not None:
@@ -349,9 +358,38 @@ def test_an_executor_that_never_started_can_be_stopped() -> None:
         executor.start()
 
 
-def test_only_what_is_wanted_is_kept(executor: EmbeddedExecutor, tiny_bundle: Path, scan: Path, tmp_path: Path) -> None:
+def test_only_what_is_wanted_is_kept(
+    executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path
+) -> None:
     """Asked for the mask alone, the child writes neither confidence nor logits."""
-    result = executor.run(scan, tiny_bundle, tmp_path, lambda _stage, _done: None, outputs=("mask",))
+    result = executor.run(scan, description, tmp_path, lambda _stage, _done: None, outputs=("mask",))
 
     assert "mask.nii.gz" in result.files
     assert not {"confidence.nii.gz", "logits.npy.gz", "summary.json"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_forgotten_bundle_is_read_from_the_disk_again(
+    case: Case, executor: EmbeddedExecutor, description: BundleDescription
+) -> None:
+    """The child keeps a network without its files; once told to forget it, it needs them."""
+    case()
+    weights = description.root / "models" / "model.safetensors"
+    weights.rename(weights.with_suffix(".aside"))
+    assert case().engine == "torch"
+
+    executor.forget(description)
+
+    with pytest.raises(BundleIntegrity):
+        case()
+
+
+def test_a_bundle_that_was_replaced_on_the_disk_does_not_run_as_the_earlier_one(
+    case: Case, executor: EmbeddedExecutor, description: BundleDescription, reseal: Callable[[Path], str]
+) -> None:
+    """A result is never another version's than its job says."""
+    (description.root / "LICENSE").write_text("Other rights.\n")
+    reseal(description.root)
+    executor.forget(description)
+
+    with pytest.raises(BundleIntegrity, match="Another version"):
+        case()

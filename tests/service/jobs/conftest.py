@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.errors import CalibrantError, JobCancelled
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
@@ -79,14 +80,14 @@ class FakeExecutor(EmbeddedExecutor):
     def run(
         self,
         scan: Path,
-        bundle: Path,
+        bundle: BundleDescription,
         out: Path,
         report: Report,
         cancelled: Callable[[], bool] = lambda: False,
         *_: object,
     ) -> CaseResult:
         """Write a small result, raise the next error of the scan, or wait to be released."""
-        assert bundle == SHIPPED / DEFAULT_MODEL
+        assert bundle.root == SHIPPED / DEFAULT_MODEL
         text = scan.read_text()
         self.calls.append(text)
         self.folders.append(out)
