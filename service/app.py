@@ -21,6 +21,7 @@ from service.executors.embedded import EmbeddedExecutor
 from service.jobs.retention import Policy, Sweeper
 from service.jobs.segment import JobQueue
 from service.observability.metrics import Metrics
+from service.pipeline.sandbox import start_sandbox
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
 from service.storage.keys import Keys
@@ -48,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
         executor.start()
+        start_sandbox()
         jobs = JobQueue(state, registry, executor, metrics)
         sweeper = Sweeper(jobs, state, _policy(settings))
         try:

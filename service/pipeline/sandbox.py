@@ -1,19 +1,25 @@
 """Decode what a stranger sent in a throw-away process: it may read that one file, for so long, with so much memory.
 
 The processes are forked from a server that has every reader imported, so one costs milliseconds and finds all of its
-code in memory: once confined it could not load any. What comes back over the pipe is JSON and raw voxels, never a
-pickle: a child that a file took over cannot run code in its parent.
+code in memory: once confined it could not load any. What comes back is JSON over a pipe and raw voxels in memory that
+both see, never a pickle: a child that a file took over cannot run code in its parent, and is dead before the parent
+looks at the voxels.
 """
 
+import fcntl
 import json
 import logging
+import math
+import mmap
 import multiprocessing
 import os
 import resource
 import threading
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -54,23 +60,37 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
     Raises:
         ScanError: as `decode_scan`, and when the process dies, takes too long or wants too much memory.
     """
-    answer, voxels = _ask(path, limits or Limits(), with_voxels=True)
-    array = np.frombuffer(voxels, np.dtype(answer["dtype"])).reshape(answer["shape"], order=answer["order"])
+    limits = limits or Limits()
+    shared = _shared_memory(limits.memory_bytes)
+    try:
+        answer = _ask(path, limits, shared)
+        dtype, shape = np.dtype(answer["dtype"]), answer["shape"]
+        # The pages stay for as long as the array does, without the descriptor.
+        voxels = mmap.mmap(shared, math.prod(shape) * dtype.itemsize, prot=mmap.PROT_READ)
+    finally:
+        os.close(shared)
+    array = np.frombuffer(voxels, dtype).reshape(shape, order=answer["order"])
     affine = np.array(answer["affine"], np.float64)
     return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]))
 
 
 def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
     """Raise what `check_scan` raises, found in a process of its own."""
-    _ask(path, limits or Limits(), with_voxels=False)
+    _ask(path, limits or Limits(), None)
 
 
-def _ask(path: Path, limits: Limits, *, with_voxels: bool) -> tuple[dict[str, Any], bytes]:
+def start_sandbox() -> None:
+    """Start the server that the processes are forked from, so that the first scan does not wait for it."""
+    forkserver.ensure_running()
+
+
+def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
+    """Return the child's answer; the voxels lie in the shared memory, if there is any, and the child is gone."""
     _warn_without_landlock()
-    receiver, sender = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_decode_in_child, args=(sender, path, limits, with_voxels), daemon=True)
+    ours, theirs = _PROCESSES.Pipe()
+    process = _PROCESSES.Process(target=_decode_in_child, args=(theirs, path, limits, shared is not None), daemon=True)
     process.start()
-    sender.close()
+    theirs.close()
     overdue = threading.Event()
 
     def stop() -> None:
@@ -80,19 +100,29 @@ def _ask(path: Path, limits: Limits, *, with_voxels: bool) -> tuple[dict[str, An
     alarm = threading.Timer(limits.seconds, stop)
     alarm.start()
     try:
-        answer = json.loads(receiver.recv_bytes())
-        voxels = receiver.recv_bytes() if "dtype" in answer else b""
+        if shared is not None:
+            send_handle(ours, shared, process.pid)
+        answer: dict[str, Any] = json.loads(ours.recv_bytes())
     except (EOFError, OSError) as error:
         raise _death(limits, late=overdue.is_set()) from error
     finally:
         alarm.cancel()
-        receiver.close()
+        ours.close()
         process.kill()
         process.join()
         process.close()
     if "code" in answer:
         raise BY_CODE[answer["code"]](answer["detail"])
-    return answer, voxels
+    return answer
+
+
+def _shared_memory(size: int) -> int:
+    """Return the descriptor of memory of a fixed size; it takes none until it is written to."""
+    shared = os.memfd_create("voxels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(shared, size)
+    # A file that shrinks under a mapping kills whoever looks at it.
+    fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return shared
 
 
 @cache  # once
@@ -113,18 +143,17 @@ def _death(limits: Limits, *, late: bool) -> CalibrantError:
     return DecoderCrashed("The process that decoded the file died. Convert the scan again from its source.")
 
 
-def _decode_in_child(sender: Connection, path: Path, limits: Limits, with_voxels: bool) -> None:  # noqa: FBT001 - sent over a pipe
+def _decode_in_child(pipe: Connection, path: Path, limits: Limits, with_voxels: bool) -> None:  # noqa: FBT001 - sent over a pipe
+    shared = recv_handle(pipe) if with_voxels else None
     _confine(path, limits)
     try:
-        answer, voxels = _decode(path, with_voxels=with_voxels)
+        answer = _decode(path, shared)
     except CalibrantError as error:
-        answer, voxels = {"code": error.code, "detail": error.detail}, b""
+        answer = {"code": error.code, "detail": error.detail}
     except MemoryError:
         msg = f"The volume needs more than the {limits.memory_bytes >> 30} GiB that decoding may use. Crop or downsample it."
-        answer, voxels = {"code": VolumeTooLarge.code, "detail": msg}, b""
-    sender.send_bytes(json.dumps(answer).encode())
-    if "dtype" in answer:
-        sender.send_bytes(voxels)
+        answer = {"code": VolumeTooLarge.code, "detail": msg}
+    pipe.send_bytes(json.dumps(answer).encode())
 
 
 def _confine(path: Path, limits: Limits) -> None:
@@ -144,14 +173,16 @@ def _confine(path: Path, limits: Limits) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _decode(path: Path, *, with_voxels: bool) -> tuple[dict[str, Any], bytes]:
-    if not with_voxels:
+def _decode(path: Path, shared: int | None) -> dict[str, Any]:
+    if shared is None:
         check_scan(path)
-        return {}, b""
+        return {}
     volume = decode_scan(path)
     # As they lie in memory: to turn a large volume into the other order takes as long as to decode it.
     order: Literal["F", "C"] = "F" if volume.array_CDHW.flags.f_contiguous else "C"
-    answer = {
+    voxels = np.frombuffer(_mapped(shared, volume.array_CDHW.nbytes), volume.array_CDHW.dtype)
+    voxels.reshape(volume.array_CDHW.shape, order=order)[...] = volume.array_CDHW
+    return {
         "dtype": volume.array_CDHW.dtype.str,
         "shape": volume.array_CDHW.shape,
         "order": order,
@@ -159,4 +190,10 @@ def _decode(path: Path, *, with_voxels: bool) -> tuple[dict[str, Any], bytes]:
         "header": volume.header.hex(),
         "warnings": volume.warnings,
     }
-    return answer, volume.array_CDHW.tobytes(order)
+
+
+def _mapped(shared: int, size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(shared, size)
+    except (OSError, ValueError) as error:  # over the address space, or over the size of the shared memory
+        raise MemoryError from error

@@ -332,3 +332,35 @@ def test_a_sandbox_costs_little(scan: Path, tmp_path: Path) -> None:
 
     first, *others = map(float, found.stdout.split())
     assert min(others) < 0.1, (first, others)
+
+
+def test_the_shared_memory_keeps_its_size() -> None:
+    """A child that shrank it under its parent's mapping would kill the parent; it costs nothing while it is empty."""
+    shared = sandbox._shared_memory(1 << 40)
+    try:
+        assert os.fstat(shared).st_blocks == 0
+        for size in (0, 1 << 41):
+            with pytest.raises(PermissionError):
+                os.ftruncate(shared, size)
+    finally:
+        os.close(shared)
+
+
+def test_the_voxels_outlive_the_child_and_cannot_be_changed(watched: Watched, scan: Path) -> None:
+    """What is computed with is what was decoded: nobody else holds the memory any more."""
+    found = decode_sandboxed(scan)
+
+    with pytest.raises(ValueError, match="closed"):  # of the process that wrote them
+        watched.started[0].is_alive()
+    assert not found.array_CDHW.flags.writeable
+    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+
+
+def test_the_first_scan_does_not_wait_for_the_server_of_processes() -> None:
+    """Started ahead, it has its readers imported when a scan comes: that takes longer than one to decode."""
+    code = (
+        "import time; from multiprocessing import forkserver; from service.pipeline.sandbox import start_sandbox\n"
+        "start_sandbox(); print(forkserver._forkserver._forkserver_pid is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "True\n"
