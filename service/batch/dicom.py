@@ -1,6 +1,5 @@
 """DICOM files -> series, by what their headers say: never by names or folders."""
 
-import warnings
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -21,23 +20,18 @@ def find_series(files: list[Path]) -> Selection:
     """Return a case for each series; its id is the SeriesInstanceUID."""
     if not files:
         return Selection()
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+    from service.dicom.header import read_series_header  # pydicom takes a moment to load
 
     found = Selection()
     by_uid: dict[str, list[Path]] = defaultdict(list)
     for path in files:
-        try:
-            with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
-                header = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Modality"])
-            uid, modality = str(header.get("SeriesInstanceUID", "")), str(header.get("Modality", ""))
-        except (InvalidDicomError, OSError, ValueError, AttributeError, EOFError):
+        header = read_series_header(path)
+        if header is None:
             found.skipped.append(Skipped(path, "its DICOM header cannot be read"))
-            continue
-        if not uid or modality not in MODALITIES:
+        elif not header.uid or header.modality not in MODALITIES:
             found.skipped.append(Skipped(path, f"DICOM, but no image of {', '.join(MODALITIES)}"))
         else:
-            by_uid[uid].append(path)
+            by_uid[header.uid].append(path)
     found.cases.extend(
         Case(uid, tuple(paths), PurePosixPath(uid), uid, is_series=True) for uid, paths in by_uid.items()
     )
