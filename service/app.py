@@ -18,6 +18,7 @@ from service.api.metrics import CountedRequests
 from service.api.openapi import describe
 from service.bundle.registry import SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
+from service.jobs.database import open_database
 from service.jobs.retention import Policy, Sweeper
 from service.jobs.segment import JobQueue
 from service.observability.metrics import Metrics
@@ -35,9 +36,11 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the application; the job queue and the inference process start and end with it.
 
     Raises:
-        SettingsError: another service uses the state directory, or the folder of bundles does not exist.
+        SettingsError: another service uses the state directory, the folder of bundles does not exist, or the database
+            cannot be used.
     """
     state = StateDirectory.open(settings.state_dir)
+    database = open_database(state, settings.postgresql_url)
 
     keys = Keys(settings.keys_file) if settings.keys_file else None
     folders = [SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else [])]
@@ -50,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
         executor.start()
         start_sandbox()
-        jobs = JobQueue(state, registry, executor, metrics)
+        jobs = JobQueue(state, registry, executor, metrics, database)
         sweeper = Sweeper(jobs, state, _policy(settings))
         try:
             await run_in_threadpool(jobs.launch)

@@ -1,12 +1,21 @@
 """Every setting of the service: environment variable, unit, default."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
+
+
+def _reject_other_databases(url: SecretStr | None) -> SecretStr | None:
+    if url is None or not url.get_secret_value():
+        return None
+    if not url.get_secret_value().startswith("postgresql://"):
+        msg = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or nothing for SQLite"
+        raise ValueError(msg)
+    return url
 
 
 class Settings(BaseSettings):
@@ -18,6 +27,8 @@ class Settings(BaseSettings):
     """Scans, jobs and results. A local disk, not a network share."""
     bundle_dir: Path | None = None
     """Folder with further bundles, one folder each, beside those that are shipped."""
+    database_url: Annotated[SecretStr | None, AfterValidator(_reject_other_databases)] = None
+    """Address of the PostgreSQL database of the jobs; a SQLite file in the state directory where it is absent or empty."""
     device: str = "cpu"
     """torch device of the inference process, e.g. cpu or cuda:0."""
     max_upload_bytes: PositiveInt = 2 << 30
@@ -36,6 +47,11 @@ class Settings(BaseSettings):
     """Days after which the logits behind probabilities and uncertainty are erased; as long as the job by default."""
     behind_proxy: bool = False
     """A reverse proxy authenticates every request: only then may the service listen beyond this machine."""
+
+    @property
+    def postgresql_url(self) -> str | None:
+        """`database_url` with its password."""
+        return self.database_url.get_secret_value() if self.database_url else None
 
     @classmethod
     def read(cls, *, behind_proxy: bool = False) -> Self:

@@ -15,8 +15,8 @@ def is_live() -> dict[str, bool]:
 
 @router.get("/ready", operation_id="isReady")
 def is_ready(parts: PartsDep, response: Response) -> dict[str, bool]:
-    """Return whether a model is installed and its process alive; 503 if not."""
-    ready = bool(parts.registry.ready) and parts.jobs.executor.ready
+    """Return whether a model is in service, its process alive and the database there; 503 if not."""
+    ready = bool(parts.registry.ready) and parts.jobs.ready
     if not ready:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return {"ready": ready}

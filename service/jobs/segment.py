@@ -7,12 +7,11 @@ for a published result, and publishing is one rename.
 import datetime as dt
 import hashlib
 import secrets
-import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +40,7 @@ from service.errors import (
     StorageFull,
 )
 from service.executors.embedded import EmbeddedExecutor
+from service.jobs.database import is_reachable
 from service.jobs.status import PRIORITIES, Live, Order, Place, describe_job
 from service.observability.metrics import Metrics
 from service.pipeline.encode import SUMMARY
@@ -85,6 +85,7 @@ class JobQueue:
     registry: Registry
     executor: EmbeddedExecutor
     metrics: Metrics
+    database: str
     _live: dict[str, Live] = field(default_factory=dict)
     _cancelled: set[str] = field(default_factory=set)
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -93,10 +94,9 @@ class JobQueue:
 
     def launch(self) -> None:
         """Open the job database and go on with the jobs that a crash interrupted."""
-        _use_write_ahead_log(self.state)
         config: DBOSConfig = {
             "name": "calibrant",
-            "system_database_url": f"sqlite:///{self.state.database}",
+            "system_database_url": self.database,
             "executor_id": "local",
             "application_version": _VERSION,
             "console_log_level": "CRITICAL",
@@ -129,6 +129,11 @@ class JobQueue:
         """Take no more jobs and give the one that runs a moment; if it needs longer, the next launch takes it up again."""
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=DRAIN_S)
         self.executor.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the inference process lives and the database answers."""
+        return self.executor.ready and is_reachable(self.database)
 
     def submit(self, order: Order, *, priority: Priority = "normal", idempotency_key: str | None = None) -> Job:
         """Return the job for a scan that lies in the state directory; it survives any crash from here on.
@@ -408,10 +413,3 @@ def _reject_cancelled(identifier: str) -> None:
     if status is None or status.status == "CANCELLED":
         msg = "The job was cancelled before it began."
         raise JobCancelled(msg)
-
-
-def _use_write_ahead_log(state: StateDirectory) -> None:
-    # Kept by the file. With the default rollback journal readers block the writer. Each commit is still flushed:
-    # SQLite's synchronous=FULL is the default of every connection.
-    with closing(sqlite3.connect(state.database)) as database:
-        database.execute("PRAGMA journal_mode=WAL")

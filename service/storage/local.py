@@ -4,7 +4,8 @@
     work/<job>/<attempt>/   what one attempt has written so far; worthless after a crash
     results/<job>/          the one published result of a job
     incoming/               uploads in progress; worthless after a crash
-    jobs.sqlite             owned by DBOS
+    jobs.sqlite             owned by DBOS, unless its database is a PostgreSQL server's
+    identity                names this directory to such a server
     unloaded.json           names of the models that are out of service
 
 A result appears by renaming a whole attempt, so it is never torn; the second attempt to arrive finds the name taken.
@@ -88,6 +89,17 @@ class StateDirectory:
     def database(self) -> Path:
         """The SQLite file of the jobs."""
         return self.root / "jobs.sqlite"
+
+    @property
+    def identity(self) -> str:
+        """A name that no other state directory has; a copy keeps it."""
+        path = self.root / "identity"
+        if not path.exists():
+            draft = self.incoming / "identity"
+            write_durably(draft, uuid.uuid4().hex.encode())
+            draft.rename(path)
+            sync_folder(self.root)
+        return path.read_text()
 
     @property
     def unloaded(self) -> frozenset[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from service.errors import SettingsError
 from service.settings import Settings
 
 
@@ -88,3 +89,26 @@ def test_the_documented_default_is_the_default() -> None:
             assert float(shown) == field.default
         else:
             assert shown == str(field.default).lower()
+
+
+def test_the_database_is_sqlite_or_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty is absent, as compose files leave it; the password shows in no representation."""
+    for value in ("", None):
+        if value is not None:
+            monkeypatch.setenv("CALIBRANT_DATABASE_URL", value)
+        assert Settings.read().postgresql_url is None
+
+    monkeypatch.setenv("CALIBRANT_DATABASE_URL", "postgresql://user:secret@host/jobs")
+    assert Settings.read().postgresql_url == "postgresql://user:secret@host/jobs"
+    assert "secret" not in repr(Settings.read())
+
+
+def test_another_database_is_refused_without_repeating_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address holds a password: the message says what was expected only."""
+    monkeypatch.setenv("CALIBRANT_DATABASE_URL", "mysql://user:secret@host/jobs")
+
+    with pytest.raises(SettingsError, match="expected postgresql://") as caught:
+        Settings.read()
+
+    assert "secret" not in str(caught.value)
+    assert "CALIBRANT_DATABASE_URL" in str(caught.value)

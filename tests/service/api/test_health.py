@@ -25,14 +25,14 @@ def test_a_running_service_is_live_and_ready(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(("models", "alive", "ready"), [(True, True, True), (False, True, False), (True, False, False)])
-def test_ready_needs_a_model_and_a_process(
+def test_ready_needs_a_model_and_jobs_that_can_run(
     *, ask: Callable[..., httpx.Response], tmp_path: Path, tiny_bundle: Path, models: bool, alive: bool, ready: bool
 ) -> None:
-    """Without an installed model, or with a dead inference process, the answer is 503; the service is live all the same."""
+    """Without an installed model, or with jobs that cannot be run, the answer is 503; the service is live all the same."""
     app = FastAPI()
     app.include_router(health.router)
     registry = Registry({"tiny": describe_bundle(tiny_bundle)} if models else {})
-    jobs = SimpleNamespace(executor=SimpleNamespace(ready=alive))
+    jobs = SimpleNamespace(ready=alive)
     parts = Settings(), StateDirectory(tmp_path), registry, jobs, None, Sessions(1), Metrics()
     app.state.parts = Parts(*parts)  # type: ignore[arg-type]
 

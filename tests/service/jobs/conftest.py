@@ -12,6 +12,7 @@ from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.errors import CalibrantError, JobCancelled
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
+from service.jobs.database import open_database
 from service.jobs.segment import JobQueue
 from service.jobs.status import Order
 from service.observability.metrics import Metrics
@@ -121,7 +122,7 @@ class Service:
         """Return the running queue; a new one with a new executor if none runs."""
         if self.queue is None:
             self.executor = FakeExecutor()
-            self.queue = JobQueue(self.state, self.registry, self.executor, Metrics())
+            self.queue = JobQueue(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
             self.queue.launch()
         return self.queue
 

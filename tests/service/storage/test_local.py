@@ -320,3 +320,12 @@ def test_an_erased_job_has_no_file(state: StateDirectory) -> None:
     assert state.result("job") is None
     assert [*state.results.iterdir()] == []
     assert [*state.work.iterdir()] == [other.parent]
+
+
+def test_a_state_directory_has_a_name_that_no_other_has(tmp_path: Path) -> None:
+    """It is made once and survives; a database of a server knows the directory by it."""
+    one, other = StateDirectory.open(tmp_path / "one"), StateDirectory.open(tmp_path / "other")
+
+    assert one.identity == one.identity == StateDirectory(tmp_path / "one").identity
+    assert one.identity != other.identity
+    assert list(one.incoming.iterdir()) == []

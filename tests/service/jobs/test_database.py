@@ -1,0 +1,38 @@
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from service.errors import SettingsError
+from service.jobs.database import is_reachable, open_database
+from service.storage.local import StateDirectory
+
+NOBODY = "postgresql://calibrant:secret@127.0.0.1:1/jobs"
+"""Nothing listens on port 1. A real server is asked in tests/e2e/test_postgres.py."""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    """Return a fresh state directory."""
+    return StateDirectory.open(tmp_path / "state")
+
+
+def test_without_a_server_the_jobs_are_in_a_file_with_a_write_ahead_log(state: StateDirectory) -> None:
+    """Readers do not block the writer; the file is always there to be read."""
+    address = open_database(state, None)
+
+    assert address == f"sqlite:///{state.database}"
+    assert is_reachable(address)
+    with closing(sqlite3.connect(state.database)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_server_that_does_not_answer_is_told_without_its_password(state: StateDirectory) -> None:
+    """The message names the setting and what to look at; neither it nor what it was raised from holds the address."""
+    with pytest.raises(SettingsError, match="CALIBRANT_DATABASE_URL cannot be used") as caught:
+        open_database(state, NOBODY)
+
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert not is_reachable(NOBODY)
