@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.transforms import Compose
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
@@ -86,12 +86,7 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
         OutOfMemory: a step did not fit into memory.
         ValueError: the loss became NaN.
     """
-    if (run / RECORD).exists():
-        msg = f"{run} holds a finished run. Choose another folder for a new one."
-        raise DataError(msg)
-    if recipe.schedule.batch_size % group.size:
-        msg = f"A batch of {recipe.schedule.batch_size} images cannot be shared by {group.size} processes evenly: choose another number of processes."
-        raise DataError(msg)
+    _reject_unfit(run, recipe, group)
     splits = recipe.cases(data)
     cases = [case for split in recipe.train_splits for case in splits[split]]
     samples, validation = _prepared(recipe, run, group, cases, splits[recipe.validation_split])
@@ -107,20 +102,13 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
     batches = _Batches(samples, recipe, seed, group, range(position.step + 1, last + 1))
     started = time.monotonic() - position.seconds
 
-    for step, (images, labels) in zip(batches.steps, _loaded(batches, group), strict=True):
+    for step, batch in zip(batches.steps, _loaded(batches, group), strict=True):
         for parameters in optimiser.param_groups:
             parameters["lr"] = recipe.schedule.learning_rate * learning_rate_factor(step - 1, recipe.schedule)
         loss_of.ace_weight = recipe.ace_weight if step > recipe.ace_after else 0.0
-
         with _told_when_memory_is_out(recipe, group):
-            with torch.autocast(group.device.type, torch.bfloat16):
-                logits = shared(images.to(group.device, non_blocking=True))
-            terms = loss_of.terms(logits, labels.to(group.device, non_blocking=True))
-            optimiser.zero_grad(set_to_none=True)
-            terms["total"].backward()
-        nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
-        optimiser.step()
-
+            images, labels = (part.to(group.device, non_blocking=True) for part in batch)
+            terms = _descend(shared, optimiser, loss_of, images, labels)
         values = _mean_over(group, {name: term.item() for name, term in terms.items()})
         for watcher in watchers:
             watcher.step(step, step * recipe.schedule.batch_size / len(samples), values)
@@ -138,6 +126,29 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
     if group.leads and until is None:
         _write_run(run, network, recipe, facts | {"history": position.history})
     group.wait()
+
+
+def _reject_unfit(run: Path, recipe: Recipe, group: Group) -> None:
+    if (run / RECORD).exists():
+        msg = f"{run} holds a finished run. Choose another folder for a new one."
+        raise DataError(msg)
+    if recipe.schedule.batch_size % group.size:
+        msg = f"A batch of {recipe.schedule.batch_size} images cannot be shared by {group.size} processes evenly: choose another number of processes."
+        raise DataError(msg)
+
+
+def _descend(
+    network: nn.Module, optimiser: torch.optim.Optimizer, loss_of: ACEDiceCELoss, images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """Take one step down the gradient of a batch and return the terms of its loss before that step."""
+    with torch.autocast(images.device.type, torch.bfloat16):
+        logits = network(images)
+    terms = loss_of.terms(logits, labels)
+    optimiser.zero_grad(set_to_none=True)
+    terms["total"].backward()
+    nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+    optimiser.step()
+    return terms
 
 
 class _Identity:
