@@ -50,7 +50,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
+        executor = EmbeddedExecutor(
+            device=settings.device, deadline_s=settings.case_deadline_s, memory_bytes=settings.memory_bytes
+        )
         executor.start()
         start_sandbox()
         jobs = JobQueue(state, registry, executor, metrics, database)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from service import __version__
 from service.errors import CalibrantError
+from service.executors.memory import machine_memory_bytes
 from service.predict import registry
 from service.settings import Settings
 from service.storage.keys import read_keys
@@ -131,10 +132,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        memory = min(memory, int(text))
+    memory = machine_memory_bytes()
     found = f"{len(os.sched_getaffinity(0))} cores, {_gib(memory)} of memory"
     if memory < LEAST_MEMORY_BYTES:
         yield Finding(check="machine", verdict="warn", found=found, do="Large scans need more: 4 GiB at least.")

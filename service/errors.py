@@ -58,6 +58,7 @@ CalibrantError
 ├── ExecutionError                  the computation failed
 │   ├── InferenceCrashed            the inference process died on every attempt
 │   ├── InferenceDeadline           the inference process took too long on every attempt
+│   ├── InferenceOutOfMemory        the case needs more memory than inference may use
 │   ├── JobCancelled                somebody asked for it to stop
 │   └── JobAbandoned                the service was interrupted too often while it worked on the job
 ├── StorageFull                     no space left in the state directory
@@ -504,6 +505,13 @@ class InferenceDeadline(ExecutionError):
 
     code = "inference-deadline"
     title = "The inference took too long"
+
+
+class InferenceOutOfMemory(ExecutionError):
+    """The case needs more memory than inference may use."""
+
+    code = "inference-out-of-memory"
+    title = "The case needs too much memory"
 
 
 class JobCancelled(ExecutionError):

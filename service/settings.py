@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Largest body accepted."""
     case_deadline_s: PositiveFloat = 600.0
     """Seconds after which a case is given up and its process killed."""
+    memory_bytes: PositiveInt | None = None
+    """Memory that the inference process may use on the CPU; the machine's, or the container's, by default."""
     max_wait_s: PositiveFloat = 60.0
     """Longest time for which a request with Prefer: wait is held."""
     keys_file: Path | None = None

@@ -98,7 +98,9 @@ class Local:
         settings = Settings.read()
         self._bundle = installed(model)
         self.identity = self._bundle.identity
-        self._executor = EmbeddedExecutor(device=settings.device, deadline_s=settings.case_deadline_s)
+        self._executor = EmbeddedExecutor(
+            device=settings.device, deadline_s=settings.case_deadline_s, memory_bytes=settings.memory_bytes
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import structlog
 
 from service.bundle.description import BundleDescription
-from service.errors import BY_CODE, BundleIntegrity, CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled
+from service.errors import (
+    BY_CODE,
+    BundleIntegrity,
+    CalibrantError,
+    InferenceCrashed,
+    InferenceDeadline,
+    InferenceOutOfMemory,
+    JobCancelled,
+)
+from service.executors.memory import limit_memory, machine_memory_bytes, ran_out_of_memory
 from service.observability.log import configure_logging
 from service.schemas import CaseResult, Output, Report, Stage
 
@@ -75,15 +84,17 @@ class ExecutorStopped(BaseException):
 class EmbeddedExecutor:
     """Owns the child process; starts it anew when it has died."""
 
-    def __init__(self, *, device: str, deadline_s: float) -> None:
+    def __init__(self, *, device: str, deadline_s: float, memory_bytes: int | None = None) -> None:
         """Prepare without starting.
 
         Args:
             device: torch device of the child.
             deadline_s: seconds after which a case is given up and the child killed.
+            memory_bytes: that the child may use on the CPU; all of the machine by default.
         """
         self._device = device
         self._deadline_s = deadline_s
+        self._memory_bytes = memory_bytes or machine_memory_bytes()
         self._stopped = False
         self._turn = threading.Lock()
         self._child: _Child | None = None
@@ -128,6 +139,7 @@ class EmbeddedExecutor:
             JobCancelled: it was not.
             InferenceCrashed: the child died.
             InferenceDeadline: the child took too long and was killed.
+            InferenceOutOfMemory: the case needs more memory than the child may use.
             BundleIntegrity: another bundle lies on the disk in its place.
             ExecutorStopped: `stop` was called meanwhile.
             CalibrantError: whatever `run_case` raised there.
@@ -186,7 +198,9 @@ class EmbeddedExecutor:
                 log.warning("inference process restarted")
             ours, theirs = _PROCESSES.Pipe()
             os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
-            process = _PROCESSES.Process(target=_serve, args=(theirs, self._device), name="calibrant-inference")
+            process = _PROCESSES.Process(
+                target=_serve, args=(theirs, self._device, self._memory_bytes), name="calibrant-inference"
+            )
             process.start()
             theirs.close()
             self._child = _Child(process, ours)
@@ -212,9 +226,11 @@ def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> Cas
             return CaseResult.model_validate_json(content[0])
 
 
-def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
+def _serve(pipe: "connection.Connection[Any, Any]", device: str, memory_bytes: int) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     configure_logging()
+    if device == "cpu":  # a GPU's driver maps more than it uses
+        limit_memory(memory_bytes)
 
     from service.pipeline.run import run_case
 
@@ -233,14 +249,24 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str) -> None:
         try:
             bundle = bundles[root] = _loaded(bundles.get(root), root, identity, device)
             result = run_case(scan, bundle, out, lambda stage, done: _report(pipe, stage, done), outputs)
-        except CalibrantError as error:
-            pipe.send(("failed", error.code, error.detail))
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
-            # The message may hold what the user sent; the type cannot.
-            log.error("case failed", error=type(error).__name__)  # noqa: TRY400 - a traceback may hold it too
-            pipe.send(("failed", CalibrantError.code, f"The computation failed ({type(error).__name__})."))
+            pipe.send(("failed", *_failure(error, memory_bytes)))
         else:
             pipe.send(("done", result.model_dump_json()))
+
+
+def _failure(error: Exception, memory_bytes: int) -> tuple[str, str]:
+    """Return code and detail of what ended a case."""
+    if isinstance(error, CalibrantError):
+        return error.code, error.detail
+    if ran_out_of_memory(error):
+        return InferenceOutOfMemory.code, (
+            f"The case needs more than the {memory_bytes / (1 << 30):.1f} GiB that inference may use. "
+            "Crop or downsample the scan, or ask the operator for more (CALIBRANT_MEMORY_BYTES)."
+        )
+    # The message may hold what the user sent; the type cannot.
+    log.error("case failed", error=type(error).__name__)
+    return CalibrantError.code, f"The computation failed ({type(error).__name__})."
 
 
 def _loaded(known: "LoadedBundle | None", root: Path, identity: str, device: str) -> "LoadedBundle":

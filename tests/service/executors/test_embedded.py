@@ -16,6 +16,7 @@ from service.errors import (
     CalibrantError,
     InferenceCrashed,
     InferenceDeadline,
+    InferenceOutOfMemory,
     JobCancelled,
     NonFiniteVoxels,
 )
@@ -393,3 +394,24 @@ def test_a_bundle_that_was_replaced_on_the_disk_does_not_run_as_the_earlier_one(
 
     with pytest.raises(BundleIntegrity, match="Another version"):
         case()
+
+
+def test_a_case_that_needs_too_much_memory_fails_by_itself(
+    description: BundleDescription, scan: Path, tmp_path: Path, write_nifti: Callable[..., None]
+) -> None:
+    """It says how much there is and what to do; the child lives on, and the next case runs in it."""
+    large = tmp_path / "large.nii"
+    write_nifti(large, np.arange(256**3, dtype=np.uint16).reshape(256, 256, 256))
+    executor = EmbeddedExecutor(device="cpu", deadline_s=100.0, memory_bytes=600 << 20)
+    try:
+        executor.run(scan, description, tmp_path, lambda _stage, _done: None)
+        pid = _pid(executor)
+
+        with pytest.raises(InferenceOutOfMemory, match=r"more than the 0\.6 GiB .*CALIBRANT_MEMORY_BYTES"):
+            executor.run(large, description, tmp_path, lambda _stage, _done: None)
+
+        (tmp_path / "again").mkdir()
+        assert executor.run(scan, description, tmp_path / "again", lambda _stage, _done: None).engine == "torch"
+        assert _pid(executor) == pid
+    finally:
+        executor.stop()
