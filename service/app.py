@@ -72,6 +72,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Calibrant",
         version=__version__,
         description=f"3-D medical image segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        servers=[{"url": "/"}],
         lifespan=lifespan,
     )
     if not settings.behind_proxy and keys is None:

@@ -13,7 +13,7 @@ def is_live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/ready", operation_id="isReady")
+@router.get("/ready", operation_id="isReady", responses={503: {"description": 'Not ready: `{"ready": false}`'}})
 def is_ready(parts: PartsDep, response: Response) -> dict[str, bool]:
     """Return whether a model is in service, its process alive and the database there; 503 if not."""
     ready = bool(parts.registry.ready) and parts.jobs.ready

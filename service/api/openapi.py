@@ -4,7 +4,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from service.errors import BY_CODE, BundleError, CalibrantError, ClientError, SettingsError
+from service.api.auth import COOKIE
+from service.errors import BY_CODE, CalibrantError, ClientError, SettingsError
 
 _PLAIN_HTTP: Final = {"not-found": "No such route.", "method-not-allowed": "The route has no such method."}
 
@@ -20,6 +21,7 @@ def describe(app: FastAPI) -> None:
             document = derived()
             _list_problems(document["components"]["schemas"]["Problem"])
             _describe_events_in_3_1(document)
+            _describe_keys(document)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
@@ -27,7 +29,7 @@ def describe(app: FastAPI) -> None:
 
 def problem_types() -> dict[str, str]:
     """Return every ``type`` of a problem document with one sentence."""
-    never_sent = (BundleError, ClientError, SettingsError)
+    never_sent = (ClientError, SettingsError)
     kinds = {code: kind for code, kind in BY_CODE.items() if not issubclass(kind, never_sent) and _is_leaf(kind)}
     sentences = {code: (kind.__doc__ or "").splitlines()[0] for code, kind in kinds.items()}
     return {f"/problems/{code}": sentence for code, sentence in (sentences | _PLAIN_HTTP).items()}
@@ -41,6 +43,19 @@ def _list_problems(problem: dict[str, Any]) -> None:
     types = problem_types()
     rows = "\n".join(f"- `{name}`: {sentence}" for name, sentence in sorted(types.items()))
     problem["properties"]["type"] |= {"enum": sorted(types), "description": f"Stable.\n{rows}"}
+
+
+def _describe_keys(document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "What `calibrant keys add` showed."},
+        "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What `/login` sets."},
+    }
+    # The last one is none at all: a service on a loopback address may do without keys.
+    document["security"] = [{"key": []}, {"session": []}, {}]
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "4XX" not in operation["responses"]:
+                operation["security"] = []  # probes, which nobody is refused
 
 
 def _describe_events_in_3_1(document: dict[str, Any]) -> None:

@@ -18,11 +18,14 @@ log = structlog.get_logger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 
+_CONTENT: Final = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
 RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    "default": {
-        "description": "A problem document",
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
+    "4XX": {
+        "description": "The request, the scan or the state of things is at fault: a problem document",
+        "content": _CONTENT,
+    },
+    "5XX": {"description": "The service is at fault: a problem document", "content": _CONTENT},
 }
 """What each route declares beside its success."""
 

@@ -8,11 +8,21 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 
 def test_schemathesis_finds_no_failure(url: str, tmp_path: Path) -> None:
-    """No server error, no answer outside the document, no wrong header: 16 operations, 25 examples a phase."""
+    """No server error, no answer outside the document, no wrong header: 22 operations, 25 examples a phase."""
     schemathesis = Path(sys.executable).with_name("st")
     command = [str(schemathesis), "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
     # The stream of events does not end while a job runs; tests/service/api/test_events.py reads it.
-    options = ["--max-examples", "25", "--exclude-path-regex", "events", "--seed", "1", "--request-timeout", "30"]
+    # A model that was taken out of service is missed by everything after it; tests/service/api/test_models.py does that.
+    options = [
+        "--max-examples",
+        "25",
+        "--exclude-path-regex",
+        "events|/unload",
+        "--seed",
+        "1",
+        "--request-timeout",
+        "30",
+    ]
 
     found = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path, check=False)
 

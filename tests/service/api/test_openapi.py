@@ -43,9 +43,19 @@ def test_operations_have_names_and_say_how_they_fail(document: dict[str, Any]) -
     identifiers = [operation["operationId"] for operation in operations]
     assert len(set(identifiers)) == len(identifiers) > 10
     assert all(operation["description"].endswith(".") for operation in operations)
-    assert all(
-        operation["responses"]["default"]["content"].keys() == {"application/problem+json"} for operation in operations
-    )
+    for operation in operations:
+        for status in ("4XX", "5XX"):
+            assert operation["responses"][status]["content"].keys() == {"application/problem+json"}
+
+
+def test_the_document_says_who_may_ask_and_where(document: dict[str, Any]) -> None:
+    """Servers, licence and, for every operation, how a caller shows a key: the recommended rules of Redocly's linter."""
+    assert document["servers"] == [{"url": "/"}]
+    assert document["info"]["license"]["identifier"] == "Apache-2.0"
+    schemes = document["components"]["securitySchemes"]
+    assert {name for choice in document["security"] for name in choice} == schemes.keys() == {"key", "session"}
+    free = [path for path, methods in document["paths"].items() for each in methods.values() if "security" in each]
+    assert sorted(free) == ["/v2/health/live", "/v2/health/ready"]
 
 
 def test_every_state_and_problem_is_listed(document: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ def test_every_route_declares_its_problems(http: httpx.Client) -> None:
 
     assert len(operations) >= 7
     for operation in operations:
-        assert PROBLEM in operation["responses"]["default"]["content"]
+        assert all(PROBLEM in operation["responses"][status]["content"] for status in ("4XX", "5XX"))
     assert set(document["components"]["schemas"]["Problem"]["properties"]) == set(Problem.model_fields)
 
 
