@@ -1,8 +1,9 @@
-# Calibrant's service. CPU by default; for a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126
-# Run read-only: docker run --read-only --tmpfs /tmp -v calibrant-state:/state -p 8000:8000 calibrant (see deploy/).
+# Calibrant's service, without a GPU by default: docker build -t calibrant . How to build, run and what was tried:
+# docs/container.md.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
+# Of the builds of torch's pinned version, pip takes the one with a local label (+cpu, +cu130) before PyPI's own.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
@@ -10,12 +11,13 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service service
 COPY model_training model_training
 RUN python -m venv /opt/calibrant \
- && /opt/calibrant/bin/pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" . \
- && /opt/calibrant/bin/python -m compileall -q /opt/calibrant/lib
+ && /opt/calibrant/bin/pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" .
 
 FROM ${PYTHON_IMAGE}
-RUN useradd --system --uid 10001 --home-dir /state --no-create-home calibrant \
- && install -d -o calibrant -g calibrant -m 0700 /state
+# A fresh volume takes the owner of the folder that it covers.
+RUN groupadd --gid 10001 calibrant \
+ && useradd --uid 10001 --gid calibrant --home-dir /state --no-create-home --shell /usr/sbin/nologin calibrant \
+ && install -d -o calibrant -g calibrant -m 0700 /state /keys
 COPY --from=build /opt/calibrant /opt/calibrant
 ENV PATH=/opt/calibrant/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
