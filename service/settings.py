@@ -21,7 +21,7 @@ def _reject_other_databases(url: SecretStr | None) -> SecretStr | None:
 class Settings(BaseSettings):
     """Read from the environment with the prefix ``CALIBRANT_``; the command line wins."""
 
-    model_config = SettingsConfigDict(env_prefix="CALIBRANT_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CALIBRANT_", extra="ignore", hide_input_in_errors=True)
 
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "calibrant")
     """Scans, jobs and results. A local disk, not a network share."""

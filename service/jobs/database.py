@@ -1,61 +1,141 @@
 """The database of the jobs: a SQLite file in the state directory, or a database of a PostgreSQL server.
 
-A job and its result belong together, so a PostgreSQL database belongs to the state directory that used it first, and
-to no other: of two services on one database, each would take the other's running jobs for its own interrupted ones.
-The state directory itself is locked by the service that runs on it.
+A job and its result belong together: results that no job leads to are erased at the next start. So a PostgreSQL
+database and a state directory belong to one another for as long as the directory holds anything: each has the name
+that was made for the two. A lock on the server keeps a second service away, also one on a copy of the directory.
 """
 
 import sqlite3
-from contextlib import closing
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Final
+from urllib.parse import quote, urlencode
 
 import psycopg
+import sqlalchemy
+import structlog
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import event
 
 from service.errors import SettingsError
 from service.storage.local import StateDirectory
 
+log = structlog.get_logger(__name__)
+
 CONNECT_S: Final = 5
-"""Seconds within which a server must take a connection."""
+"""Seconds within which a server must take a connection, and take what is sent."""
+
+WATCH_S: Final = 0.5
+"""Seconds between two looks at the server."""
+
+LEASE_S: Final = 10
+"""Seconds without a look after which the server gives the lock away: the machine of the service has died."""
 
 # Any number that no other program is likely to lock.
 _LOCK: Final = 0x63616C696272
 
 
-def open_database(state: StateDirectory, postgresql_url: str | None) -> str:
-    """Make the database ready for DBOS and return its address.
+class JobDatabase:
+    """An open database of the jobs; a SQLite file is always there, and its directory is locked already."""
+
+    def __init__(self, address: str) -> None:
+        self.address: Final = address
+        """For DBOS."""
+        self.reachable = True
+        """Whether it answered when it was last looked at."""
+
+    def hold(self) -> None:
+        """Keep other services away until `release`."""
+
+    def release(self) -> None:
+        """Let another service have it."""
+
+
+class PostgresqlDatabase(JobDatabase):
+    """A database of a server that may go away and come back."""
+
+    def __init__(self, address: str, url: str) -> None:
+        super().__init__(address)
+        self._url = url
+        self._connection: psycopg.Connection | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def hold(self) -> None:
+        """Take the lock, and go on looking whether the server is there.
+
+        Raises:
+            SettingsError: another service has the lock, or the server is gone.
+        """
+        if not event.contains(sqlalchemy.Engine, "handle_error", _say_that_no_connection_was_made):
+            event.listen(sqlalchemy.Engine, "handle_error", _say_that_no_connection_was_made)
+        with _told_without_address():
+            self._lock()
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._watch, name="calibrant-database", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """End the watch and give the lock back."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._disconnect()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(WATCH_S):
+            try:
+                if self._connection is None:
+                    self._lock()
+                else:
+                    self._connection.execute("SELECT 1")
+            except (psycopg.Error, SettingsError) as error:
+                self._disconnect()
+                if self.reachable:
+                    log.warning("database lost", error=type(error).__name__)
+                self.reachable = False
+            else:
+                if not self.reachable:
+                    log.info("database found again")
+                self.reachable = True
+
+    def _lock(self) -> None:
+        connection = _connect(self._url)
+        try:
+            # PostgreSQL's time unit without one is the millisecond.
+            connection.execute(f"SET idle_session_timeout = {LEASE_S * 1000}")
+            _reject_second_service(connection, "pg_try_advisory_lock")
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def open_database(state: StateDirectory, postgresql_url: str | None) -> JobDatabase:
+    """Return the database, ready for DBOS.
 
     Args:
         state: the directory of the scans and results.
         postgresql_url: of a PostgreSQL database; SQLite if None.
 
     Raises:
-        SettingsError: the server cannot be reached, or the database belongs to another state directory.
+        SettingsError: the server cannot be reached, another service uses the database, or the jobs of this directory are
+            elsewhere.
     """
     if postgresql_url is None:
+        _leave_servers(state)
         _use_write_ahead_log(state)
-        return f"sqlite:///{state.database}"
-    try:
-        _claim(postgresql_url, state.identity)
-    except psycopg.Error as error:
-        # The text of the error may hold the address, and that a password.
-        msg = (
-            f"The database of CALIBRANT_DATABASE_URL cannot be used (SQLSTATE {error.sqlstate or 'none: no connection'}). "
-            "Look whether the server runs, and whether user, password and database of the address exist there."
-        )
-        raise SettingsError(msg) from None
-    return postgresql_url
-
-
-def is_reachable(address: str) -> bool:
-    """Return whether the database that `open_database` returned answers; a SQLite file always does."""
-    if address.startswith("sqlite:"):
-        return True
-    try:
-        with psycopg.connect(address, connect_timeout=CONNECT_S) as connection:
-            connection.execute("SELECT 1")
-    except psycopg.Error:
-        return False
-    return True
+        return JobDatabase(f"sqlite:///{state.database}")
+    with _told_without_address(), _connect(postgresql_url) as connection:
+        with connection.transaction():
+            _claim(connection, state)
+        return PostgresqlDatabase(_address(postgresql_url, connection.info), postgresql_url)
 
 
 def _use_write_ahead_log(state: StateDirectory) -> None:
@@ -65,16 +145,86 @@ def _use_write_ahead_log(state: StateDirectory) -> None:
         database.execute("PRAGMA journal_mode=WAL")
 
 
-def _claim(url: str, identity: str) -> None:
-    with psycopg.connect(url, connect_timeout=CONNECT_S) as connection:
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])  # two that come first
-        connection.execute("CREATE TABLE IF NOT EXISTS calibrant_state_directory (id text PRIMARY KEY)")
-        owner = connection.execute("SELECT id FROM calibrant_state_directory").fetchone()
-        if owner is None:
-            connection.execute("INSERT INTO calibrant_state_directory VALUES (%s)", [identity])
-        elif owner[0] != identity:
+def _leave_servers(state: StateDirectory) -> None:
+    """Let an empty directory change to SQLite."""
+    if not state.is_named:
+        return
+    if state.holds_cases:
+        msg = (
+            "The jobs of this state directory are in a PostgreSQL database. Set CALIBRANT_DATABASE_URL to its address, "
+            "or CALIBRANT_STATE_DIR to an empty directory."
+        )
+        raise SettingsError(msg)
+    state.forget_name()
+
+
+def _claim(connection: psycopg.Connection, state: StateDirectory) -> None:
+    """Make an empty database and an empty directory belong together, or see that they do."""
+    _reject_second_service(connection, "pg_try_advisory_xact_lock")
+    connection.execute("CREATE TABLE IF NOT EXISTS calibrant_state_directory (id text PRIMARY KEY)")
+    owner = connection.execute("SELECT id FROM calibrant_state_directory").fetchone()
+    if owner is not None:
+        if not state.is_named or owner[0] != state.identity:
             msg = (
                 "The database of CALIBRANT_DATABASE_URL belongs to another state directory, where its results lie. "
                 "Set CALIBRANT_STATE_DIR to that one, or CALIBRANT_DATABASE_URL to an empty database."
             )
             raise SettingsError(msg)
+        return
+    if state.holds_cases:
+        msg = (
+            "The database of CALIBRANT_DATABASE_URL is new, but this state directory holds cases, whose jobs are in "
+            "another database or in SQLite. Set CALIBRANT_DATABASE_URL to that database, or to nothing for SQLite, or "
+            "CALIBRANT_STATE_DIR to an empty directory."
+        )
+        raise SettingsError(msg)
+    # A name of these two: a database that the directory had before must not know it any more.
+    state.forget_name()
+    connection.execute("INSERT INTO calibrant_state_directory VALUES (%s)", [state.identity])
+
+
+def _reject_second_service(connection: psycopg.Connection, function: str) -> None:
+    locked = connection.execute(f"SELECT {function}({_LOCK})".encode()).fetchone()
+    if locked != (True,):
+        msg = (
+            "Another calibrant serve uses the database of CALIBRANT_DATABASE_URL. Stop it, or give this one an empty "
+            f"database. If its machine has died, wait {LEASE_S} seconds."
+        )
+        raise SettingsError(msg)
+
+
+def _connect(url: str) -> psycopg.Connection:
+    return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_S, tcp_user_timeout=CONNECT_S * 1000)
+
+
+def _address(url: str, info: psycopg.ConnectionInfo) -> str:
+    """Return an address that means to SQLAlchemy what the URL means to libpq: it reads lists of hosts otherwise."""
+    parts = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    user, database = quote(info.user, safe=""), quote(info.dbname, safe="")
+    password = f":{quote(parts['password'], safe='')}" if "password" in parts else ""
+    # libpq gives hosts without ports a list of empty ports.
+    rest = {
+        name: value for name, value in parts.items() if name not in {"user", "password", "dbname"} and value.strip(",")
+    }
+    return f"postgresql://{user}{password}@/{database}?{urlencode(rest, quote_via=quote)}"
+
+
+@contextmanager
+def _told_without_address() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        # The text of the error may hold the address, and that a password.
+        msg = (
+            f"The database of CALIBRANT_DATABASE_URL cannot be used (SQLSTATE {error.sqlstate or 'none: no connection'}). "
+            "Look whether the server runs, whether user, password and database of the address exist there, and whether "
+            "the user may create tables."
+        )
+        raise SettingsError(msg) from None
+
+
+def _say_that_no_connection_was_made(context: sqlalchemy.ExceptionContext) -> None:
+    # DBOS tries again what failed for want of a connection. It knows that by the text, and does not know libpq's texts
+    # for a socket without a server or a host without an address: a job that ended then stayed `running`.
+    if context.connection is None and isinstance(context.original_exception, psycopg.OperationalError):
+        context.is_disconnect = True

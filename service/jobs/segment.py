@@ -40,7 +40,7 @@ from service.errors import (
     StorageFull,
 )
 from service.executors.embedded import EmbeddedExecutor
-from service.jobs.database import is_reachable
+from service.jobs.database import JobDatabase
 from service.jobs.status import PRIORITIES, Live, Order, Place, describe_job
 from service.observability.metrics import Metrics
 from service.pipeline.encode import SUMMARY
@@ -85,7 +85,7 @@ class JobQueue:
     registry: Registry
     executor: EmbeddedExecutor
     metrics: Metrics
-    database: str
+    database: JobDatabase
     _live: dict[str, Live] = field(default_factory=dict)
     _cancelled: set[str] = field(default_factory=set)
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -93,10 +93,15 @@ class JobQueue:
     _segment: Callable[[str, str, str, list[str]], _Outcome] = field(init=False)
 
     def launch(self) -> None:
-        """Open the job database and go on with the jobs that a crash interrupted."""
+        """Open the job database and go on with the jobs that a crash interrupted.
+
+        Raises:
+            SettingsError: another service uses the database.
+        """
+        self.database.hold()
         config: DBOSConfig = {
             "name": "calibrant",
-            "system_database_url": self.database,
+            "system_database_url": self.database.address,
             "executor_id": "local",
             "application_version": _VERSION,
             "console_log_level": "CRITICAL",
@@ -129,11 +134,12 @@ class JobQueue:
         """Take no more jobs and give the one that runs a moment; if it needs longer, the next launch takes it up again."""
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=DRAIN_S)
         self.executor.stop()
+        self.database.release()
 
     @property
     def ready(self) -> bool:
         """Whether the inference process lives and the database answers."""
-        return self.executor.ready and is_reachable(self.database)
+        return self.executor.ready and self.database.reachable
 
     def submit(self, order: Order, *, priority: Priority = "normal", idempotency_key: str | None = None) -> Job:
         """Return the job for a scan that lies in the state directory; it survives any crash from here on.

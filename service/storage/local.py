@@ -5,7 +5,7 @@
     results/<job>/          the one published result of a job
     incoming/               uploads in progress; worthless after a crash
     jobs.sqlite             owned by DBOS, unless its database is a PostgreSQL server's
-    identity                names this directory to such a server
+    identity                the name that this directory has in such a database
     unloaded.json           names of the models that are out of service
 
 A result appears by renaming a whole attempt, so it is never torn; the second attempt to arrive finds the name taken.
@@ -34,6 +34,7 @@ RESULT: Final = "result.json"
 """The file of a result that is written last: a folder without it holds none."""
 
 _UNLOADED: Final = "unloaded.json"
+_IDENTITY: Final = "identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +94,27 @@ class StateDirectory:
     @property
     def identity(self) -> str:
         """A name that no other state directory has; a copy keeps it."""
-        path = self.root / "identity"
-        if not path.exists():
-            draft = self.incoming / "identity"
+        if not self.is_named:
+            draft = self.incoming / _IDENTITY
             write_durably(draft, uuid.uuid4().hex.encode())
-            draft.rename(path)
+            draft.rename(self.root / _IDENTITY)
             sync_folder(self.root)
-        return path.read_text()
+        return (self.root / _IDENTITY).read_text()
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the directory has a name yet."""
+        return (self.root / _IDENTITY).exists()
+
+    def forget_name(self) -> None:
+        """Let the directory have another name from now on."""
+        (self.root / _IDENTITY).unlink(missing_ok=True)
+        sync_folder(self.root)
+
+    @property
+    def holds_cases(self) -> bool:
+        """Whether any scan or result lies here."""
+        return any(self.scans.glob("*/*")) or any(self.results.iterdir())
 
     @property
     def unloaded(self) -> frozenset[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import SettingsError
-from service.jobs.database import is_reachable, open_database
+from service.jobs.database import open_database
 from service.storage.local import StateDirectory
 
 NOBODY = "postgresql://calibrant:secret@127.0.0.1:1/jobs"
@@ -20,10 +20,10 @@ def state(tmp_path: Path) -> StateDirectory:
 
 def test_without_a_server_the_jobs_are_in_a_file_with_a_write_ahead_log(state: StateDirectory) -> None:
     """Readers do not block the writer; the file is always there to be read."""
-    address = open_database(state, None)
+    opened = open_database(state, None)
 
-    assert address == f"sqlite:///{state.database}"
-    assert is_reachable(address)
+    assert opened.address == f"sqlite:///{state.database}"
+    assert opened.reachable
     with closing(sqlite3.connect(state.database)) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -35,4 +35,4 @@ def test_a_server_that_does_not_answer_is_told_without_its_password(state: State
 
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
-    assert not is_reachable(NOBODY)
+    assert not state.is_named
