@@ -28,7 +28,7 @@ class Parts:
     metrics: Metrics
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:  # async: not in the thread pool, which may be full
     parts: Parts = request.app.state.parts
     return parts
 

@@ -1,4 +1,7 @@
-"""`/v2/health/*`: liveness and readiness, by the paths of the Open Inference Protocol."""
+"""`/v2/health/*`: liveness and readiness, by the paths of the Open Inference Protocol.
+
+Both read flags only and run on the event loop: an outage that fills the thread pool does not silence them.
+"""
 
 from fastapi import APIRouter, Response, status
 
@@ -8,13 +11,13 @@ router = APIRouter(prefix="/v2/health", tags=["health"])
 
 
 @router.get("/live", operation_id="isLive")
-def is_live() -> dict[str, bool]:
+async def is_live() -> dict[str, bool]:
     """Return that the process answers."""
     return {"live": True}
 
 
 @router.get("/ready", operation_id="isReady", responses={503: {"description": 'Not ready: `{"ready": false}`'}})
-def is_ready(parts: PartsDep, response: Response) -> dict[str, bool]:
+async def is_ready(parts: PartsDep, response: Response) -> dict[str, bool]:
     """Return whether a model is in service, its process alive and the database there; 503 if not."""
     ready = bool(parts.registry.ready) and parts.jobs.ready
     if not ready:

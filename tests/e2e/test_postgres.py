@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -23,6 +24,8 @@ from service.storage.local import StateDirectory
 
 PASSWORD = "never%to/be@seen"  # noqa: S105 - of the private server; each sign means something in an address
 JOBS = 6
+WAITING = 48  # requests at once: more than the 40 threads that answer them
+PROBE_SECONDS = 5
 
 
 def shows_password(text: str) -> bool:
@@ -186,12 +189,17 @@ def test_a_job_ends_and_a_second_service_is_refused_while_the_server_goes_and_co
         try:
             wait_until((state / "results" / job).exists)
             wait_until(lambda: not service.ready)
-            assert service.http.get("/v2/health/live").status_code == 200
+            pool = ThreadPoolExecutor(WAITING)
+            waiting = [pool.submit(service.http.get, "/v1/segmentations") for _ in range(WAITING)]
+            time.sleep(0.5)
+            for probe, status in (("live", 200), ("ready", 503)):
+                assert service.http.get(f"/v2/health/{probe}", timeout=PROBE_SECONDS).status_code == status
             unreachable = start(tmp_path / "other", url)
         finally:
             server.pg_ctl("start")
         wait_until(lambda: service.ready)
 
+        assert {answer.result().status_code for answer in waiting} == {200}
         assert service.finish([job])[0]["state"] == "succeeded"
         assert not shows_password(service.log.read_text())
 
