@@ -43,6 +43,9 @@ EXIT_SOME_FAILED, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 4, 5, 130
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
+_LISTENS_S: Final = 0.5
+"""A library's thread may be given the signal: the main thread, which alone runs its handler, looks so often."""
+
 # Nothing that another scan could change: the batch ends, and goes on later.
 _ENDS_ALL: Final = (ServerUnreachable, BundleError, ModelNotFound, SettingsError)
 _KINDS_THAT_END_ALL: Final = {f"/problems/{kind.code}" for kind in (Unauthorized, Forbidden, ModelNotFound)}
@@ -108,7 +111,9 @@ class Batch:
         with self._interruptible(), ThreadPoolExecutor(self.jobs, initializer=_block_signals) as pool:
             futures = [pool.submit(self._do, case) for case in cases]
             try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                done, pending = wait(futures, timeout=_LISTENS_S, return_when=FIRST_EXCEPTION)
+                while pending and not any(future.exception() for future in done):
+                    done, pending = wait(futures, timeout=_LISTENS_S, return_when=FIRST_EXCEPTION)
             finally:
                 self._stop.set()
             for future in done:
