@@ -17,6 +17,7 @@ CalibrantError
 │   ├── VolumeTooLarge              more voxels than this service accepts
 │   ├── NonFiniteVoxels             NaN or infinite intensities
 │   ├── ConstantVolume              every voxel has the same intensity
+│   ├── AnatomyNotFound             what the model segments was not found in the scan
 │   ├── UnsafeArchive               a zip with links, or with names that lead out of it
 │   ├── ArchiveTooLarge             a zip of more files or bytes than are unpacked
 │   ├── EncryptedArchive            a zip that needs a password
@@ -198,6 +199,13 @@ class ConstantVolume(ScanError):
 
     code = "constant-volume"
     title = "The volume holds one intensity only"
+
+
+class AnatomyNotFound(ScanError):
+    """What the model segments was not found in the scan."""
+
+    code = "anatomy-not-found"
+    title = "The anatomy was not found"
 
 
 class UnsafeArchive(ScanError):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 RESEARCH_USE_ONLY: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
 """Stands in every report until somebody certifies otherwise."""
 
-Stage = Literal["decode", "preprocess", "infer", "calibrate", "encode", "store"]
+Stage = Literal["decode", "locate", "preprocess", "infer", "calibrate", "encode", "store"]
 Report = Callable[[Stage, float], None]
 """Receives the stage that runs and the fraction of it that is done."""
 
@@ -94,6 +94,18 @@ class ExpectedAccuracy(Wire):
     basis: Literal["the model's own probabilities"] = "the model's own probabilities"
 
 
+class Located(Wire):
+    """Where a part was found in a scan that shows more; nothing outside of its box was segmented."""
+
+    name: str
+    centre_mm: tuple[float, float, float] | None
+    """Centre of the box in RAS millimetres; null when the part was not found."""
+    size_mm: tuple[float, float, float]
+    """Edges of the box along the axes of the head, which need not be those of the scan."""
+    why_not: str | None
+    """Why it was not found."""
+
+
 class Summary(Wire):
     """The image-level summary of one segmentation."""
 
@@ -104,6 +116,8 @@ class Summary(Wire):
     """Mean confidence over all foreground voxels of the mask; null when there are none."""
     expected_accuracy: ExpectedAccuracy | None = None
     """Null when the mask has no foreground."""
+    located: list[Located] | None = None
+    """Null when the whole of the scan was segmented as it came."""
     statement: Statement
     warnings: list[str]
     research_use_only: str = RESEARCH_USE_ONLY

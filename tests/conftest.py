@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from service.bundle.card import CalibrationCard, CaseRecord, Measurement, Population
 from service.bundle.manifest import sha256_of, write_manifest
-from service.bundle.schema import Label, Network, ServiceConfig, ZScore
+from service.bundle.schema import Label, Landmark, Locator, Network, Part, ServiceConfig, ZScore
 from service.calibration.cohort import CaseSums
 from service.calibration.histogram import ReliabilityHistogram
 
@@ -47,6 +47,35 @@ def tiny_config() -> ServiceConfig:
             Label(value=2, name="back", color=(86, 180, 233)),
         ],
         temperature=[1.0, 1.0, 1.0],
+    )
+
+
+@pytest.fixture
+def tiny_locator() -> Locator:
+    """Return a locator of two parts for the tiny bundle."""
+    names = ("left", "right", "above", "below")
+    return Locator(
+        anatomy="boxes",
+        extent_mm=(40, 40, 40),
+        network=Network(
+            name="UNet",
+            arguments={"spatial_dims": 3, "in_channels": 1, "out_channels": 5, "channels": [4, 8], "strides": [2]},
+        ),
+        spacing_mm=4,
+        landmarks=[Landmark(name=name, centre_mm=(n, n, n), volume_ml=(0.1, 1)) for n, name in enumerate(names)],
+        least_landmarks=4,
+        residual_mm=5,
+        scale=(0.8, 1.2),
+        parts=[
+            Part(
+                name=name,
+                landmark=name,
+                search_mm=(12, 12, 12),
+                size_mm=(8, 8, 8),
+                labels=[Label(value=10 * n + v, name=f"{name} {v}", color=(v, n, 0)) for v in (1, 2)],
+            )
+            for n, name in enumerate(names[:2], start=1)
+        ],
     )
 
 

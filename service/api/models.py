@@ -142,7 +142,7 @@ def _describe(description: BundleDescription) -> Model:
                 code=_spelt(label.code) if label.code else None,
                 modifiers=[_spelt(modifier) for modifier in label.modifiers],
             )
-            for label in config.labels
+            for label in config.every_label
         ],
         statement=state(description.card, description.card.measurements[0], reasons=[]),
         reliability=f"/v1/models/{config.name}/reliability",

@@ -189,6 +189,30 @@ class ShiftReference(Declaration):
     values: list[float]
 
 
+class Locating(Declaration):
+    """How well the bundle's locator does on scans drawn from label maps of heads that it never saw.
+
+    Made scans stand in for real ones: no expert labels of whole heads were at hand, so locating in real scans is not
+    validated. Box: that in which the network looks first.
+    """
+
+    heads: Annotated[int, Field(ge=1)]
+    """Held-out label maps."""
+    scans: Annotated[int, Field(ge=1)]
+    """Drawn from them, each with every part whole in its field of view."""
+    boxes_hold: int
+    """Scans in which the box of every part holds at least 99 % of its structure."""
+    distance_mm_median: float | None
+    """Between the centre of a box and the centroid of its structure; null when nothing was found."""
+    distance_mm_p95: float | None
+    empty_scans: int
+    """Scans that show none of the anatomy: shapes that are no head, and heads cut off above it."""
+    found_in_empty: int
+    """Of these, scans in which something was found."""
+    seed: int
+    validated_on_experts: Literal[False] = False
+
+
 class CalibrationCard(Declaration):
     """The card as a whole."""
 
@@ -212,6 +236,8 @@ class CalibrationCard(Declaration):
     estimators: tuple[Estimator, ...] = ()
     risk_controls: tuple[RiskControl, ...] = ()
     shift_references: tuple[ShiftReference, ...] = ()
+    locating: Locating | None = None
+    """Null for a bundle without a locator. All measurements are of crops as an expert placed them."""
 
     def measurement(self, engine: Engine, precision: Precision) -> Measurement | None:
         """Return what was measured with this engine at this precision, or None."""

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from service.bundle.card import CalibrationCard
 from service.bundle.manifest import sha256_of, verify_manifest
 from service.bundle.schema import Declaration, ServiceConfig
-from service.errors import BundleIntegrity, BundleInvalid, BundleUnsupported
+from service.errors import BundleIntegrity, BundleInvalid
 
 WEIGHTS: Final = Path("models/model.safetensors")
+LOCATOR: Final = Path("models/locator.safetensors")
 CONFIG: Final = Path("service.json")
 CARD: Final = Path("calibration.json")
 
@@ -45,20 +46,17 @@ def describe_bundle(root: Path) -> BundleDescription:
 
     Raises:
         BundleIntegrity: a file differs from the manifest, or the card was measured with other weights.
-        BundleInvalid: a description breaks its schema.
-        BundleUnsupported: it needs a locator, which this version does not have.
+        BundleInvalid: a description breaks its schema, or weights are missing.
     """
     sha256 = verify_manifest(root)
     config, card = _read(root / CONFIG, ServiceConfig), _read(root / CARD, CalibrationCard)
-    if not (root / WEIGHTS).is_file():
-        msg = f"{WEIGHTS} is missing. Export the bundle again."
-        raise BundleInvalid(msg)
+    for weights in (WEIGHTS, LOCATOR) if config.locator else (WEIGHTS,):
+        if not (root / weights).is_file():
+            msg = f"{weights} is missing. Export the bundle again."
+            raise BundleInvalid(msg)
     if (card.weights_sha256, card.config_sha256) != (sha256_of(root / WEIGHTS), sha256_of(root / CONFIG)):
         msg = "The calibration card was measured with other weights or another configuration. Export the bundle again."
         raise BundleIntegrity(msg)
-    if config.locator is not None:
-        msg = "The bundle declares a locator, which this version cannot run. Upgrade Calibrant."
-        raise BundleUnsupported(msg)
     return BundleDescription(root, sha256, config, card)
 
 

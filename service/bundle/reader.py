@@ -8,18 +8,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from service.bundle.description import WEIGHTS, BundleDescription, describe_bundle
+from service.bundle.description import LOCATOR, WEIGHTS, BundleDescription, describe_bundle
 from service.bundle.network import build_network
+from service.bundle.schema import Network
 from service.errors import BundleInvalid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedBundle:
-    """A bundle whose network is in memory, in evaluation mode, on `device`."""
+    """A bundle whose networks are in memory, in evaluation mode, on `device`."""
 
     description: BundleDescription
     network: nn.Module
     device: torch.device
+    locator: nn.Module | None = None
 
 
 def load_bundle(root: Path, device: torch.device) -> LoadedBundle:
@@ -31,10 +33,20 @@ def load_bundle(root: Path, device: torch.device) -> LoadedBundle:
         BundleUnsupported: a network or feature that this version does not have.
     """
     description = describe_bundle(root)
-    network = build_network(description.config.network)
+    locator = description.config.locator
+    return LoadedBundle(
+        description,
+        _loaded(description.config.network, root / WEIGHTS).to(device),
+        device,
+        None if locator is None else _loaded(locator.network, root / LOCATOR).to(device),
+    )
+
+
+def _loaded(declaration: Network, weights: Path) -> nn.Module:
+    network = build_network(declaration)
     try:
-        network.load_state_dict(load_file(root / WEIGHTS), strict=True)
+        network.load_state_dict(load_file(weights), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
-        msg = "models/model.safetensors does not fit the network of service.json. Export the bundle again."
+        msg = f"models/{weights.name} does not fit the network of service.json. Export the bundle again."
         raise BundleInvalid(msg) from error
-    return LoadedBundle(description, network.to(device).eval(), device)
+    return network.eval()

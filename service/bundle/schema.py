@@ -99,6 +99,67 @@ class Structure:
     channels: tuple[int, ...]
 
 
+Millimetres = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+
+
+class Landmark(Declaration):
+    """A structure by which a locator finds its way. The position in the list, from 1, is its output channel."""
+
+    name: str
+    centre_mm: Millimetres
+    """Centroid in the reference frame: RAS, origin and axes those of the mean of the training heads."""
+    volume_ml: tuple[PositiveFloat, PositiveFloat]
+    """Least and largest volume at which it counts as found."""
+
+
+class Part(Declaration):
+    """A box about one landmark that the network segments as if it were a scan of its own."""
+
+    name: str
+    landmark: str
+    """In whose centroid the box is centred."""
+    shift_mm: Millimetres = (0.0, 0.0, 0.0)
+    """From the centroid to the centre of the box, along the axes of the reference frame."""
+    search_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    """Edges of the box about the landmark in which the network looks first, along the same axes."""
+    size_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    """Edges of the box that is segmented, about what it found there: the field of view of the training's crops."""
+    labels: list[Label]
+    """What the network's structures are called here, in the order of the output channels 1 .. C-1."""
+
+
+class Locator(Declaration):
+    """How the anatomy is found in a scan that shows more than the network was trained on.
+
+    A small network (`models/locator.safetensors`) marks landmarks on a coarse grid; the rotation and the scale that
+    bring their mean positions onto the ones found give each part's box its place and its axes. Where too few are
+    found, or they do not lie as in the heads of the training, nothing is segmented.
+    """
+
+    anatomy: str
+    """What is looked for, as the refusal names it, e.g. hippocampus."""
+    extent_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    """A scan that is no longer than this R-L, A-P and I-S is segmented as it comes: as long as the training's crops."""
+    network: Network
+    spacing_mm: PositiveFloat
+    """Of the coarse grid, along all its axes, which are those of the patient (RAS)."""
+    landmarks: list[Landmark]
+    least_landmarks: Annotated[int, Field(ge=4)]
+    residual_mm: PositiveFloat
+    """Largest root mean square distance between the landmarks found and their places by rotation and scale."""
+    scale: tuple[PositiveFloat, PositiveFloat]
+    """Least and largest size of a head, relative to the mean of the training heads."""
+    parts: Annotated[list[Part], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _reject_unknown_landmarks(self) -> Self:
+        names = [landmark.name for landmark in self.landmarks]
+        if unknown := {part.landmark for part in self.parts} - set(names):
+            msg = f"parts are centred in {sorted(unknown)}, which are no landmarks"
+            raise ValueError(msg)
+        return self
+
+
 class ServiceConfig(Declaration):
     """All that serving needs besides the weights."""
 
@@ -125,8 +186,44 @@ class ServiceConfig(Declaration):
     regions: list[Region] = []
     temperature: list[Annotated[FiniteFloat, Field(gt=0)]]
     """Per class: logits are divided by it before softmax; 1 leaves them as they are."""
-    locator: dict[str, JsonValue] | None = None
-    """How to find the anatomy in a larger scan; null when the scan is segmented as it comes."""
+    locator: Locator | None = None
+    """How to find the anatomy in a larger scan; null when every scan is segmented as it comes."""
+
+    @property
+    def every_label(self) -> list[Label]:
+        """Labels of a scan that is segmented as it comes, then those of the parts that a locator finds."""
+        return [
+            *self.labels,
+            *(label for part in (self.locator.parts if self.locator else []) for label in part.labels),
+        ]
+
+    @property
+    def located(self) -> "ServiceConfig":
+        """The same without a locator, for a result of several parts: the background and the labels of each part.
+
+        Raises:
+            ValueError: there is no locator.
+        """
+        if self.locator is None:
+            msg = f"{self.name} has no locator"
+            raise ValueError(msg)
+        parts = self.locator.parts
+        values = [label.value for label in self.labels]
+        regions = [
+            Region(
+                name=f"{part.name} {region.name}",
+                labels=[part.labels[values.index(value) - 1].value for value in region.labels],
+            )
+            for part in parts
+            for region in self.regions
+        ]
+        update = {
+            "labels": [self.labels[0], *(label for part in parts for label in part.labels)],
+            "temperature": [self.temperature[0], *self.temperature[1:] * len(parts)],
+            "regions": regions,
+            "locator": None,
+        }
+        return self.model_copy(update=update)
 
     @property
     def structures(self) -> tuple[Structure, ...]:
@@ -156,6 +253,14 @@ class ServiceConfig(Declaration):
             raise ValueError(msg)
         if len(self.temperature) != len(self.labels):
             msg = f"{len(self.temperature)} temperatures for {len(self.labels)} labels: expected one per label"
+            raise ValueError(msg)
+        parts = self.locator.parts if self.locator else []
+        if any(len(part.labels) != len(values) - 1 for part in parts):
+            msg = f"a part has other than {len(values) - 1} labels: expected one for each structure of the network"
+            raise ValueError(msg)
+        sided = [label.value for part in parts for label in part.labels]
+        if len({*values, *sided}) != len(values) + len(sided):
+            msg = f"the parts' label values are {sided}, the scan's {values}: expected each value once"
             raise ValueError(msg)
         if unknown := {value for region in self.regions for value in region.labels} - set(values[1:]):
             msg = f"regions name the label values {sorted(unknown)}, which no structure has"

@@ -10,7 +10,8 @@ import torch
 from service.bundle.schema import ServiceConfig
 from service.calibration.histogram import BINS, ReliabilityHistogram
 from service.errors import InvalidProbabilities
-from service.pipeline.preprocess import Grid, to_scan_axes, to_scan_slabs
+from service.pipeline.parts import part_probability_slabs
+from service.pipeline.preprocess import SLAB_VALUES, Grid, to_scan_axes, to_scan_slabs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,10 +36,14 @@ def probability_slabs(
     them. Logits are interpolated, not probabilities: interpolated probabilities would blur the confidence at edges.
 
     Args:
-        logits: (C, D, H, W) float16 on the network's grid.
+        logits: (C, D, H, W) float16 on the network's grid; of several parts (parts, C, D, H, W).
         grid: leads back to the scan's grid.
         config: holds the temperature of each class.
     """
+    if grid.parts:
+        d, h, w = grid.oriented_shape
+        yield from part_probability_slabs(logits, grid.parts, (d, h, w), config, SLAB_VALUES)
+        return
     temperature = torch.tensor(config.temperature).view(-1, 1, 1, 1)
     for window, slab in to_scan_slabs(logits, grid):
         yield window, (slab / temperature).softmax(dim=0).numpy()

@@ -15,6 +15,17 @@ FRAME: Final = "frame.json"
 """Name of the file."""
 
 
+class PartFrame(Declaration):
+    """The place of one part on the scan's voxels."""
+
+    channels: list[int]
+    """Class of the result for each output channel of the network."""
+    to_part: list[list[float]]
+    """(4, 4): voxel index of the scan in the network's axis order to voxel index of the part."""
+    shape: tuple[int, int, int]
+    """Voxels of the part."""
+
+
 class Frame(Declaration):
     """The place of a case in the scan's file, on the network's grid and in the patient."""
 
@@ -31,7 +42,9 @@ class Frame(Declaration):
     header: str
     """NIfTI header of the scan without its free text, in hexadecimal."""
     config: ServiceConfig
-    """`service.json` of the bundle: labels, colours, codes and temperatures."""
+    """`service.json` of the bundle: labels, colours, codes and temperatures; of located parts, with the labels of each."""
+    parts: tuple[PartFrame, ...] = ()
+    """Where a locator found the anatomy; empty where the network saw the scan as it is."""
 
     @property
     def scan_header(self) -> bytes:

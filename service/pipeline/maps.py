@@ -20,7 +20,8 @@ import torch
 from service.bundle.schema import ServiceConfig
 from service.pipeline.calibrate import probability_slabs
 from service.pipeline.encode import LOGITS, Content, VoxelType, map_header, to_codes, without_free_text
-from service.pipeline.frame import Frame, read_frame
+from service.pipeline.frame import Frame, PartFrame, read_frame
+from service.pipeline.parts import PartGrid
 from service.pipeline.preprocess import Grid
 from service.volume import Volume
 
@@ -37,7 +38,7 @@ def frame_of(volume: Volume, grid: Grid, config: ServiceConfig) -> Frame:
     Args:
         volume: the scan.
         grid: its place on the network's axes.
-        config: of the bundle that ran.
+        config: of the result: the bundle's, or where parts were located, with their labels.
     """
     return Frame(
         scan_shape=volume.shape,
@@ -47,17 +48,22 @@ def frame_of(volume: Volume, grid: Grid, config: ServiceConfig) -> Frame:
         affine=volume.affine.tolist(),
         header=without_free_text(volume.header).hex(),
         config=config,
+        parts=tuple(
+            PartFrame(channels=list(part.channels), to_part=part.to_part.tolist(), shape=part.shape)
+            for part in grid.parts
+        ),
     )
 
 
 def grid_of(frame: Frame) -> Grid:
     """Return the grid that `frame_of` was given."""
     orientation = np.array(frame.orientation, np.float64)
-    return Grid(frame.scan_shape, orientation, frame.oriented_shape, frame.network_shape)
+    parts = tuple(PartGrid(tuple(part.channels), np.array(part.to_part), part.shape) for part in frame.parts)
+    return Grid(frame.scan_shape, orientation, frame.oriented_shape, frame.network_shape, parts)
 
 
 def read_logits(result: Path) -> torch.Tensor:
-    """Return the logits that a result keeps, (C, D, H, W) float16 on the network's grid."""
+    """Return the logits that a result keeps, (C, D, H, W) float16 on the network's grid, or such of each part."""
     with gzip.open(result / LOGITS, "rb") as file:
         np.lib.format.read_magic(file)
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)

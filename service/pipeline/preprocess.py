@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from service.bundle.schema import IntensityStep, ServiceConfig, Window
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
 from service.pipeline.decode import MAX_VOXELS
+from service.pipeline.parts import PartGrid
 from service.volume import Volume
 
 SLAB_VALUES: Final = 1 << 24
@@ -36,12 +37,14 @@ class Grid:
         orientation: (3, 2) nibabel orientation: network axis and flip of each scan axis.
         oriented_shape: the scan's shape in the network's axis order.
         network_shape: voxels after resampling.
+        parts: where a locator found the anatomy, the network's grid on each part; none where it saw the scan as it is.
     """
 
     scan_shape: tuple[int, ...]
     orientation: npt.NDArray[np.float64]
     oriented_shape: tuple[int, ...]
     network_shape: tuple[int, ...]
+    parts: tuple[PartGrid, ...] = ()
 
     @classmethod
     def of(cls, volume: Volume, config: ServiceConfig) -> "Grid":
@@ -131,6 +134,12 @@ def to_scan_slabs(
 def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
     """Return an array of the scan's voxels in the network's axes as the scan's file has them, (*scan_shape)."""
     return _orient(array_DHW[np.newaxis], _inverse(grid.orientation))[0]
+
+
+def to_axes_of(grid: Grid) -> npt.NDArray[np.float64]:
+    """Return the (4, 4) voxel index of the scan in the network's axis order and directions to that of its file."""
+    affine: npt.NDArray[np.float64] = nib.orientations.inv_ornt_aff(grid.orientation, grid.scan_shape)
+    return affine
 
 
 def to_scan_grid(array_CDHW: torch.Tensor, grid: Grid) -> npt.NDArray[np.float32]:

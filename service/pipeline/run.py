@@ -5,21 +5,27 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, TypeVar, get_args
 
+import torch
 from pydantic import BaseModel
 
 from service.bundle.card import Engine, Measurement, Precision
 from service.bundle.reader import LoadedBundle
+from service.bundle.schema import ServiceConfig
 from service.errors import BundleUnsupported
 from service.pipeline.calibrate import segment
+from service.pipeline.centre import Placement, place
 from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SUMMARY, encode_confidence, encode_logits, encode_mask
 from service.pipeline.frame import FRAME
+from service.pipeline.infer import Placement as DevicePlacement
 from service.pipeline.infer import infer_within_memory
+from service.pipeline.locate import locate, shows_more
 from service.pipeline.maps import frame_of
-from service.pipeline.preprocess import preprocess
+from service.pipeline.preprocess import Grid, preprocess
 from service.pipeline.sandbox import decode_sandboxed
 from service.pipeline.store import complete, write_files
 from service.pipeline.summary import summarise
 from service.schemas import CaseResult, Output, Report, Stage
+from service.volume import Volume
 
 ENGINE: Final[Engine] = "torch"
 PRECISION: Final[Precision] = "fp32"
@@ -50,10 +56,13 @@ def run_case(
     measurement = covering_measurement(bundle)
 
     volume = watch.stage("decode", lambda: decode_sandboxed(scan))
-    image, grid = watch.stage("preprocess", lambda: preprocess(volume, config))
-    logits, placement = watch.stage(
-        "infer", lambda: infer_within_memory(bundle.network, image, config, lambda done: report("infer", done))
-    )
+    found = None
+    if config.locator is not None and shows_more(volume, config.locator):
+        found = watch.stage("locate", lambda: locate_parts(bundle, volume))
+    images, grid = watch.stage("preprocess", lambda: _inputs(volume, found, config))
+    logits, placement = watch.stage("infer", lambda: _infer_each(bundle, images, report))
+    logits = logits if found else logits[0]
+    config = config.located if found else config
     segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
     writers: dict[str, tuple[Output | None, Callable[[], bytes]]] = {
         MASK: ("mask", lambda: encode_mask(segmentation.mask, volume.header)),
@@ -62,7 +71,10 @@ def run_case(
             lambda: encode_confidence(segmentation.confidence, volume.header, len(config.labels)),
         ),
         LOGITS: ("probabilities", lambda: encode_logits(logits.numpy())),
-        SUMMARY: ("summary", lambda: _json(summarise(segmentation, volume, grid, description, measurement))),
+        SUMMARY: (
+            "summary",
+            lambda: _json(summarise(segmentation, volume, grid, description, measurement, found)),
+        ),
         FRAME: (None, lambda: _json(frame_of(volume, grid, config))),
     }
     kept = {name: write for name, (output, write) in writers.items() if output is None or output in outputs}
@@ -80,6 +92,42 @@ def run_case(
     )
     complete(out, result)
     return result
+
+
+def locate_parts(bundle: LoadedBundle, volume: Volume) -> Placement:
+    """Return where the parts of the bundle's anatomy lie in a scan that shows more.
+
+    Raises:
+        AnatomyNotFound: no part was found.
+    """
+    config = bundle.description.config
+    if bundle.locator is None or config.locator is None:
+        msg = f"{config.name} has no locator"
+        raise ValueError(msg)
+    return place(bundle.network, volume, locate(bundle.locator, volume, config.locator), config)
+
+
+def _inputs(volume: Volume, found: Placement | None, config: ServiceConfig) -> tuple[list[torch.Tensor], Grid]:
+    """Return the network's input for the scan, or for each part that was located, and the grid that leads back."""
+    if found is None:
+        image, grid = preprocess(volume, config)
+        return [image], grid
+    return [preprocess(each.volume, config)[0] for each in found.placed], found.grid(volume, config)
+
+
+def _infer_each(
+    bundle: LoadedBundle, images: list[torch.Tensor], report: Report
+) -> tuple[torch.Tensor, DevicePlacement]:
+    """Return the logits of images of one size, (images, C, D, H, W) float16, and where they were computed."""
+
+    def infer_one(n: int, image: torch.Tensor) -> tuple[torch.Tensor, DevicePlacement]:
+        def progress(done: float) -> None:
+            report("infer", (n + done) / len(images))
+
+        return infer_within_memory(bundle.network, image, bundle.description.config, progress)
+
+    logits, placements = zip(*(infer_one(n, image) for n, image in enumerate(images)), strict=True)
+    return torch.stack(logits), placements[-1]
 
 
 def covering_measurement(bundle: LoadedBundle) -> Measurement:

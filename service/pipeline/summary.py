@@ -11,18 +11,30 @@ from service.bundle.schema import Label
 from service.bundle.statement import FEATURES, reasons_to_withdraw, state
 from service.calibration.histogram import BINS, bin_index
 from service.pipeline.calibrate import Segmentation
+from service.pipeline.centre import Placement
 from service.pipeline.preprocess import Grid
-from service.schemas import ExpectedAccuracy, Structure, Summary
+from service.schemas import ExpectedAccuracy, Located, Structure, Summary
 from service.volume import Volume
 
 MARGIN_VOXELS: Final = 2
 """By so many voxels along each axis the foreground is widened for the expected accuracy: errors lie on its rim."""
 
+NOT_VALIDATED: Final = (
+    "The anatomy was located automatically in this scan. Locating was not validated against expert labels on whole "
+    "scans: look whether the outline is in the right place. The statement speaks about crops made by experts."
+)
+"""Stands in every summary of located parts."""
+
 _LOW_PERCENTILE: Final = 5
 
 
 def summarise(
-    segmentation: Segmentation, volume: Volume, grid: Grid, bundle: BundleDescription, measurement: Measurement
+    segmentation: Segmentation,
+    volume: Volume,
+    grid: Grid,
+    bundle: BundleDescription,
+    measurement: Measurement,
+    placement: Placement | None = None,
 ) -> Summary:
     """Return the summary of one segmented scan.
 
@@ -32,27 +44,38 @@ def summarise(
         grid: its place on the network's axes.
         bundle: the model and its card.
         measurement: the card's figures for the engine and precision that ran.
+        placement: of the parts that a locator found, where the scan was not segmented as it came.
     """
+    labels_of_result = (bundle.config.located if placement else bundle.config).labels[1:]
+    missing = _labels_of_absent(bundle, placement) if placement else set()
     foreground = segmentation.mask > 0
     labels, confidence = segmentation.mask[foreground], segmentation.confidence[foreground]
-    at_border = labels_at_border(segmentation.mask)
+    truncated = labels_at_border(segmentation.mask) | missing
     return Summary(
         model=bundle.identity,
         structures=[
-            _structure(label, confidence[labels == label.value], volume.voxel_ml, truncated=label.value in at_border)
-            for label in bundle.config.labels[1:]
+            _structure(label, confidence[labels == label.value], volume.voxel_ml, truncated=label.value in truncated)
+            for label in labels_of_result
         ],
         foreground_confidence=float(confidence.mean()) if confidence.size else None,
         expected_accuracy=_expected_accuracy(foreground, segmentation.confidence),
-        statement=state(bundle.card, measurement, reasons_to_withdraw(features_of(volume, grid), bundle.card)),
-        warnings=list(volume.warnings),
+        located=_located(bundle, placement) if placement else None,
+        statement=state(
+            bundle.card, measurement, reasons_to_withdraw(features_of(volume, grid, placement), bundle.card)
+        ),
+        warnings=[*volume.warnings, *(_warnings(placement) if placement else [])],
     )
 
 
-def features_of(volume: Volume, grid: Grid) -> dict[str, float]:
-    """Return the features, in mm, by which a scan is compared with the card's cases."""
+def features_of(volume: Volume, grid: Grid, placement: Placement | None = None) -> dict[str, float]:
+    """Return the features, in mm, by which a scan is compared with the card's cases.
+
+    The field of view of located parts is that of their boxes; the voxel size is always that of the scan.
+    """
     spacing = volume.spacing_mm[np.argsort(grid.orientation[:, 0])]
-    return dict(zip(FEATURES, [*(np.array(grid.oriented_shape) * spacing).tolist(), *spacing.tolist()], strict=True))
+    seen = placement.placed[0].volume if placement else None
+    extent = np.array(seen.shape) * seen.spacing_mm if seen else np.array(grid.oriented_shape) * spacing
+    return dict(zip(FEATURES, [*extent.tolist(), *spacing.tolist()], strict=True))
 
 
 def labels_at_border(mask: npt.NDArray[np.uint8]) -> set[int]:
@@ -71,6 +94,37 @@ def widened(mask: npt.NDArray[np.bool_], voxels: int) -> npt.NDArray[np.bool_]:
             line[shift:] |= before[:-shift]
             line[:-shift] |= before[shift:]
     return wide
+
+
+def _labels_of_absent(bundle: BundleDescription, placement: Placement) -> set[int]:
+    locator = bundle.config.locator
+    parts = locator.parts if locator else []
+    return {label.value for part in parts if part.name in placement.absent for label in part.labels}
+
+
+def _located(bundle: BundleDescription, placement: Placement) -> list[Located]:
+    found = {
+        each.part.name: Located(
+            name=each.part.name, centre_mm=_three(each.centre_mm), size_mm=each.part.size_mm, why_not=None
+        )
+        for each in placement.placed
+    }
+    parts = bundle.config.locator.parts if bundle.config.locator else []
+    return [
+        found.get(part.name)
+        or Located(name=part.name, centre_mm=None, size_mm=part.size_mm, why_not=placement.absent[part.name])
+        for part in parts
+    ]
+
+
+def _warnings(placement: Placement) -> list[str]:
+    absent = [f"{name} was not found and not segmented: {why}." for name, why in placement.absent.items()]
+    return [NOT_VALIDATED, *absent]
+
+
+def _three(point: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (round(float(value), 2) for value in point)
+    return x, y, z
 
 
 def _structure(label: Label, confidence: npt.NDArray[np.float32], voxel_ml: float, *, truncated: bool) -> Structure:

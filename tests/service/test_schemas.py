@@ -118,7 +118,7 @@ def test_a_job_has_no_other_words(field: dict[str, Any]) -> None:
 
 def test_stages_are_in_the_order_of_the_pipeline() -> None:
     """The names are the ones used everywhere."""
-    assert get_args(Stage) == ("decode", "preprocess", "infer", "calibrate", "encode", "store")
+    assert get_args(Stage) == ("decode", "locate", "preprocess", "infer", "calibrate", "encode", "store")
     CaseResult(
         model="m", device="cpu", engine="e", precision="p", seconds=dict.fromkeys(get_args(Stage), 0.1), files={}
     )

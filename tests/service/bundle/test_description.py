@@ -6,8 +6,8 @@ import pytest
 
 from service.bundle.description import describe_bundle
 from service.bundle.manifest import sha256_of, write_manifest
-from service.bundle.schema import ServiceConfig
-from service.errors import BundleError, BundleIntegrity, BundleInvalid, BundleUnsupported
+from service.bundle.schema import Locator, ServiceConfig
+from service.errors import BundleError, BundleIntegrity, BundleInvalid
 
 
 def test_a_bundle_describes_itself(tiny_bundle: Path, tiny_config: ServiceConfig) -> None:
@@ -87,12 +87,14 @@ def test_a_card_of_another_model_is_refused(tiny_bundle: Path, name: str) -> Non
         describe_bundle(tiny_bundle)
 
 
-def test_a_locator_is_refused(tiny_bundle: Path, reseal: Callable[[Path], str]) -> None:
-    """A bundle that needs a stage which does not exist is not served without it."""
-    change(tiny_bundle / "service.json", "locator", {"network": "UNet"})
+def test_a_locator_without_weights_is_refused(
+    tiny_bundle: Path, tiny_locator: Locator, reseal: Callable[[Path], str]
+) -> None:
+    """What it declares must be there."""
+    change(tiny_bundle / "service.json", "locator", tiny_locator.model_dump())
     reseal(tiny_bundle)
 
-    with pytest.raises(BundleUnsupported, match="locator"):
+    with pytest.raises(BundleInvalid, match=r"locator\.safetensors is missing"):
         describe_bundle(tiny_bundle)
 
 

@@ -1,9 +1,10 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from service.bundle.schema import ServiceConfig, Window, ZScore
+from service.bundle.schema import Locator, Region, ServiceConfig, Window, ZScore
 
 
 def test_a_declaration_survives_json(tiny_config: ServiceConfig) -> None:
@@ -87,3 +88,49 @@ def test_regions_are_made_of_labels(tiny_config: ServiceConfig) -> None:
 def changed(config: ServiceConfig, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
     """Return the document of a declaration with other values."""
     return config.model_dump(mode="json") | fields
+
+
+def test_a_located_result_has_the_labels_of_each_part(tiny_config: ServiceConfig, tiny_locator: Locator) -> None:
+    """One background, then the structures of each part with the temperatures and regions of the network's own."""
+    config = ServiceConfig.model_validate(
+        tiny_config.model_dump()
+        | {
+            "locator": tiny_locator.model_dump(),
+            "temperature": [1.0, 2.0, 3.0],
+            "regions": [Region(name="both", labels=[1, 2]), Region(name="back", labels=[2])],
+        }
+    )
+
+    located = config.located
+
+    assert [label.value for label in located.labels] == [0, 11, 12, 21, 22]
+    assert located.temperature == [1, 2, 3, 2, 3]
+    assert {each.name: each.channels for each in located.structures} == {
+        "left both": (1, 2),
+        "left back": (2,),
+        "right both": (3, 4),
+        "right back": (4,),
+    }
+    assert located.locator is None
+    assert ServiceConfig.model_validate(located.model_dump()) == located
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda _: {"landmark": "nowhere"}, "which are no landmarks"),
+        (lambda part: {"labels": part["labels"][:1]}, "expected one for each structure"),
+        (lambda part: {"labels": [part["labels"][0], part["labels"][0]]}, "expected each value once"),
+        (lambda part: {"labels": [part["labels"][0] | {"value": 1}, part["labels"][1]]}, "expected each value once"),
+    ],
+    ids=["landmark", "few labels", "value twice", "value of the crop"],
+)
+def test_a_locator_fits_the_network(
+    change: Callable[[dict[str, Any]], dict[str, Any]], why: str, tiny_config: ServiceConfig, tiny_locator: Locator
+) -> None:
+    """What a part is called must follow from what the network knows."""
+    locator = tiny_locator.model_dump()
+    locator["parts"][0] |= change(locator["parts"][0])
+
+    with pytest.raises(ValidationError, match=why):
+        ServiceConfig.model_validate(tiny_config.model_dump() | {"locator": locator})

@@ -1,0 +1,172 @@
+"""Boxes in the patient -> images for the network, and their logits back on the voxels of the scan."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from service.bundle.schema import ServiceConfig
+from service.pipeline.locate import Points, resampled
+from service.volume import Volume
+
+Shape = tuple[int, int, int]
+
+_HALF = 0.5
+"""A voxel reaches half an index to each side of its centre."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartGrid:
+    """The network's grid on one part of a scan.
+
+    Args:
+        channels: class of the result for each output channel of the network; background, 0, first.
+        to_part: (4, 4) voxel index of the scan in the network's axis order to voxel index of the part.
+        shape: voxels of the part.
+    """
+
+    channels: tuple[int, ...]
+    to_part: Points
+    shape: Shape
+
+
+def box_affine(centre_mm: Points, axes: Points, shape: Shape, config: ServiceConfig) -> Points:
+    """Return the (4, 4) voxel index to RAS millimetres of a box with the bundle's voxel size.
+
+    Args:
+        centre_mm: (3,) RAS.
+        axes: (3, 3) columns are the directions in which right, anterior and superior of the head grow.
+        shape: voxels.
+        config: voxel size, and the order and directions of its axes.
+    """
+    turned = np.zeros((3, 3))
+    for column, direction in enumerate(config.orientation):
+        ras, sign = next(
+            (r, 1 - 2 * pair.index(direction)) for r, pair in enumerate(("RL", "AP", "SI")) if direction in pair
+        )
+        turned[:, column] = sign * axes[:, ras]
+    affine = np.eye(4)
+    affine[:3, :3] = turned * np.array(config.spacing_mm)
+    affine[:3, 3] = centre_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def voxels_of(size_mm: tuple[float, float, float], config: ServiceConfig) -> Shape:
+    """Return how many voxels of the bundle's size the edges of a box have: R-L, A-P, I-S in the bundle's order."""
+    edge = {letter: mm for pair, mm in zip(("RL", "AP", "SI"), size_mm, strict=True) for letter in pair}
+    d, h, w = (max(round(edge[axis] / mm), 1) for axis, mm in zip(config.orientation, config.spacing_mm, strict=True))
+    return d, h, w
+
+
+def crop(volume: Volume, affine: Points, shape: Shape) -> tuple[Volume, float]:
+    """Return what a scan shows in a box, by trilinear interpolation, and the share of the box that lies in the scan.
+
+    Outside of the scan its nearest voxel is repeated.
+
+    Args:
+        volume: the scan.
+        affine: (4, 4) voxel index of the box to RAS millimetres.
+        shape: voxels of the box.
+    """
+    to_index = np.linalg.inv(volume.affine) @ affine
+    corners = (
+        to_index[:3, :3] @ (np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1)) + to_index[:3, 3:]
+    )
+    n = np.array(volume.shape)
+    low = np.clip(np.floor(corners.min(axis=1)).astype(int), 0, n - 1)
+    high = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 1, low + 1, n)
+    near = volume.array_CDHW[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))]
+    shifted = to_index.copy()
+    shifted[:3, 3] -= low
+    index = to_index[:3, :3] @ np.indices(shape).reshape(3, -1) + to_index[:3, 3:]
+    inside = ((index >= -_HALF) & (index <= n[:, None] - _HALF)).all(axis=0).mean()
+    image = torch.from_numpy(np.ascontiguousarray(near, np.float32))[None]
+    array = resampled(image, shifted, shape, "border")[0].numpy()
+    return Volume(array, affine, volume.header, volume.warnings), float(inside)
+
+
+def part_probability_slabs(
+    logits: torch.Tensor, parts: tuple[PartGrid, ...], shape: Shape, config: ServiceConfig, values: int
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Yield the calibrated probabilities of a scan of which only parts were segmented, slab by slab.
+
+    Outside of the boxes the background has probability 1. Yields as `service.pipeline.calibrate.probability_slabs`.
+
+    Args:
+        logits: (parts, C, D, H, W) float16.
+        parts: the grid of each.
+        shape: of the scan in the network's axis order.
+        config: of the result: the labels of all parts, and the temperature of each class.
+        values: at most so many numbers in a slab of more than one plane.
+    """
+    planes, height, width = shape
+    classes = len(config.labels)
+    thickness = max(1, values // (classes * height * width))
+    temperature = torch.tensor(config.temperature)
+    # All of a part at once: it is small, and sums over fewer voxels would round otherwise.
+    of_parts = [
+        (part.channels, *_probabilities(of_part, part, shape, temperature[list(part.channels)]))
+        for part, of_part in zip(parts, logits, strict=True)
+    ]
+    for start in range(0, planes, thickness):
+        window = slice(start, min(start + thickness, planes))
+        probs = np.zeros((classes, window.stop - start, height, width), np.float32)
+        probs[0] = 1
+        # Where boxes overlap, which those of two sides do not, the part that is listed first has the voxel.
+        for channels, index, of_part in reversed(of_parts):
+            here = (index[0] >= window.start) & (index[0] < window.stop)
+            d, h, w = index[:, here]
+            probs[:, d - start, h, w] = 0
+            for channel, p in zip(channels, of_part, strict=True):
+                probs[channel, d - start, h, w] = p[here]
+        yield window, probs
+
+
+def _probabilities(
+    logits: torch.Tensor, part: PartGrid, shape: Shape, temperature: torch.Tensor
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the (3, N) indices of the scan's voxels in a part, and their (C, N) probabilities."""
+    index, at = _inside(part, shape)
+    return index, (trilinear(logits, at) / temperature[:, None]).softmax(dim=0).numpy()
+
+
+def trilinear(array_CDHW: torch.Tensor, at: npt.NDArray[np.float64]) -> torch.Tensor:
+    """Return an array's values at fractional voxel indices, (C, N) float32; each the same however many are asked for.
+
+    Args:
+        array_CDHW: any floating type.
+        at: (3, N); beyond the edge the edge's value holds.
+    """
+    n = np.array(array_CDHW.shape[1:])[:, None]
+    at = np.clip(at, 0, n - 1)
+    below = np.minimum(np.floor(at).astype(np.int64), np.maximum(n - 2, 0))
+    share = torch.from_numpy((at - below).astype(np.float32))
+    strides = (int(n[1, 0] * n[2, 0]), int(n[2, 0]), 1)
+    flat = array_CDHW.reshape(len(array_CDHW), -1)
+    total = torch.zeros((len(array_CDHW), at.shape[1]))
+    for corner in itertools.product((0, 1), repeat=3):
+        index = np.minimum(below + np.array(corner)[:, None], n - 1)
+        weight = torch.ones(at.shape[1])
+        for axis, upper in enumerate(corner):
+            weight = weight * (share[axis] if upper else 1 - share[axis])
+        places = torch.from_numpy(sum(i * stride for i, stride in zip(index, strides, strict=True)))
+        total += flat[:, places].float() * weight
+    return total
+
+
+def _inside(part: PartGrid, shape: Shape) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the (3, N) indices of the scan's voxels that lie in a part, and their (3, N) index of the part."""
+    n = np.array(part.shape)
+    corners = np.indices((2, 2, 2)).reshape(3, -1) * n[:, None] - _HALF
+    back = np.linalg.inv(part.to_part)
+    places = back[:3, :3] @ corners + back[:3, 3:]
+    low = np.maximum(np.floor(places.min(axis=1)).astype(int), 0)
+    high = np.minimum(np.ceil(places.max(axis=1)).astype(int) + 1, shape)
+    edges = np.maximum(high - low, 0)
+    index = np.indices(tuple(edges)).reshape(3, -1) + low[:, None]
+    at = part.to_part[:3, :3] @ index + part.to_part[:3, 3:]
+    inside = ((at >= -_HALF) & (at < n[:, None] - _HALF)).all(axis=0)
+    return index[:, inside], at[:, inside]

@@ -1,0 +1,243 @@
+from collections.abc import Callable
+from itertools import permutations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import max_pool3d
+
+from service.bundle.schema import Label, Landmark, Locator, Network, Part
+from service.errors import AnatomyNotFound
+from service.pipeline.locate import Landmarks, coarse, fit_pose, landmarks_of, locate, shows_more
+from service.volume import Volume
+
+Points = npt.NDArray[np.float64]
+
+PLACES = [
+    (-40, -20, -10),
+    (40, -20, -10),
+    (-15, -15, 25),
+    (15, -15, 25),
+    (0, -25, -35),
+    (-25, -60, -40),
+    (25, -60, -40),
+]
+EDGE_MM = 24.0
+
+
+@pytest.fixture(name="locator")
+def _locator() -> Locator:
+    """Return a locator of seven cubes of 24 mm, of which the first two are looked for."""
+    names = ["left", "right", *"cdefg"]
+    return Locator(
+        anatomy="cube",
+        extent_mm=(60, 60, 60),
+        network=Network(name="UNet", arguments={"strides": [2, 2]}),
+        spacing_mm=4.0,
+        landmarks=[
+            Landmark(name=name, centre_mm=place, volume_ml=(0.2, 20)) for name, place in zip(names, PLACES, strict=True)
+        ],
+        least_landmarks=5,
+        residual_mm=4.0,
+        scale=(0.7, 1.4),
+        parts=[
+            Part(
+                name=name,
+                landmark=name,
+                shift_mm=(0, 5, 0),
+                search_mm=(20, 20, 20),
+                size_mm=(16, 16, 16),
+                labels=[Label(value=value, name=name, color=(0, 0, 0))],
+            )
+            for name, value in (("left", 11), ("right", 21))
+        ],
+    )
+
+
+class ByIntensity(nn.Module):
+    """Marks channel c where all around the intensity is c tenths: a network that needs no training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.Parameter(torch.arange(1, len(PLACES) + 1) / 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits, (1, channels, D, H, W)."""
+        highest, lowest = max_pool3d(image, 3, 1, 1), -max_pool3d(-image, 3, 1, 1)
+        levels = self.levels.view(1, -1, 1, 1, 1)
+        marked = ((highest - levels).abs() < 0.04) & ((lowest - levels).abs() < 0.04)
+        return torch.cat([(~marked.any(dim=1, keepdim=True)).float(), marked.float()], dim=1) * 20
+
+
+def turned(x: float, y: float, z: float) -> Points:
+    """Return the rotation by so many degrees about each axis, one after the other."""
+    rotation = np.eye(3)
+    for axis, degrees in enumerate((x, y, z)):
+        angle, (a, b) = np.radians(degrees), [other for other in range(3) if other != axis]
+        one = np.eye(3)
+        one[a, a] = one[b, b] = np.cos(angle)
+        one[a, b], one[b, a] = -np.sin(angle), np.sin(angle)
+        rotation = one @ rotation
+    return rotation
+
+
+@pytest.fixture(name="make_head")
+def _make_head() -> Callable[..., Volume]:
+    def make(
+        rotation: Points,
+        axes: tuple[int, int, int] = (0, 1, 2),
+        spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
+        places: list[tuple[int, int, int]] = PLACES,
+        scale: float = 1.0,
+    ) -> Volume:
+        """Return a scan in which each place holds a cube of its own intensity."""
+        shape = tuple(round(180 / mm) for mm in spacing)
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[:, list(axes)] * np.array(spacing) * [-1, 1, -1]
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2) + [3, -7, 4]
+        mm = affine[:3, :3] @ np.indices(shape).reshape(3, -1) + affine[:3, 3:]
+        head = rotation.T @ mm / scale
+        array = np.zeros(head.shape[1])
+        for n, place in enumerate(places, start=1):
+            array[(np.abs(head - np.array(place)[:, None]) <= EDGE_MM / 2).all(axis=0)] = n / 10
+        # Percentiles need more than a few bright voxels.
+        array[head[2] > np.percentile(head[2], 95)] = 1
+        return Volume(array.reshape(1, *shape).astype(np.float32), affine, b"")
+
+    return make
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)], ids=str)
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 3.0), (2.0, 2.0, 2.0)], ids=str)
+def test_the_coarse_grid_shows_each_place_where_it_lies(
+    axes: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> None:
+    """On a ramp of x + 2 y + 4 z the coarse voxel at a place holds its value, whatever the axes and an oblique angle."""
+    shape = (60, 50, 40)
+    affine = np.eye(4)
+    affine[:3, :3] = turned(10, 5, -15)[:, list(axes)] * np.array(spacing) * [1, -1, 1]
+    mm = affine[:3, :3] @ np.indices(shape).reshape(3, -1)
+    ramp = np.array([1, 2, 4]) @ mm
+    volume = Volume(ramp.reshape(1, *shape).astype(np.float32), affine, b"")
+    low, high = np.percentile(ramp, [0.5, 99.5])
+
+    image, grid = coarse(volume, 4.0)
+
+    places = grid[:3, :3] @ np.indices(tuple(image.shape[2:])).reshape(3, -1) + grid[:3, 3:]
+    index = np.linalg.inv(affine[:3, :3]) @ places
+    inside = ((index > 4) & (index < np.array(shape)[:, None] - 5)).all(axis=0)
+    expected = (np.array([1, 2, 4]) @ places - low) / (high - low)
+    middle = inside & (expected > 0.05) & (expected < 0.95)
+    assert middle.sum() > 500
+    # The percentiles are those of the averaged image, a little inside the scan's own.
+    error = np.abs(image.numpy().ravel() - expected)[middle]
+    assert error.max() < 0.03
+    assert np.allclose(grid[:3, :3], np.eye(3) * 4)
+    beyond = ((index < -9) | (index > np.array(shape)[:, None] + 8)).any(axis=0)
+    assert not image.numpy().ravel()[beyond].any()
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (20, 0, 0), (-10, 15, 20)], ids=str)
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0)], ids=str)
+def test_boxes_lie_about_their_landmarks_along_the_axes_of_the_head(
+    angles: tuple[float, float, float], axes: tuple[int, int, int], make_head: Callable[..., Volume], locator: Locator
+) -> None:
+    """Within 2 mm and 3 degrees for a head turned any way and stored any way; left stays left."""
+    rotation = turned(*angles)
+
+    boxes = locate(ByIntensity(), make_head(rotation, axes, scale=1.1), locator)
+
+    assert [box.part.name for box in boxes.found] == ["left", "right"]
+    for box, place in zip(boxes.found, PLACES, strict=False):
+        expected = rotation @ (np.array(place) * 1.1 + [0, 5, 0])
+        assert np.linalg.norm(box.centre_mm - expected) < 2
+        between = np.degrees(np.arccos((np.trace(rotation.T @ box.axes) - 1) / 2))
+        assert between < 3
+
+
+def test_a_landmark_out_of_view_leaves_the_other_part(make_head: Callable[..., Volume], locator: Locator) -> None:
+    """The part that has none says how much of it there is."""
+    head = make_head(np.eye(3))
+    head.array_CDHW[np.isclose(head.array_CDHW, 0.2)] = 0
+
+    boxes = locate(ByIntensity(), head, locator)
+
+    assert [box.part.name for box in boxes.found] == ["left"]
+    assert boxes.absent == {"right": "0.0 ml of it seem to be in the field of view"}
+
+
+def test_without_a_landmark_of_any_part_nothing_is_found(make_head: Callable[..., Volume], locator: Locator) -> None:
+    """However well the others lie."""
+    head = make_head(np.eye(3))
+    head.array_CDHW[np.isclose(head.array_CDHW, 0.1) | np.isclose(head.array_CDHW, 0.2)] = 0
+
+    with pytest.raises(AnatomyNotFound, match="No cube found"):
+        locate(ByIntensity(), head, locator)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda points: points[[1, 0, 3, 2, 4, 6, 5]], "landmarks lie as they should"),
+        (lambda points: points * 1.6, "1.60 times the usual size"),
+        (lambda points: np.random.default_rng(0).permutation(points), "landmarks lie as they should"),
+        (lambda points: np.where(np.arange(7)[:, None] < 3, np.nan, points), "4 of 7 landmarks lie"),
+    ],
+    ids=["mirrored", "giant", "scrambled", "few"],
+)
+def test_what_does_not_lie_as_in_a_head_is_refused(
+    change: Callable[[Points], Points], why: str, locator: Locator
+) -> None:
+    """Sides exchanged, a wrong size, disorder, and too few."""
+    landmarks = Landmarks(change(np.array(PLACES, float)), np.ones(7))
+
+    with pytest.raises(AnatomyNotFound, match=why):
+        fit_pose(landmarks, locator)
+
+
+def test_one_landmark_far_off_is_left_out(locator: Locator) -> None:
+    """The others give the exact rotation, scale and place."""
+    rotation = turned(12, -20, 33)
+    found = 1.2 * np.array(PLACES) @ rotation.T + [5, 6, 7]
+    found[4] += [60, 0, 0]
+
+    pose = fit_pose(Landmarks(found, np.ones(7)), locator)
+
+    assert pose.scale == pytest.approx(1.2)
+    assert np.allclose(pose.rotation, rotation)
+    assert np.allclose(pose.origin_mm, [5, 6, 7])
+    assert pose.residual_mm < 1e-9
+
+
+def test_a_volume_out_of_range_is_not_found(locator: Locator) -> None:
+    """What is marked of the first cube are 27 coarse voxels, of the second 1,000."""
+    image = torch.zeros((1, 1, 16, 16, 32))
+    image[..., 2:7, 2:7, 2:7], image[..., 2:14, 2:14, 15:27] = 0.1, 0.2
+
+    landmarks = landmarks_of(ByIntensity(), image, np.diag([4.0, 4, 4, 1]), locator)
+
+    assert landmarks.found.tolist() == [True, *[False] * 6]
+    assert np.allclose(landmarks.centre_mm[0], 16, atol=0.1)
+    assert np.allclose(landmarks.volume_ml[:2], [1.728, 64], rtol=0.01)
+
+
+def test_a_crop_is_not_searched(locator: Locator) -> None:
+    """Its longest edge decides, in millimetres."""
+    crop = Volume(np.zeros((1, 30, 20, 20)), np.diag([2.0, 1, 1, 1]), b"")
+    more = Volume(np.zeros((1, 30, 20, 20)), np.diag([2.1, 1, 1, 1]), b"")
+
+    assert (shows_more(crop, locator), shows_more(more, locator)) == (False, True)
+
+
+def test_the_crops_size_is_that_along_the_axes_of_the_patient(locator: Locator) -> None:
+    """A scan of 20 x 30 x 20 mm R-L, A-P, I-S, in whatever order the file has its axes."""
+    longer_ap = locator.model_copy(update={"extent_mm": (20.0, 30.0, 20.0)})
+    longer_rl = locator.model_copy(update={"extent_mm": (30.0, 20.0, 20.0)})
+    for order in permutations(range(3)):
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[:, list(order)] * (-1, 1, -1)
+        shape = tuple(np.array([20, 30, 20])[list(order)])
+        scan = Volume(np.zeros((1, *shape)), affine, b"")
+        assert (shows_more(scan, longer_ap), shows_more(scan, longer_rl)) == (False, True)
