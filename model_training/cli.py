@@ -1,4 +1,4 @@
-"""`calibrant train | crossvalidate | calibrate | export | evaluate | compare | comparison`; joined to the command by entry point, heavy libraries imported when used."""
+"""`calibrant train | train-locator | measure-locator | crossvalidate | calibrate | export | evaluate | compare | comparison`; joined to the command by entry point, heavy libraries imported when used."""
 
 import sys
 from contextlib import ExitStack
@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from model_training.config import Recipe
     from model_training.data import Case
+    from model_training.locator.recipe import LocatorRecipe
     from service.bundle.card import Measurement
 
 app = typer.Typer()
@@ -18,6 +19,9 @@ app = typer.Typer()
 RecipeName = Annotated[str, typer.Argument(help="Name of the recipe, e.g. hippocampus.")]
 Data = Annotated[
     Path, typer.Option("--data", help="Folder of the data set, in its genuine layout.", exists=True, file_okay=False)
+]
+Maps = Annotated[
+    Path, typer.Option("--maps", help="Folder of label maps of whole heads, FreeSurfer's values.", exists=True)
 ]
 
 
@@ -50,7 +54,48 @@ def train(
 
 
 @app.command()
-def export(
+def train_locator(
+    recipe: RecipeName,
+    maps: Maps,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: weights and declaration.")],
+    seed: Annotated[int, typer.Option(help="Of the first weights and of every scan.")] = 0,
+) -> None:
+    """Train what finds a recipe's anatomy in a larger scan, on synthetic scans of the maps; may be stopped and called again."""
+    from model_training.locator.train import train_locator as run_training
+
+    chosen = _locator(recipe)
+    steps = chosen.schedule.steps
+
+    def told(step: int, loss: float) -> None:
+        if step % 10 == 0:
+            typer.echo(f"step {step}/{steps} loss {loss:.3f}")
+
+    run_training(chosen, maps, out, seed=seed, told=told)
+    typer.echo(
+        f"Weights and declaration are in {out}. Next: calibrant measure-locator {recipe} --maps {maps} --run {out}"
+    )
+
+
+@app.command()
+def measure_locator(
+    recipe: RecipeName,
+    maps: Maps,
+    run: Annotated[
+        Path, typer.Option("--run", help="Folder that calibrant train-locator wrote.", exists=True, file_okay=False)
+    ],
+    n: Annotated[int, typer.Option("-n", help="Scans with the anatomy, and as many without.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the scans.")] = 1,
+) -> None:
+    """Measure a locator on scans drawn from label maps that it never saw; its card's figures are written beside it."""
+    from model_training.locator.train import measure_locator as measure
+
+    found = measure(_locator(recipe), maps, run, n=n, seed=seed)
+    typer.echo(found.model_dump_json(indent=2))
+    typer.echo(f"Next: calibrant export {recipe} ... --locator {run}")
+
+
+@app.command()
+def export(  # noqa: PLR0913, PLR0917 - one for each option
     recipe: RecipeName,
     data: Data,
     run: Annotated[
@@ -61,6 +106,9 @@ def export(
         Path | None, typer.Option(help="File that calibrant calibrate wrote; none by default.", exists=True)
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Take its temperature of each class.")] = False,
+    locator: Annotated[
+        Path | None, typer.Option(help="Folder of calibrant train-locator, measured; none by default.", exists=True)
+    ] = None,
 ) -> None:
     """Measure a trained network on persons that it never saw and write the bundle with its calibration card."""
     from model_training.calibrate import Temperatures
@@ -72,7 +120,7 @@ def export(
         chosen = chosen.with_temperature(
             fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
         )
-    identity = write_bundle(chosen, data, run, out, _show)
+    identity = write_bundle(chosen, data, run, out, _show, locator)
     typer.echo(f"{identity} is in {out}, read back and checked.")
 
 
@@ -219,6 +267,15 @@ def _recipe(name: str) -> "Recipe":
         typer.echo(f"There is no recipe {name}; there are: {', '.join(RECIPES)}.", err=True)
         raise typer.Exit(2)
     return RECIPES[name]
+
+
+def _locator(recipe: str) -> "LocatorRecipe":
+    from model_training.recipes import LOCATORS
+
+    if recipe not in LOCATORS:
+        typer.echo(f"There is no locator of {recipe}; there are: {', '.join(LOCATORS)}.", err=True)
+        raise typer.Exit(2)
+    return LOCATORS[recipe]
 
 
 def _show(case: "Case") -> None:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from model_training.config import Recipe
+from model_training.locator.recipe import LocatorRecipe
 from model_training.recipes import acdc17, amos22, brats21, hippocampus, kits23
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -23,3 +24,6 @@ COMPARISONS: Final[dict[str, dict[str, Recipe]]] = {
     "hippocampus": hippocampus.COMPARISON,
 }
 """The configurations of each recipe that are compared with one another."""
+
+LOCATORS: Final[dict[str, LocatorRecipe]] = {"hippocampus": hippocampus.LOCATOR}
+"""The locator of each recipe that has one."""

@@ -5,9 +5,10 @@ from typing import Final
 from model_training.config import Recipe, Schedule
 from model_training.data import Case
 from model_training.layouts.msd import read_msd
+from model_training.locator.recipe import LocatorRecipe
 from model_training.transforms import one_model_for_both_sides
 from service.bundle.card import Population
-from service.bundle.schema import Code, Label, Network, ServiceConfig, ZScore
+from service.bundle.schema import Code, Label, Network, Part, ServiceConfig, ZScore
 
 _CITATION = (
     "Medical Segmentation Decathlon, Task04_Hippocampus, Vanderbilt University Medical Center; "
@@ -53,9 +54,9 @@ HIPPOCAMPUS: Final = Recipe(
     service=ServiceConfig(
         name="hippocampus-mr",
         version="0.2.0",
-        description="Anterior and posterior hippocampus in a T1-weighted MR crop around one hippocampus, left or right.",
+        description="Anterior and posterior hippocampus in T1-weighted MR: both in a head, or one in a crop around it.",
         modality="MR",
-        anatomy="one hippocampus, in a crop of about 35 x 50 x 36 mm",
+        anatomy="head, or a crop of about 35 x 50 x 36 mm around one hippocampus",
         channels=["T1"],
         network=Network(
             name="UNet",
@@ -111,6 +112,59 @@ HIPPOCAMPUS: Final = Recipe(
 
 
 """The winner of the comparison: Dice + CE first, then soft-binned mL1-ACE (docs/results/hippocampus.md)."""
+
+
+def _side(side: Code, first: int, colors: tuple[tuple[int, int, int], tuple[int, int, int]]) -> Part:
+    """Return the box about the hippocampus of a side; boxes of the edges of the training's crops."""
+    name = side.meaning.lower()
+    ends = [Code(value="255549009", meaning="Anterior"), Code(value="255551008", meaning="Posterior")]
+    return Part(
+        name=name,
+        landmark=f"{name} hippocampus",
+        search_mm=(40, 56, 44),
+        size_mm=(36, 52, 40),
+        labels=[
+            Label(
+                value=first + k,
+                name=f"{name} {end.meaning.lower()} hippocampus",
+                color=color,
+                code=_HIPPOCAMPUS,
+                modifiers=[end, side],
+            )
+            for k, (end, color) in enumerate(zip(ends, colors, strict=True))
+        ],
+    )
+
+
+LOCATOR: Final = LocatorRecipe(
+    anatomy="hippocampus",
+    extent_mm=(48, 64, 52),
+    network=Network(
+        name="UNet",
+        arguments={
+            "spatial_dims": 3,
+            "in_channels": 1,
+            "out_channels": 17,
+            "channels": [16, 32, 64, 96],
+            "strides": [2, 2, 2],
+            "num_res_units": 2,
+            "norm": "instance",
+        },
+    ),
+    spacing_mm=4,
+    least_landmarks=6,
+    residual_mm=10,
+    scale=(0.75, 1.35),
+    parts=(
+        _side(Code(value="7771000", meaning="Left"), 11, ((230, 159, 0), (86, 180, 233))),
+        _side(Code(value="24028007", meaning="Right"), 21, ((213, 94, 0), (0, 114, 178))),
+    ),
+    held_out=4,
+    schedule=Schedule(
+        steps=3000, warmup_steps=50, batch_size=2, learning_rate=2e-3, weight_decay=1e-4, validate_every=100
+    ),
+)
+"""Both hippocampi in a head, learned from scans that are drawn from label maps."""
 
 COMPARISON: Final = {
     "dice-ce": HIPPOCAMPUS.with_loss("soft", 0.0),

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model_training import export as module
 from model_training.config import Recipe
@@ -15,8 +16,10 @@ from model_training.data import Case
 from model_training.evaluate import differences, measure
 from model_training.export import export
 from model_training.layouts.msd import read_msd
-from service.bundle.card import Measurement
+from service.bundle.card import Locating, Measurement
+from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
+from service.bundle.schema import Locator
 from service.errors import BundleInvalid
 from service.pipeline.run import run_case
 
@@ -113,3 +116,50 @@ def test_monai_runs_it_to_the_same_mask(bundle: Path, tiny_msd: Path, tmp_path: 
     run_case(scan, load_bundle(bundle, torch.device("cpu")), tmp_path / "ours", lambda _stage, _done: None)
     ours = nib.Nifti1Image.from_filename(tmp_path / "ours" / "mask.nii.gz")
     np.testing.assert_array_equal(nib.Nifti1Image.from_filename(theirs).get_fdata(), ours.get_fdata())
+
+
+@pytest.fixture
+def locator_run(tiny_locator: Locator, tmp_path: Path) -> Path:
+    """Return the folder of a locator's run that was measured."""
+    run = tmp_path / "locator"
+    run.mkdir()
+    (run / "locator.json").write_text(tiny_locator.model_dump_json())
+    save_file(build_network(tiny_locator.network).state_dict(), run / "locator.safetensors")
+    found = Locating(
+        heads=1,
+        scans=4,
+        boxes_hold=3,
+        distance_mm_median=1.5,
+        distance_mm_p95=4.25,
+        empty_scans=4,
+        found_in_empty=1,
+        seed=0,
+    )
+    (run / "locating.json").write_text(found.model_dump_json())
+    return run
+
+
+def test_a_bundle_with_a_locator_says_how_well_it_does(
+    recipe: Recipe, trained: Path, tiny_msd: Path, locator_run: Path, tiny_locator: Locator, tmp_path: Path
+) -> None:
+    """Weights, declaration and what was measured are in the bundle; the model card repeats it in words."""
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, locator_run)
+    loaded = load_bundle(tmp_path / "bundle", torch.device("cpu"))
+    assert loaded.locator is not None
+    assert loaded.description.config.locator == tiny_locator
+    located = loaded.description.card.locating
+    assert located is not None
+    assert (located.boxes_hold, located.validated_on_experts) == (3, False)
+    text = " ".join((tmp_path / "bundle" / "docs" / "README.md").read_text().split())
+    assert "Locating** in a larger scan was not validated against expert labels" in text
+    assert "every structure in 3; centres lay 1.5 mm apart (median; 95 % within 4.2 mm); in 1 of 4 scans" in text
+
+
+def test_a_locator_that_was_not_measured_is_not_exported(
+    recipe: Recipe, trained: Path, tiny_msd: Path, locator_run: Path, tmp_path: Path
+) -> None:
+    """The message names the command; no bundle is left."""
+    (locator_run / "locating.json").unlink()
+    with pytest.raises(BundleInvalid, match="calibrant measure-locator"):
+        export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, locator_run)
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,141 @@
+"""A locator on scans drawn from heads that it never saw: does the box hold the structure, and is nothing found in nothing?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_training.locator.heads import LANDMARKS, Head, Points
+from model_training.locator.synthesis import Drawn, draw
+from service.bundle.card import Locating
+from service.bundle.schema import Locator
+from service.errors import AnatomyNotFound
+from service.pipeline.locate import Boxes
+from service.volume import Volume
+
+Locate = Callable[[Volume], Boxes]
+
+CONTAINED: Final = 0.99
+"""Share of a structure's voxels that a good box holds."""
+
+ABOVE_MM: Final = 5.0
+"""A head that is cut off begins so far above the highest of the structures."""
+
+_STEP_MM: Final = 2.0
+_LEAST_PLANES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of one scan with all structures in it; each tuple in the order of the locator's parts.
+
+    Args:
+        head: name of the label map.
+        contained: share of the structure in its box; 0 without a box.
+        distance_mm: of the box's centre from the structure's centroid; NaN without a box.
+    """
+
+    head: str
+    contained: tuple[float, ...]
+    distance_mm: tuple[float, ...]
+
+
+def evaluate_locator(locate: Locate, locator: Locator, heads: list[Head], *, n: int, seed: int) -> list[Found]:
+    """Return what became of so many scans that show all structures whole, each head as often as any other."""
+    found = []
+    for k in range(n):
+        head = heads[k % len(heads)]
+        drawn = draw([head], np.random.default_rng([seed, k]), whole=True)
+        try:
+            boxes = {box.part.name: box for box in locate(drawn.volume).found}
+        except AnatomyNotFound:
+            boxes = {}
+        contained, distance = [], []
+        for part in locator.parts:
+            points = points_of(drawn, part.landmark)
+            if part.name not in boxes:
+                contained.append(0.0)
+                distance.append(float("nan"))
+                continue
+            box = boxes[part.name]
+            inside = np.abs((points - box.centre_mm) @ box.axes) <= np.array(part.search_mm) / 2
+            contained.append(float(inside.all(axis=1).mean()))
+            distance.append(float(np.linalg.norm(points.mean(axis=0) - box.centre_mm)))
+        found.append(Found(head.name, tuple(contained), tuple(distance)))
+    return found
+
+
+def locating(locate: Locate, locator: Locator, heads: list[Head], *, n: int, seed: int) -> Locating:
+    """Return what the card says of a locator: `n` scans that show all structures, and as many that show none.
+
+    Args:
+        locate: scan -> boxes.
+        locator: its declaration.
+        heads: that it never saw.
+        n: scans of each sort, even.
+        seed: of all scans.
+    """
+    found = evaluate_locator(locate, locator, heads, n=n, seed=seed)
+    distance = np.array([mm for one in found for mm in one.distance_mm if np.isfinite(mm)])
+    return Locating(
+        heads=len(heads),
+        scans=n,
+        boxes_hold=sum(min(one.contained) >= CONTAINED for one in found),
+        distance_mm_median=round(float(np.median(distance)), 2) if distance.size else None,
+        distance_mm_p95=round(float(np.percentile(distance, 95)), 2) if distance.size else None,
+        empty_scans=n,
+        found_in_empty=sum(found_in_nothing(locate, locator, heads, n=n // 2, seed=seed).values()),
+        seed=seed,
+    )
+
+
+def found_in_nothing(locate: Locate, locator: Locator, heads: list[Head], *, n: int, seed: int) -> dict[str, int]:
+    """Return in how many of `n` scans of each kind a box was given, where none belongs.
+
+    The kinds: shapes that are no head, and heads whose field of view ends above the structures.
+    """
+    given = {"no head": 0, "cut off above": 0}
+    for k in range(n):
+        rng = np.random.default_rng([seed, k])
+        scans = {"no head": draw([], rng).volume, "cut off above": _cut(draw(heads, rng, whole=True), locator)}
+        for kind, scan in scans.items():
+            try:
+                given[kind] += bool(locate(scan).found)
+            except AnatomyNotFound:
+                continue
+    return given
+
+
+def points_of(drawn: Drawn, landmark: str) -> Points:
+    """Return the (N, 3) places, RAS, 2 mm apart, at which the scan shows a landmark."""
+    volume = drawn.volume
+    edges = [np.arange(0, n - 1, _STEP_MM / mm) for n, mm in zip(volume.shape, volume.spacing_mm, strict=True)]
+    index = np.array(np.meshgrid(*edges, indexing="ij")).reshape(3, -1)
+    here = drawn.landmarks_at(index) == 1 + list(LANDMARKS).index(landmark)
+    return _millimetres(volume, index[:, here])
+
+
+def _cut(drawn: Drawn, locator: Locator) -> Volume:
+    """Return the scan without the planes at and below its structures, along the axis that points up most."""
+    volume = drawn.volume
+    points = np.concatenate([points_of(drawn, part.landmark) for part in locator.parts])
+    axis = int(np.abs(volume.affine[2, :3]).argmax())
+    to_index = np.linalg.inv(volume.affine)
+    places = (points @ to_index[:3, :3].T + to_index[:3, 3])[:, axis]
+    margin = ABOVE_MM / volume.spacing_mm[axis]
+    n = volume.shape[axis]
+    up = volume.affine[2, axis] > 0
+    first = min(int(places.max() + margin) + 1, n - _LEAST_PLANES) if up else 0
+    last = n if up else max(int(places.min() - margin), _LEAST_PLANES)
+    cut = [slice(None)] * 3
+    cut[axis] = slice(first, last)
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, axis] * first
+    return Volume(np.ascontiguousarray(volume.array_CDHW[(slice(None), *cut)]), affine, b"")
+
+
+def _millimetres(volume: Volume, index: npt.NDArray[np.float64]) -> Points:
+    places: Points = (volume.affine[:3, :3] @ index + volume.affine[:3, 3:]).T
+    return places

@@ -1,0 +1,54 @@
+"""Centroids of the landmarks of several heads -> their places in the mean of these heads and their mirror images."""
+
+from typing import Final
+
+import numpy as np
+
+from model_training.locator.heads import LANDMARKS, OTHER_SIDE, Head, Points
+from service.bundle.schema import Landmark
+
+_ROUNDS: Final = 20
+
+_LEAST, _MOST = 0.4, 2.0
+"""Share of the smallest, and of the largest, volume of a training head at which a landmark counts as found."""
+
+
+def reference(heads: list[Head]) -> list[Landmark]:
+    """Return the landmarks in the reference frame.
+
+    Generalised Procrustes analysis with rotation and scale (Gower, Psychometrika 40:33, 1975). With each head stands
+    its mirror image, so the frame is symmetric: x = 0 is the plane between the two sides.
+    """
+    shapes = np.array([head.centres_mm for head in heads])
+    mirrored = shapes[:, np.array(OTHER_SIDE[1:]) - 1] * (-1, 1, 1)
+    mean = _mean_shape(np.concatenate([shapes, mirrored]))
+    volumes = np.array([head.volumes_ml for head in heads])
+    either_side = np.stack([volumes, volumes[:, np.array(OTHER_SIDE[1:]) - 1]])
+    low, high = either_side.min(axis=(0, 1)) * _LEAST, either_side.max(axis=(0, 1)) * _MOST
+    return [
+        Landmark(
+            name=name,
+            centre_mm=(round(float(x), 1), round(float(y), 1), round(float(z), 1)),
+            volume_ml=(round(float(a), 3), round(float(b), 3)),
+        )
+        for name, (x, y, z), a, b in zip(LANDMARKS, mean, low, high, strict=True)
+    ]
+
+
+def _mean_shape(shapes: Points) -> Points:
+    """Return the (L, 3) mean of (N, L, 3) shapes, each turned and scaled onto it; its axes are the mean RAS axes."""
+    centred = shapes - shapes.mean(axis=1, keepdims=True)
+    size = float(np.linalg.norm(centred, axis=(1, 2)).mean())
+    mean = centred.mean(axis=0)
+    for _ in range(_ROUNDS):
+        turned = np.array([_onto(shape, mean) for shape in centred])
+        mean = turned.mean(axis=0)
+        mean *= size / np.linalg.norm(mean)
+    return mean
+
+
+def _onto(shape: Points, mean: Points) -> Points:
+    u, _, vt = np.linalg.svd(mean.T @ shape)
+    signs = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
+    turned: Points = shape @ (u @ np.diag(signs) @ vt).T
+    return turned * np.linalg.norm(mean) / np.linalg.norm(shape)

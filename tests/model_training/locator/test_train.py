@@ -1,0 +1,74 @@
+"""Training of a locator: resumable, and its files are those that export takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model_training.data import DataError
+from model_training.locator.recipe import LocatorRecipe
+from model_training.locator.train import (
+    DECLARATION,
+    LOCATING,
+    WEIGHTS,
+    landmark_loss,
+    measure_locator,
+    read_locator,
+    train_locator,
+)
+from service.bundle.card import Locating
+
+
+def quiet(_: int, __: float) -> None:
+    """Ignore the progress."""
+
+
+class Stopped(Exception):
+    """The run was stopped."""
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    maps: Path, locator_recipe: LocatorRecipe, tmp_path: Path
+) -> None:
+    """Stopped after the checkpoint of step 2 and called again: bit by bit the weights of a run in one go."""
+
+    def stop(step: int, _: float) -> None:
+        if step == 3:
+            raise Stopped
+
+    train_locator(locator_recipe, maps, tmp_path / "a", seed=0, told=quiet)
+    with pytest.raises(Stopped):
+        train_locator(locator_recipe, maps, tmp_path / "b", seed=0, told=stop)
+    assert not (tmp_path / "b" / DECLARATION).exists()
+    seen: list[int] = []
+    train_locator(locator_recipe, maps, tmp_path / "b", seed=0, told=lambda step, _: seen.append(step))
+
+    a, b = (load_file(tmp_path / run / WEIGHTS) for run in "ab")
+    assert seen == [3]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(DataError, match="finished run"):
+        train_locator(locator_recipe, maps, tmp_path / "a", seed=0, told=quiet)
+
+
+def test_what_the_card_says_is_written_beside_the_weights(
+    maps: Path, locator_recipe: LocatorRecipe, tmp_path: Path
+) -> None:
+    """A network of three steps finds nothing, and that is what it says."""
+    with pytest.raises(DataError, match="no finished run"):
+        read_locator(tmp_path)
+    train_locator(locator_recipe, maps, tmp_path / "run", seed=0, told=quiet)
+    found = measure_locator(locator_recipe, maps, tmp_path / "run", n=2, seed=0)
+    assert (found.heads, found.scans, found.boxes_hold, found.distance_mm_median) == (1, 2, 0, None)
+    assert Locating.model_validate_json((tmp_path / "run" / LOCATING).read_bytes()) == found
+
+
+def test_the_loss_is_least_where_the_shares_are() -> None:
+    """Against shares of two classes: the logits of the shares beat all others, and a false mark costs."""
+    share = torch.rand(1, 3, 4, 4, 4).softmax(dim=1)
+    share = torch.nn.functional.one_hot(share.argmax(dim=1), 3).movedim(-1, 1).float()
+    right = landmark_loss(20 * share, share)
+    assert right < 0.01 < landmark_loss(20 * share.flip(1), share)
+    empty = torch.zeros(1, 3, 4, 4, 4)
+    empty[:, 0] = 1
+    assert landmark_loss(20 * empty, empty) < landmark_loss(20 * share, empty)
