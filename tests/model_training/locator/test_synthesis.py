@@ -43,7 +43,7 @@ def test_image_and_shares_of_a_pair_lie_on_one_grid(heads: list[Head]) -> None:
     assert image.shape[2:] == share.shape[2:]
     assert np.allclose(share.sum(dim=1), 1)
     assert 0 <= float(image.min()) < float(image.max()) <= 1 + 1e-6
-    volume = len(points_of(drawn, "brain stem"))
+    volume = 2**3 * len(points_of(drawn, "brain stem"))
     assert abs(float(share[0, 1 + list(LANDMARKS).index("brain stem")].sum()) * 64 / volume - 1) < 0.1
 
 

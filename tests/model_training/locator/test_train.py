@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from model_training import recipes
+from model_training.cli import app
 from model_training.data import DataError
 from model_training.locator.recipe import LocatorRecipe
 from model_training.locator.train import (
@@ -72,3 +75,24 @@ def test_the_loss_is_least_where_the_shares_are() -> None:
     empty = torch.zeros(1, 3, 4, 4, 4)
     empty[:, 0] = 1
     assert landmark_loss(20 * empty, empty) < landmark_loss(20 * share, empty)
+
+
+def test_one_command_per_step(
+    maps: Path, locator_recipe: LocatorRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command names the next one; a recipe without a locator is named with those that have one."""
+    monkeypatch.setitem(recipes.LOCATORS, "tiny", locator_recipe)
+
+    def call(*arguments: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return result.exit_code, result.output
+
+    code, output = call("train-locator", "tiny", "--maps", maps, "-o", tmp_path / "run")
+    assert code == 0
+    assert "calibrant measure-locator tiny" in output
+    code, output = call("measure-locator", "tiny", "--maps", maps, "--run", tmp_path / "run", "-n", 2)
+    assert code == 0
+    assert '"boxes_hold": 0' in output
+    assert f"--locator {tmp_path / 'run'}" in output.replace("\n", "")
+    code, output = call("train-locator", "acdc17", "--maps", maps, "-o", tmp_path / "other")
+    assert (code, output) == (2, "There is no locator of acdc17; there are: hippocampus, tiny.\n")
