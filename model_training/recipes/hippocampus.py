@@ -152,8 +152,8 @@ LOCATOR: Final = LocatorRecipe(
         },
     ),
     spacing_mm=4,
-    least_landmarks=6,
-    residual_mm=10,
+    least_landmarks=10,
+    residual_mm=6,
     scale=(0.75, 1.35),
     parts=(
         _side(Code(value="7771000", meaning="Left"), 11, ((230, 159, 0), (86, 180, 233))),

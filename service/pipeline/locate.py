@@ -219,7 +219,7 @@ def fit_pose(landmarks: Landmarks, locator: Locator) -> Pose:
 
 
 def boxes_of(landmarks: Landmarks, pose: Pose, locator: Locator) -> Boxes:
-    """Return the box of each part.
+    """Return the box of each part: about its landmark, or, where that lies off, about where the others say it should lie.
 
     Raises:
         AnatomyNotFound: of no part the landmark was found.
@@ -228,11 +228,13 @@ def boxes_of(landmarks: Landmarks, pose: Pose, locator: Locator) -> Boxes:
     boxes = Boxes([], {})
     for part in locator.parts:
         index = names.index(part.landmark)
-        if landmarks.found[index]:
-            centre_mm = landmarks.centre_mm[index] + pose.rotation @ np.array(part.shift_mm)
-            boxes.found.append(Box(part, centre_mm, pose.rotation))
-        else:
+        if not landmarks.found[index]:
             boxes.absent[part.name] = f"{landmarks.volume_ml[index]:.1f} ml of it seem to be in the field of view"
+            continue
+        marked = landmarks.centre_mm[index]
+        expected = pose.scale * pose.rotation @ np.array(locator.landmarks[index].centre_mm) + pose.origin_mm
+        centre_mm = marked if np.linalg.norm(marked - expected) <= locator.residual_mm else expected
+        boxes.found.append(Box(part, centre_mm + pose.rotation @ np.array(part.shift_mm), pose.rotation))
     if not boxes.found:
         raise not_found(locator, "; ".join(f"{name}: {why}" for name, why in boxes.absent.items()))
     return boxes

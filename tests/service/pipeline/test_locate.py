@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool3d
 
 from service.bundle.schema import Label, Landmark, Locator, Network, Part
 from service.errors import AnatomyNotFound
-from service.pipeline.locate import Landmarks, coarse, fit_pose, landmarks_of, locate, shows_more
+from service.pipeline.locate import Landmarks, Pose, boxes_of, coarse, fit_pose, landmarks_of, locate, shows_more
 from service.volume import Volume
 
 Points = npt.NDArray[np.float64]
@@ -209,6 +209,18 @@ def test_one_landmark_far_off_is_left_out(locator: Locator) -> None:
     assert np.allclose(pose.rotation, rotation)
     assert np.allclose(pose.origin_mm, [5, 6, 7])
     assert pose.residual_mm < 1e-9
+
+
+def test_a_part_marked_far_off_is_looked_for_where_the_others_say(locator: Locator) -> None:
+    """3 mm off it is believed, 30 mm off its box lies about its usual place in this head."""
+    rotation, places = turned(10, 0, 20), np.array(PLACES, float)
+    pose = Pose(1.1, rotation, np.array([5.0, 6, 7]), 0.0)
+    marked = 1.1 * places @ rotation.T + pose.origin_mm
+    for off, error in ((3.0, 3.0), (30.0, 0.0)):
+        centres = marked.copy()
+        centres[0, 2] += off
+        box, _ = boxes_of(Landmarks(centres, np.full(len(PLACES), 5.0)), pose, locator).found
+        assert np.linalg.norm(box.centre_mm - rotation @ [0, 5, 0] - marked[0]) == pytest.approx(error)
 
 
 def test_a_volume_out_of_range_is_not_found(locator: Locator) -> None:
