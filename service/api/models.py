@@ -133,7 +133,7 @@ def _describe(description: BundleDescription) -> Model:
         modality=config.modality,
         anatomy=config.anatomy,
         spacing_mm=config.spacing_mm,
-        labels={label.value: label.name for label in config.labels},
+        labels={label.value: label.name for label in config.every_label},
         label_details=[
             LabelDetail(
                 value=label.value,

@@ -25,6 +25,9 @@ MOVES: Final = 4
 RESTS_MM: Final = 1.0
 """A box that would move by less than this rests."""
 
+FARTHEST: Final = 0.3
+"""A box may move by this share of the edges of the box in which it was looked for first: beyond is something else."""
+
 LEAST_INSIDE: Final = 0.9
 """Share of a box that must lie in the scan."""
 
@@ -103,22 +106,23 @@ def place(network: nn.Module, volume: Volume, boxes: Boxes, config: ServiceConfi
 def _centred(network: nn.Module, volume: Volume, box: Box, config: ServiceConfig) -> Volume | str:
     """Return what the scan shows in the box that rests, or why there is none."""
     shape = voxels_of(box.part.search_mm, config)
-    affine = box_affine(box.centre_mm, box.axes, shape, config)
+    centre_mm = box.centre_mm
     for _ in range(MOVES):
+        affine = box_affine(centre_mm, box.axes, shape, config)
         seen, inside = crop(volume, affine, shape)
         if inside < LEAST_INSIDE:
             return f"{inside:.0%} of its box lies in the scan"
         middle = _middle(network, seen, config)
         if middle is None:
             return "the network marks nothing where it should be"
-        moved = float(np.linalg.norm(affine[:3, :3] @ (middle - (np.array(shape) - 1) / 2)))
-        centre_mm = affine[:3, :3] @ middle + affine[:3, 3]
-        rests = shape == voxels_of(box.part.size_mm, config) and moved < RESTS_MM
-        shape = voxels_of(box.part.size_mm, config)
+        found_mm = affine[:3, :3] @ middle + affine[:3, 3]
+        if (np.abs((found_mm - box.centre_mm) @ box.axes) > FARTHEST * np.array(box.part.search_mm)).any():
+            return "what the network marks lies too far from where it should be"
+        rests = shape == voxels_of(box.part.size_mm, config) and np.linalg.norm(found_mm - centre_mm) < RESTS_MM
         if rests:
             return seen
-        affine = box_affine(centre_mm, box.axes, shape, config)
-    seen, inside = crop(volume, affine, shape)
+        shape, centre_mm = voxels_of(box.part.size_mm, config), found_mm
+    seen, inside = crop(volume, box_affine(centre_mm, box.axes, shape, config), shape)
     return seen if inside >= LEAST_INSIDE else f"{inside:.0%} of its box lies in the scan"
 
 

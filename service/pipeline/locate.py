@@ -24,6 +24,9 @@ Points = npt.NDArray[np.float64]
 CELLS: Final = 1 << 21
 """Voxels that the coarse grid may have: a scan of 0.5 m edges at 4 mm. Beyond it the scan is searched more coarsely."""
 
+LOOKS: Final = 3
+"""Times that the network looks, each along the axes of the head that it saw before: a tilt is first underestimated."""
+
 _PERCENTILES: Final = (0.5, 99.5)
 
 
@@ -103,21 +106,30 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
     Raises:
         AnatomyNotFound: too few landmarks, they do not lie as in the training heads, or none of a part was found.
     """
-    image, affine = coarse(volume, locator.spacing_mm)
-    landmarks = landmarks_of(network, image, affine, locator)
-    pose = fit_pose(landmarks, locator)
+    axes = np.eye(3)
+    for _ in range(LOOKS):
+        image, affine = coarse(volume, locator.spacing_mm, axes)
+        landmarks = landmarks_of(network, image, affine, locator)
+        pose = fit_pose(landmarks, locator)
+        axes = pose.rotation
     return boxes_of(landmarks, pose, locator)
 
 
-def coarse(volume: Volume, spacing_mm: float) -> tuple[torch.Tensor, Points]:
-    """Return the first channel on a coarse grid along the patient's axes, and that grid's affine.
+def coarse(volume: Volume, spacing_mm: float, axes: Points | None = None) -> tuple[torch.Tensor, Points]:
+    """Return the first channel on a coarse grid along the patient's axes, or others, and that grid's affine.
 
     Voxels are averaged first, so that nothing finer than the coarse grid is aliased, then interpolated; outside of the
     scan is its lowest intensity. Intensities between the 0.5 and the 99.5 percentile are mapped to [0, 1].
 
+    Args:
+        volume: the scan.
+        spacing_mm: of the grid.
+        axes: (3, 3) columns are the directions of the grid's axes in RAS; those of the patient by default.
+
     Returns:
         (1, 1, D, H, W) float32, and (4, 4) voxel index to RAS millimetres.
     """
+    axes = np.eye(3) if axes is None else axes
     array = torch.from_numpy(np.ascontiguousarray(volume.array_CDHW[0], np.float32))[None, None]
     target = [max(round(n * mm / spacing_mm), 1) for n, mm in zip(volume.shape, volume.spacing_mm, strict=True)]
     shape = [min(n, t) for n, t in zip(volume.shape, target, strict=True)]
@@ -126,11 +138,11 @@ def coarse(volume: Volume, spacing_mm: float) -> tuple[torch.Tensor, Points]:
     ratio = np.array(volume.shape) / np.array(shape)
     averaged = volume.affine @ _affine(np.diag(ratio), (ratio - 1) / 2)
     corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1)
-    mm = averaged[:3, :3] @ corners + averaged[:3, 3:]
+    mm = axes.T @ (averaged[:3, :3] @ corners + averaged[:3, 3:])
     low, high = mm.min(axis=1), mm.max(axis=1)
     spacing_mm = max(spacing_mm, float(np.prod(high - low + spacing_mm) / CELLS) ** (1 / 3))
     size = np.floor((high - low) / spacing_mm).astype(int) + 1
-    grid = _affine(np.eye(3) * spacing_mm, (low + high - (size - 1) * spacing_mm) / 2)
+    grid = _affine(axes * spacing_mm, axes @ (low + high - (size - 1) * spacing_mm) / 2)
     return resampled(_scaled(small), np.linalg.inv(averaged) @ grid, tuple(size)), grid
 
 

@@ -141,8 +141,9 @@ def test_without_its_file_of_keys_nothing_starts(tmp_path: Path) -> None:
 def test_who_waits_or_watches_does_not_keep_the_service_from_ending(
     tmp_path: Path, write_nifti: Callable[..., None]
 ) -> None:
-    """SIGTERM ends it within seconds although clients follow jobs that need minutes; the jobs go on at the next start."""
-    write_nifti(tmp_path / "scan.nii", np.random.default_rng(0).normal(size=(160, 160, 160)).astype(np.float32))
+    """SIGTERM ends it within seconds although clients follow jobs that take longer; the jobs go on at the next start."""
+    fine = np.diag([0.25, 0.25, 0.25, 1])
+    write_nifti(tmp_path / "scan.nii", np.random.default_rng(0).integers(0, 200, (180, 240, 200), np.uint8), fine)
     ends: list[str] = []
 
     def follow(method: str, path: str, **options: Any) -> None:  # noqa: ANN401 - httpx's own

@@ -1,3 +1,4 @@
+import gzip
 import json
 import threading
 import time
@@ -40,9 +41,9 @@ def watch(http: httpx.Client, job: str, last: str | None = None) -> list[Event]:
 
 @pytest.fixture(name="long")
 def long_(nifti: Nifti) -> bytes:
-    """Return a scan of many windows, which takes seconds."""
-    array = np.random.default_rng(0).normal(100, 10, (90, 70, 70)).astype(np.float32)
-    return nifti(array, np.diag([1.0, 1, 1, 1]), descrip=uuid.uuid4().hex.encode())
+    """Return a scan of many voxels, which takes seconds."""
+    array = np.random.default_rng(0).integers(0, 200, (45, 60, 50), np.uint8).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    return gzip.compress(nifti(array, np.diag([0.25, 0.25, 0.25, 1]), descrip=uuid.uuid4().hex.encode()), 1)
 
 
 def test_a_job_is_followed_to_its_end(http: httpx.Client, nifti: Nifti) -> None:

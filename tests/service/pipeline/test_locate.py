@@ -253,3 +253,37 @@ def test_the_crops_size_is_that_along_the_axes_of_the_patient(locator: Locator) 
         shape = tuple(np.array([20, 30, 20])[list(order)])
         scan = Volume(np.zeros((1, *shape)), affine, b"")
         assert (shows_more(scan, longer_ap), shows_more(scan, longer_rl)) == (False, True)
+
+
+def test_a_grid_along_other_axes_shows_each_place_where_it_lies() -> None:
+    """The brightest coarse voxel lies, by the grid's affine, within a voxel of the bright block; the axes are those asked for."""
+    affine = np.diag([-2.0, 2, 2, 1])
+    affine[:3, 3] = 30, -70, 5
+    array = np.zeros((60, 70, 50), np.float32)
+    array[20:24, 40:44, 10:14] = 1
+    axes = turned(20, -10, 30)
+
+    image, grid = coarse(Volume(array[None], affine, b""), 4.0, axes)
+
+    assert np.allclose(grid[:3, :3], axes * 4)
+    brightest = np.array(np.unravel_index(int(image[0, 0].argmax()), image.shape[2:]))
+    place = affine[:3, :3] @ [21.5, 41.5, 11.5] + affine[:3, 3]
+    assert np.abs(np.linalg.inv(grid)[:3, :3] @ (place - grid[:3, 3]) - brightest).max() <= 1
+
+
+def test_it_looks_again_along_the_axes_of_the_head(make_head: Callable[..., Volume], locator: Locator) -> None:
+    """A head that is turned is seen upright at the next look: what the network marks then is a cube along the grid."""
+    seen: list[torch.Tensor] = []
+
+    class Watched(ByIntensity):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(image)
+            return super().forward(image)
+
+    rotation = turned(0, 0, 25)
+    boxes = locate(Watched(), make_head(rotation=rotation), locator)
+
+    assert len(seen) == 3
+    assert np.allclose(boxes.found[0].axes, rotation, atol=0.05)
+    # Seen at an angle the outermost cubes need a longer grid than upright.
+    assert seen[0].shape != seen[1].shape
