@@ -26,29 +26,55 @@ from service.predict import Prediction
 from service.schemas import RESEARCH_USE_ONLY, Job
 
 TEMPLATE: Final = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-"""Path of the template inside nilearn: T1-weighted, 1 mm, MNI space."""
+"""Path of the template inside nilearn: T1-weighted, 1 mm, MNI space, without its skull."""
 
-CENTRES_MM: Final = {"left": (-27.0, -22.0, -14.0), "right": (27.0, -22.0, -14.0)}
-"""About the middle of each hippocampus in MNI space (RAS)."""
+SIDES: Final = {"left": (11, 12), "right": (21, 22)}
+"""Label values of the anterior and the posterior hippocampus of each side."""
 
-CROP_VOXELS: Final = (36, 52, 40)
-"""Size of the crop around it."""
+COLOURS: Final = ("#e69f00", "#56b4e9")
+"""Of anterior and posterior."""
+
+VIEW_MM: Final = 32
+"""Half the edge of what is drawn around a hippocampus."""
 
 START_S: Final = 60.0
 """Seconds within which the server must be ready."""
 
+Array = npt.NDArray[Any]
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One segmented crop of the demo."""
 
-    name: str
-    scan: Path
-    files: Prediction
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Scan, mask and confidence of the demo on one grid whose axes grow to the right, anterior and superior.
+
+    Args:
+        scan: (D, H, W) intensities.
+        mask: (D, H, W) label values.
+        confidence: (D, H, W) in [0, 1].
+        affine: (4, 4) voxel index to RAS millimetres.
+    """
+
+    scan: Array
+    mask: Array
+    confidence: Array
+    affine: Array
+
+    @classmethod
+    def read(cls, scan: Path, files: Prediction) -> "Images":
+        """Return the images of a segmented scan."""
+        shown, mask, confidence = (
+            nib.as_closest_canonical(nib.load(path)) for path in (scan, files.mask, files.confidence)
+        )
+        return cls(shown.get_fdata(), mask.get_fdata(), confidence.get_fdata(), shown.affine)
+
+    def middle(self, side: str) -> Array:
+        """Return the (3,) mean index of the voxels of a side, of the whole grid if it has none."""
+        inside = np.argwhere(np.isin(self.mask, SIDES[side]))
+        return inside.mean(axis=0) if len(inside) else (np.array(self.mask.shape) - 1) / 2
 
 
 def run_demo(out: Path) -> None:
-    """Crop the template, serve, send both crops, write results and `demo.png` into the folder `out`.
+    """Serve, send the template as it is, write results and `demo.png` into the folder `out`.
 
     Raises:
         SettingsError: nilearn or matplotlib is not installed.
@@ -56,18 +82,23 @@ def run_demo(out: Path) -> None:
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    scans = {name: crop_template(centre, out / f"mni152_{name}.nii.gz") for name, centre in CENTRES_MM.items()}
-    _say("The MNI152 T1 template (an average of 152 brains), cropped around each hippocampus.")
+    scan = template()
+    _say("The MNI152 T1 template: the brains of 152 persons, averaged. A whole head, as it comes.")
     with _server() as url, Client(url) as client:
-        _say(f"A server was started for the demo at {url}; the crops go there over HTTP.\n")
-        sides = [_segment(client, name, scan, out) for name, scan in scans.items()]
-    draw(sides, out / "demo.png")
-    _say(f"Picture: {out / 'demo.png'}\nDone in {time.monotonic() - started:.1f} s. {RESEARCH_USE_ONLY}")
+        _say(f"A server was started for the demo at {url}; the scan goes there over HTTP.\n")
+        files = _segment(client, scan, out)
+    _say(files.report())
+    images = Images.read(scan, files)
+    for side in SIDES:
+        x, y, z = nib.affines.apply_affine(images.affine, images.middle(side))
+        _say(f"centre of the {side} hippocampus in MNI space (RAS): {x:+.0f}, {y:+.0f}, {z:+.0f} mm")
+    draw(images, out / "demo.png")
+    _say(f"\nPicture: {out / 'demo.png'}\nDone in {time.monotonic() - started:.1f} s. {RESEARCH_USE_ONLY}")
     _say("Next: calibrant serve, or calibrant predict SCAN -o OUT")
 
 
-def crop_template(centre_mm: tuple[float, float, float], path: Path) -> Path:
-    """Write the crop of the template around a point (MNI, RAS, mm) as a NIfTI file and return its path.
+def template() -> Path:
+    """Return where the template lies.
 
     Raises:
         SettingsError: nilearn is not installed.
@@ -76,16 +107,11 @@ def crop_template(centre_mm: tuple[float, float, float], path: Path) -> Path:
     if package is None or package.origin is None:
         msg = "The demo's template comes with nilearn, which is not installed: pip install 'calibrant[demo]'"
         raise SettingsError(msg)
-    template = nib.Nifti1Image.from_filename(Path(package.origin).parent / TEMPLATE)
-    centre = np.linalg.inv(template.affine) @ [*centre_mm, 1]
-    start = [round(c - n / 2) for c, n in zip(centre[:3], CROP_VOXELS, strict=True)]
-    i, j, k = (slice(s, s + n) for s, n in zip(start, CROP_VOXELS, strict=True))
-    nib.save(template.slicer[i, j, k], path)
-    return path
+    return Path(package.origin).parent / TEMPLATE
 
 
-def draw(sides: list[Side], path: Path) -> None:
-    """Draw the scan, the mask's outline and the confidence of each side through the middle of its mask.
+def draw(images: Images, path: Path) -> None:
+    """Draw the whole head and, of each side, the mask's outline in three planes and the confidence.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -96,66 +122,58 @@ def draw(sides: list[Side], path: Path) -> None:
     except ImportError as error:
         msg = "The demo draws with matplotlib, which is not installed: pip install 'calibrant[demo]'"
         raise SettingsError(msg) from error
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure = Figure(figsize=(14, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(sides), 4)
-    for row, side in zip(axes, sides, strict=True):
-        image = _draw_side(row, side)
-    figure.colorbar(image, ax=axes[:, 3], label="confidence of the mask's label", shrink=0.8)
+    axes = figure.subplots(len(SIDES), 5)
+    for row, side in zip(axes, SIDES, strict=True):
+        shown = _draw_side(row, images, side)
+    figure.colorbar(shown, ax=axes[:, 4], label="confidence of the mask's label", shrink=0.8)
     legend = "orange: anterior, blue: posterior hippocampus; P A L R: posterior, anterior, left, right"
-    figure.suptitle(f"MNI152 template (average of 152 brains). {legend}\n{RESEARCH_USE_ONLY}", fontsize=10)
+    figure.suptitle(f"MNI152 template (average of 152 brains), as it comes. {legend}\n{RESEARCH_USE_ONLY}", fontsize=10)
     figure.savefig(path, dpi=100)
 
 
-def _draw_side(row: npt.NDArray[Any], side: Side) -> Any:  # noqa: ANN401 - matplotlib's own types are untyped
-    scan, mask, confidence = (
-        nib.as_closest_canonical(nib.load(path)).get_fdata()
-        for path in (side.scan, side.files.mask, side.files.confidence)
-    )
-    middle = _middle(mask).round().astype(int)
+def _draw_side(row: Array, images: Images, side: str) -> Any:  # noqa: ANN401 - matplotlib's own types are untyped
+    middle = images.middle(side).round().astype(int)
+    near = [slice(max(int(m - VIEW_MM), 0), int(m + VIEW_MM)) for m in middle]
+    _draw_plane(row[0], images.scan[middle[0]], images.mask[middle[0]], side)
+    (_, h, w) = near
+    row[0].plot([h.start, h.stop, h.stop, h.start, h.start], [w.start, w.start, w.stop, w.stop, w.start], "w--", lw=0.8)
+    row[0].set_title(f"{side} side of the head, sagittal", fontsize=9)
     views = {"sagittal": (0, "P", "A"), "coronal": (1, "L", "R"), "axial": (2, "L", "R")}
-    for axis_plot, (name, (axis, low, high)) in zip(row[:3], views.items(), strict=True):
-        plane = (np.take(volume, middle[axis], axis).T for volume in (scan, mask))
-        _draw_plane(axis_plot, *plane)
-        axis_plot.set_title(f"{side.name} hippocampus, {name}", fontsize=9)
+    for axis_plot, (name, (axis, low, high)) in zip(row[1:4], views.items(), strict=True):
+        window = tuple(int(middle[axis]) if other == axis else edge for other, edge in enumerate(near))
+        _draw_plane(axis_plot, images.scan[window], images.mask[window], side)
+        axis_plot.set_title(f"{side} hippocampus, {name}", fontsize=9)
         box = {"facecolor": "black", "edgecolor": "none", "pad": 2}
         axis_plot.text(0.03, 0.5, low, color="white", transform=axis_plot.transAxes, va="center", bbox=box)
         axis_plot.text(0.97, 0.5, high, color="white", transform=axis_plot.transAxes, va="center", ha="right", bbox=box)
-    planes = [np.take(volume, middle[0], 0).T for volume in (confidence, mask)]
-    image = row[3].imshow(planes[0], origin="lower", cmap="viridis", vmin=1 / 3, vmax=1)
-    row[3].contour(planes[1] > 0, levels=[0.5], colors="white", linewidths=0.8)
-    row[3].set_title(f"{side.name}, sagittal: confidence", fontsize=9)
+    sagittal = (int(middle[0]), near[1], near[2])
+    shown = row[4].imshow(images.confidence[sagittal].T, origin="lower", cmap="viridis", vmin=1 / 3, vmax=1)
+    if (here := np.isin(images.mask[sagittal], SIDES[side])).any():
+        row[4].contour(here.T, levels=[0.5], colors="white", linewidths=0.8)
+    row[4].set_title(f"{side}, sagittal: confidence", fontsize=9)
     for axis_plot in row:
         axis_plot.set_axis_off()
-    return image
+    return shown
 
 
-def _middle(mask: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return the mean index of the mask's voxels, of the whole grid if it is empty."""
-    inside = np.argwhere(mask > 0)
-    return inside.mean(axis=0) if len(inside) else (np.array(mask.shape) - 1) / 2
+def _draw_plane(axis_plot: Any, scan: Array, mask: Array, side: str) -> None:  # noqa: ANN401 - as above
+    axis_plot.imshow(scan.T, origin="lower", cmap="gray")
+    for label, colour in zip(SIDES[side], COLOURS, strict=True):
+        here = label == mask.T
+        if here.any():
+            axis_plot.contourf(here, levels=[0.5, 1], colors=[colour], alpha=0.35)
+            axis_plot.contour(here, levels=[0.5], colors=[colour], linewidths=1.5)
 
 
-def _draw_plane(axis_plot: Any, scan: npt.NDArray[np.float64], mask: npt.NDArray[np.float64]) -> None:  # noqa: ANN401 - as above
-    axis_plot.imshow(scan, origin="lower", cmap="gray")
-    for label, color in {1: "#e69f00", 2: "#56b4e9"}.items():
-        if (mask == label).any():
-            axis_plot.contourf(mask == label, levels=[0.5, 1], colors=[color], alpha=0.35)
-            axis_plot.contour(mask == label, levels=[0.5], colors=[color], linewidths=1.5)
-
-
-def _segment(client: Client, name: str, scan: Path, out: Path) -> Side:
+def _segment(client: Client, scan: Path, out: Path) -> Prediction:
     def show(job: Job) -> None:
         seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in job.seconds.items())
-        _say(f"{name}: {job.state} {job.stage or ''} {seconds}".rstrip())
+        _say(f"{job.state} {job.stage or ''} {seconds}".rstrip())
 
     result = client.segment(scan, show=show)
-    files = Prediction.write(scan, out, result.mask, result.confidence, result.summary)
-    mask = nib.Nifti1Image.from_filename(files.mask)
-    x, y, z = nib.affines.apply_affine(mask.affine, _middle(np.asarray(mask.dataobj)))
-    _say(files.report())
-    _say(f"centre of the mask in MNI space (RAS): {x:+.0f}, {y:+.0f}, {z:+.0f} mm\n")
-    return Side(name, scan, files)
+    return Prediction.write(scan, out, result.mask, result.confidence, result.summary)
 
 
 @contextmanager

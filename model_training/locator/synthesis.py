@@ -83,7 +83,7 @@ def draw(heads: list[Head], rng: np.random.Generator, *, whole: bool = False) ->
     whole = whole or rng.random() < WHOLE
     size = np.array(EXTENT_MM) if whole else np.array(EXTENT_MM) * rng.uniform(0.4, 1, 3) ** 0.7
     fine = tuple(int(n) for n in np.maximum(np.round(size / FINE_MM), 16))
-    axes = _rotation(rng, 12)
+    axes = random_turn(rng, 12)
     affine = np.eye(4)
     affine[:3, :3] = axes * FINE_MM
     affine[:3, 3] = rng.uniform(-60, 60, 3) - affine[:3, :3] @ ((np.array(fine) - 1) / 2)
@@ -134,7 +134,7 @@ def training_pair(drawn: Drawn, channels: int, spacing_mm: float) -> tuple[torch
 
 def _pose(head: Head, scan: Volume, rng: np.random.Generator, *, whole: bool, mirrored: bool) -> Points:
     """Return the matrix from the scan's millimetres to the head's."""
-    linear = _rotation(rng, 20) @ np.diag(rng.uniform(0.85, 1.18) * rng.uniform(0.94, 1.06, 3))
+    linear = random_turn(rng, 20) @ np.diag(rng.uniform(0.85, 1.18) * rng.uniform(0.94, 1.06, 3))
     linear += rng.uniform(-0.05, 0.05, (3, 3)) * (1 - np.eye(3))
     if mirrored:
         linear = np.diag([-1.0, 1, 1]) @ linear
@@ -230,7 +230,7 @@ def _shapes(
     return tissue.ravel(), np.arange(kinds + 1) * 600
 
 
-def _rotation(rng: np.random.Generator, degrees: float) -> Points:
+def random_turn(rng: np.random.Generator, degrees: float) -> Points:
     """Return a turn by up to so many degrees about each of the three axes."""
     turn = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(rng.uniform(-degrees, degrees, 3))):

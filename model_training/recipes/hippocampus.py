@@ -53,7 +53,7 @@ def _population(cases: list[Case]) -> Population:
 HIPPOCAMPUS: Final = Recipe(
     service=ServiceConfig(
         name="hippocampus-mr",
-        version="0.2.0",
+        version="0.3.0",
         description="Anterior and posterior hippocampus in T1-weighted MR: both in a head, or one in a crop around it.",
         modality="MR",
         anatomy="head, or a crop of about 35 x 50 x 36 mm around one hippocampus",

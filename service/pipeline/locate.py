@@ -25,7 +25,10 @@ CELLS: Final = 1 << 21
 """Voxels that the coarse grid may have: a scan of 0.5 m edges at 4 mm. Beyond it the scan is searched more coarsely."""
 
 LOOKS: Final = 3
-"""Times that the network looks, each along the axes of the head that it saw before: a tilt is first underestimated."""
+"""Times that the network looks at most, each along the axes of the head that it saw before: a tilt is first underestimated."""
+
+STEADY_DEGREES: Final = 4.0
+"""When the head is turned by less than this from the axes along which the network looked, it has seen it upright."""
 
 _PERCENTILES: Final = (0.5, 99.5)
 
@@ -111,8 +114,17 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
         image, affine = coarse(volume, locator.spacing_mm, axes)
         landmarks = landmarks_of(network, image, affine, locator)
         pose = fit_pose(landmarks, locator)
+        turned = degrees_between(axes, pose.rotation)
         axes = pose.rotation
+        if turned < STEADY_DEGREES:
+            break
     return boxes_of(landmarks, pose, locator)
+
+
+def degrees_between(one: Points, other: Points) -> float:
+    """Return the angle of the turn that leads from one set of axes to another, (3, 3) each, in [0, 180] degrees."""
+    cosine = (float(np.trace(one.T @ other)) - 1) / 2
+    return math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
 
 
 def coarse(volume: Volume, spacing_mm: float, axes: Points | None = None) -> tuple[torch.Tensor, Points]:

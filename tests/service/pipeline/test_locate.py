@@ -10,7 +10,17 @@ from torch.nn.functional import max_pool3d
 
 from service.bundle.schema import Label, Landmark, Locator, Network, Part
 from service.errors import AnatomyNotFound
-from service.pipeline.locate import Landmarks, Pose, boxes_of, coarse, fit_pose, landmarks_of, locate, shows_more
+from service.pipeline.locate import (
+    Landmarks,
+    Pose,
+    boxes_of,
+    coarse,
+    degrees_between,
+    fit_pose,
+    landmarks_of,
+    locate,
+    shows_more,
+)
 from service.volume import Volume
 
 Points = npt.NDArray[np.float64]
@@ -235,6 +245,13 @@ def test_a_volume_out_of_range_is_not_found(locator: Locator) -> None:
     assert np.allclose(landmarks.volume_ml[:2], [1.728, 64], rtol=0.01)
 
 
+def test_the_angle_between_axes_is_that_of_the_turn() -> None:
+    """25 degrees about one axis, half a turn, and none."""
+    assert degrees_between(turned(0, 25, 0), np.eye(3)) == pytest.approx(25)
+    assert degrees_between(turned(180, 0, 0), np.eye(3)) == pytest.approx(180)
+    assert degrees_between(np.eye(3), np.eye(3)) == 0
+
+
 def test_a_crop_is_not_searched(locator: Locator) -> None:
     """Its longest edge decides, in millimetres."""
     crop = Volume(np.zeros((1, 30, 20, 20)), np.diag([2.0, 1, 1, 1]), b"")
@@ -272,7 +289,7 @@ def test_a_grid_along_other_axes_shows_each_place_where_it_lies() -> None:
 
 
 def test_it_looks_again_along_the_axes_of_the_head(make_head: Callable[..., Volume], locator: Locator) -> None:
-    """A head that is turned is seen upright at the next look: what the network marks then is a cube along the grid."""
+    """A head that is turned is seen upright at the next look, and no more often than it takes; one look does for one that is not."""
     seen: list[torch.Tensor] = []
 
     class Watched(ByIntensity):
@@ -280,10 +297,14 @@ def test_it_looks_again_along_the_axes_of_the_head(make_head: Callable[..., Volu
             seen.append(image)
             return super().forward(image)
 
+    locate(Watched(), make_head(rotation=np.eye(3)), locator)
+    assert len(seen) == 1
+    seen.clear()
+
     rotation = turned(0, 0, 25)
     boxes = locate(Watched(), make_head(rotation=rotation), locator)
 
-    assert len(seen) == 3
+    assert 2 <= len(seen) <= 3
     assert np.allclose(boxes.found[0].axes, rotation, atol=0.05)
     # Seen at an angle the outermost cubes need a longer grid than upright.
     assert seen[0].shape != seen[1].shape
