@@ -62,7 +62,9 @@ def tiny_locator() -> Locator:
             arguments={"spatial_dims": 3, "in_channels": 1, "out_channels": 5, "channels": [4, 8], "strides": [2]},
         ),
         spacing_mm=4,
-        landmarks=[Landmark(name=name, centre_mm=(n, n, n), volume_ml=(0.1, 1)) for n, name in enumerate(names)],
+        landmarks=[
+            Landmark(name=name, centre_mm=(n, n, n), usual_ml=0.5, volume_ml=(0.1, 1)) for n, name in enumerate(names)
+        ],
         least_landmarks=4,
         residual_mm=5,
         scale=(0.8, 1.2),

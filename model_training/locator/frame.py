@@ -9,10 +9,8 @@ from service.bundle.schema import Landmark
 
 _ROUNDS: Final = 20
 
-_LEAST, _MOST = 0.3, 8.0
-"""Share of the smallest, and of the largest, volume of a training head at which a landmark counts as found.
-
-Trained with balanced classes, the network marks more than there is."""
+_LEAST, _MOST = 0.2, 4.0
+"""Share of the smallest, and of the largest, volume of a training head at which a landmark counts as found."""
 
 
 def reference(heads: list[Head]) -> list[Landmark]:
@@ -26,14 +24,16 @@ def reference(heads: list[Head]) -> list[Landmark]:
     mean = _mean_shape(np.concatenate([shapes, mirrored]))
     volumes = np.array([head.volumes_ml for head in heads])
     either_side = np.stack([volumes, volumes[:, np.array(OTHER_SIDE[1:]) - 1]])
+    usual = either_side.mean(axis=(0, 1))
     low, high = either_side.min(axis=(0, 1)) * _LEAST, either_side.max(axis=(0, 1)) * _MOST
     return [
         Landmark(
             name=name,
             centre_mm=(round(float(x), 1), round(float(y), 1), round(float(z), 1)),
+            usual_ml=round(float(mean_ml), 3),
             volume_ml=(round(float(a), 3), round(float(b), 3)),
         )
-        for name, (x, y, z), a, b in zip(LANDMARKS, mean, low, high, strict=True)
+        for name, (x, y, z), mean_ml, a, b in zip(LANDMARKS, mean, usual, low, high, strict=True)
     ]
 
 

@@ -108,6 +108,8 @@ class Landmark(Declaration):
     name: str
     centre_mm: Millimetres
     """Centroid in the reference frame: RAS, origin and axes those of the mean of the training heads."""
+    usual_ml: PositiveFloat
+    """Mean volume in the training heads: what share of a scan it usually is, which the network was not told."""
     volume_ml: tuple[PositiveFloat, PositiveFloat]
     """Least and largest volume at which it counts as found."""
 

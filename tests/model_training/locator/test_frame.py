@@ -33,3 +33,14 @@ def test_volumes_leave_room_on_both_sides(maps: Path) -> None:
     for landmark, volumes in zip(reference(heads), np.array([h.volumes_ml for h in heads]).T, strict=True):
         low, high = landmark.volume_ml
         assert low < volumes.min() < volumes.max() < high
+        assert low < landmark.usual_ml < high
+
+
+def test_the_usual_volume_is_the_mean_of_both_sides(maps: Path) -> None:
+    """A left landmark and its right one have the same; one without sides has its own mean."""
+    heads = read_heads(maps)
+    usual = {landmark.name: landmark.usual_ml for landmark in reference(heads)}
+    volumes = dict(zip(LANDMARKS, np.mean([head.volumes_ml for head in heads], axis=0), strict=True))
+    both = (volumes["left thalamus"] + volumes["right thalamus"]) / 2
+    assert np.allclose([usual["left thalamus"], usual["right thalamus"]], both, atol=1e-3)
+    assert np.isclose(usual["brain stem"], volumes["brain stem"], atol=1e-3)

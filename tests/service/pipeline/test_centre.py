@@ -49,7 +49,9 @@ def _config(tiny_config: ServiceConfig) -> ServiceConfig:
         extent_mm=(40, 40, 40),
         network=Network(name="UNet", arguments={}),
         spacing_mm=4,
-        landmarks=[Landmark(name=name, centre_mm=centre, volume_ml=(0.1, 1)) for name, centre in BLOBS.items()],
+        landmarks=[
+            Landmark(name=name, centre_mm=centre, usual_ml=0.5, volume_ml=(0.1, 1)) for name, centre in BLOBS.items()
+        ],
         least_landmarks=4,
         residual_mm=5,
         scale=(0.8, 1.2),

@@ -47,7 +47,8 @@ def _locator() -> Locator:
         network=Network(name="UNet", arguments={"strides": [2, 2]}),
         spacing_mm=4.0,
         landmarks=[
-            Landmark(name=name, centre_mm=place, volume_ml=(0.2, 20)) for name, place in zip(names, PLACES, strict=True)
+            Landmark(name=name, centre_mm=place, usual_ml=13, volume_ml=(0.2, 20))
+            for name, place in zip(names, PLACES, strict=True)
         ],
         least_landmarks=5,
         residual_mm=4.0,
@@ -250,6 +251,35 @@ def test_the_angle_between_axes_is_that_of_the_turn() -> None:
     assert degrees_between(turned(0, 25, 0), np.eye(3)) == pytest.approx(25)
     assert degrees_between(turned(180, 0, 0), np.eye(3)) == pytest.approx(180)
     assert degrees_between(np.eye(3), np.eye(3)) == 0
+
+
+def test_a_mark_counts_by_the_usual_share_of_its_landmark(locator: Locator) -> None:
+    """Odds of 100 for a landmark that is 1 in 400 of the image become 1 to 4: 0.2 of each voxel, by hand."""
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odds = nn.Parameter(torch.tensor(100.0))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            """Return the same odds for the first landmark everywhere, none for the others."""
+            logits = torch.full((1, 1 + len(PLACES), *image.shape[2:]), -60.0)
+            logits[:, 0], logits[:, 1] = 0, self.odds.log()
+            return logits
+
+    image = torch.zeros((1, 1, 8, 8, 8))
+    image_ml = 8**3 * 4**3 / 1000
+    landmarks = [
+        landmark.model_copy(update={"usual_ml": image_ml / 400, "volume_ml": (0.01, 100.0)})
+        for landmark in locator.landmarks
+    ]
+
+    found = landmarks_of(
+        Constant(), image, np.diag([4.0, 4, 4, 1]), locator.model_copy(update={"landmarks": landmarks})
+    )
+
+    assert found.volume_ml[0] == pytest.approx(0.2 * image_ml)
+    assert np.allclose(found.centre_mm[0], 3.5 * 4)
 
 
 def test_a_crop_is_not_searched(locator: Locator) -> None:
