@@ -38,9 +38,6 @@ DISTANCE_MM = 5.0
 VOLUME = 0.15
 """Largest change of its volume."""
 
-LOCATE_S = 1.5
-"""Most that finding the hippocampi may take, median over all scans."""
-
 DEGREES = 20
 ABOVE_MM = 5.0
 CENTRES_MM = {"left": (-27.0, -22.0, -14.0), "right": (27.0, -22.0, -14.0)}
@@ -284,7 +281,7 @@ def main() -> int:
             for stored, variation in variations(scan, inside[name]):
                 seconds += _compared(f"{name:10} {stored:20}", as_it_came, segment(bundle, variation, work), misses)
         print(f"\nlocate: median {np.median(seconds):.2f} s, most {max(seconds):.2f} s, {arguments.threads} threads\n")
-        if np.median(seconds) > LOCATE_S:
+        if np.median(seconds) > arguments.locate_s:
             misses.append("locate takes too long")
         for name, scan in without_hippocampus(arguments.data, cut):
             answer = segment(bundle, scan, work)
@@ -369,7 +366,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("CALIBRANT_DATA", default)))
     parser.add_argument("--bundle", type=Path, default=SHIPPED / "hippocampus-mr")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--registration", action="store_true")
+    parser.add_argument(
+        "--locate-s", type=float, default=1.5, help="limit of the median time of finding the hippocampi"
+    )
+    parser.add_argument("--registration", action="store_true", help="set a second route to the same places beside it")
     return parser.parse_args()
 
 

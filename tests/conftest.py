@@ -147,6 +147,18 @@ def acdc() -> Path:
     return _real_data("ACDC")
 
 
+@pytest.fixture
+def whole_head() -> Path:
+    """Return the folder of the real whole-head scans; absent it skips, but never silently in continuous integration."""
+    return _real_data("whole_head")
+
+
+@pytest.fixture
+def brain_label_maps() -> Path:
+    """Return the folder of the label maps of heads; absent it skips, but never silently in continuous integration."""
+    return _real_data("brain_label_maps")
+
+
 def _real_data(name: str) -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
     root = Path(os.environ.get("CALIBRANT_DATA", default)) / name
