@@ -37,6 +37,22 @@ def reference(heads: list[Head]) -> list[Landmark]:
     ]
 
 
+def shift_mm(heads: list[Head], landmark: str) -> tuple[float, float, float]:
+    """Return where the middle of a landmark's bounding box lies, seen from its centroid; the same for its mirror image.
+
+    A structure that is thick at one end has its centroid there: a box about it would lose the other end first.
+
+    Args:
+        heads: whose axes, on average, are those of the reference frame.
+        landmark: its name.
+    """
+    own = list(LANDMARKS).index(landmark)
+    other = OTHER_SIDE[1 + own] - 1
+    shifts = [head.middles_mm - head.centres_mm for head in heads]
+    x, y, z = np.mean([(shift[own] + shift[other] * (-1, 1, 1)) / 2 for shift in shifts], axis=0).round(1).tolist()
+    return x, y, z
+
+
 def _mean_shape(shapes: Points) -> Points:
     """Return the (L, 3) mean of (N, L, 3) shapes, each turned and scaled onto it; its axes are the mean RAS axes."""
     centred = shapes - shapes.mean(axis=1, keepdims=True)

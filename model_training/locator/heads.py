@@ -74,6 +74,7 @@ class Head:
         values: value in the colour table of each tissue, background first.
         affine: (4, 4) voxel index to RAS millimetres.
         centres_mm: (L, 3) centroid of each landmark.
+        middles_mm: (L, 3) middle of its bounding box.
         volumes_ml: (L,).
     """
 
@@ -83,6 +84,7 @@ class Head:
     values: npt.NDArray[np.int64]
     affine: Points
     centres_mm: Points
+    middles_mm: Points
     volumes_ml: Points
 
 
@@ -120,6 +122,8 @@ def _read(file: Path) -> Head:
     of_place = landmark.ravel()[place]
     sums = np.array([np.bincount(of_place, axis, len(LANDMARKS) + 1)[1:] for axis in at])
     centres = (sums / counts).T
+    boxes = [at[:, of_place == index] for index in range(1, len(LANDMARKS) + 1)]
+    middles = np.array([(box.min(axis=1) + box.max(axis=1)) / 2 for box in boxes])
     return Head(
         name=file.name.removesuffix(".nii.gz"),
         tissue=tissue,
@@ -127,5 +131,6 @@ def _read(file: Path) -> Head:
         values=values,
         affine=affine,
         centres_mm=centres @ affine[:3, :3].T + affine[:3, 3],
+        middles_mm=middles @ affine[:3, :3].T + affine[:3, 3],
         volumes_ml=counts * abs(np.linalg.det(affine[:3, :3])) / 1000,
     )

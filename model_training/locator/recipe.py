@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from model_training.config import Schedule
-from model_training.locator.frame import reference
+from model_training.locator.frame import reference, shift_mm
 from model_training.locator.heads import Head
 from service.bundle.schema import Locator, Network, Part
 
@@ -20,7 +20,7 @@ class LocatorRecipe:
         least_landmarks: fewer are no head.
         residual_mm: largest root mean square distance of the landmarks from their places.
         scale: least and largest size of a head.
-        parts: what is segmented, about which landmark.
+        parts: what is segmented, about which landmark; the heads say where its box lies.
         held_out: so many heads, the last by name, never train.
         schedule: of the training.
     """
@@ -51,5 +51,5 @@ class LocatorRecipe:
             least_landmarks=self.least_landmarks,
             residual_mm=self.residual_mm,
             scale=self.scale,
-            parts=list(self.parts),
+            parts=[part.model_copy(update={"shift_mm": shift_mm(heads, part.landmark)}) for part in self.parts],
         )

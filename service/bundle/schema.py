@@ -119,11 +119,11 @@ class Part(Declaration):
 
     name: str
     landmark: str
-    """In whose centroid the box is centred."""
+    """About whose centroid the box lies."""
     shift_mm: Millimetres = (0.0, 0.0, 0.0)
     """From the centroid to the centre of the box, along the axes of the reference frame."""
     search_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    """Edges of the box about the landmark in which the network looks first, along the same axes."""
+    """Edges of the box in which the network looks first, along the same axes."""
     size_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     """Edges of the box that is segmented, about what it found there: the field of view of the training's crops."""
     labels: list[Label]

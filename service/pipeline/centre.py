@@ -14,7 +14,7 @@ from torch import nn
 from service.bundle.schema import Part, ServiceConfig
 from service.errors import ConstantVolume
 from service.pipeline.infer import sliding_window_logits
-from service.pipeline.locate import Box, Boxes, Points, not_found
+from service.pipeline.locate import LEAST_INSIDE, Box, Boxes, Points, not_found
 from service.pipeline.parts import PartGrid, box_affine, crop, voxels_of
 from service.pipeline.preprocess import Grid, preprocess, to_axes_of
 from service.volume import Volume
@@ -27,9 +27,6 @@ RESTS_MM: Final = 1.0
 
 FARTHEST: Final = 0.3
 """A box may move by this share of the edges of the box in which it was looked for first: beyond is something else."""
-
-LEAST_INSIDE: Final = 0.9
-"""Share of a box that must lie in the scan."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,7 +30,16 @@ LOOKS: Final = 3
 STEADY_DEGREES: Final = 4.0
 """When the head is turned by less than this from the axes along which the network looked, it has seen it upright."""
 
+LEAST_INSIDE: Final = 0.9
+"""Share of a part's box that must lie in the scan."""
+
 _PERCENTILES: Final = (0.5, 99.5)
+
+_SAMPLES: Final = 12
+"""Points along each edge of a box by which it is told how much of it lies in the scan."""
+
+_HALF: Final = 0.5
+"""A voxel reaches half an index to each side of its centre."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +94,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Boxes:
-    """The boxes of the parts whose landmark was found, and why the others have none, by name."""
+    """The boxes of the parts that are in the scan, and why the others have none, by name."""
 
     found: list[Box]
     absent: dict[str, str]
@@ -99,7 +108,7 @@ def shows_more(volume: Volume, locator: Locator) -> bool:
 
 
 def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
-    """Return the box of each part about its landmark, in the order of `locator.parts`.
+    """Return the box of each part, in the order of `locator.parts`.
 
     Args:
         network: the locator's, in evaluation mode.
@@ -107,7 +116,7 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
         locator: landmarks, limits and parts.
 
     Raises:
-        AnatomyNotFound: too few landmarks, they do not lie as in the training heads, or none of a part was found.
+        AnatomyNotFound: too few landmarks, they do not lie as in the training heads, or no part is in the scan.
     """
     axes = np.eye(3)
     for _ in range(LOOKS):
@@ -118,7 +127,7 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
         axes = pose.rotation
         if turned < STEADY_DEGREES:
             break
-    return boxes_of(landmarks, pose, locator)
+    return boxes_of(volume, landmarks, pose, locator)
 
 
 def degrees_between(one: Points, other: Points) -> float:
@@ -246,11 +255,17 @@ def fit_pose(landmarks: Landmarks, locator: Locator) -> Pose:
     return pose
 
 
-def boxes_of(landmarks: Landmarks, pose: Pose, locator: Locator) -> Boxes:
-    """Return the box of each part: about its landmark, or, where that lies off, about where the others say it should lie.
+def boxes_of(volume: Volume, landmarks: Landmarks, pose: Pose, locator: Locator) -> Boxes:
+    """Return the box of each part whose landmark was marked: where it should lie as all landmarks together say.
+
+    Args:
+        volume: the scan, in which most of a box must lie.
+        landmarks: that were marked.
+        pose: that they agree on.
+        locator: its parts.
 
     Raises:
-        AnatomyNotFound: of no part the landmark was found.
+        AnatomyNotFound: there is none.
     """
     names = [landmark.name for landmark in locator.landmarks]
     boxes = Boxes([], {})
@@ -259,13 +274,26 @@ def boxes_of(landmarks: Landmarks, pose: Pose, locator: Locator) -> Boxes:
         if not landmarks.found[index]:
             boxes.absent[part.name] = f"{landmarks.volume_ml[index]:.1f} ml of it seem to be in the field of view"
             continue
-        marked = landmarks.centre_mm[index]
-        expected = pose.scale * pose.rotation @ np.array(locator.landmarks[index].centre_mm) + pose.origin_mm
-        centre_mm = marked if np.linalg.norm(marked - expected) <= locator.residual_mm else expected
-        boxes.found.append(Box(part, centre_mm + pose.rotation @ np.array(part.shift_mm), pose.rotation))
+        from_reference = np.array(locator.landmarks[index].centre_mm) + part.shift_mm
+        box = Box(part, pose.scale * pose.rotation @ from_reference + pose.origin_mm, pose.rotation)
+        inside = share_inside(volume, box)
+        if inside < LEAST_INSIDE:
+            boxes.absent[part.name] = f"{inside:.0%} of its box lies in the scan"
+        else:
+            boxes.found.append(box)
     if not boxes.found:
         raise not_found(locator, "; ".join(f"{name}: {why}" for name, why in boxes.absent.items()))
     return boxes
+
+
+def share_inside(volume: Volume, box: Box) -> float:
+    """Return the share, in [0, 1], of the box in which a part is looked for that lies in the scan."""
+    unit = (np.indices((_SAMPLES,) * 3).reshape(3, -1) + 0.5) / _SAMPLES - 0.5
+    mm = box.axes @ (unit * np.array(box.part.search_mm)[:, None]) + box.centre_mm[:, None]
+    to_index = np.linalg.inv(volume.affine)
+    index = to_index[:3, :3] @ mm + to_index[:3, 3:]
+    n = np.array(volume.shape)[:, None]
+    return float(((index >= -_HALF) & (index < n - _HALF)).all(axis=0).mean())
 
 
 def not_found(locator: Locator, why: str) -> AnatomyNotFound:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_training.locator.frame import reference
+from model_training.locator.frame import reference, shift_mm
 from model_training.locator.heads import LANDMARKS, OTHER_SIDE, read_heads
 from tests.model_training.locator.conftest import place_of
 
@@ -44,3 +44,15 @@ def test_the_usual_volume_is_the_mean_of_both_sides(maps: Path) -> None:
     both = (volumes["left thalamus"] + volumes["right thalamus"]) / 2
     assert np.allclose([usual["left thalamus"], usual["right thalamus"]], both, atol=1e-3)
     assert np.isclose(usual["brain stem"], volumes["brain stem"], atol=1e-3)
+
+
+def test_a_box_is_shifted_to_the_middle_of_its_landmark(maps: Path) -> None:
+    """Left (2, -4, 1) and right (0, -2, 3) from the centroid: each side has the mean of its own and the other's mirror image."""
+    heads = [replace(head, middles_mm=head.centres_mm.copy()) for head in read_heads(maps)]
+    names = list(LANDMARKS)
+    for head in heads:
+        head.middles_mm[names.index("left hippocampus")] += [2, -4, 1]
+        head.middles_mm[names.index("right hippocampus")] += [0, -2, 3]
+
+    assert shift_mm(heads, "left hippocampus") == (1, -3, 2)
+    assert shift_mm(heads, "right hippocampus") == (-1, -3, 2)

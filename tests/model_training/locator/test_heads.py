@@ -17,6 +17,12 @@ def test_centroids_lie_where_the_landmarks_are(maps: Path) -> None:
         assert np.allclose(head.centres_mm, [place_of(name) for name in LANDMARKS], atol=0.5)
 
 
+def test_the_middle_of_a_ball_is_its_centroid(maps: Path) -> None:
+    """Whatever the order of the file's axes, to a voxel."""
+    for head in read_heads(maps):
+        assert np.allclose(head.middles_mm, head.centres_mm, atol=1.1)
+
+
 def test_volumes_are_those_of_the_balls(maps: Path) -> None:
     """4/3 pi r^3 in millilitres, within what 2 mm voxels make of a ball."""
     first, *_ = read_heads(maps)

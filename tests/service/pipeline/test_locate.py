@@ -19,6 +19,7 @@ from service.pipeline.locate import (
     fit_pose,
     landmarks_of,
     locate,
+    share_inside,
     shows_more,
 )
 from service.volume import Volume
@@ -222,16 +223,29 @@ def test_one_landmark_far_off_is_left_out(locator: Locator) -> None:
     assert pose.residual_mm < 1e-9
 
 
-def test_a_part_marked_far_off_is_looked_for_where_the_others_say(locator: Locator) -> None:
-    """3 mm off it is believed, 30 mm off its box lies about its usual place in this head."""
+def test_a_box_lies_where_all_landmarks_say(locator: Locator, make_head: Callable[..., Volume]) -> None:
+    """However far off its own mark is; its shift is turned and scaled with the head."""
     rotation, places = turned(10, 0, 20), np.array(PLACES, float)
-    pose = Pose(1.1, rotation, np.array([5.0, 6, 7]), 0.0)
+    pose = Pose(1.1, rotation, np.array([3.0, -7, 4]), 0.0)
     marked = 1.1 * places @ rotation.T + pose.origin_mm
-    for off, error in ((3.0, 3.0), (30.0, 0.0)):
-        centres = marked.copy()
-        centres[0, 2] += off
-        box, _ = boxes_of(Landmarks(centres, np.full(len(PLACES), 5.0)), pose, locator).found
-        assert np.linalg.norm(box.centre_mm - rotation @ [0, 5, 0] - marked[0]) == pytest.approx(error)
+    marked[0, 2] += 30
+
+    box, _ = boxes_of(make_head(np.eye(3)), Landmarks(marked, np.full(len(PLACES), 5.0)), pose, locator).found
+
+    assert np.allclose(box.centre_mm, 1.1 * rotation @ (places[0] + [0, 5, 0]) + pose.origin_mm)
+
+
+def test_a_box_that_leaves_the_scan_is_named_as_absent(locator: Locator, make_head: Callable[..., Volume]) -> None:
+    """A head of 180 mm whose left part begins at its edge: half of the box is outside."""
+    head = make_head(np.eye(3))
+    pose = Pose(1.0, np.eye(3), np.array([3.0 - 90 + 40, -7, 4]), 0.0)
+    found = Landmarks(np.array(PLACES) + pose.origin_mm, np.full(len(PLACES), 5.0))
+
+    boxes = boxes_of(head, found, pose, locator)
+
+    assert [box.part.name for box in boxes.found] == ["right"]
+    assert boxes.absent == {"left": "50% of its box lies in the scan"}
+    assert share_inside(head, boxes.found[0]) == 1
 
 
 def test_a_volume_out_of_range_is_not_found(locator: Locator) -> None:
