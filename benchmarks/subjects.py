@@ -31,11 +31,13 @@ CACHE = Path.home() / ".cache" / "calibrant-benchmarks"
 
 CT_SHAPE, CT_SPACING_MM = (512, 512, 100), (0.8, 0.8, 2.5)
 TRAINING_SHAPE, TRAINING_SPACING_MM = (112, 112, 96), (1.5, 1.5, 1.5)
-PATCH = 48
+PATCH = 64
 """Edge of the training patches of the phantom; it is served in windows of 96."""
 
 AIR_HU, BODY_HU, NOISE_HU = -1000, -60, 12
-LEAST_HU, SPAN_HU = -120, 420
+LEAST_HU, SPAN_HU = -160, 480
+RADIUS_MM = (15, 35)
+ML_PER_ELLIPSOID = 500
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ def phantom_recipe(classes: int) -> Recipe:
         validation_split="validation",
         population=_population,
         limits="a generated phantom",
+        ace_weight=0.0,
         schedule=Schedule(
-            steps=300, warmup_steps=20, batch_size=1, learning_rate=3e-3, weight_decay=1e-5, validate_every=300
+            steps=400, warmup_steps=20, batch_size=1, learning_rate=2e-3, weight_decay=1e-5, validate_every=200
         ),
     )
 
@@ -157,7 +160,7 @@ def _drawn(  # noqa: PLR0913, PLR0917 - where, and what
 def phantom(
     shape: tuple[int, ...], spacing_mm: tuple[float, ...], classes: int, seed: int
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """Return intensities in HU and labels, (D, H, W): each class in two ellipsoids of an intensity of its own."""
+    """Return intensities in HU and labels, (D, H, W): each class in ellipsoids of an intensity of its own."""
     random = np.random.default_rng(seed)
     size = np.array(shape) * spacing_mm
     axes = [np.arange(n, dtype=np.float32) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
@@ -165,8 +168,9 @@ def phantom(
     body = ((x / size[0] - 0.5) / 0.425) ** 2 + ((y / size[1] - 0.5) / 0.35) ** 2 + 0 * z < 1
     hu = np.where(body, np.float32(BODY_HU), np.float32(AIR_HU))
     labels = np.zeros(shape, np.uint8)
-    for c in [*range(1, classes)] * 2:
-        centre, radius = random.uniform(0.3, 0.7, 3) * size, random.uniform(0.06, 0.12, 3) * size
+    of_each = max(2, round(float(size.prod()) / 1000 / ML_PER_ELLIPSOID / (classes - 1)))
+    for c in [*range(1, classes)] * of_each:
+        centre, radius = random.uniform(0.2, 0.8, 3) * size, random.uniform(*RADIUS_MM, 3)
         inside = ((x - centre[0]) / radius[0]) ** 2 + ((y - centre[1]) / radius[1]) ** 2
         inside = inside + ((z - centre[2]) / radius[2]) ** 2 < 1
         labels[inside], hu[inside] = c, LEAST_HU + SPAN_HU * c / classes

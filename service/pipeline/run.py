@@ -70,7 +70,7 @@ def run_case(
             "confidence",
             lambda: encode_confidence(segmentation.confidence, volume.header, len(config.labels)),
         ),
-        LOGITS: ("probabilities", lambda: encode_logits(logits.numpy())),
+        LOGITS: ("probabilities", lambda: encode_logits(logits.cpu().numpy())),
         SUMMARY: (
             "summary",
             lambda: _json(summarise(segmentation, volume, grid, description, measurement, found)),
