@@ -145,7 +145,7 @@ def _phantoms(folder: Path, *, classes: int) -> dict[str, list[Case]]:
     return {"train": [draw("train", n) for n in range(1, 5)], "validation": [draw("validation", n) for n in (5, 6)]}
 
 
-def _drawn(  # noqa: PLR0913, PLR0917 - where, and what
+def _drawn(
     folder: Path, name: str, shape: tuple[int, ...], spacing_mm: tuple[float, ...], classes: int, seed: int
 ) -> Case:
     """Return a phantom as files, drawn the first time."""

@@ -51,7 +51,11 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         executor = EmbeddedExecutor(
-            device=settings.device, deadline_s=settings.case_deadline_s, memory_bytes=settings.memory_bytes
+            device=settings.device,
+            deadline_s=settings.case_deadline_s,
+            memory_bytes=settings.memory_bytes,
+            engine=settings.engine,
+            state=settings.state_dir,
         )
         executor.start()
         start_sandbox()

@@ -60,8 +60,9 @@ def encode_confidence(confidence: npt.NDArray[np.float32], scan_header: bytes, c
         classes: C, background included.
     """
     codes = np.empty(confidence.shape, np.uint8, order="F")
-    for k in range(codes.shape[2]):  # slice by slice: no further copies of the whole as float32
-        codes[..., k] = to_codes(confidence[..., k], "uint8", least=1 / classes)
+    # Slice by slice: no further copies of the whole as float32.
+    for plane, values in zip(np.moveaxis(codes, -1, 0), np.moveaxis(confidence, -1, 0), strict=True):
+        plane[...] = to_codes(values, "uint8", least=1 / classes)
     return _gzip(map_header(scan_header, "uint8") + codes.tobytes(order="F"))
 
 
