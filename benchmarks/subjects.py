@@ -25,6 +25,7 @@ from model_training.train import WEIGHTS, train
 from service.bundle.card import Population
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED
 from service.bundle.schema import Label, Network, ServiceConfig, Window
+from service.engines.machine import available
 
 CACHE = Path.home() / ".cache" / "calibrant-benchmarks"
 """Folder of trained bundles and generated scans; outside of the repository."""
@@ -79,7 +80,7 @@ def trained(recipe: Recipe, data: Path) -> Path:
         torch.set_num_threads(1)
         train(recipe, data, run, seed=0, group=ALONE)
     if not bundle.exists():
-        export(recipe, data, run, bundle, lambda _case: None)
+        export(recipe, data, run, bundle, lambda _case: None, kinds=available(torch.device("cpu")))
     return bundle
 
 
