@@ -48,10 +48,12 @@ def summarise(
     """
     labels_of_result = (bundle.config.located if placement else bundle.config).labels[1:]
     missing = _labels_of_absent(bundle, placement) if placement else set()
-    near = _box_around(segmentation.mask > 0, MARGIN_VOXELS)
-    foreground = segmentation.mask[near] > 0
-    labels, confidence = segmentation.mask[near][foreground], segmentation.confidence[near][foreground]
-    truncated = labels_at_border(segmentation.mask) | missing
+    # Axes in the order in which they lie in memory: no figure depends on it, but the time does.
+    mask, confidences = segmentation.mask.T, segmentation.confidence.T
+    near = _box_around(mask > 0, MARGIN_VOXELS)
+    foreground = mask[near] > 0
+    labels, confidence = mask[near][foreground], confidences[near][foreground]
+    truncated = labels_at_border(mask) | missing
     return Summary(
         model=bundle.identity,
         structures=[
@@ -59,7 +61,7 @@ def summarise(
             for label in labels_of_result
         ],
         foreground_confidence=float(confidence.mean()) if confidence.size else None,
-        expected_accuracy=_expected_accuracy(foreground, segmentation.confidence[near]),
+        expected_accuracy=_expected_accuracy(foreground, confidences[near]),
         located=_located(bundle, placement) if placement else None,
         statement=state(
             bundle.card, measurement, reasons_to_withdraw(features_of(volume, grid, placement), bundle.card)
