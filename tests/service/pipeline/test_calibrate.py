@@ -231,3 +231,16 @@ def test_no_voxels_have_an_empty_histogram() -> None:
     found = reliability_histogram(torch.zeros(2, 0), torch.zeros(0, dtype=torch.long))
 
     assert_same(found, ReliabilityHistogram.empty(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_reduces_what_lies_on_it(config: Callable[..., ServiceConfig]) -> None:
+    """Logits on the device give the mask of the same logits on the CPU but for ties, and its confidence."""
+    grid = Grid((14, 11, 9), np.array([[0, 1], [1, 1], [2, 1]], float), (14, 11, 9), (5, 6, 7))
+    logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
+
+    found, expected = segment(logits.cuda(), grid, config()), segment(logits, grid, config())
+
+    assert (found.mask != expected.mask).mean() < 1e-3
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
