@@ -73,6 +73,7 @@ def running() -> Iterator[Service]:
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         shutil.copytree(STATE, state)
+        (CACHE / "bundles").mkdir(exist_ok=True)
         environment = os.environ | {
             "CALIBRANT_STATE_DIR": str(state),
             "CALIBRANT_BUNDLE_DIR": str(CACHE / "bundles"),

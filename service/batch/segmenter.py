@@ -104,6 +104,7 @@ class Local:
             memory_bytes=settings.memory_bytes,
             engine=settings.engine,
             state=settings.state_dir,
+            warm=self._bundle,
         )
 
     def __enter__(self) -> Self:

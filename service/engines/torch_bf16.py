@@ -25,7 +25,7 @@ class HalvedOnCPU(nn.Module):
         """
         super().__init__()
         self._network = copy.deepcopy(network).to(torch.bfloat16)
-        self._network.to(memory_format=memory_format)  # type: ignore[call-overload] - torch's types lack it
+        self._network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's types lack it
         self._format = memory_format
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:

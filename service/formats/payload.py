@@ -57,7 +57,7 @@ def damage_refused() -> Iterator[None]:
     """Turn what a damaged gzip or zlib stream raises into PayloadTruncated."""
     try:
         yield
-    except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile) as error:  # type: ignore[misc] - isal's types take the class for an instance
+    except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's types take the class for an instance
         msg = "The gzip stream is cut short or damaged. Send the whole file again; `gzip -t FILE` tells whether it is intact."
         raise PayloadTruncated(msg) from error
 
