@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,7 +63,8 @@ def compiled(network: nn.Module, window: torch.Tensor, precision: Precision, cac
         return Compiled(ov.Core().read_model(kept / _MODEL), precision)
     model = converted(network, window)
     if kept is not None:
-        _keep(model, kept)
+        with suppress(OSError):  # where nothing can be written it is made again the next time
+            _keep(model, kept)
     return Compiled(model, precision)
 
 
