@@ -104,7 +104,7 @@ def to_network_grid(array_CDHW: npt.NDArray[np.floating], grid: Grid) -> torch.T
     # Resampled along the axes as they lie in memory, and turned afterwards: what is turned is mostly smaller then.
     lying = sorted(range(3), key=lambda axis: -abs(array_CDHW.strides[axis + 1]))
     shape = tuple(grid.network_shape[network_axis[axis]] for axis in lying)
-    array = np.require(array_CDHW.transpose(0, *(axis + 1 for axis in lying)), requirements="CW")
+    array = np.require(array_CDHW.transpose(0, *(axis + 1 for axis in lying)), requirements=("C", "W"))
     resized = _resize(torch.from_numpy(array), shape).numpy()
     standing = resized.transpose(0, *(lying.index(axis) + 1 for axis in range(3)))
     return torch.from_numpy(_orient(standing, grid.orientation))
