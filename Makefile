@@ -23,6 +23,8 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/pipeline.py --write
+	$(BIN)/python benchmarks/serving.py --write
 
 crash: setup
 	$(BIN)/python benchmarks/crash.py --kills 100

@@ -120,7 +120,11 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
         chosen = chosen.with_temperature(
             fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
         )
-    identity = write_bundle(chosen, data, run, out, _show, locator)
+    import torch
+
+    from service.engines.machine import available
+
+    identity = write_bundle(chosen, data, run, out, _show, locator, kinds=available(torch.device("cpu")))
     typer.echo(f"{identity} is in {out}, read back and checked.")
 
 
@@ -148,21 +152,48 @@ def crossvalidate(
 
 
 @app.command()
-def calibrate(
+def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     recipe: RecipeName,
     data: Data,
     runs: Annotated[
-        Path, typer.Option("--runs", help="Folder that calibrant crossvalidate filled.", exists=True, file_okay=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file of the temperatures, for calibrant export.")],
+        Path | None,
+        typer.Option("--runs", help="Folder that calibrant crossvalidate filled.", exists=True, file_okay=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file of the temperatures, for calibrant export.")
+    ] = None,
     fold: Annotated[
         list[int] | None, typer.Option(help="Folds that take part; by default those that the recipe trains on.")
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify",
+            help="Instead: measure this bundle with --engine on its card's cases, so that it may be served with it.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="To verify, e.g. openvino-bf16; all that this machine has by default.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="State directory of the service, where the measurement is kept.", envvar="CALIBRANT_STATE_DIR"
+        ),
+    ] = None,
 ) -> None:
-    """Fit a temperature, scalar and per class, on out-of-fold cases, and say what each is worth on others."""
+    """Fit a temperature, scalar and per class, on out-of-fold cases; or --verify an engine that a card does not cover."""
     from model_training.calibrate import calibrate as fit
 
     chosen = _recipe(recipe)
+    if bundle is not None:
+        _verify(bundle, chosen, data, engine, state)
+        return
+    if runs is None or out is None:
+        typer.echo("--runs and --out are needed to fit a temperature.", err=True)
+        raise typer.Exit(2)
     folds = [f"fold{k}" for k in fold] if fold else list(chosen.train_splits)
     temperatures = fit(chosen, data, runs, folds, _show)
     out.write_text(temperatures.model_dump_json(indent=2) + "\n")
@@ -182,6 +213,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for report.html, cases.csv and reliability diagrams.")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="As for serving: the fastest that the card covers by default.", envvar="CALIBRANT_ENGINE"),
+    ] = "auto",
 ) -> None:
     """Measure a bundle on labelled cases; on the card's own split, compare with the card (exit code 1 if they disagree)."""
     import torch
@@ -189,10 +224,10 @@ def evaluate(
     from model_training.evaluate import evaluate as measure_bundle
     from model_training.report import write_report
     from model_training.results import write_results
-    from service.bundle.reader import load_bundle
+    from service.engines.ready import ready_bundle
 
     chosen = _recipe(recipe)
-    loaded = load_bundle(bundle, torch.device("cpu"))
+    loaded = ready_bundle(bundle, torch.device("cpu"), engine)
     name = split or chosen.validation_split
     splits = chosen.cases(data)
     if name not in splits:
@@ -253,6 +288,30 @@ def comparison(
         picture.write_bytes(draw_front(found, "svg" if picture.suffix == ".svg" else "png"))
 
 
+def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, state: Path | None) -> None:
+    """Measure a bundle with each engine that its card does not cover, or with the one that was named."""
+    import torch
+
+    from model_training.verify import verify
+    from service.bundle.description import describe_bundle
+    from service.bundle.kind import KINDS
+    from service.engines.machine import available
+
+    if state is None:
+        typer.echo("--state, or CALIBRANT_STATE_DIR, must name the service's state directory.", err=True)
+        raise typer.Exit(2)
+    if engine is not None and engine not in KINDS:
+        typer.echo(f"There is no engine {engine}; there are: {', '.join(KINDS)}.", err=True)
+        raise typer.Exit(2)
+    card = describe_bundle(bundle).card
+    missing = [kind for kind in available(torch.device("cpu")) if card.measurement(*kind) is None]
+    for kind in [KINDS[engine]] if engine else missing:
+        found, moved = verify(bundle, recipe, data, kind, state, _show)
+        _print_scores(recipe.validation_split, found)
+        furthest = max(moved, key=lambda name: moved[name])
+        typer.echo(f"{kind.name} may be served; furthest from the card's float32: {furthest}, by {moved[furthest]:.2g}")
+
+
 def _folds(recipe: "Recipe", data: Path, numbers: list[int] | None) -> list[str]:
     """Return the names of the folds of these numbers; all development folds of the data set without any."""
     if numbers:
@@ -287,14 +346,15 @@ def _disagrees(found: "Measurement", stated: "Measurement") -> bool:
     """Say by how much what was found differs from what the card states, and return whether it is too much."""
     from model_training.evaluate import TOLERANCE, differences
 
+    tolerance = TOLERANCE[found.precision]
     differing = differences(found, stated)
     largest = max(differing.values(), default=0.0)
     if not differing:
         typer.echo("Every figure and every sum equals the card's exactly.")
     else:
         typer.echo(f"{len(differing)} figures or cases differ from the card's by up to {largest:.2g}.")
-        typer.echo(f"Tolerance {TOLERANCE:g}; this is {found.platform}, the card was measured on {stated.platform}.")
-    return largest > TOLERANCE
+        typer.echo(f"Tolerance {tolerance:g}; this is {found.platform}, the card was measured on {stated.platform}.")
+    return largest > tolerance
 
 
 def _print_scores(split: str, found: "Measurement") -> None:

@@ -16,8 +16,8 @@ from model_training.progress import Progress
 from model_training.splits import TEST
 from model_training.train import WEIGHTS, train
 from service.bundle.card import Measurement
+from service.bundle.kind import REFERENCE
 from service.bundle.network import build_network
-from service.pipeline.run import ENGINE, PRECISION
 
 MEASUREMENT: Final = "out-of-fold.json"
 """File of the measurement in the folder of the runs."""
@@ -55,7 +55,7 @@ def measure_folds(
         for record in measure(network, recipe.service, cases, done).cases
     ]
     names = [structure.name for structure in recipe.service.structures]
-    measurement = Measurement.of(ENGINE, PRECISION, this_platform(), records, names)
+    measurement = Measurement.of(*REFERENCE, this_platform(), records, names)
     (runs / MEASUREMENT).write_text(measurement.model_dump_json() + "\n")
     return measurement
 

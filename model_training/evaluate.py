@@ -19,7 +19,8 @@ from torch import nn
 from model_training.config import Recipe
 from model_training.data import Case, read_case
 from model_training.surfaces import SurfaceScores, structure_surfaces
-from service.bundle.card import CaseRecord, Measurement, Population
+from service.bundle.card import CaseRecord, Measurement, Population, Precision
+from service.bundle.kind import REFERENCE, Kind
 from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig, Structure
 from service.calibration.cohort import measure_case
@@ -27,10 +28,9 @@ from service.calibration.scores import ace
 from service.pipeline.calibrate import probabilities
 from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess
-from service.pipeline.run import ENGINE, PRECISION
 
-TOLERANCE: Final = 1e-3
-"""By how much a figure may differ between processors: their float32 arithmetic rounds differently."""
+TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
+"""By how much a figure may differ between processors, which round differently: docs/engines.md."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +118,7 @@ def evaluate(
             )
 
     return Evaluation(
-        measurement=measure(bundle.network, config, cases, done, look),
+        measurement=measure(bundle.network, config, cases, done, look, bundle.kind),
         structures=[structure.name for structure in config.structures],
         surfaces=None if tolerance_mm is None else surfaces,
         nsd_tolerance_mm=tolerance_mm,
@@ -139,6 +139,7 @@ def measure(
     cases: Sequence[Case],
     done: Callable[[Case], None],
     look: Callable[[Prediction], None] | None = None,
+    kind: Kind = REFERENCE,
 ) -> Measurement:
     """Return what the network scores on the cases, on their native grids.
 
@@ -148,6 +149,7 @@ def measure(
         cases: labelled cases that the network was not trained on.
         done: called after each case.
         look: given each prediction, of which only one is held at a time, for scores that a card does not hold.
+        kind: engine and precision that run the network.
 
     Raises:
         DataError: a label file does not fit.
@@ -161,7 +163,7 @@ def measure(
             look(prediction)
         done(case)
     structures = [structure.name for structure in config.structures]
-    return Measurement.of(ENGINE, PRECISION, this_platform(), records, structures)
+    return Measurement.of(*kind, this_platform(), records, structures)
 
 
 def measure_one(

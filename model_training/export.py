@@ -4,12 +4,14 @@ import datetime as dt
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from model_training import train
 from model_training.config import Recipe
@@ -18,22 +20,32 @@ from model_training.evaluate import measure
 from model_training.locator.train import DECLARATION, LOCATING
 from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
 from model_training.monai_bundle import inference_config, metadata
-from service.bundle.card import CalibrationCard, CaseRecord, Locating, ShiftReference
+from service.bundle.card import CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference
 from service.bundle.description import CARD, CONFIG, LOCATOR, WEIGHTS
+from service.bundle.kind import REFERENCE, Kind
 from service.bundle.manifest import sha256_of, write_manifest
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.bundle.schema import Locator, ServiceConfig
 from service.bundle.statement import FEATURES
-from service.errors import BundleInvalid
+from service.engines.ready import run_by
+from service.errors import BundleInvalid, EngineDisagrees
 
 
-def export(
-    recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Case], None], locator: Path | None = None
+def export(  # noqa: PLR0913 - from where, to where, and what of it
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    out: Path,
+    done: Callable[[Case], None],
+    locator: Path | None = None,
+    *,
+    kinds: Sequence[Kind] = (REFERENCE,),
 ) -> str:
     """Write the bundle of a run, and of a locator's run where there is one, to the folder `out`; return its identity.
 
-    The card is measured on the recipe's validation split, whose persons the run never saw.
+    The card is measured on the recipe's validation split, whose persons the run never saw: with the reference, and
+    with each further kind that does not fail its check.
 
     Raises:
         BundleInvalid: the folder exists, or the bundle read back computes something else than before.
@@ -45,7 +57,7 @@ def export(
     # Beside its place until it is proved: a folder of that name is a bundle that holds.
     with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
         draft = Path(folder) / "bundle"
-        identity = _write(recipe, data, run, draft, done, locator)
+        identity = _write(recipe, data, run, draft, done, locator, kinds)
         draft.rename(out)
     return identity
 
@@ -55,7 +67,15 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _write(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Case], None], locator: Path | None) -> str:
+def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    out: Path,
+    done: Callable[[Case], None],
+    locator: Path | None,
+    kinds: Sequence[Kind],
+) -> str:
     (out / WEIGHTS).parent.mkdir(parents=True)
     shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
     recipe, located = _with_locator(recipe, locator, out)
@@ -72,7 +92,7 @@ def _write(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Cas
         weights_sha256=sha256_of(out / WEIGHTS),
         config_sha256=sha256_of(out / CONFIG),
         population=recipe.population(cases),
-        measurements=[measurement],
+        measurements=[measurement, *_further(network, recipe, cases, done, kinds)],
         shift_references=_shift_references(measurement.cases),
         locating=located,
     )
@@ -80,6 +100,20 @@ def _write(recipe: Recipe, data: Path, run: Path, out: Path, done: Callable[[Cas
     _write_companions(recipe, card, out)
     write_manifest(out)
     return _proved_identity(out, cases[0], measurement.cases[0], done)
+
+
+def _further(
+    network: nn.Module, recipe: Recipe, cases: list[Case], done: Callable[[Case], None], kinds: Sequence[Kind]
+) -> list[Measurement]:
+    """Return what the network scores run by other engines; one that computes something else is left out."""
+    found = []
+    for kind in kinds:
+        if kind == REFERENCE:
+            continue
+        with suppress(EngineDisagrees):
+            engine = run_by(kind, network, recipe.service)
+            found.append(measure(engine, recipe.service, cases, done, kind=kind))
+    return found
 
 
 def _with_locator(recipe: Recipe, run: Path | None, out: Path) -> tuple[Recipe, Locating | None]:

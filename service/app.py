@@ -16,7 +16,7 @@ from service.api.deps import Parts
 from service.api.hosts import KnownHosts
 from service.api.metrics import CountedRequests
 from service.api.openapi import describe
-from service.bundle.registry import SHIPPED, Registry
+from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.database import open_database
 from service.jobs.retention import Policy, Sweeper
@@ -51,7 +51,12 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         executor = EmbeddedExecutor(
-            device=settings.device, deadline_s=settings.case_deadline_s, memory_bytes=settings.memory_bytes
+            device=settings.device,
+            deadline_s=settings.case_deadline_s,
+            memory_bytes=settings.memory_bytes,
+            engine=settings.engine,
+            state=settings.state_dir,
+            warm=registry.ready.get(DEFAULT_MODEL),
         )
         executor.start()
         start_sandbox()

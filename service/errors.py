@@ -55,7 +55,8 @@ CalibrantError
 ├── BundleError                     a bundle that must not be served
 │   ├── BundleIntegrity             files and MANIFEST.json disagree
 │   ├── BundleInvalid               a file of the bundle breaks its schema
-│   └── BundleUnsupported           valid, but asks for what this version cannot do
+│   ├── BundleUnsupported           valid, but asks for what this version cannot do
+│   └── EngineDisagrees             an engine computes something else than the network
 ├── ExecutionError                  the computation failed
 │   ├── InferenceCrashed            the inference process died on every attempt
 │   ├── InferenceDeadline           the inference process took too long on every attempt
@@ -492,6 +493,13 @@ class BundleUnsupported(BundleError):
 
     code = "bundle-unsupported"
     title = "This version cannot serve the model"
+
+
+class EngineDisagrees(BundleError):
+    """An engine computes something else than the network says."""
+
+    code = "engine-disagrees"
+    title = "The engine does not compute what the network says"
 
 
 class ExecutionError(CalibrantError):

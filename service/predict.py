@@ -72,14 +72,15 @@ def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
     """
     import torch
 
-    from service.bundle.reader import load_bundle
+    from service.engines.ready import ready_bundle
     from service.pipeline.encode import CONFIDENCE, MASK, SUMMARY
     from service.pipeline.run import run_case
 
-    description = installed(model)
+    settings = Settings.read()
+    bundle = ready_bundle(installed(model).root, torch.device("cpu"), settings.engine, settings.state_dir)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run_case(scan, load_bundle(description.root, torch.device("cpu")), work, lambda _stage, _done: None)
+        run_case(scan, bundle, work, lambda _stage, _done: None)
         summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
         return Prediction.write(scan, out, (work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
 

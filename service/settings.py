@@ -1,7 +1,7 @@
 """Every setting of the service: environment variable, unit, default."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     """Address of the PostgreSQL database of the jobs; a SQLite file in the state directory where it is absent or empty."""
     device: str = "cpu"
     """torch device of the inference process, e.g. cpu or cuda:0."""
+    engine: Literal["auto", "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16"] = "auto"
+    """What runs the networks; by default the fastest that the machine has and the card covers."""
     max_upload_bytes: PositiveInt = 2 << 30
     """Largest body accepted."""
     case_deadline_s: PositiveFloat = 600.0

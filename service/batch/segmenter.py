@@ -99,7 +99,12 @@ class Local:
         self._bundle = installed(model)
         self.identity = self._bundle.identity
         self._executor = EmbeddedExecutor(
-            device=settings.device, deadline_s=settings.case_deadline_s, memory_bytes=settings.memory_bytes
+            device=settings.device,
+            deadline_s=settings.case_deadline_s,
+            memory_bytes=settings.memory_bytes,
+            engine=settings.engine,
+            state=settings.state_dir,
+            warm=self._bundle,
         )
 
     def __enter__(self) -> Self:

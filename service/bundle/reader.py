@@ -8,7 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from service.bundle.card import Measurement
 from service.bundle.description import LOCATOR, WEIGHTS, BundleDescription, describe_bundle
+from service.bundle.kind import REFERENCE, Kind
 from service.bundle.network import build_network
 from service.bundle.schema import Network
 from service.errors import BundleInvalid
@@ -16,16 +18,27 @@ from service.errors import BundleInvalid
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedBundle:
-    """A bundle whose networks are in memory, in evaluation mode, on `device`."""
+    """A bundle whose networks are in memory, in evaluation mode, on `device`.
+
+    Args:
+        description: what it says about itself.
+        network: windows to logits, as the engine of `kind` runs it.
+        device: that computes.
+        locator: where it has one, by torch in float32.
+        kind: engine and precision of the network.
+        measurement: of this kind, where it was made here; else the card's counts.
+    """
 
     description: BundleDescription
     network: nn.Module
     device: torch.device
     locator: nn.Module | None = None
+    kind: Kind = REFERENCE
+    measurement: Measurement | None = None
 
 
 def load_bundle(root: Path, device: torch.device) -> LoadedBundle:
-    """Return the bundle at `root` ready to serve.
+    """Return the bundle at `root` with its networks by torch in float32.
 
     Raises:
         BundleIntegrity: a file differs from the manifest.

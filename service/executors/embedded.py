@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import structlog
 
 from service.bundle.description import BundleDescription
+from service.bundle.kind import AUTO
 from service.errors import (
     BY_CODE,
     BundleIntegrity,
@@ -84,14 +85,29 @@ class ExecutorStopped(BaseException):
 class EmbeddedExecutor:
     """Owns the child process; starts it anew when it has died."""
 
-    def __init__(self, *, device: str, deadline_s: float, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: str,
+        deadline_s: float,
+        memory_bytes: int | None = None,
+        engine: str = AUTO,
+        state: Path | None = None,
+        warm: BundleDescription | None = None,
+    ) -> None:
         """Prepare without starting.
 
         Args:
             device: torch device of the child.
             deadline_s: seconds after which a case is given up and the child killed.
             memory_bytes: that the child may use on the CPU; all of the machine by default.
+            engine: that runs the networks, as `service.engines.ready.ready_bundle` takes it.
+            state: directory where measurements and prepared networks are kept; None for none.
+            warm: a bundle that every child loads before its first case: what an engine prepares takes no time of one.
         """
+        self._engine = engine
+        self._state = state
+        self._warm = None if warm is None else (warm.root, warm.identity)
         self._device = device
         self._deadline_s = deadline_s
         self._memory_bytes = memory_bytes or machine_memory_bytes()
@@ -199,7 +215,9 @@ class EmbeddedExecutor:
             ours, theirs = _PROCESSES.Pipe()
             os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
             process = _PROCESSES.Process(
-                target=_serve, args=(theirs, self._device, self._memory_bytes), name="calibrant-inference"
+                target=_serve,
+                args=(theirs, self._device, self._memory_bytes, self._engine, self._state, self._warm),
+                name="calibrant-inference",
             )
             process.start()
             theirs.close()
@@ -226,7 +244,14 @@ def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> Cas
             return CaseResult.model_validate_json(content[0])
 
 
-def _serve(pipe: "connection.Connection[Any, Any]", device: str, memory_bytes: int) -> None:
+def _serve(
+    pipe: "connection.Connection[Any, Any]",
+    device: str,
+    memory_bytes: int,
+    engine: str,
+    state: Path | None,
+    warm: tuple[Path, str] | None,
+) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     configure_logging()
     if device == "cpu":  # a GPU's driver maps more than it uses
@@ -235,6 +260,9 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str, memory_bytes: i
     from service.pipeline.run import run_case
 
     bundles: dict[Path, LoadedBundle] = {}
+    if warm is not None:
+        with suppress(Exception):  # the first case of the bundle meets the same error, and says so
+            bundles[warm[0]] = _loaded(*warm, device, engine, state)
     pipe.send(("ready",))
     while True:
         try:
@@ -247,7 +275,9 @@ def _serve(pipe: "connection.Connection[Any, Any]", device: str, memory_bytes: i
             continue
         scan, root, identity, out, outputs = order
         try:
-            bundle = bundles[root] = _loaded(bundles.get(root), root, identity, device)
+            bundle = bundles.get(root)
+            if bundle is None or bundle.description.identity != identity:
+                bundle = bundles[root] = _loaded(root, identity, device, engine, state)
             result = run_case(scan, bundle, out, lambda stage, done: _report(pipe, stage, done), outputs)
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
             pipe.send(("failed", *_failure(error, memory_bytes)))
@@ -269,15 +299,13 @@ def _failure(error: Exception, memory_bytes: int) -> tuple[str, str]:
     return CalibrantError.code, f"The computation failed ({type(error).__name__})."
 
 
-def _loaded(known: "LoadedBundle | None", root: Path, identity: str, device: str) -> "LoadedBundle":
-    """Return the bundle of this identity: the one that is in memory, or that on the disk."""
-    if known is not None and known.description.identity == identity:
-        return known
+def _loaded(root: Path, identity: str, device: str, engine: str, state: Path | None) -> "LoadedBundle":
+    """Return the bundle of this identity from the disk."""
     import torch
 
-    from service.bundle.reader import load_bundle
+    from service.engines.ready import ready_bundle
 
-    found = load_bundle(root, torch.device(device))
+    found = ready_bundle(root, torch.device(device), engine, state)
     if found.description.identity != identity:
         msg = "Another version of the model lies on the disk than the one in service. An administrator can load it."
         raise BundleIntegrity(msg)

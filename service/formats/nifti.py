@@ -4,12 +4,12 @@ The header is read by nibabel: pure Python, it neither guesses an orientation no
 not hold (docs/decisions/0003).
 """
 
-import gzip
 from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from isal import igzip
 
 from service.errors import (
     InvalidAffine,
@@ -56,7 +56,7 @@ def check(file: BinaryIO) -> None:
 def _read(plain: BinaryIO, *, with_voxels: bool) -> tuple[nib.Nifti1Header, bytes]:
     compressed = plain.read(2) == GZIP_MAGIC
     plain.seek(0)
-    file: Readable = gzip.GzipFile(fileobj=plain) if compressed else plain
+    file: Readable = igzip.IGzipFile(fileobj=plain) if compressed else plain
     with damage_refused():
         header = _read_header(file)
         return header, _read_voxels(file, header, with_voxels=with_voxels)

@@ -4,13 +4,13 @@ The format: http://teem.sourceforge.net/nrrd/format.html, versions 1 to 5, as IT
 one volume.
 """
 
-import gzip
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
+from isal import igzip
 
 from service.errors import (
     InvalidHeader,
@@ -166,6 +166,6 @@ def _payload(file: BinaryIO, fields: Fields) -> Readable:
     if encoding == "raw":
         return file
     if encoding in ("gzip", "gz"):
-        return gzip.GzipFile(fileobj=file)
+        return igzip.IGzipFile(fileobj=file)
     msg = "The header's encoding is neither raw nor gzip. Save the scan with one of these."
     raise UnsupportedCompression(msg)

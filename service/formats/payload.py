@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Final, Protocol
 
+from isal import isal_zlib
+
 from service.errors import PayloadTooLong, PayloadTruncated
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -55,7 +57,7 @@ def damage_refused() -> Iterator[None]:
     """Turn what a damaged gzip or zlib stream raises into PayloadTruncated."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's types take the class for an instance
         msg = "The gzip stream is cut short or damaged. Send the whole file again; `gzip -t FILE` tells whether it is intact."
         raise PayloadTruncated(msg) from error
 

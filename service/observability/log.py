@@ -14,7 +14,7 @@ import structlog
 FIELDS: Final = frozenset(
     {
         "event", "level", "logger", "timestamp", "line",
-        "error", "job", "method", "milliseconds", "model", "owner", "problem", "route", "seconds", "stage", "state",
+        "engine", "error", "job", "method", "milliseconds", "model", "owner", "problem", "route", "seconds", "stage", "state",
         "status", "removed", "where",
     }
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -40,13 +41,20 @@ def probability_slabs(
         grid: leads back to the scan's grid.
         config: holds the temperature of each class.
     """
+    for window, probs in _slabs(logits, grid, config):
+        yield window, probs.cpu().numpy()
+
+
+def _slabs(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield the same on the device of the logits; parts, which are small, on the CPU."""
     if grid.parts:
         d, h, w = grid.oriented_shape
-        yield from part_probability_slabs(logits, grid.parts, (d, h, w), config, SLAB_VALUES)
+        for window, probs in part_probability_slabs(logits.cpu(), grid.parts, (d, h, w), config, SLAB_VALUES):
+            yield window, torch.from_numpy(probs)
         return
-    temperature = torch.tensor(config.temperature).view(-1, 1, 1, 1)
+    temperature = torch.tensor(config.temperature, device=logits.device).view(-1, 1, 1, 1)
     for window, slab in to_scan_slabs(logits, grid):
-        yield window, (slab / temperature).softmax(dim=0).numpy()
+        yield window, slab.div_(temperature).softmax(dim=0)
 
 
 def probabilities(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> npt.NDArray[np.float32]:
@@ -63,11 +71,29 @@ def segment(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmenta
         grid: leads back to the scan's grid.
         config: holds label value and temperature of each class.
     """
-    values = np.array([label.value for label in config.labels], np.uint8)
-    mask, confidence = np.empty(grid.oriented_shape, np.uint8), np.empty(grid.oriented_shape, np.float32)
-    for window, probs in probability_slabs(logits, grid, config):
-        mask[window], confidence[window] = values[probs.argmax(axis=0)], probs.max(axis=0)
-    return Segmentation(to_scan_axes(mask, grid), to_scan_axes(confidence, grid))
+    mask, confidence = (np.empty(grid.scan_shape, dtype, order="F") for dtype in (np.uint8, np.float32))
+    # As files hold them, seen along the network's axes: nothing has to be turned once it is whole.
+    turned = [nib.orientations.apply_orientation(array, grid.orientation) for array in (mask, confidence)]
+    values = [label.value for label in config.labels]
+    for window, probs in _slabs(logits, grid, config):
+        for view, found in zip(turned, most_probable(probs, values), strict=True):
+            view[window] = found.cpu().numpy()
+    return Segmentation(mask, confidence)
+
+
+def most_probable(probs: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the value of the most probable class, uint8, and its probability; of two equal ones the first listed.
+
+    Args:
+        probs: (C, ...) probabilities.
+        values: one for each class.
+    """
+    # torch's and numpy's argmax take several times as long as the largest value and a comparison for each class.
+    highest = probs.amax(dim=0)
+    mask = torch.empty(highest.shape, dtype=torch.uint8, device=probs.device)
+    for channel in reversed(range(len(probs))):
+        mask.masked_fill_(probs[channel] == highest, values[channel])
+    return mask, highest
 
 
 def reliability_histogram(

@@ -5,7 +5,6 @@ the probabilities is never in memory: they are laid out in a scratch file and co
 API lets `service.pipeline.derived` run it in a process of its own.
 """
 
-import gzip
 import math
 import mmap
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
+from isal import igzip
 
 from service.bundle.schema import ServiceConfig
 from service.pipeline.calibrate import probability_slabs
@@ -64,7 +64,7 @@ def grid_of(frame: Frame) -> Grid:
 
 def read_logits(result: Path) -> torch.Tensor:
     """Return the logits that a result keeps, (C, D, H, W) float16 on the network's grid, or such of each part."""
-    with gzip.open(result / LOGITS, "rb") as file:
+    with igzip.open(result / LOGITS, "rb") as file:
         np.lib.format.read_magic(file)
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
         if fortran_order or dtype != np.float16:
@@ -138,7 +138,7 @@ def _compress(scratch: Path, out: Path) -> None:
     with (
         scratch.open("rb") as unpacked,
         out.open("wb") as file,
-        gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed,
+        igzip.IGzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed,
     ):
         while chunk := unpacked.read(_CHUNK_BYTES):
             packed.write(chunk)

@@ -14,16 +14,18 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate
 
-from service.bundle.schema import IntensityStep, ServiceConfig, Window
+from service.bundle.schema import IntensityStep, ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
 from service.pipeline.decode import MAX_VOXELS
 from service.pipeline.parts import PartGrid
 from service.volume import Volume
 
-SLAB_VALUES: Final = 1 << 24
-"""Numbers that the way back to the scan's grid holds at a time: 64 MiB of float32."""
+SLAB_VALUES: Final = 1 << 21
+"""Numbers that the way back to the scan's grid holds at a time: 8 MiB of float32, which a processor's cache holds."""
 
 _FLOAT32_COUNTS = 1 << 24
+_PIECE = 1 << 20
+"""Numbers that are normalised at a time, as float64."""
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -75,7 +77,11 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
     if len(volume.array_CDHW) != len(config.channels):
         msg = f"The scan has {len(volume.array_CDHW)} channels; the model takes {len(config.channels)}."
         raise InvalidRequest(msg)
-    if any(channel.min() == channel.max() for channel in volume.array_CDHW):
+    low, high = (
+        np.array([float(channel_extreme) for channel_extreme in extremes])
+        for extremes in zip(*((channel.min(), channel.max()) for channel in volume.array_CDHW), strict=True)
+    )
+    if (low == high).any():
         msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
         raise ConstantVolume(msg)
     grid = Grid.of(volume, config)
@@ -83,16 +89,25 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
         msg = f"At the model's voxel size the scan would have more than {MAX_VOXELS} voxels. Crop it, or check its voxel size."
         raise VolumeTooLarge(msg)
     # float32 counts to 2^24: larger intensities would lose the differences that z-scoring brings out.
-    exact = max(-float(volume.array_CDHW.min()), float(volume.array_CDHW.max())) <= _FLOAT32_COUNTS
+    exact = max(-low.min(), high.max()) <= _FLOAT32_COUNTS
     image = to_network_grid(volume.array_CDHW.astype(np.float32 if exact else np.float64), grid)
     for step in config.intensity:
-        image = torch.stack([_normalise(channel, step) for channel in image])
-    return image.float(), grid
+        for channel in image:
+            _normalise(channel, step)
+        image = image.float()
+    return image, grid
 
 
 def to_network_grid(array_CDHW: npt.NDArray[np.floating], grid: Grid) -> torch.Tensor:
     """Return intensities of the scan's grid on the network's, (C, *network_shape), by trilinear interpolation."""
-    return _resize(torch.from_numpy(_orient(array_CDHW, grid.orientation)), grid.network_shape)
+    network_axis = grid.orientation[:, 0].astype(int)
+    # Resampled along the axes as they lie in memory, and turned afterwards: what is turned is mostly smaller then.
+    lying = sorted(range(3), key=lambda axis: -abs(array_CDHW.strides[axis + 1]))
+    shape = tuple(grid.network_shape[network_axis[axis]] for axis in lying)
+    array = np.require(array_CDHW.transpose(0, *(axis + 1 for axis in lying)), requirements=("C", "W"))
+    resized = _resize(torch.from_numpy(array), shape).numpy()
+    standing = resized.transpose(0, *(lying.index(axis) + 1 for axis in range(3)))
+    return torch.from_numpy(_orient(standing, grid.orientation))
 
 
 def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.Tensor:
@@ -119,16 +134,15 @@ def to_scan_slabs(
     """
     planes, height, width = grid.oriented_shape
     thickness = max(1, values // (len(array_CDHW) * height * width))
-    positions = [
-        torch.linspace(0, n_in - 1, n_out, dtype=torch.float64)
-        for n_in, n_out in zip(array_CDHW.shape[1:], grid.oriented_shape, strict=True)
-    ]
+    positions = torch.linspace(0, array_CDHW.shape[1] - 1, planes, dtype=torch.float64, device=array_CDHW.device)
     for start in range(0, planes, thickness):
         window = slice(start, min(start + thickness, planes))
-        slab = _interpolated(array_CDHW, positions[0][window], dim=1)
-        for dim, position in enumerate(positions[1:], start=2):
-            slab = _interpolated(slab, position, dim=dim)
-        yield window, slab
+        below = positions[window].floor().long()
+        share = (positions[window] - below).float()
+        above = (below + (share > 0)).clamp(max=array_CDHW.shape[1] - 1)
+        first, last = int(below[0]), int(above[-1])
+        slab = _in_plane(array_CDHW[:, first : last + 1], (height, width))
+        yield window, _between(slab, below - first, above - first, share)
 
 
 def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
@@ -160,16 +174,23 @@ def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return inverse
 
 
-def _interpolated(array_CDHW: torch.Tensor, position: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the values at fractional positions along an axis, float32."""
-    below = position.floor().long()
-    share = (position - below).float()
-    lower = array_CDHW.index_select(dim, below).float()
+def _in_plane(array_CDHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return each plane interpolated to another size, float32."""
+    channels, planes, *found = array_CDHW.shape
+    if tuple(found) == size:
+        return array_CDHW.float()
+    # Each plane on its own: in three dimensions torch rounds otherwise for another thickness of the slab.
+    single = array_CDHW.float().reshape(-1, 1, *found)
+    return interpolate(single, size=size, mode="bilinear", align_corners=True).view(channels, planes, *size)
+
+
+def _between(array_CDHW: torch.Tensor, below: torch.Tensor, above: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Return the values at fractional positions between planes."""
+    lower = array_CDHW.index_select(1, below)
     if not share.any():
         return lower
-    upper = array_CDHW.index_select(dim, (below + 1).clamp(max=array_CDHW.shape[dim] - 1)).float()
-    # torch's own interpolation rounds otherwise for another thickness of the slab; products and sums do not.
-    return lower + (upper - lower) * share.view([-1 if axis == dim else 1 for axis in range(4)])
+    upper = array_CDHW.index_select(1, above)
+    return lower + (upper - lower) * share.view(1, -1, 1, 1)
 
 
 def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -178,12 +199,22 @@ def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return interpolate(array_CDHW[None], size=shape, mode="trilinear", align_corners=True)[0]
 
 
-def _normalise(channel: torch.Tensor, step: IntensityStep) -> torch.Tensor:
+def _normalise(channel: torch.Tensor, step: IntensityStep) -> None:
+    """Change the intensities (D, H, W) in place."""
     if isinstance(step, Window):
-        return ((channel - step.low) / (step.high - step.low)).clamp(0, 1)
-    # Sums over a large volume lose digits in float32.
-    chosen = channel[channel != 0].double() if step.nonzero else channel.double()
+        channel.sub_(step.low).div_(step.high - step.low).clamp_(0, 1)
+        return
+    # Sums over a large volume lose digits in float32; piece by piece, float64 takes no memory to speak of.
+    pieces = channel.view(-1).split(_PIECE)
+    count = int(channel.count_nonzero()) if step.nonzero else channel.numel()
+    mean = sum(float(piece.double().sum()) for piece in pieces) / count
+    squares = sum(float((_chosen(piece, step) - mean).square().sum()) for piece in pieces)
     # Voxels other than 0 may all be equal, in a binary image; only a constant one, refused before, has no contrast.
-    deviation = float(chosen.std(correction=0)) or 1.0
-    scaled = ((channel.double() - float(chosen.mean())) / deviation).float()
-    return torch.where(channel == 0, 0.0, scaled) if step.nonzero else scaled
+    deviation = math.sqrt(squares / count) or 1.0
+    for piece in pieces:
+        scaled = (piece.double() - mean) / deviation
+        piece.copy_(torch.where(piece == 0, 0.0, scaled) if step.nonzero else scaled)
+
+
+def _chosen(piece: torch.Tensor, step: ZScore) -> torch.Tensor:
+    return (piece[piece != 0] if step.nonzero else piece).double()

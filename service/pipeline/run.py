@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 from pydantic import BaseModel
 
-from service.bundle.card import Engine, Measurement, Precision
+from service.bundle.card import Measurement
 from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig
 from service.errors import BundleUnsupported
@@ -26,9 +26,6 @@ from service.pipeline.store import complete, write_files
 from service.pipeline.summary import summarise
 from service.schemas import CaseResult, Output, Report, Stage
 from service.volume import Volume
-
-ENGINE: Final[Engine] = "torch"
-PRECISION: Final[Precision] = "fp32"
 
 _T = TypeVar("_T")
 
@@ -70,7 +67,7 @@ def run_case(
             "confidence",
             lambda: encode_confidence(segmentation.confidence, volume.header, len(config.labels)),
         ),
-        LOGITS: ("probabilities", lambda: encode_logits(logits.numpy())),
+        LOGITS: ("probabilities", lambda: encode_logits(logits.cpu().numpy())),
         SUMMARY: (
             "summary",
             lambda: _json(summarise(segmentation, volume, grid, description, measurement, found)),
@@ -85,8 +82,8 @@ def run_case(
         model=description.identity,
         device=str(bundle.device),
         placement=placement,
-        engine=ENGINE,
-        precision=PRECISION,
+        engine=bundle.kind.engine,
+        precision=bundle.kind.precision,
         seconds=watch.seconds,
         files=hashes,
     )
@@ -131,14 +128,14 @@ def _infer_each(
 
 
 def covering_measurement(bundle: LoadedBundle) -> Measurement:
-    """Return the card's measurement of the engine that runs here.
+    """Return what was measured, on the card or here, with the engine that runs the bundle.
 
     Raises:
         BundleUnsupported: nobody measured this engine at this precision, so nothing could be said about its results.
     """
-    measurement = bundle.description.card.measurement(ENGINE, PRECISION)
+    measurement = bundle.measurement or bundle.description.card.measurement(*bundle.kind)
     if measurement is None:
-        msg = f"The calibration card has no measurement of {ENGINE} at {PRECISION}, the engine of this service."
+        msg = f"The calibration card has no measurement of {bundle.kind.engine} at {bundle.kind.precision}, the engine of this service."
         raise BundleUnsupported(msg)
     return measurement
 

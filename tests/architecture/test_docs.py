@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+from model_training import evaluate, verify
+from service.engines import check
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +18,16 @@ def test_every_setting_is_documented() -> None:
     """A setting that is missing from docs/settings.md does not exist for the user."""
     documented = set(re.findall(r"`CALIBRANT_(\w+)`", (ROOT / "docs" / "settings.md").read_text()))
     assert documented == {name.upper() for name in Settings.model_fields}
+
+
+def test_the_tolerances_of_engines_are_those_that_are_applied() -> None:
+    """docs/engines.md states, for float32 and bfloat16, the numbers that check, verify and evaluate compare with."""
+    page = (ROOT / "docs" / "engines.md").read_text()
+    rows = [line.split("|")[2:4] for line in page.partition("## Tolerances")[2].splitlines() if line.startswith("| ")]
+    stated = [tuple(float(cell) for cell in row) for row in rows[1:]]
+
+    applied = [check.MEAN_TOLERANCE, verify.TOLERANCE, evaluate.TOLERANCE]
+    assert stated == [(tolerance["fp32"], tolerance["bf16"]) for tolerance in applied]
 
 
 def test_committed_schemas_are_those_of_the_models() -> None:

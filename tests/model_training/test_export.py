@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from model_training import export as module
 from model_training.config import Recipe
@@ -17,10 +18,11 @@ from model_training.evaluate import differences, measure
 from model_training.export import export
 from model_training.layouts.msd import read_msd
 from service.bundle.card import Locating, Measurement
+from service.bundle.kind import REFERENCE, Kind
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
-from service.bundle.schema import Locator
-from service.errors import BundleInvalid
+from service.bundle.schema import Locator, ServiceConfig
+from service.errors import BundleInvalid, EngineDisagrees
 from service.pipeline.run import run_case
 
 
@@ -67,6 +69,29 @@ def test_its_card_speaks_of_the_persons_that_training_never_saw(bundle: Path, re
         "spacing_mm_2": [1.0],
         "spacing_mm_3": [1.0],
     }
+
+
+def test_each_further_engine_is_measured(
+    recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card lists the reference first and then each kind on the same cases; one that fails its check is left out."""
+    broken = Kind("openvino", "bf16")
+    run_by = module.run_by
+
+    def some_break(kind: Kind, network: nn.Module, config: ServiceConfig) -> nn.Module:
+        if kind == broken:
+            msg = "no"
+            raise EngineDisagrees(msg)
+        return run_by(kind, network, config)
+
+    monkeypatch.setattr(module, "run_by", some_break)
+
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, kinds=[broken, Kind("torch", "bf16"), REFERENCE])
+
+    measurements = load_bundle(tmp_path / "bundle", torch.device("cpu")).description.card.measurements
+    assert [(each.engine, each.precision) for each in measurements] == [("torch", "fp32"), ("torch", "bf16")]
+    assert [[case.case for case in each.cases] for each in measurements] == [["c1"], ["c1"]]
+    assert measurements[0].cases != measurements[1].cases
 
 
 def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> None:

@@ -415,3 +415,19 @@ def test_a_case_that_needs_too_much_memory_fails_by_itself(
         assert _pid(executor) == pid
     finally:
         executor.stop()
+
+
+def test_a_warm_bundle_is_loaded_before_its_first_case(
+    description: BundleDescription, scan: Path, tmp_path: Path
+) -> None:
+    """A child that is ready holds it: what happens to its files afterwards does not matter to the first case."""
+    executor = EmbeddedExecutor(device="cpu", deadline_s=100.0, warm=description)
+    try:
+        executor._ready_child()
+        (description.root / "models" / "model.safetensors").unlink()
+
+        result = executor.run(scan, description, tmp_path, lambda _stage, _done: None)
+
+        assert result.model == description.identity
+    finally:
+        executor.stop()

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from service.bundle.schema import Label, ServiceConfig
 from service.calibration.histogram import ReliabilityHistogram
 from service.errors import InvalidProbabilities
-from service.pipeline.calibrate import probabilities, reliability_histogram, segment
+from service.pipeline.calibrate import most_probable, probabilities, reliability_histogram, segment
 from service.pipeline.preprocess import Grid, preprocess
 from service.volume import Volume
 
@@ -88,6 +88,32 @@ def test_the_mask_is_the_most_probable_label_by_hand(config: Callable[..., Servi
     assert found.mask.dtype == np.uint8
     assert found.mask.ravel().tolist() == [7, 4, 0, 0]
     assert found.confidence.ravel().tolist() == pytest.approx([0.5, 0.6, 0.4, 0.5], abs=1e-3)
+
+
+@given(arrays(np.float32, (4, 3, 5, 2), elements=st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0])))
+def test_the_most_probable_class_is_numpys_argmax(probs: np.ndarray) -> None:
+    """Also where several classes are equally probable: the first of them."""
+    mask, highest = most_probable(torch.from_numpy(probs), [0, 7, 200, 3])
+
+    assert np.array_equal(mask.numpy(), np.array([0, 7, 200, 3], np.uint8)[probs.argmax(axis=0)])
+    assert np.array_equal(highest.numpy(), probs.max(axis=0))
+
+
+@pytest.mark.parametrize("orientation", [[[0, 1], [1, 1], [2, 1]], [[2, -1], [0, 1], [1, -1]]], ids=["as is", "turned"])
+def test_the_mask_at_once_is_that_of_the_probabilities(
+    orientation: list[list[int]], config: Callable[..., ServiceConfig]
+) -> None:
+    """On a resampled and turned grid mask and confidence are, bit for bit, argmax and maximum of the probabilities."""
+    grid = Grid((9, 14, 11), np.array(orientation, float), (9, 14, 11), (5, 6, 7))
+    if orientation[0][0] == 2:
+        grid = Grid((9, 14, 11), np.array(orientation, float), (14, 11, 9), (5, 6, 7))
+    logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
+    declared = config(temperature=[1.0, 1.5, 0.7])
+
+    found, probs = segment(logits, grid, declared), probabilities(logits, grid, declared)
+
+    assert np.array_equal(found.mask, probs.argmax(axis=0))
+    assert np.array_equal(found.confidence, probs.max(axis=0))
 
 
 @given(data=st.data(), classes=st.integers(2, 16))
@@ -205,3 +231,16 @@ def test_no_voxels_have_an_empty_histogram() -> None:
     found = reliability_histogram(torch.zeros(2, 0), torch.zeros(0, dtype=torch.long))
 
     assert_same(found, ReliabilityHistogram.empty(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_reduces_what_lies_on_it(config: Callable[..., ServiceConfig]) -> None:
+    """Logits on the device give the mask of the same logits on the CPU but for ties, and its confidence."""
+    grid = Grid((14, 11, 9), np.array([[0, 1], [1, 1], [2, 1]], float), (14, 11, 9), (5, 6, 7))
+    logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
+
+    found, expected = segment(logits.cuda(), grid, config()), segment(logits, grid, config())
+
+    assert (found.mask != expected.mask).mean() < 1e-3
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)

@@ -153,14 +153,35 @@ def test_windows_cover_every_voxel(shape: tuple[int, int, int], patch: tuple[int
     assert len({tuple(each.start for each in window) for window in windows}) == len(windows)
 
 
-def test_logits_are_float16_on_the_cpu(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
-    """What is inferred is what is stored: (classes, D, H, W) float16, the rounded logits."""
+def test_logits_are_float16(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
+    """What is inferred is what is stored: (classes, D, H, W) float16 where the network is, the rounded logits."""
     image = torch.randn(1, 9, 8, 8, generator=torch.Generator().manual_seed(3))
 
     logits = infer(network, image, config())
 
     assert (logits.dtype, logits.device.type, tuple(logits.shape)) == (torch.float16, "cpu", (3, 9, 8, 8))
     assert torch.equal(logits, sliding_window_logits(network, image, config()).half())
+
+
+@pytest.mark.parametrize("shape", [*IMAGE_SHAPES, (40, 9, 8), (37, 5, 13)], ids=str)
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+def test_sums_over_a_window_are_those_over_the_whole(
+    shape: tuple[int, ...], overlap: float, network: nn.Module, config: Callable[..., ServiceConfig]
+) -> None:
+    """Planes that are finished early hold, bit for bit, what sums over the whole image at once would."""
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(4))
+    declared = config(overlap=overlap)
+    missing = [max(8 - n, 0) for n in shape]
+    padded = nn.functional.pad(image, [w for n in reversed(missing) for w in (n // 2, n - n // 2)])
+    total, weight = torch.zeros(3, *padded.shape[1:]), torch.zeros(padded.shape[1:])
+    weights = gaussian_weights((8, 8, 8))
+    with torch.inference_mode():
+        for window in window_slices(tuple(padded.shape[1:]), declared):
+            total[(slice(None), *window)] += network(padded[(slice(None), *window)][None])[0] * weights
+            weight[window] += weights
+    inside = tuple(slice(n // 2, n // 2 + size) for n, size in zip(missing, shape, strict=True))
+
+    assert torch.equal(sliding_window_logits(network, image, declared), (total / weight)[(slice(None), *inside)])
 
 
 def test_progress_is_reported_after_each_window(config: Callable[..., ServiceConfig]) -> None:
@@ -209,7 +230,7 @@ def test_what_does_not_fit_moves_to_the_cpu_step_by_step(
         return torch.ones(3, *scan.shape[1:])
 
     monkeypatch.setattr(infer_module, "infer", compute)
-    monkeypatch.setattr(infer_module, "sliding_window_logits", compute)
+    monkeypatch.setattr(infer_module, "_half_logits", compute)
 
     logits, found = infer_within_memory(network, image, config())
 

@@ -16,7 +16,14 @@ from monai.transforms.intensity.array import ScaleIntensityRange
 from service.bundle.schema import ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, ScanError
 from service.pipeline.decode import decode_scan
-from service.pipeline.preprocess import Grid, labels_to_network_grid, preprocess, to_network_grid, to_scan_grid
+from service.pipeline.preprocess import (
+    Grid,
+    labels_to_network_grid,
+    preprocess,
+    to_network_grid,
+    to_scan_grid,
+    to_scan_slabs,
+)
 from service.volume import Volume
 
 AXES = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
@@ -328,3 +335,50 @@ def test_real_scans_in_other_axes_give_the_same_input(
     found, _ = preprocess(decode_scan(tmp_path / "turned.nii.gz"), config())
 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [1, 150, 400, 1 << 20])
+def test_the_way_back_does_not_depend_on_the_slabs(values: int) -> None:
+    """Slabs of one plane, of several and of all give the same bits, on a grid that is finer or coarser along each axis."""
+    grid = Grid((13, 9, 8), np.array([[0, 1], [1, 1], [2, 1]], float), (13, 9, 8), (6, 17, 8))
+    array = torch.randn(2, 6, 17, 8, generator=torch.Generator().manual_seed(0)).half()
+
+    whole = to_scan_grid(array, grid)
+    slabs = torch.cat([slab for _, slab in to_scan_slabs(array, grid, values)], dim=1)
+
+    assert np.array_equal(slabs.numpy(), whole)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_order_in_memory_does_not_matter(order: str, config: Callable[..., ServiceConfig]) -> None:
+    """A scan whose first axis runs fastest, as in NIfTI, is resampled to what one is whose last axis does."""
+    array = np.random.default_rng(5).normal(size=(7, 6, 5)).astype(np.float32)
+    grid = Grid.of(volume_of(array, affine_of((2, 0, 1), (1, -1, 1), (0.7, 1.9, 3))), config())
+
+    found = to_network_grid(np.array(array, order=order)[np.newaxis], grid)  # type: ignore[call-overload]
+
+    torch.testing.assert_close(found, to_network_grid(array[np.newaxis], grid), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [ZScore(), ZScore(nonzero=True), Window(low=-1, high=1)], ids=str)
+def test_the_scan_itself_is_left_as_it_was(step: ZScore | Window, config: Callable[..., ServiceConfig]) -> None:
+    """Intensities are normalised in place, but not in the scan's place."""
+    array = np.random.default_rng(6).normal(size=(3, 4, 5)).astype(np.float32)
+    before = array.copy()
+
+    preprocess(volume_of(array), config(intensity=[step]))
+
+    assert np.array_equal(array, before)
+
+
+def test_many_pieces_have_the_mean_of_the_whole(
+    config: Callable[..., ServiceConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normalised in pieces of seven voxels, a scan has a mean of 0 and a deviation of 1."""
+    monkeypatch.setattr("service.pipeline.preprocess._PIECE", 7)
+    array = np.random.default_rng(7).normal(1000, 3, size=(6, 5, 4)).astype(np.float32)
+
+    found, _ = preprocess(volume_of(array), config())
+
+    expected = (array.astype(np.float64) - array.mean(dtype=np.float64)) / array.std(dtype=np.float64)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from service.bundle.description import describe_bundle
+from service.bundle.kind import Kind
 from service.bundle.reader import LoadedBundle, load_bundle
 from service.bundle.schema import Window
+from service.engines.torch_bf16 import HalvedOnCPU
 from service.errors import BundleUnsupported, ConstantVolume, PayloadTruncated
 from service.pipeline.calibrate import segment
 from service.pipeline.decode import decode_scan
@@ -181,6 +183,20 @@ def test_the_measurement_is_that_of_this_engine(tiny_bundle: Path, reseal: Calla
 
     assert (measurement.engine, measurement.precision) == ("torch", "fp32")
     assert measurement == describe_bundle(tiny_bundle).card.measurements[1]
+
+
+def test_a_result_names_the_engine_that_ran(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+    """Result and statement say engine and precision, and the statement rests on what was measured with them."""
+    measured = bundle.description.card.measurements[0].model_copy(update={"precision": "bf16"})
+    network = HalvedOnCPU(bundle.network, torch.contiguous_format)
+
+    result = run_case(
+        scan, replace(bundle, network=network, kind=Kind("torch", "bf16"), measurement=measured), out, silent
+    )
+
+    statement = json.loads((out / "summary.json").read_bytes())["statement"]
+    assert (result.engine, result.precision) == ("torch", "bf16")
+    assert (statement["engine"], statement["precision"]) == ("torch", "bf16")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""By how much two results of one scan differ, and what each scores against the reference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from service.calibration.histogram import ReliabilityHistogram
+from service.calibration.scores import ace, ece
+from service.pipeline.encode import MASK
+from service.pipeline.frame import read_frame
+from service.pipeline.maps import slabs_of
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of one result with that of float32, and with the reference; means over the structures."""
+
+    dsc_fp32: float
+    max_dp: float
+    mean_dp: float
+    dsc: float
+    ace: float
+    ece: float
+
+
+def agreement(result: Path, fp32: Path, reference: Path) -> Agreement:
+    """Return how a result compares.
+
+    Args:
+        result: folder of a result of ours.
+        fp32: folder of that of torch in float32.
+        reference: label file.
+    """
+    frame = read_frame(result)
+    values = np.array([label.value for label in frame.config.labels])
+    labels = np.searchsorted(values, np.asarray(nib.load(reference).dataobj)).astype(np.uint8)
+    turned = nib.orientations.apply_orientation(labels, frame.orientation)
+    histogram = ReliabilityHistogram.empty(len(values))
+    largest = total = 0.0
+    for (window, probs), (_, theirs) in zip(slabs_of(result, frame), slabs_of(fp32, read_frame(fp32)), strict=True):
+        gap = np.abs(probs - theirs)
+        largest, total = max(largest, float(gap.max())), total + float(gap.sum(dtype=np.float64))
+        histogram += ReliabilityHistogram.from_probabilities(probs, np.ascontiguousarray(turned[window]))
+    mask = mask_of(result / MASK)
+    return Agreement(
+        dsc_fp32=dsc(mask, mask_of(fp32 / MASK), values),
+        max_dp=largest,
+        mean_dp=total / labels.size / len(values),
+        dsc=dsc(mask, values[labels], values),
+        ace=float(np.nanmean(ace(histogram)[1:])),
+        ece=float(np.nanmean(ece(histogram)[1:])),
+    )
+
+
+def mask_of(file: Path) -> npt.NDArray[np.uint8]:
+    """Return the label values of a mask file, (D, H, W)."""
+    return np.asarray(nib.load(file).dataobj).astype(np.uint8)
+
+
+def dsc(mask: npt.NDArray[np.integer], other: npt.NDArray[np.integer], values: npt.NDArray[np.integer]) -> float:
+    """Return the mean DSC over the structures that either mask holds; background, the first value, does not count."""
+    scores = []
+    for value in values[1:]:
+        one, two = mask == value, other == value
+        if size := int(one.sum()) + int(two.sum()):
+            scores.append(2 * int((one & two).sum()) / size)
+    return float(np.mean(scores)) if scores else 1.0

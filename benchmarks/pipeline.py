@@ -1,0 +1,202 @@
+"""Time, memory and agreement of the pipeline beside one of MONAI's own parts: `python benchmarks/pipeline.py`.
+
+Both run in turn on the same scans and weights, each pass in a process of its own; figures are medians. The phantoms'
+networks are trained the first time (docs/results/speed.md says how long that takes). Needs nothing but this repository and
+the folder of the data sets.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from agreement import agreement, dsc, mask_of
+from page import PAGE, publish, table
+from passes import STOCK
+from subjects import CACHE, Subject, cardiac, ct, hippocampus
+
+from model_training.evaluate import this_platform
+from model_training.recipes import RECIPES
+from model_training.verify import verify
+from service.bundle.description import describe_bundle
+from service.bundle.kind import KINDS, REFERENCE
+from service.bundle.overlay import measurements_of
+from service.engines.machine import available
+from service.pipeline.encode import MASK
+
+HERE = Path(__file__).parent
+STATE = CACHE / "state"
+STAGES = ("decode", "preprocess", "infer", "calibrate", "encode", "store")
+Pass = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a subject is measured."""
+
+    title: str
+    subject: Callable[[Path], Subject]
+    rounds: int
+    repeats: int
+    """Passes in one process, of which the first, which prepares, counts only when it is the only one."""
+    slow: bool = False
+    """Without torch's float32, which takes minutes and is measured on the smaller network."""
+
+
+PLANS = {
+    "hippocampus": Plan("hippocampus crop, shipped bundle", hippocampus, 3, 4),
+    "cardiac": Plan("cardiac MR, acdc17-small", cardiac, 3, 3),
+    "ct4": Plan("512 x 512 x 100, 4 classes, SegResNet16", lambda _data: ct(4), 2, 1),
+    "ct16": Plan("512 x 512 x 100, 16 classes, SegResNet16", lambda _data: ct(16), 2, 1, slow=True),
+}
+
+
+def main() -> None:
+    """Print the tables, and write them to the page if asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CALIBRANT_DATA", "../shared/data")))
+    parser.add_argument("--subjects", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--rounds", type=int, help="instead of each subject's own number")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/results/speed.md")
+    arguments = parser.parse_args()
+    page = PAGE if arguments.write else None
+    print(f"{this_platform()}, {platform.system()}, {os.cpu_count()} cores; {arguments.threads} thread a pass")
+    for name in arguments.subjects:
+        plan = PLANS[name]
+        subject = plan.subject(arguments.data)
+        names = engines_of(subject, plan, arguments.data)
+        measured = run_in_turn(name, subject, plan, names, arguments.rounds or plan.rounds, arguments.threads)
+        publish(f"{plan.title}: time and memory", timing_table(measured), page)
+        publish(f"{plan.title}: agreement", agreement_table(name, subject, names, measured), page)
+    if "ct4" in arguments.subjects:
+        publish("SegResNet16, one window of 96 x 96 x 96: fraction of the limit", limit_table(ct(4)), page)
+
+
+def engines_of(subject: Subject, plan: Plan, data: Path) -> list[str]:
+    """Return the pipelines to be compared, after measuring the engines that the card of the bundle lacks."""
+    bundle = describe_bundle(subject.bundle)
+    here = available(torch.device("cpu"))
+    for kind in here:
+        if kind not in measurements_of(bundle, STATE):
+            folder = {"hippocampus-mr": "Task04_Hippocampus", "acdc17-small": "ACDC"}[bundle.config.name]
+            recipe = RECIPES[bundle.config.name.removesuffix("-mr")]
+            verify(subject.bundle, recipe, data / folder, kind, STATE, lambda _case: None)
+    left_out = [REFERENCE] if plan.slow and len(here) > 1 else []
+    return [STOCK, *(kind.name for kind in reversed(KINDS.values()) if kind in here and kind not in left_out)]
+
+
+def run_in_turn(key: str, subject: Subject, plan: Plan, names: list[str], rounds: int, threads: int) -> dict[str, Pass]:
+    """Return the median of each figure by pipeline, after as many rounds in which each takes its turn."""
+    found: dict[str, list[Pass]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            command = [sys.executable, str(HERE / "passes.py"), name, str(subject.scan), str(subject.bundle)]
+            command += [str(out_of(key, name)), str(plan.repeats), str(threads), str(STATE)]
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            if printed.returncode:
+                raise SystemExit(printed.stderr)
+            passes = [json.loads(line) for line in printed.stdout.splitlines() if line.startswith('{"seconds"')]
+            found[name] += passes[min(1, plan.repeats - 1) :]
+    return {name: _median(passes) for name, passes in found.items()}
+
+
+def _median(passes: list[Pass]) -> Pass:
+    seconds = {stage: statistics.median(each["seconds"].get(stage, 0.0) for each in passes) for stage in STAGES}
+    return {"seconds": seconds} | {
+        name: statistics.median(each[name] for each in passes) for name in ("total", "cpu", "peak_mb")
+    }
+
+
+def out_of(key: str, name: str) -> Path:
+    """Return the folder of a pipeline's results."""
+    return CACHE / "out" / key / name.replace(" ", "-")
+
+
+def timing_table(measured: dict[str, Pass]) -> str:
+    """Return seconds per stage, total, what surrounds the network, and memory, each with its ratio to stock."""
+    stock = measured[STOCK]
+
+    def around(found: Pass) -> float:
+        return float(found["total"] - found["seconds"]["infer"])
+
+    rows = [
+        [
+            name,
+            *(f"{found['seconds'][stage]:.3f}" for stage in STAGES),
+            f"{found['total']:.2f}",
+            f"{stock['total'] / found['total']:.2f}x",
+            f"{around(found):.2f}",
+            f"{around(stock) / around(found):.1f}x",
+            f"{found['cpu']:.2f}",
+            f"{found['peak_mb']:.0f}",
+            f"{found['peak_mb'] / stock['peak_mb']:.2f}x",
+        ]
+        for name, found in measured.items()
+    ]
+    return table(
+        [
+            "pipeline",
+            *STAGES,
+            "total, s",
+            "faster",
+            "around the network, s",
+            "faster",
+            "CPU, s",
+            "peak, MiB",
+            "of stock",
+        ],
+        rows,
+    )
+
+
+def agreement_table(key: str, subject: Subject, names: list[str], measured: dict[str, Pass]) -> str:
+    """Return how masks and probabilities of each engine compare with stock's, with float32's and with the reference."""
+    values = describe_bundle(subject.bundle).config.labels
+    (stock_file,) = out_of(key, STOCK).glob("*_mask.nii.gz")
+    stock = mask_of(stock_file)
+    ours = [name for name in names if name != STOCK]
+    fp32 = out_of(key, next(name for name in ours if KINDS[name].precision == "fp32"))
+    rows = []
+    for name in ours:
+        found = agreement(out_of(key, name), fp32, subject.reference)
+        same = dsc(mask_of(out_of(key, name) / MASK), stock, _array(values))
+        row = [f"{same:.5f}", f"{found.dsc_fp32:.5f}", f"{found.max_dp:.4f}", f"{found.mean_dp:.1e}"]
+        row += [f"{score:.4f}" for score in (found.dsc, found.ace, found.ece)]
+        rows.append([name, *row, f"{measured[name]['total']:.2f}"])
+    reference = dsc(stock, mask_of(subject.reference), _array(values))
+    rows.insert(0, [STOCK, "1", "", "", "", f"{reference:.4f}", "", "", f"{measured[STOCK]['total']:.2f}"])
+    head = ["pipeline", "DSC with stock", "DSC with fp32", "max dp", "mean dp", "DSC", "ACE", "ECE", "s per case"]
+    return table(head, rows)
+
+
+def _array(labels: Any) -> Any:  # noqa: ANN401 - a script
+    import numpy as np
+
+    return np.array([label.value for label in labels])
+
+
+def limit_table(subject: Subject) -> str:
+    """Return seconds per window and the fraction of the matrix product's speed, on one and on two threads."""
+    rows = []
+    for threads in (1, 2):
+        command = [sys.executable, str(HERE / "peak.py"), str(subject.bundle), str(threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+        for name, found in json.loads(printed.splitlines()[-1]).items():
+            row = [f"{found['seconds']:.3f}", f"{found['gflops']:.0f}", f"{found['limit']:.0f}"]
+            rows.append([name, str(threads), *row, f"{found['fraction']:.0%}"])
+    return table(["engine", "threads", "s per window", "GFLOP/s", "matrix product, GFLOP/s", "fraction"], rows)
+
+
+if __name__ == "__main__":
+    main()

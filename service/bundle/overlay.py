@@ -1,0 +1,69 @@
+"""What was measured about a bundle on this machine, in the state directory: a bundle itself never changes.
+
+measurements/<sha256>/<engine>-<precision>.json
+"""
+
+import datetime as dt
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from service.bundle.card import Measurement
+from service.bundle.description import BundleDescription
+from service.bundle.kind import KINDS, Kind
+from service.bundle.schema import Declaration
+from service.errors import BundleInvalid
+
+FOLDER: Final = "measurements"
+
+
+class Overlay(Declaration):
+    """A measurement beside those of the card."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    bundle: str
+    """Identity of the bundle that was measured."""
+    date: dt.date
+    measurement: Measurement
+
+
+def write_overlay(state: Path, bundle: BundleDescription, measurement: Measurement) -> Path:
+    """Keep a measurement in a state directory and return its file; an earlier one of the same kind is replaced."""
+    file = _file(state, bundle, Kind(measurement.engine, measurement.precision))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    overlay = Overlay(bundle=bundle.identity, date=dt.datetime.now(dt.UTC).date(), measurement=measurement)
+    part = file.with_suffix(".part")
+    part.write_text(overlay.model_dump_json() + "\n")
+    part.replace(file)
+    return file
+
+
+def measurements_of(bundle: BundleDescription, state: Path | None) -> dict[Kind, Measurement]:
+    """Return what the card holds and, for kinds that it lacks, what a state directory holds.
+
+    Raises:
+        BundleInvalid: a file there is damaged, or belongs to another bundle.
+    """
+    found = {Kind(each.engine, each.precision): each for each in bundle.card.measurements}
+    if state is None:
+        return found
+    files = {kind: _file(state, bundle, kind) for kind in KINDS.values() if kind not in found}
+    return found | {kind: _read(file, bundle, kind) for kind, file in files.items() if file.is_file()}
+
+
+def _read(file: Path, bundle: BundleDescription, kind: Kind) -> Measurement:
+    try:
+        overlay = Overlay.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory is damaged. Remove it, or measure again: calibrant calibrate --verify."
+        raise BundleInvalid(msg) from error
+    measured = overlay.measurement
+    if (overlay.bundle, measured.engine, measured.precision) != (bundle.identity, *kind):
+        msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory was measured with something else. Remove it."
+        raise BundleInvalid(msg)
+    return measured
+
+
+def _file(state: Path, bundle: BundleDescription, kind: Kind) -> Path:
+    return state / FOLDER / bundle.sha256 / f"{kind.name}.json"

@@ -1,0 +1,99 @@
+"""A bundle on the disk -> ready to serve, by the fastest engine that its card covers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+import torch
+from torch import nn
+
+from service.bundle.kind import AUTO, KINDS, REFERENCE, Kind
+from service.bundle.overlay import measurements_of
+from service.bundle.reader import LoadedBundle, load_bundle
+from service.bundle.schema import ServiceConfig
+from service.engines.check import check, example_window
+from service.engines.machine import available
+from service.engines.torch_bf16 import in_bf16
+from service.errors import BundleUnsupported, EngineDisagrees
+
+log = structlog.get_logger(__name__)
+
+FOLDER = "engines"
+"""Of the state directory: what engines keep of a bundle, by its SHA-256."""
+
+
+def ready_bundle(root: Path, device: torch.device, engine: str = AUTO, state: Path | None = None) -> LoadedBundle:
+    """Return the bundle at `root`, run by the engine that was asked for.
+
+    Args:
+        root: folder of the bundle.
+        device: that computes.
+        engine: name of a kind; by default the fastest of those that the device has and that were measured, on the
+            card or here. Without any, the reference, which no case can be run with.
+        state: directory where measurements and prepared networks are kept; None for none.
+
+    Raises:
+        BundleError: as `load_bundle`; or the engine that was asked for is not there, was not measured, or does not
+            compute what the network says.
+    """
+    bundle = load_bundle(root, device)
+    measured = measurements_of(bundle.description, state)
+    cache = None if state is None else state / FOLDER / bundle.description.sha256
+    config = bundle.description.config
+    for kind in _candidates(engine, available(device)):
+        if kind not in measured:
+            if engine == AUTO:
+                continue
+            raise BundleUnsupported(_not_measured(kind))
+        try:
+            network = run_by(kind, bundle.network, config, cache)
+        except EngineDisagrees:
+            if engine != AUTO:
+                raise
+            log.warning("engine left out: it does not compute what the network says", engine=kind.name)
+            continue
+        return replace(bundle, network=network, kind=kind, measurement=measured[kind])
+    return bundle
+
+
+def run_by(kind: Kind, network: nn.Module, config: ServiceConfig, cache: Path | None = None) -> nn.Module:
+    """Return the network as an engine runs it: the same mapping of windows to logits, checked.
+
+    Args:
+        kind: that the network's device has.
+        network: in evaluation mode, by torch in float32.
+        config: size of its windows.
+        cache: folder in which engines may keep what they have prepared of this very network.
+
+    Raises:
+        EngineDisagrees: it computes something else.
+    """
+    if kind == REFERENCE:
+        return network
+    device = next(network.parameters()).device
+    window = example_window(len(config.channels), config.patch_size, device)
+    if kind.engine == "openvino":
+        from service.engines.openvino_ir import compiled  # an optional package
+
+        found: nn.Module = compiled(network, window, kind.precision, cache)
+    else:
+        found = in_bf16(network, window)
+    check(found, network, window, kind.precision)
+    return found
+
+
+def _candidates(engine: str, here: list[Kind]) -> list[Kind]:
+    if engine == AUTO:
+        return here
+    if engine not in KINDS or KINDS[engine] not in here:
+        names = ", ".join(kind.name for kind in here)
+        msg = f"This machine does not have the engine that was asked for; it has {names}. Set CALIBRANT_ENGINE to one of these, or to {AUTO}."
+        raise BundleUnsupported(msg)
+    return [KINDS[engine]]
+
+
+def _not_measured(kind: Kind) -> str:
+    return (
+        f"The calibration card has no measurement of {kind.engine} at {kind.precision}: nothing could be said about its "
+        f"results. Measure it here: calibrant calibrate RECIPE --data DIR --verify BUNDLE --engine {kind.name}."
+    )

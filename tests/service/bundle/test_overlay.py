@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from service.bundle.card import Measurement
+from service.bundle.description import describe_bundle
+from service.bundle.kind import REFERENCE, Kind
+from service.bundle.overlay import measurements_of, write_overlay
+from service.errors import BundleInvalid
+
+BF16 = Kind("torch", "bf16")
+
+
+@pytest.fixture(name="measured")
+def measured_(tiny_bundle: Path) -> Measurement:
+    """Return the tiny card's measurement as if it were of bfloat16."""
+    card = describe_bundle(tiny_bundle).card
+    return card.measurements[0].model_copy(update={"precision": "bf16"})
+
+
+def test_an_overlay_stands_beside_the_card(tiny_bundle: Path, measured: Measurement, tmp_path: Path) -> None:
+    """What was measured here is found again, for this bundle and beside what its card holds."""
+    bundle = describe_bundle(tiny_bundle)
+
+    write_overlay(tmp_path, bundle, measured)
+
+    assert measurements_of(bundle, tmp_path) == {REFERENCE: bundle.card.measurements[0], BF16: measured}
+    assert set(measurements_of(bundle, None)) == {REFERENCE}
+
+
+def test_an_overlay_never_takes_the_place_of_the_card(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Of a kind that the card covers, the card's own measurement counts."""
+    bundle = describe_bundle(tiny_bundle)
+    stated = bundle.card.measurements[0]
+
+    write_overlay(tmp_path, bundle, stated.model_copy(update={"platform": "elsewhere"}))
+
+    assert measurements_of(bundle, tmp_path)[REFERENCE].platform == stated.platform
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"bundle":"tiny@', '"bundle":"other@'), ('"precision":"bf16"', '"precision":"fp16"'), ("{", "")]
+)
+def test_a_changed_overlay_is_refused(
+    tiny_bundle: Path, measured: Measurement, tmp_path: Path, old: str, new: str
+) -> None:
+    """A file of another bundle or kind, or one that is damaged, is named and not believed."""
+    bundle = describe_bundle(tiny_bundle)
+    file = write_overlay(tmp_path, bundle, measured)
+    file.write_text(file.read_text().replace(old, new, 1))
+
+    with pytest.raises(BundleInvalid, match=r"torch-bf16\.json"):
+        measurements_of(bundle, tmp_path)

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.bundle.kind import REFERENCE, Kind
+from service.engines import machine
+from service.engines.machine import available
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.fixture(autouse=True)
+def everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the machine have bfloat16 and OpenVINO, whatever it really has."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(machine, "find_spec", lambda name: name)
+
+
+def test_a_cpu_that_has_everything_runs_every_kind() -> None:
+    """The fastest come first, the reference last."""
+    names = [kind.name for kind in available(CPU)]
+    assert names == ["openvino-bf16", "torch-bf16", "openvino-fp32", "torch-fp32"]
+
+
+def test_without_the_package_there_is_no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is optional."""
+    monkeypatch.setattr(machine, "find_spec", lambda _name: None)
+
+    assert available(CPU) == [Kind("torch", "bf16"), REFERENCE]
+
+
+def test_a_cpu_without_bfloat16_runs_float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated it would be slower than float32."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+    assert available(CPU) == [Kind("openvino", "fp32"), REFERENCE]
+
+
+def test_a_gpu_runs_torch_only() -> None:
+    """OpenVINO is used on the CPU."""
+    assert available(GPU) == [Kind("torch", "bf16"), REFERENCE]
+
+
+def test_the_cpu_says_what_linux_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether this processor has bfloat16 instructions is what /proc/cpuinfo lists."""
+    monkeypatch.undo()
+    flags = Path("/proc/cpuinfo").read_text().split()
+
+    assert (Kind("torch", "bf16") in available(CPU)) == ("avx512_bf16" in flags or "amx_tile" in flags)

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import UNet
+from torch import nn
+
+pytest.importorskip("openvino")
+
+from service.engines import openvino_ir
+from service.engines.check import example_window
+from service.engines.openvino_ir import compiled
+
+WINDOW = example_window(1, (16, 16, 16), torch.device("cpu"))
+
+
+@pytest.fixture(name="network", scope="module")
+def network_() -> nn.Module:
+    """Return a small network with fixed weights."""
+    torch.manual_seed(0)
+    return UNet(3, 1, 3, [8, 16], [2], num_res_units=2).eval()
+
+
+@pytest.fixture(name="expected", scope="module")
+def expected_(network: nn.Module) -> torch.Tensor:
+    """Return what torch computes."""
+    with torch.inference_mode():
+        return network(WINDOW)
+
+
+def test_float32_is_bit_faithful_to_five_digits(network: nn.Module, expected: torch.Tensor) -> None:
+    """OpenVINO in float32 gives torch's logits but for the order of sums."""
+    found = compiled(network, WINDOW, "fp32", None)(WINDOW)
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_the_representation_is_kept_and_used(
+    network: nn.Module, expected: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time nothing is converted, and another precision takes the same file."""
+    compiled(network, WINDOW, "fp32", tmp_path / "bundle")
+    monkeypatch.setattr(openvino_ir, "converted", None)
+
+    found = [compiled(network, WINDOW, precision, tmp_path / "bundle")(WINDOW) for precision in ("fp32", "bf16")]
+
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[1], expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+    (kept,) = (tmp_path / "bundle").iterdir()
+    assert sorted(file.name for file in kept.iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_a_window_that_is_not_contiguous_is_read_as_it_is(network: nn.Module) -> None:
+    """A window cut out of a larger image gives what its copy gives."""
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 20, 18, 17)).astype(np.float32))
+    engine = compiled(network, WINDOW, "fp32", None)
+
+    cut = engine(image[..., 2:18, 1:17, 1:]).clone()
+
+    assert torch.equal(cut, engine(image[..., 2:18, 1:17, 1:].clone()))
+
+
+def test_it_says_where_it_computes(network: nn.Module) -> None:
+    """Code that asks a network's parameters for their device finds the CPU."""
+    assert next(compiled(network, WINDOW, "fp32", None).parameters()).device.type == "cpu"
+
+
+def test_nothing_is_reported_to_anybody(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion starts no telemetry, which comes with the package."""
+    telemetry = pytest.importorskip("openvino_telemetry")
+
+    def started(*_: object, **__: object) -> None:
+        pytest.fail("telemetry was started")
+
+    monkeypatch.setattr(telemetry.Telemetry, "__init__", started)
+
+    compiled(network, WINDOW, "fp32", None)

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+import structlog
+import torch
+from torch import nn
+
+from service.bundle.description import describe_bundle
+from service.bundle.kind import KINDS, REFERENCE, Kind
+from service.bundle.overlay import write_overlay
+from service.engines import ready
+from service.engines.ready import ready_bundle
+from service.errors import BundleUnsupported, EngineDisagrees
+from service.pipeline.run import covering_measurement
+
+CPU = torch.device("cpu")
+BF16 = Kind("torch", "bf16")
+
+
+@pytest.fixture(autouse=True)
+def everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the machine have every kind."""
+    monkeypatch.setattr(ready, "available", lambda _device: list(KINDS.values()))
+
+
+@pytest.fixture(name="state")
+def state_(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Return a state directory in which the tiny bundle was measured in bfloat16, too."""
+    description = describe_bundle(tiny_bundle)
+    measured = description.card.measurements[0].model_copy(update={"precision": "bf16", "platform": "here"})
+    write_overlay(tmp_path / "state", description, measured)
+    return tmp_path / "state"
+
+
+def test_by_default_only_what_the_card_covers_is_used(tiny_bundle: Path) -> None:
+    """A machine that has faster engines serves with the reference, as long as nobody measured the others."""
+    bundle = ready_bundle(tiny_bundle, CPU)
+
+    assert bundle.kind == REFERENCE
+    assert covering_measurement(bundle) == bundle.description.card.measurements[0]
+
+
+def test_by_default_the_fastest_that_was_measured_is_used(tiny_bundle: Path, state: Path) -> None:
+    """A measurement in the state directory lets its engine serve, and is what the statement rests on."""
+    bundle = ready_bundle(tiny_bundle, CPU, state=state)
+
+    assert bundle.kind == BF16
+    assert covering_measurement(bundle).platform == "here"
+
+
+def test_an_engine_that_nobody_measured_is_refused(tiny_bundle: Path, state: Path) -> None:
+    """The refusal says how to measure it."""
+    with pytest.raises(BundleUnsupported, match="--verify BUNDLE --engine openvino-fp32"):
+        ready_bundle(tiny_bundle, CPU, "openvino-fp32", state)
+
+
+def test_an_engine_that_the_machine_lacks_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal lists those that there are."""
+    monkeypatch.setattr(ready, "available", lambda _device: [REFERENCE])
+
+    with pytest.raises(BundleUnsupported, match="it has torch-fp32"):
+        ready_bundle(tiny_bundle, CPU, "torch-bf16")
+
+
+def test_an_engine_that_computes_something_else_is_left_out(
+    tiny_bundle: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the next one serves, and the log says so; one that was asked for is refused."""
+    monkeypatch.setattr(ready, "in_bf16", lambda _network, _window: nn.Conv3d(1, 3, 1))
+
+    with structlog.testing.capture_logs() as logs:
+        bundle = ready_bundle(tiny_bundle, CPU, state=state)
+
+    assert bundle.kind == REFERENCE
+    assert [line["engine"] for line in logs] == ["torch-bf16"]
+    with pytest.raises(EngineDisagrees):
+        ready_bundle(tiny_bundle, CPU, "torch-bf16", state)
+
+
+def test_the_engine_runs_the_bundles_network(tiny_bundle: Path, state: Path) -> None:
+    """In bfloat16 the logits of a window are nearly those of the reference, and not equal."""
+    window = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = ready_bundle(tiny_bundle, CPU, "torch-bf16", state).network(window)
+        expected = ready_bundle(tiny_bundle, CPU, "torch-fp32", state).network(window)
+
+    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max() + 0.01
+
+
+def test_openvino_keeps_what_it_prepared(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Its representation lies in the state directory, under the bundle's SHA-256."""
+    pytest.importorskip("openvino")
+    description = describe_bundle(tiny_bundle)
+    measured = description.card.measurements[0].model_copy(update={"engine": "openvino"})
+    write_overlay(tmp_path / "state", description, measured)
+
+    bundle = ready_bundle(tiny_bundle, CPU, state=tmp_path / "state")
+
+    assert bundle.kind == Kind("openvino", "fp32")
+    assert list((tmp_path / "state" / "engines" / description.sha256).glob("openvino-*/model.xml"))

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from monai.networks.nets import SegResNet, UNet
+from torch import nn
+
+from service.engines import torch_bf16
+from service.engines.check import example_window
+from service.engines.torch_bf16 import AutocastOnGPU, HalvedOnCPU, in_bf16
+
+CPU = torch.device("cpu")
+WINDOW = example_window(1, (16, 16, 16), CPU)
+NETWORKS = {
+    "InstanceNorm": lambda: UNet(3, 1, 3, [8, 16], [2], num_res_units=2),
+    "GroupNorm": lambda: SegResNet(3, 8, 1, 3, blocks_down=(1, 1), blocks_up=(1,)),
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_the_digits_give_nearly_the_same_logits(name: str, memory_format: torch.memory_format) -> None:
+    """In either memory format the logits are float32 and near those of float32, but not equal: weights were rounded."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+
+    with torch.inference_mode():
+        found, expected = HalvedOnCPU(network, memory_format)(WINDOW), network(WINDOW)
+
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_the_network_itself_is_left_alone() -> None:
+    """Weights are copied, so that the float32 network can still be compared with."""
+    network = NETWORKS["GroupNorm"]().eval()
+
+    in_bf16(network, WINDOW)
+
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("faster", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_the_probe_chooses_the_faster_format(monkeypatch: pytest.MonkeyPatch, faster: torch.memory_format) -> None:
+    """The memory format whose windows took less time is taken."""
+    monkeypatch.setattr(torch_bf16, "_seconds", lambda network, _window: 1.0 if network._format == faster else 2.0)
+
+    found = in_bf16(nn.Conv3d(1, 2, 1), WINDOW)
+
+    assert isinstance(found, HalvedOnCPU)
+    assert found._format == faster
+
+
+def test_autocast_returns_float32() -> None:
+    """What the engine of a GPU does to the types of numbers can be seen on a CPU."""
+    network = nn.Conv3d(1, 2, 3, padding=1)
+
+    with torch.inference_mode():
+        found, expected = AutocastOnGPU(network)(WINDOW), network(WINDOW)
+
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_computes_nearly_the_same() -> None:
+    """Autocast on the device gives the CPU's logits within the digits of bfloat16."""
+    network = NETWORKS["GroupNorm"]().eval()
+    with torch.inference_mode():
+        expected = network(WINDOW)
+        found = in_bf16(network.cuda(), WINDOW.cuda())(WINDOW.cuda()).cpu()
+
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
