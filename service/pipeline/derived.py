@@ -89,7 +89,7 @@ def derive_dicom(
         ExecutionError: the process died or took too long.
     """
     reject_without_series(result)
-    if not all((result / name).is_file() for name in (MASK, CONFIDENCE, SUMMARY)):
+    if not offers_dicom(result):
         msg = "DICOM results are made of mask, confidence and summary, and the segmentation was made without one of them among its outputs. Segment the scan again with all three."
         raise ResultExpired(msg)
     if "pm" in objects:
@@ -99,9 +99,19 @@ def derive_dicom(
     return [work / f"{kind}.dcm" for kind in kinds]
 
 
+def offers_dicom(result: Path) -> bool:
+    """Return whether all that DICOM objects are made of was kept, except the logits of a parametric map."""
+    return all((result / name).is_file() for name in (SOURCE, MASK, CONFIDENCE, SUMMARY))
+
+
+def holds_series(result: Path) -> bool:
+    """Return whether the scan of a result was a DICOM series."""
+    return (result / SOURCE).is_file()
+
+
 def reject_without_series(result: Path) -> None:
     """Raise NoSourceSeries if no DICOM object can be made of a result."""
-    if not (result / SOURCE).is_file():
+    if not holds_series(result):
         msg = "The scan was no DICOM series, so that there is no patient, study or series that a DICOM result could belong to. Take NIfTI, or send the zip of a DICOM series."
         raise NoSourceSeries(msg)
 
