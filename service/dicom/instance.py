@@ -44,10 +44,13 @@ _IMAGES = {
     *(uid.LegacyConvertedEnhancedPETImageStorage, uid.SecondaryCaptureImageStorage),
 }
 _NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
-_COMPRESSED = {
-    *(uid.RLELossless, uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000),
-    *(uid.JPEGLossless, uid.JPEGLosslessSV1),  # decoded where python-gdcm is installed
+_DECODERS = {
+    uid.RLELossless: "pydicom",
+    **dict.fromkeys([uid.JPEGLSLossless, uid.JPEGLSNearLossless], "pyjpegls"),
+    **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "pylibjpeg"),
+    **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1], "gdcm"),
 }
+# One decoder each, so that it does not depend on what else is installed who decodes.
 # What is read of a file: everything else, names of persons among it, is left alone.
 _GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 SEPARATORS: Final = {
@@ -107,7 +110,8 @@ class Slice:
             UndecodableVoxels: damaged.
         """
         with faults(UndecodableVoxels, "The voxels of a DICOM file cannot be decoded. Export the series again."):
-            stored = pixel_array(self.dataset, index=self.frame, raw=True)  # type: ignore[arg-type] # kept by the caller
+            decoder = _DECODERS.get(self.dataset.file_meta.TransferSyntaxUID, "")  # type: ignore[union-attr] # kept by the caller
+            stored = pixel_array(self.dataset, index=self.frame, raw=True, decoding_plugin=decoder)  # type: ignore[arg-type] # as above
             if stored.shape != self.shape:
                 raise ValueError
         slope, intercept = self.rescale
@@ -162,10 +166,10 @@ def _file_meta(content: bytes) -> Dataset:
 def _reject_transfer_syntax(transfer_syntax: uid.UID) -> None:
     if transfer_syntax in _NATIVE:
         return
-    if transfer_syntax in _COMPRESSED and get_decoder(transfer_syntax).is_available:
+    if transfer_syntax in _DECODERS and _DECODERS[transfer_syntax] in get_decoder(transfer_syntax).available_plugins:
         return
     # Deflated is left out on purpose: nothing bounds what it inflates to.
-    msg = "The DICOM files are in a transfer syntax that is not decoded here. Export them uncompressed, or as RLE, JPEG-LS or JPEG 2000."
+    msg = "The DICOM files are in a transfer syntax that is not decoded here. Export them uncompressed, or as RLE, JPEG lossless, JPEG-LS or JPEG 2000."
     raise UnsupportedTransferSyntax(msg)
 
 
