@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
             device=settings.device, deadline_s=settings.case_deadline_s, memory_bytes=settings.memory_bytes
         )
         executor.start()
-        start_sandbox()
+        start_sandbox("service.pipeline.dicom")
         jobs = JobQueue(state, registry, executor, metrics, database)
         sweeper = Sweeper(jobs, state, _policy(settings))
         try:

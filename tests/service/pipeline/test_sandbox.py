@@ -22,9 +22,9 @@ from service.pipeline import sandbox
 from service.pipeline.decode import decode_scan
 from service.pipeline.landlock import landlock_version
 from service.pipeline.sandbox import Limits, check_sandboxed, decode_sandboxed
+from tests.dicom_checks import program
 
 Hostile = tuple[bytes, type[errors.CalibrantError]]
-from tests.dicom_checks import program
 
 Nifti = Callable[..., bytes]
 
