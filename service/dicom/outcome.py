@@ -44,6 +44,7 @@ _OF_A_BODY_PART: Final = ("sc", "pm")
 
 _NOTE: Final = "by AI, research use only"
 _REPLACES: Final = "; replaces earlier one"
+_LONG_STRING: Final = 64
 _CHARACTER_SET: Final = "ISO_IR 192"
 
 
@@ -154,7 +155,7 @@ class Outcome:
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": self.model.name,
-            "software_versions": (f"Calibrant {__version__}", f"{self.model.name} {self.model.version}"),
+            "software_versions": (f"Calibrant {__version__}", f"{self.model.name} {self.model.version}"[:_LONG_STRING]),
             "device_serial_number": self.model.bundle_sha256,
             "content_date": self.created.date(),
             "content_time": self.created.time(),
