@@ -192,11 +192,9 @@ class Outcome:
         """Replace the stand-ins of `Source.images` in references: class of each instance, number of each frame."""
         classes = self.source.instances
         for series in made.get("ReferencedSeriesSequence", []):
-            items = {item.ReferencedSOPInstanceUID: item for item in series.ReferencedInstanceSequence}
-            series.ReferencedInstanceSequence = list(items.values())
-        for item in _references(made):
-            if item.ReferencedSOPInstanceUID in classes:
-                item.ReferencedSOPClassUID = classes[item.ReferencedSOPInstanceUID]
+            series.ReferencedInstanceSequence = [reference(*each) for each in classes.items()]
+        for item in _sources_of_frames(made):
+            item.ReferencedSOPClassUID = classes[item.ReferencedSOPInstanceUID]
         for item, frame in self._frames(made):
             item.ReferencedFrameNumber = frame
 
@@ -220,9 +218,14 @@ def _name_body_part(made: SOPClass, whose: Dataset) -> None:
         made.Laterality = whose.get("Laterality") or ""
 
 
-def _references(made: SOPClass) -> Iterator[Dataset]:
-    for series in made.get("ReferencedSeriesSequence", []):
-        yield from series.ReferencedInstanceSequence
+def reference(instance: str, sop_class: str) -> Dataset:
+    """Return an item that refers to an instance (PS3.3 10.8)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+    return item
+
+
+def _sources_of_frames(made: SOPClass) -> Iterator[Dataset]:
     for frame in made.get("PerFrameFunctionalGroupsSequence", []):
         for derivation in frame.get("DerivationImageSequence", []):
             yield from derivation.SourceImageSequence
