@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
             warm=registry.ready.get(DEFAULT_MODEL),
         )
         executor.start()
-        start_sandbox()
+        start_sandbox("service.pipeline.dicom")
         jobs = JobQueue(state, registry, executor, metrics, database)
         sweeper = Sweeper(jobs, state, _policy(settings))
         try:

@@ -24,6 +24,12 @@ Priority = Literal["urgent", "normal", "background"]
 Output = Literal["mask", "confidence", "summary", "probabilities"]
 """What a job keeps. Probabilities and uncertainty are computed from the logits, which are kept for probabilities only."""
 
+DicomObject = Literal["seg", "sr", "sc", "pm", "bands", "labelmap", "pdf"]
+"""A result as DICOM: segmentation, structured report, picture of the summary; confidence as parametric map and as bands of a segmentation; label map; PDF."""
+
+DEFAULT_OBJECTS: Final[tuple[DicomObject, ...]] = ("seg", "sr", "sc")
+"""What is made unless others are asked for: the others are large, or not read everywhere."""
+
 
 class Wire(BaseModel):
     """Base of the wire types."""
@@ -135,6 +141,19 @@ class CaseResult(Wire):
     seconds: dict[Stage, float]
     files: dict[str, str]
     """SHA-256 by file name."""
+    weights_sha256: str | None = None
+    """Of the model's weights."""
+    card_sha256: str | None = None
+    """Of its calibration card."""
+    created: dt.datetime | None = None
+    """When the result was complete: the date of what is made of it later."""
+
+
+class Superseded(Wire):
+    """The DICOM report of an earlier result in the same study, which a newer one replaces."""
+
+    series_instance_uid: str
+    sop_instance_uid: str
 
 
 class StructureReliability(Wire):

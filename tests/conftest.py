@@ -136,6 +136,12 @@ def write_nifti() -> Callable[..., None]:
 
 
 @pytest.fixture
+def chaos() -> Path:
+    """Return the folder of a real CT series of 78 files; absent it skips, but never silently in continuous integration."""
+    return _real_data("chaos_ct_dicom") / "DICOM_anon"
+
+
+@pytest.fixture
 def hippocampus() -> Path:
     """Return the folder of the real hippocampus data; absent it skips, but never silently in continuous integration."""
     return _real_data("Task04_Hippocampus")

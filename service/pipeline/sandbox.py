@@ -31,16 +31,15 @@ from service.pipeline.landlock import landlock_version, read_only_this
 from service.volume import Volume
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
-    [
-        "service.pipeline.sandbox",
-        "service.dicom.series",
-        "service.cli",  # what the script `calibrant` imports: multiprocessing runs its top again in every process
-        "encodings.cp437",  # names in a zip
-        "encodings.iso8859_1",  # text in DICOM
-        "numpy.ma",  # numpy loads it at its first median
-    ]
-)
+_PRELOADED: Final = [
+    "service.pipeline.sandbox",
+    "service.dicom.series",
+    "service.cli",  # what the script `calibrant` imports: multiprocessing runs its top again in every process
+    "encodings.cp437",  # names in a zip
+    "encodings.iso8859_1",  # text in DICOM
+    "numpy.ma",  # numpy loads it at its first median
+]
+_PROCESSES.set_forkserver_preload(_PRELOADED)
 _LOG = logging.getLogger(__name__)
 
 
@@ -71,7 +70,7 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
         os.close(shared)
     array = np.frombuffer(voxels, dtype).reshape(shape, order=answer["order"])
     affine = np.array(answer["affine"], np.float64)
-    return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]))
+    return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]), answer["source"])
 
 
 def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
@@ -79,8 +78,13 @@ def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
     _ask(path, limits or Limits(), None)
 
 
-def start_sandbox() -> None:
-    """Start the server that the processes are forked from, so that the first scan does not wait for it."""
+def start_sandbox(*modules: str) -> None:
+    """Start the server that the processes are forked from, so that the first scan does not wait for it.
+
+    Args:
+        modules: what other processes of the same server import first.
+    """
+    _PROCESSES.set_forkserver_preload([*_PRELOADED, *modules])
     forkserver.ensure_running()
 
 
@@ -189,6 +193,7 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
         "affine": volume.affine.tolist(),
         "header": volume.header.hex(),
         "warnings": volume.warnings,
+        "source": volume.source,
     }
 
 
