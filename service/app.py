@@ -15,6 +15,9 @@ from service.api.auth import Sessions
 from service.api.deps import Parts
 from service.api.hosts import KnownHosts
 from service.api.metrics import CountedRequests
+from service.api.monailabel import idle, infer, info, session
+from service.api.monailabel import login as monailabel_login
+from service.api.monailabel.door import Door
 from service.api.openapi import describe
 from service.bundle.registry import SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
@@ -82,6 +85,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(CountedRequests, metrics=metrics)
     for part in (segmentations, events, results, reference, scans, models, health, metrics_route, login):
         app.include_router(part.router)
+    for part in (monailabel_login, info, session, infer, idle):
+        app.include_router(part.router)
+    # The last one added is the first one passed: what counts and logs requests sees no secret.
+    app.add_middleware(Door, secret=settings.monailabel_path, origins=settings.monailabel_origins)
     describe(app)
     return app
 

@@ -51,6 +51,7 @@ CalibrantError
 │   ├── NotAcceptable               no format of the result is among those that are accepted
 │   ├── GeometryMismatch            a reference that lies on another grid than the scan
 │   ├── UnknownLabels               a reference with values that the model has no label for
+│   ├── NotOffered                  a part of MONAI Label that there is not here
 │   └── SourceError                 what a batch is to be made of holds no case, or is no list of cases
 ├── BundleError                     a bundle that must not be served
 │   ├── BundleIntegrity             files and MANIFEST.json disagree
@@ -456,6 +457,14 @@ class UnknownLabels(RequestError):
     code = "unknown-labels"
     status = 422
     title = "The reference holds unknown labels"
+
+
+class NotOffered(RequestError):
+    """A part of MONAI Label's interface that there is not here."""
+
+    code = "not-offered"
+    status = 404
+    title = "This is not offered here"
 
 
 class SourceError(RequestError):
