@@ -21,9 +21,10 @@ def show_datastore(_: ViewerDep, output: Literal["all", "stats", "train"] = "sta
     }[output]
 
 
-@router.post("/activelearning/{strategy:path}")
-def next_sample(_: ViewerDep) -> dict[str, Any]:
+@router.post("/activelearning/{strategy}")
+def next_sample(_: ViewerDep, strategy: str) -> dict[str, Any]:
     """Return that there is no sample; 3D Slicer then says to load one's own image."""
+    del strategy
     return {}
 
 
