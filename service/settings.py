@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """Days after which a finished job is erased with its scan and results; kept until deleted by default."""
     logits_retention_days: PositiveFloat | None = None
     """Days after which the logits behind probabilities and uncertainty are erased; as long as the job by default."""
+    pacs_file: Path | None = None
+    """The PACS that there are, a TOML file; none by default."""
     monailabel_secret: Annotated[SecretStr | None, AfterValidator(_reject_short_secret)] = None
     """Part of a path, /monailabel/SECRET/, by which OHIF, which sends no key, is let in; no such path by default."""
     monailabel_origins: Annotated[

@@ -12,9 +12,10 @@ from service.api.deps import Parts, PartsDep
 from service.api.monailabel.answer import BINARY, Wish, describe, encode_image, form_of
 from service.api.monailabel.door import PREFIX, ViewerDep
 from service.api.monailabel.form import receive_form
+from service.api.monailabel.series import fetch_scan
 from service.api.results import result_of
 from service.api.segmentations import ALL_OUTPUTS
-from service.errors import BY_CODE, InvalidRequest
+from service.errors import BY_CODE
 from service.jobs.status import Order
 from service.schemas import FINISHED, Job, Scan
 from service.storage.keys import Owner
@@ -30,34 +31,35 @@ Identifier = Annotated[str, Query(max_length=200)]
 
 
 @router.post("/{model}")
-async def infer(
+async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
     request: Request,
     model: str,
     parts: PartsDep,
     owner: ViewerDep,
+    image: Identifier = "",
     session_id: Identifier = "",
     output: Kind = "all",
 ) -> Response:
-    """Segment a scan: that of a session, or the file that the form holds.
+    """Segment a scan: that of a session, the file that the form holds, or the series of the PACS that `image` names.
 
     The job is durable and goes on when the client has gone; it is seen below `/v1/segmentations` like any other.
     """
     bundle = parts.registry.find(model)
     sent = await receive_form(request, parts, owner.name, "file")
     wish = Wish.read(sent.params)
-    scan = await _scan_of(parts, owner, session_id, sent.scan)
+    scan = await _scan_of(parts, owner, session_id, image, sent.scan)
     order = Order(owner.name, scan.id, bundle.identity, ALL_OUTPUTS)
     job = await _finished(parts, owner, await run_in_threadpool(parts.jobs.submit, order))
     return await run_in_threadpool(_answer, job, result_of(parts, owner, job.id), wish, output)
 
 
-async def _scan_of(parts: Parts, owner: Owner, session_id: str, sent: Scan | None) -> Scan:
+async def _scan_of(parts: Parts, owner: Owner, session_id: str, image: str, sent: Scan | None) -> Scan:
     if session_id:
         return await run_in_threadpool(parts.state.find_scan, owner.name, session_id)
-    if sent is None:
-        msg = "No scan was named or sent: session_id, or a file in the form's field file, is expected."
-        raise InvalidRequest(msg)
-    return sent
+    if sent is not None:
+        return sent
+    # 3D Slicer names its volume here, too, but always has a session.
+    return await run_in_threadpool(fetch_scan, parts.state, parts.settings.pacs_file, owner.name, image)
 
 
 async def _finished(parts: Parts, owner: Owner, job: Job) -> Job:
