@@ -50,7 +50,8 @@ async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
     scan = await _scan_of(parts, owner, session_id, image, sent.scan)
     order = Order(owner.name, scan.id, bundle.identity, ALL_OUTPUTS)
     job = await _finished(parts, owner, await run_in_threadpool(parts.jobs.submit, order))
-    return await run_in_threadpool(_answer, job, result_of(parts, owner, job.id), wish, output)
+    result = await run_in_threadpool(result_of, parts, owner, job.id)
+    return await run_in_threadpool(_answer, job, result, wish, output)
 
 
 async def _scan_of(parts: Parts, owner: Owner, session_id: str, image: str, sent: Scan | None) -> Scan:
