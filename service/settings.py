@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """Days after which a finished job is erased with its scan and results; kept until deleted by default."""
     logits_retention_days: PositiveFloat | None = None
     """Days after which the logits behind probabilities and uncertainty are erased; as long as the job by default."""
+    pacs_file: Path | None = None
+    """TOML file of the PACS that series come from and results go to: addresses, credentials and rules."""
     behind_proxy: bool = False
     """A reverse proxy authenticates every request: only then may the service listen beyond this machine."""
 
