@@ -9,7 +9,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api import dicom as dicom_routes
+from service.api import dicomjobs
 from service.api import events, health, login, models, problems, reference, results, scans, segmentations
 from service.api import metrics as metrics_route
 from service.api.auth import Sessions
@@ -93,7 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     problems.install(app)
     app.add_middleware(CountedRequests, metrics=metrics)
-    for part in (segmentations, events, results, reference, scans, models, health, metrics_route, login, dicom_routes):
+    for part in (segmentations, events, results, reference, scans, models, health, metrics_route, login, dicomjobs):
         app.include_router(part.router)
     describe(app)
     return app

@@ -141,6 +141,19 @@ class CaseResult(Wire):
     seconds: dict[Stage, float]
     files: dict[str, str]
     """SHA-256 by file name."""
+    weights_sha256: str | None = None
+    """Of the model's weights."""
+    card_sha256: str | None = None
+    """Of its calibration card."""
+    created: dt.datetime | None = None
+    """When the result was complete: the date of what is made of it later."""
+
+
+class Superseded(Wire):
+    """The DICOM report of an earlier result in the same study, which a newer one replaces."""
+
+    series_instance_uid: str
+    sop_instance_uid: str
 
 
 class StructureReliability(Wire):
