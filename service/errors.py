@@ -49,6 +49,7 @@ CalibrantError
 │   ├── ResultUnavailable           the job failed: there is no result
 │   ├── ResultExpired               what it would be computed from was not kept
 │   ├── NotAcceptable               no format of the result is among those that are accepted
+│   ├── NoSourceSeries              a DICOM result of a scan that was no DICOM series
 │   ├── GeometryMismatch            a reference that lies on another grid than the scan
 │   ├── UnknownLabels               a reference with values that the model has no label for
 │   ├── NotOffered                  a part of MONAI Label that there is not here
@@ -453,6 +454,14 @@ class NotAcceptable(RequestError):
     code = "not-acceptable"
     status = 406
     title = "There is no such format of the result"
+
+
+class NoSourceSeries(RequestError):
+    """A DICOM result is asked for, but the scan was no DICOM series."""
+
+    code = "no-source-series"
+    status = 409
+    title = "The scan was no DICOM series"
 
 
 class GeometryMismatch(RequestError):

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     logits_retention_days: PositiveFloat | None = None
     """Days after which the logits behind probabilities and uncertainty are erased; as long as the job by default."""
     pacs_file: Path | None = None
-    """The PACS that there are, a TOML file; none by default."""
+    """TOML file of the PACS that series come from and results go to: addresses, credentials and rules."""
     monailabel_secret: Annotated[SecretStr | None, AfterValidator(_reject_short_secret)] = None
     """Part of a path, /monailabel/SECRET/, by which OHIF, which sends no key, is let in; no such path by default."""
     monailabel_origins: Annotated[

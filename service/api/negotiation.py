@@ -12,13 +12,14 @@ _Format = TypeVar("_Format", bound=str)
 _ANYTHING: Final = "*/*"
 
 
-def choose(request: Request, wanted: _Format | None, offers: Mapping[str, _Format]) -> _Format:
+def choose(request: Request, wanted: _Format | None, offers: Mapping[str, _Format], note: str = "") -> _Format:
     """Return the format to answer in; of two that are accepted alike the first offered.
 
     Args:
         request: with or without an Accept.
         wanted: what `?format=` says, if anything.
         offers: format by media type, the default first; a format may stand below several.
+        note: why a media type that one might expect is not offered.
 
     Raises:
         NotAcceptable: none of the media types is accepted.
@@ -30,7 +31,7 @@ def choose(request: Request, wanted: _Format | None, offers: Mapping[str, _Forma
     best = max(offers, key=lambda media_type: quality[media_type])
     if not quality[best]:
         formats = ", ".join(dict.fromkeys(offers.values()))
-        msg = f"None of the media types of Accept is offered. Accept one of {', '.join(offers)}, or add ?format= with one of {formats}."
+        msg = f"None of the media types of Accept is offered. Accept one of {', '.join(offers)}, or add ?format= with one of {formats}.{f' {note}' if note else ''}"
         raise NotAcceptable(msg)
     return offers[best]
 

@@ -10,16 +10,16 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api.deps import OwnerDep, Parts, PartsDep
+from service.api.dicom import DICOM, answer_object, answer_zip, choose_form
 from service.api.files import Answer, kept
-from service.api.negotiation import choose
 from service.api.problems import RESPONSES
 from service.errors import ResultNotReady, ResultUnavailable
 from service.pipeline.bids import write_zip
-from service.pipeline.derived import derive_map
+from service.pipeline.derived import derive_dicom, derive_map, offers_dicom
 from service.pipeline.encode import CONFIDENCE, MASK, SUMMARY, Content, VoxelType
 from service.pipeline.frame import read_frame
 from service.pipeline.segnrrd import encode_segmentation
-from service.schemas import Summary
+from service.schemas import DEFAULT_OBJECTS, DicomObject, Summary
 from service.storage.keys import Owner
 
 router = APIRouter(prefix="/v1/segmentations/{job_id}", tags=["results"], responses=RESPONSES)
@@ -32,16 +32,31 @@ NRRD: Final = "application/vnd.unknown.nrrd"
 
 ZIP: Final = "application/zip"
 
-MaskFormat = Literal["nii.gz", "seg.nrrd"]
+MaskFormat = Literal["nii.gz", "seg.nrrd", "dcm"]
+MapFormat = Literal["nii.gz", "dcm"]
+SummaryFormat = Literal["json", "dcm"]
 
 _MASKS: Final[dict[str, MaskFormat]] = {
     NIFTI: "nii.gz",
     "application/x-gzip": "nii.gz",
     "application/octet-stream": "nii.gz",
     NRRD: "seg.nrrd",
+    DICOM: "dcm",
 }
+_MAPS: Final[dict[str, MapFormat]] = {
+    NIFTI: "nii.gz",
+    "application/x-gzip": "nii.gz",
+    "application/octet-stream": "nii.gz",
+    DICOM: "dcm",
+}
+_SUMMARIES: Final[dict[str, SummaryFormat]] = {"application/json": "json", DICOM: "dcm"}
 
 MaskFormatQuery = Annotated[MaskFormat | None, Query(alias="format", description="Goes before Accept.")]
+MapFormatQuery = Annotated[MapFormat | None, Query(alias="format", description="Goes before Accept.")]
+SummaryFormatQuery = Annotated[SummaryFormat | None, Query(alias="format", description="Goes before Accept.")]
+ObjectsQuery = Annotated[
+    list[DicomObject] | None, Query(description="Which DICOM objects; segmentation, report and picture by default.")
+]
 VoxelTypeQuery = Annotated[VoxelType, Query(alias="dtype", description="Integers carry a slope of 1 over the largest.")]
 
 _Endpoint = Callable[..., Response]
@@ -62,11 +77,14 @@ def _get(path: str, operation_id: str, *media_types: str, **options: Any) -> Cal
     return register
 
 
-@_get("/mask", "getMask", NIFTI, NRRD)
+@_get("/mask", "getMask", NIFTI, NRRD, DICOM)
 def get_mask(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, form: MaskFormatQuery = None) -> Response:
-    """Return the mask on the scan's own grid, uint8 label values: NIfTI (.nii.gz) or 3D Slicer's .seg.nrrd."""
+    """Return the mask on the scan's own grid, uint8 label values: NIfTI (.nii.gz), 3D Slicer's .seg.nrrd or DICOM SEG."""
     result = result_of(parts, owner, job_id)
-    if choose(request, form, _MASKS) == "nii.gz":
+    chosen = choose_form(request, result, form, _MASKS)
+    if chosen == "dcm":
+        return answer_object(request, parts, result, "seg")
+    if chosen == "nii.gz":
         return Answer(request, result, MASK, NIFTI, varies=True).stored()
     stored = kept(result, MASK)
 
@@ -80,14 +98,21 @@ def get_mask(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, fo
     return answer.made("mask.seg.nrrd", parts.state.incoming, write)
 
 
-@_get("/confidence", "getConfidence", NIFTI)
+@_get("/confidence", "getConfidence", NIFTI, DICOM)
 def get_confidence(
-    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, kind: VoxelTypeQuery = "uint8"
+    request: Request,
+    job_id: str,
+    parts: PartsDep,
+    owner: OwnerDep,
+    kind: VoxelTypeQuery = "uint8",
+    form: MapFormatQuery = None,
 ) -> Response:
-    """Return the confidence of the mask's label at each voxel, NIfTI (.nii.gz), in [1/C, 1] after scl_slope."""
+    """Return the confidence of the mask's label at each voxel: NIfTI (.nii.gz), in [1/C, 1] after scl_slope, or DICOM parametric map."""
     result = result_of(parts, owner, job_id)
+    if choose_form(request, result, form, _MAPS) == "dcm":
+        return answer_object(request, parts, result, "pm")
     if kind == "uint8":
-        return Answer(request, result, CONFIDENCE, NIFTI).stored()
+        return Answer(request, result, CONFIDENCE, NIFTI, varies=True).stored()
     return _computed(request, parts, result, "confidence", kind)
 
 
@@ -108,19 +133,34 @@ def get_uncertainty(
 
 
 @_get("/summary", "getSummary", response_model=Summary)
-def get_summary(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep) -> Response:
-    """Return the image-level calibration summary."""
-    return Answer(request, result_of(parts, owner, job_id), SUMMARY, "application/json").stored()
+def get_summary(
+    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, form: SummaryFormatQuery = None
+) -> Response:
+    """Return the image-level calibration summary: JSON, or DICOM structured report."""
+    result = result_of(parts, owner, job_id)
+    if choose_form(request, result, form, _SUMMARIES) == "dcm":
+        return answer_object(request, parts, result, "sr")
+    return Answer(request, result, SUMMARY, "application/json", varies=True).stored()
+
+
+@_get("/dicom.zip", "getDicom", ZIP)
+def get_dicom(
+    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, objects: ObjectsQuery = None
+) -> Response:
+    """Return DICOM objects in one zip; they belong to the study of the scan, which was a DICOM series."""
+    kinds = tuple(dict.fromkeys(objects or DEFAULT_OBJECTS))
+    return answer_zip(request, parts, result_of(parts, owner, job_id), kinds)
 
 
 @_get("/bundle.zip", "getBundle", ZIP)
 def get_bundle(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep) -> Response:
-    """Return mask, confidence, label table and summary in one zip, named in the style of BIDS derivatives."""
+    """Return mask, confidence, label table and summary in one zip, named in the style of BIDS derivatives; of a DICOM series DICOM objects, too."""
     result = result_of(parts, owner, job_id)
 
     def write(scratch: Path) -> Path:
         out = scratch / "bundle.zip"
-        write_zip(result, job_id, out)
+        made = derive_dicom(result, scratch, seconds=parts.settings.case_deadline_s) if offers_dicom(result) else []
+        write_zip(result, job_id, out, made)
         return out
 
     return Answer(request, result, "bundle.zip", ZIP).made(f"zip of {job_id}", parts.state.incoming, write)

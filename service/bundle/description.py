@@ -26,12 +26,14 @@ class BundleDescription:
     Args:
         root: its folder.
         sha256: of its manifest; `name@sha256` is its identity.
+        card_sha256: of its calibration card.
         config: how it wants to be served.
         card: what was measured about it.
     """
 
     root: Path
     sha256: str
+    card_sha256: str
     config: ServiceConfig
     card: CalibrationCard
 
@@ -57,7 +59,7 @@ def describe_bundle(root: Path) -> BundleDescription:
     if (card.weights_sha256, card.config_sha256) != (sha256_of(root / WEIGHTS), sha256_of(root / CONFIG)):
         msg = "The calibration card was measured with other weights or another configuration. Export the bundle again."
         raise BundleIntegrity(msg)
-    return BundleDescription(root, sha256, config, card)
+    return BundleDescription(root, sha256, sha256_of(root / CARD), config, card)
 
 
 def _read(path: Path, model: type[_Declared]) -> _Declared:

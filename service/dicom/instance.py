@@ -180,7 +180,7 @@ def _reject_length(dataset: Dataset) -> None:
 
 
 def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
-    place = _place(dataset, frame)
+    place = place_of(dataset, frame)
     rescale = _rescale(dataset, frame)
     position = _numbers(place, "ImagePositionPatient", 3, MissingOrientation)
     orientation = _orientation(_numbers(place, "ImageOrientationPatient", 6, MissingOrientation))
@@ -205,7 +205,7 @@ def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
     )
 
 
-def _place(dataset: Dataset, frame: int) -> Dataset:
+def place_of(dataset: Dataset, frame: int) -> Dataset:
     """Return a dataset with position, orientation and spacing of a frame, wherever the file has them."""
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         return dataset

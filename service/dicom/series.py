@@ -8,6 +8,7 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from service.dicom.instance import Slice, read_instance
+from service.dicom.source import describe_source
 from service.dicom.stack import stack
 from service.errors import DuplicateInstance, MultipleSeries, NoDicom
 from service.formats.archive import read_members
@@ -36,7 +37,8 @@ def decode(file: BinaryIO) -> Volume:
     array = np.empty(shape, np.float32, order="F")
     for k, each in enumerate(slices):
         array[..., k] = each.intensities().T
-    return Volume(array[np.newaxis], affine, nifti_header(shape, affine, array.dtype), tuple(warnings))
+    header = nifti_header(shape, affine, array.dtype)
+    return Volume(array[np.newaxis], affine, header, tuple(warnings), describe_source(slices))
 
 
 def check(file: BinaryIO) -> None:

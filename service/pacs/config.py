@@ -4,12 +4,14 @@ import os
 import ssl
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from service.bundle.registry import DEFAULT_MODEL
 from service.errors import PacsNotFound, SettingsError
 from service.pacs.selection import Selection
+from service.schemas import DEFAULT_OBJECTS, DicomObject
 from service.storage.keys import LOCAL, OwnerName
 
 AeTitle = Annotated[str, Field(pattern=r"^[ -\[\]-~]{1,16}$")]
@@ -77,8 +79,31 @@ class Tls(_Table):
             if self.certificate_file is not None:
                 context.load_cert_chain(self.certificate_file, self.key_file)
         except OSError as error:  # ssl.SSLError is one, too
-            msg = "The certificates that the PACS file names cannot be used. Look whether the files exist and are PEM."
-            raise SettingsError(msg) from error
+            raise SettingsError(_NO_CERTIFICATE) from error
+        return context
+
+
+class ServerTls(_Table):
+    """The certificate of a server, and whose clients are let in."""
+
+    certificate_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+    """Clients must have a certificate of these, where it is given."""
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context of a server.
+
+        Raises:
+            SettingsError: a file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca_file)
+            context.load_cert_chain(self.certificate_file, self.key_file)
+        except OSError as error:
+            raise SettingsError(_NO_CERTIFICATE) from error
+        if self.client_ca_file is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
         return context
 
 
@@ -93,6 +118,8 @@ class Dimse(_Table):
     """AE title of this service; the PACS must know it, with the address of this machine and `move_port`."""
     move_port: Port = 11113
     """Where the images of a C-MOVE are received, for as long as it takes."""
+    move_host: str = "0.0.0.0"  # noqa: S104 - the PACS is another machine
+    """Address of this machine that is listened on for them."""
     tls: Tls | None = None
 
 
@@ -132,10 +159,8 @@ class Rule(_Table):
 
     pacs: PacsName
     select: Selection = Selection()
-    model: str | None = None
-    """The default model if left out."""
-    objects: list[str] | None = None
-    """The default objects if left out."""
+    model: str = DEFAULT_MODEL
+    objects: list[DicomObject] = list(DEFAULT_OBJECTS)
     destination: PacsName | None = None
     """Where results go; back to `pacs` if left out."""
     owner: OwnerName = LOCAL
@@ -157,7 +182,7 @@ class Receiver(_Table):
     aet: AeTitle = "CALIBRANT"
     allowed: list[AeTitle] = Field(min_length=1)
     """AE titles that may send."""
-    tls: Tls | None = None
+    tls: ServerTls | None = None
     idle_s: PositiveFloat = 10
     """Seconds without a new image after which a series without gaps is taken to be complete."""
     patience_s: PositiveFloat = 120
@@ -198,6 +223,10 @@ class PacsFile(_Table):
             raise PacsNotFound(msg)
         return self.pacs[name]
 
+
+_NO_CERTIFICATE: Final = (
+    "The certificates that the PACS file names cannot be used. Look whether the files exist and are PEM."
+)
 
 RECEIVED: Literal["received"] = "received"
 """What rules call the series that `calibrant receive` was sent."""

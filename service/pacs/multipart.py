@@ -1,8 +1,8 @@
 """multipart/related of DICOMweb (PS3.18 8.6.1.2): answers -> their parts; DICOM files -> a body."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -13,6 +13,9 @@ _BOUNDARY: Final = b"calibrant-d1c0m-b0undary-7e9f5a40c2"
 _START: Final = b"--" + _BOUNDARY + b"\r\nContent-Type: application/dicom\r\n\r\n"
 _END: Final = b"\r\n--" + _BOUNDARY + b"--\r\n"
 _PIECE: Final = 1 << 20
+
+EMPTY_BODY: Final = _START + _END
+"""A body with one part of nothing."""
 
 CONTENT_TYPE: Final = f'multipart/related; type="application/dicom"; boundary={_BOUNDARY.decode()}'
 """Of what `body_of` yields."""
@@ -65,7 +68,7 @@ class _Reader:
         self.ended = False
         self._part = bytearray()
         self._complete: list[bytes] = []
-        self.callbacks: dict[str, Callable[..., None]] = {
+        self.callbacks: Any = {
             "on_part_data": self._data,
             "on_part_end": self._part_end,
             "on_end": self._end,

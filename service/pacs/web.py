@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, Any, Final, Protocol, Self, cast
 
 import httpx
 
 from service.errors import PacsBadResponse, PacsBusy, PacsRefused, PacsUnreachable, SeriesNotFound
 from service.pacs.config import Pacs
-from service.pacs.multipart import CONTENT_TYPE, body_of, parts_of
+from service.pacs.multipart import CONTENT_TYPE, EMPTY_BODY, body_of, parts_of
 from service.pacs.selection import Series
 
 MAX_JSON_BYTES: Final = 64 << 20
@@ -27,6 +27,7 @@ _JSON: Final = "application/dicom+json"
 _DICOM: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _PAGE: Final = 1000
 _CONNECT_S: Final = 5.0
+_FORBIDDEN: Final = (401, 403, 404, 405)
 _BUSY: Final = frozenset({408, 425, 429})
 
 # Tags of DICOM JSON (PS3.18 annex F).
@@ -84,11 +85,10 @@ class DicomWeb:
         found = self._query(f"/studies/{_uid(study)}/series/{_uid(series)}/instances", {})
         return sorted({_text(item, _INSTANCE) for item in found} - {""})
 
-    def holds(self, instance: str) -> bool:
-        """Say whether the PACS has an object of this SOP Instance UID, in whatever study."""
-        return any(
-            _text(item, _INSTANCE) == instance for item in self._query("/instances", {"SOPInstanceUID": instance})
-        )
+    def holds(self, study: str, series: str, instance: str) -> bool:
+        """Say whether the PACS has an object of this SOP Instance UID in this place."""
+        place = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
+        return any(_text(item, _INSTANCE) == instance for item in self._query("/instances", place))
 
     def fetch_series(self, study: str, series: str) -> Iterator[bytes]:
         """Yield the files (PS3.10) of a series, in the transfer syntax in which they are stored."""
@@ -101,6 +101,21 @@ class DicomWeb:
             msg = f"The PACS answered {len(found)} objects; one was asked for."
             raise PacsBadResponse(msg)
         return found[0]
+
+    def any_series(self) -> Series | None:
+        """Return some series; None if it holds nothing."""
+        with self._answer("GET", "/series", params={"limit": 1}, headers={"Accept": _JSON}) as answer:
+            found = self._listed(answer)
+        return _series_of(found[0], "") if found else None
+
+    def may_store(self) -> bool:
+        """Say whether this service has the right to store: what is sent is no object, so that nothing is stored."""
+        headers = {"Content-Type": CONTENT_TYPE, "Accept": _JSON}
+        with self._answer("POST", "/studies", headers=headers, content=EMPTY_BODY) as answer:
+            status = answer.status_code
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            _reject_status(status)
+        return status not in _FORBIDDEN
 
     def store(self, path: Path) -> None:
         """Store one DICOM file (STOW-RS, PS3.18 10.5); that it is kept must be looked for afterwards.
@@ -126,21 +141,23 @@ class DicomWeb:
         while True:
             page = {"limit": _PAGE, "offset": offset}
             with self._answer("GET", path, params=params | page, headers={"Accept": _JSON}) as answer:
-                _reject_status(answer.status_code)
-                if answer.status_code == httpx.codes.NO_CONTENT:
-                    return
-                if not _says_json(answer):
-                    msg = "The PACS answered a query with something that is not JSON. Look whether the configured url is its DICOMweb root."
-                    raise PacsBadResponse(msg)
-                found = _json(self._read(answer))
-            if not isinstance(found, list):
-                raise PacsBadResponse(_NO_JSON)
+                found = self._listed(answer)
             if found == known:  # a server that knows no pages
                 return
             yield from found
             if len(found) != _PAGE:
                 return
             offset, known = offset + _PAGE, found
+
+    def _listed(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        """Return the datasets of the answer to a query."""
+        _reject_status(answer.status_code)
+        if answer.status_code == httpx.codes.NO_CONTENT:
+            return []
+        found = _json(self._read(answer)) if _says_json(answer) else None
+        if not isinstance(found, list):
+            raise PacsBadResponse(_NO_JSON)
+        return found
 
     def _fetch(self, path: str) -> Iterator[bytes]:
         with self._answer("GET", path, headers={"Accept": _DICOM}) as answer:
@@ -176,10 +193,22 @@ class DicomWeb:
         return b"".join(self._chunks(answer, MAX_JSON_BYTES))
 
 
-def write_zip(files: Iterable[bytes], out: IO[bytes]) -> int:
+class Writable(Protocol):
+    """What a zip is written to, from its start to its end."""
+
+    def write(self, chunk: bytes, /) -> int:
+        """Append a piece and return its length."""
+        ...
+
+    def flush(self) -> None:
+        """Let nothing wait in memory."""
+        ...
+
+
+def write_zip(files: Iterable[bytes], out: Writable) -> int:
     """Write DICOM files to a zip, uncompressed, under names that tell nothing, and return how many those were."""
     count = 0
-    with zipfile.ZipFile(out, "w") as archive:
+    with zipfile.ZipFile(cast("IO[bytes]", out), "w") as archive:
         for content in files:
             count += 1
             archive.writestr(zipfile.ZipInfo(f"{count:06}.dcm"), content)

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,20 +24,24 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _FOLDERS: Final = {"MR": "anat", "PT": "pet"}
 """Data type by DICOM modality; BIDS has none for CT, whose folder it is told to ignore."""
 
+_DICOM: Final = "dicom"
+
 _VERSION: Final = "1.10.0"
 
 
-def write_zip(result: Path, subject: str, out: Path) -> None:
+def write_zip(result: Path, subject: str, out: Path, dicom: Sequence[Path] = ()) -> None:
     """Write the zip of a result.
 
     Args:
         result: its folder.
         subject: what takes the place of the subject's label: letters and digits.
         out: file to write.
+        dicom: DICOM objects of the result, which BIDS is told to ignore.
     """
     frame = read_frame(result)
+    members = _members(result, frame, subject) | {f"{_DICOM}/{path.name}": path for path in dicom}
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in _members(result, frame, subject).items():
+        for name, content in members.items():
             member = zipfile.ZipInfo(name, _EPOCH)
             member.external_attr = 0o644 << 16
             member.file_size = content.stat().st_size if isinstance(content, Path) else len(content)
@@ -58,7 +63,12 @@ def _members(result: Path, frame: Frame, subject: str) -> dict[str, bytes | Path
     model = re.sub(r"[^A-Za-z0-9]", "", frame.config.name)
     folder = _FOLDERS.get(frame.config.modality, frame.config.modality.lower())
     stem = f"sub-{subject}/{folder}/sub-{subject}_space-orig_seg-{model}"
-    ignored = ["*_summary.json", "*_result.json", *([] if folder in _FOLDERS.values() else [f"**/{folder}"])]
+    ignored = [
+        "*_summary.json",
+        "*_result.json",
+        f"{_DICOM}/",
+        *([] if folder in _FOLDERS.values() else [f"**/{folder}"]),
+    ]
     labels = [label.name for label in frame.config.labels]
     members: dict[str, bytes | Path] = {
         "dataset_description.json": _json(

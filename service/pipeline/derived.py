@@ -5,17 +5,18 @@ but its exponentials differ from torch's in the last digit, and a figure compute
 """
 
 import multiprocessing
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import ExecutionError, ResultExpired
-from service.pipeline.encode import LOGITS, Content, VoxelType
-from service.schemas import Measured
+from service.errors import ExecutionError, NoSourceSeries, ResultExpired
+from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SOURCE, SUMMARY, Content, VoxelType
+from service.schemas import DEFAULT_OBJECTS, DicomObject, Measured, Superseded
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
 _TURN: Final = threading.Semaphore(1)
@@ -38,6 +39,7 @@ def derive_map(result: Path, work: Path, content: Content, kind: VoxelType, seco
         ResultExpired: the logits are not kept.
         ExecutionError: the process died or took too long.
     """
+    reject_without_logits(result)
     out = work / f"{content}.nii.gz"
     _in_child(_write_map, result, seconds, out, content, kind)
     return out
@@ -57,9 +59,61 @@ def derive_measured(result: Path, work: Path, classes: npt.NDArray[np.uint8], mo
         ResultExpired: the logits are not kept.
         ExecutionError: the process died or took too long.
     """
+    reject_without_logits(result)
     np.save(work / _LABELS, classes, allow_pickle=False)
     _in_child(_write_measured, result, seconds, work, model)
     return Measured.model_validate_json((work / _MEASURED).read_bytes())
+
+
+def derive_dicom(
+    result: Path,
+    work: Path,
+    objects: Collection[DicomObject] = DEFAULT_OBJECTS,
+    seconds: float = 600.0,
+    supersedes: Superseded | None = None,
+) -> list[Path]:
+    """Return the files of DICOM objects of a result, `<kind>.dcm`, in the order in which they were asked for.
+
+    The same result gives the same UIDs and the same bytes; with another `supersedes` it gives others.
+
+    Args:
+        result: its folder.
+        work: folder that the files are written to.
+        objects: which; each counts once.
+        seconds: after which they are given up.
+        supersedes: the report of an earlier result that this one replaces, e.g. because slices came late.
+
+    Raises:
+        NoSourceSeries: the scan was no DICOM series.
+        ResultExpired: mask, confidence and summary, or for `pm` the logits, are not kept.
+        ExecutionError: the process died or took too long.
+    """
+    reject_without_series(result)
+    if not offers_dicom(result):
+        msg = "DICOM results are made of mask, confidence and summary, and the segmentation was made without one of them among its outputs. Segment the scan again with all three."
+        raise ResultExpired(msg)
+    if "pm" in objects:
+        reject_without_logits(result)
+    kinds = tuple(dict.fromkeys(objects))
+    _in_child(_write_dicom, result, seconds, work, kinds, supersedes)
+    return [work / f"{kind}.dcm" for kind in kinds]
+
+
+def offers_dicom(result: Path) -> bool:
+    """Return whether all that DICOM objects are made of was kept, except the logits of a parametric map."""
+    return all((result / name).is_file() for name in (SOURCE, MASK, CONFIDENCE, SUMMARY))
+
+
+def holds_series(result: Path) -> bool:
+    """Return whether the scan of a result was a DICOM series."""
+    return (result / SOURCE).is_file()
+
+
+def reject_without_series(result: Path) -> None:
+    """Raise NoSourceSeries if no DICOM object can be made of a result."""
+    if not holds_series(result):
+        msg = "The scan was no DICOM series, so that there is no patient, study or series that a DICOM result could belong to. Take NIfTI, or send the zip of a DICOM series."
+        raise NoSourceSeries(msg)
 
 
 def reject_without_logits(result: Path) -> None:
@@ -73,7 +127,6 @@ def reject_without_logits(result: Path) -> None:
 
 
 def _in_child(work: Callable[..., None], result: Path, seconds: float, *arguments: object) -> None:
-    reject_without_logits(result)
     with _TURN:
         process = _PROCESSES.Process(target=work, args=(result, *arguments), daemon=True)
         process.start()
@@ -85,11 +138,11 @@ def _in_child(work: Callable[..., None], result: Path, seconds: float, *argument
         process.close()
     if late:
         msg = (
-            f"The computation from the stored logits took longer than {seconds:.0f} s and was stopped. Try again later."
+            f"The computation from the stored result took longer than {seconds:.0f} s and was stopped. Try again later."
         )
         raise ExecutionError(msg)
     if code:
-        msg = "The process that computed from the stored logits died. Try again, then tell the operator."
+        msg = "The process that computed from the stored result died. Try again, then tell the operator."
         raise ExecutionError(msg)
 
 
@@ -104,3 +157,14 @@ def _write_measured(result: Path, work: Path, model: str) -> None:
 
     classes = np.load(work / _LABELS, mmap_mode="r", allow_pickle=False)
     (work / _MEASURED).write_text(measure(result, classes, model).model_dump_json())
+
+
+def _write_dicom(result: Path, work: Path, objects: tuple[DicomObject, ...], supersedes: Superseded | None) -> None:
+    # What a library prints or raises over a header could hold a patient's name: it goes nowhere.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+
+    from service.pipeline.dicom import write_dicom
+
+    write_dicom(result, work, objects, supersedes)

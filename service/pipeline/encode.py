@@ -19,6 +19,8 @@ MASK = "mask.nii.gz"
 CONFIDENCE = "confidence.nii.gz"
 SUMMARY = "summary.json"
 LOGITS = "logits.npy.gz"
+SOURCE = "source.json.gz"
+"""What DICOM results are made with: headers of the scan's series. It names the patient and never leaves the service."""
 
 Content = Literal["probabilities", "uncertainty", "confidence"]
 """What a map shows: p of each class, entropy of p over ln C, or the largest p."""
@@ -97,6 +99,11 @@ def without_free_text(scan_header: bytes) -> bytes:
     """Return the header of a scan, little-endian, without what may name a patient."""
     header = _scan_header(scan_header)
     return bytes(header.binaryblock)
+
+
+def encode_source(source: str) -> bytes:
+    """Return what is kept of a DICOM series' headers, packed."""
+    return _gzip(source.encode())
 
 
 def encode_logits(logits: npt.NDArray[np.float16]) -> bytes:

@@ -1,5 +1,6 @@
 """One case from file to result, one line a stage. Knows no HTTP, no job and no settings: every way in calls it."""
 
+import datetime as dt
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,7 +15,17 @@ from service.bundle.schema import ServiceConfig
 from service.errors import BundleUnsupported
 from service.pipeline.calibrate import segment
 from service.pipeline.centre import Placement, place
-from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SUMMARY, encode_confidence, encode_logits, encode_mask
+from service.pipeline.encode import (
+    CONFIDENCE,
+    LOGITS,
+    MASK,
+    SOURCE,
+    SUMMARY,
+    encode_confidence,
+    encode_logits,
+    encode_mask,
+    encode_source,
+)
 from service.pipeline.frame import FRAME
 from service.pipeline.infer import Placement as DevicePlacement
 from service.pipeline.infer import infer_within_memory
@@ -38,7 +49,8 @@ def run_case(
 ) -> CaseResult:
     """Segment the scan and write its files and, last, `result.json` into the folder `out`.
 
-    The frame is always written; mask, confidence, summary and, for probabilities, the logits as far as they are kept.
+    The frame is always written, and the headers of a DICOM series; mask, confidence, summary and, for probabilities,
+    the logits as far as they are kept.
 
     Args:
         scan: file.
@@ -77,6 +89,9 @@ def run_case(
         ),
         FRAME: (None, lambda: _json(frame_of(volume, grid, config))),
     }
+    if volume.source is not None:
+        source = volume.source
+        writers[SOURCE] = (None, lambda: encode_source(source))
     kept = {name: write for name, (output, write) in writers.items() if output is None or output in outputs}
     files = watch.stage("encode", lambda: {name: write() for name, write in kept.items()})
     hashes = watch.stage("store", lambda: write_files(out, files))
@@ -89,6 +104,9 @@ def run_case(
         precision=PRECISION,
         seconds=watch.seconds,
         files=hashes,
+        weights_sha256=description.card.weights_sha256,
+        card_sha256=description.card_sha256,
+        created=dt.datetime.now(dt.UTC).replace(microsecond=0),
     )
     complete(out, result)
     return result

@@ -71,7 +71,7 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
         os.close(shared)
     array = np.frombuffer(voxels, dtype).reshape(shape, order=answer["order"])
     affine = np.array(answer["affine"], np.float64)
-    return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]))
+    return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]), answer["source"])
 
 
 def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
@@ -189,6 +189,7 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
         "affine": volume.affine.tolist(),
         "header": volume.header.hex(),
         "warnings": volume.warnings,
+        "source": volume.source,
     }
 
 

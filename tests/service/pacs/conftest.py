@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,10 @@ from pydicom.dataset import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
-from orthanc import Orthanc, is_installed
+from orthanc import Orthanc, free_port, is_installed
+
+MOVE_PORT = free_port()
+"""Where that Orthanc sends the images of a C-MOVE."""
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
@@ -24,7 +28,9 @@ def running_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthan
     if not is_installed():
         msg = "Orthanc is absent: apt-get install orthanc orthanc-dicomweb dcmtk"
         pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
-    orthanc = Orthanc(tmp_path_factory.mktemp("orthanc")).start()
+    orthanc = Orthanc(
+        tmp_path_factory.mktemp("orthanc"), DicomModalities={"us": ["CALIBRANT", "127.0.0.1", MOVE_PORT]}
+    ).start()
     yield orthanc
     orthanc.kill()
 
@@ -47,6 +53,17 @@ def series_files(
     for path, image in zip(paths, slices_of(), strict=True):
         path.write_bytes(dicom_file(image))
     return paths
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return certificate and key of 127.0.0.1, which vouches for itself."""
+    folder = tmp_path_factory.mktemp("certificate")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return certificate, key
 
 
 @dataclass

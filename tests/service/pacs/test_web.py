@@ -33,8 +33,8 @@ def test_what_is_stored_is_found_and_fetched(orthanc: Orthanc, series_files: lis
         (found,) = pacs.find_series(series=SERIES)
         instances = pacs.find_instances(STUDY, SERIES)
         files = list(pacs.fetch_series(STUDY, SERIES))
-        assert pacs.holds("1.2.3.1")
-        assert not pacs.holds("1.2.3.99")
+        assert pacs.holds(STUDY, SERIES, "1.2.3.1")
+        assert not pacs.holds(STUDY, SERIES, "1.2.3.99")
         assert pacs.fetch_instance(STUDY, SERIES, "1.2.3.1") == series_files[0].read_bytes()
 
     assert (found.study, found.uid, found.modality, found.instances) == (STUDY, SERIES, "CT", 6)

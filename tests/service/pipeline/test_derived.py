@@ -63,7 +63,7 @@ def test_a_process_that_dies_is_an_error_of_ours(result: Path, tmp_path: Path) -
     """Logits that are no logits end the process, not the service."""
     (result / "logits.npy.gz").write_bytes(b"no logits")
 
-    with pytest.raises(ExecutionError, match=r"^The process that computed from the stored logits died\."):
+    with pytest.raises(ExecutionError, match=r"^The process that computed from the stored result died\."):
         derive_map(result, tmp_path, "probabilities", "float32", 120)
 
 

@@ -1,0 +1,114 @@
+"""A DICOM file -> where it belongs, and a digest of what it says that survives the way through a PACS."""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+
+from service.errors import PacsBadResponse
+from service.pacs.selection import OURS, Series
+
+# What a result says. A PACS may rewrite the rest: names and numbers of the patient, its own private elements, group 2.
+_CONTENT: Final = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "PixelData",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "EncapsulatedDocument",
+    "ContentSequence",
+    "SegmentSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+
+_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
+_META_BYTES: Final = 2048
+"""Within which group 2 ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One object.
+
+    Args:
+        study: Study Instance UID.
+        series: Series Instance UID.
+        uid: SOP Instance UID.
+        ours: whether this service made it, or had a part in it (Manufacturer, Contributing Equipment Sequence).
+    """
+
+    study: str
+    series: str
+    uid: str
+    ours: bool
+
+
+def read_instance(content: bytes) -> Instance:
+    """Return what a file (PS3.10) says of itself.
+
+    Raises:
+        PacsBadResponse: it cannot be read.
+    """
+    tags = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Manufacturer", "ContributingEquipmentSequence"]
+    dataset = _read(content, tags)
+    makers = [dataset, *(dataset.get("ContributingEquipmentSequence") or [])]
+    return Instance(
+        study=str(dataset.get("StudyInstanceUID", "")),
+        series=str(dataset.get("SeriesInstanceUID", "")),
+        uid=str(dataset.get("SOPInstanceUID", "")),
+        ours=any(str(each.get("Manufacturer", "")).strip().lower() == OURS.lower() for each in makers),
+    )
+
+
+def read_series(content: bytes, count: int) -> Series:
+    """Return what a file says of its series.
+
+    Args:
+        content: the file.
+        count: of the images of the series that are there.
+
+    Raises:
+        PacsBadResponse: it cannot be read.
+    """
+    names = ["Modality", "SeriesDescription", "BodyPartExamined", "Manufacturer"]
+    dataset = _read(content, ["StudyInstanceUID", "SeriesInstanceUID", *names])
+    modality, description, body_part, manufacturer = (str(dataset.get(name) or "") for name in names)
+    study, series = str(dataset.get("StudyInstanceUID", "")), str(dataset.get("SeriesInstanceUID", ""))
+    return Series(study, series, modality, description, body_part, manufacturer, count)
+
+
+def content_digest(content: bytes) -> str:
+    """Return the SHA-256 of what a file says: its voxels or text, and what they mean.
+
+    Raises:
+        PacsBadResponse: it cannot be read.
+    """
+    dataset = _read(content, None)
+    said = Dataset()
+    said.update({element.tag: element for element in dataset if element.keyword in _CONTENT})
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    with warnings.catch_warnings(action="ignore"):
+        write_dataset(buffer, said)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _read(content: bytes, tags: list[str] | None) -> Dataset:
+    if _DEFLATED in content[:_META_BYTES]:
+        msg = "The PACS sent a deflated file, which nothing bounds. Let it send another transfer syntax."
+        raise PacsBadResponse(msg)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
+            return dcmread(io.BytesIO(content), stop_before_pixels=tags is not None, specific_tags=tags)
+    except Exception as error:  # pydicom raises a dozen kinds, depending on where the damage is
+        msg = "The PACS sent something that is no DICOM file, or a damaged one."
+        raise PacsBadResponse(msg) from error
