@@ -133,7 +133,7 @@ def write_nifti() -> Callable[..., None]:
     return _write_nifti
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hippocampus() -> Path:
     """Return the folder of the real hippocampus data; absent it skips, but never silently in continuous integration."""
     return _real_data("Task04_Hippocampus")

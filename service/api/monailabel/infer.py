@@ -1,14 +1,16 @@
 """`/monailabel/infer`: the ordinary durable job for a scan of MONAI Label's clients, and its result when it has finished."""
 
 import asyncio
+import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import Parts, PartsDep
+from service.api.dicom import DICOM
 from service.api.monailabel.answer import BINARY, Wish, describe, encode_image, form_of
 from service.api.monailabel.door import PREFIX, ViewerDep
 from service.api.monailabel.form import receive_form
@@ -17,17 +19,20 @@ from service.api.results import result_of
 from service.api.segmentations import ALL_OUTPUTS
 from service.errors import BY_CODE
 from service.jobs.status import Order
-from service.schemas import FINISHED, Job, Scan
+from service.pipeline.derived import derive_dicom
+from service.schemas import FINISHED, DicomObject, Job, Scan
 from service.storage.keys import Owner
 
 router = APIRouter(prefix=f"{PREFIX}/infer", include_in_schema=False)
 
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S: Final = 0.1
 """Seconds between two looks at the job."""
 
-Kind = Literal["all", "image", "json"]
+_SEGMENTATION: Final[tuple[DicomObject, ...]] = ("seg",)
 
-Identifier = Annotated[str, Query(max_length=200)]
+Kind = Literal["all", "image", "json", "dicom_seg"]
+
+Identifier = Annotated[str, Query(max_length=1000)]
 
 
 @router.post("/{model}")
@@ -51,6 +56,8 @@ async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
     order = Order(owner.name, scan.id, bundle.identity, ALL_OUTPUTS)
     job = await _finished(parts, owner, await run_in_threadpool(parts.jobs.submit, order))
     result = await run_in_threadpool(result_of, parts, owner, job.id)
+    if output == "dicom_seg":
+        return await run_in_threadpool(_answer_dicom, parts, result)
     return await run_in_threadpool(_answer, job, result, wish, output)
 
 
@@ -60,7 +67,7 @@ async def _scan_of(parts: Parts, owner: Owner, session_id: str, image: str, sent
     if sent is not None:
         return sent
     # 3D Slicer names its volume here, too, but always has a session.
-    return await run_in_threadpool(fetch_scan, parts.state, parts.settings.pacs_file, owner.name, image)
+    return await run_in_threadpool(fetch_scan, parts.state, parts.dicom.file, owner.name, image)
 
 
 async def _finished(parts: Parts, owner: Owner, job: Job) -> Job:
@@ -85,3 +92,9 @@ def _answer(job: Job, result: Path, wish: Wish, output: Kind) -> Response:
     if output == "json":
         return JSONResponse(describe(job, result))
     return form_of(describe(job, result), name, encode_image(result, wish))
+
+
+def _answer_dicom(parts: Parts, result: Path) -> Response:
+    with tempfile.TemporaryDirectory(dir=parts.state.incoming) as scratch:
+        path = derive_dicom(result, Path(scratch), _SEGMENTATION, parts.settings.case_deadline_s)[0]
+        return Response(path.read_bytes(), media_type=DICOM)

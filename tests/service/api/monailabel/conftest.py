@@ -21,6 +21,10 @@ import requests
 
 from service.storage.keys import add_key
 
+sys.path.insert(0, str(Path(__file__).parents[4] / "benchmarks"))
+
+from orthanc import Orthanc, is_installed
+
 SECRET = "s3cret-Path_of-22-letters"  # noqa: S105 - of a test
 ORIGIN = "http://viewer.example:3000"
 
@@ -33,7 +37,8 @@ class Labelling:
     log: Path
     state: Path
     keys: Path
-    pacs_file: Path
+    orthanc: Orthanc | None
+    """The PACS that it is told of, not started yet; None where the program is absent."""
 
     @property
     def port(self) -> int:
@@ -47,11 +52,12 @@ class Labelling:
 
 @pytest.fixture(scope="session")
 def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelling]:
-    """Yield a service with keys, a secret, an origin and a PACS file that is empty at first."""
+    """Yield a service with keys, a secret, an origin and a PACS that has not been started yet."""
     root = tmp_path_factory.mktemp("labelling")
     log, keys, pacs = root / "log", root / "keys.json", root / "pacs.toml"
     add_key(keys, "nobody", admin=False)
-    pacs.write_text("")
+    orthanc = Orthanc(root / "orthanc") if is_installed() else None
+    pacs.write_text(f'[pacs.archive]\nurl = "{orthanc.dicomweb}"\n' if orthanc else "")
     environment = os.environ | {
         "CALIBRANT_STATE_DIR": str(root / "state"),
         "CALIBRANT_KEYS_FILE": str(keys),
@@ -70,7 +76,7 @@ def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelling]:
                 assert time.monotonic() < deadline, log.read_text()
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
-            yield Labelling(lines[0].split()[5], log, root / "state", keys, pacs)
+            yield Labelling(lines[0].split()[5], log, root / "state", keys, orthanc)
         finally:
             process.terminate()
 
