@@ -210,6 +210,22 @@ def receive(file: PacsPath) -> None:
 
 
 @app.command()
+def mercure(
+    inbox: Annotated[
+        Path, typer.Option("--in", envvar="MERCURE_IN_DIR", help="Folder of images and task.json.", exists=True)
+    ],
+    outbox: Annotated[
+        Path, typer.Option("--out", envvar="MERCURE_OUT_DIR", help="Folder for DICOM objects.", exists=True)
+    ],
+) -> None:
+    """Run as a processing module of mercure: segment the series of a folder into DICOM objects and result.json."""
+    from service.mercure import run_module
+
+    report = run_module(inbox, outbox)
+    typer.echo(report.document()["__mercure_notification"]["text"])
+
+
+@app.command()
 def models(
     url: Annotated[str | None, typer.Option(help="A running service; without it, this machine.")] = None,
 ) -> None:
