@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import os
@@ -163,7 +164,7 @@ def test_a_dicom_segmentation_belongs_to_the_series(ohif: Ohif, series: list[Dat
     answer = ohif.infer(series[0].SeriesInstanceUID, {}, "dicom_seg")
 
     assert answer.headers["content-type"] == "application/dicom"
-    found = pydicom.dcmread(pydicom.filebase.DicomBytesIO(answer.content))
+    found = pydicom.dcmread(io.BytesIO(answer.content))
     assert (found.Modality, found.StudyInstanceUID) == ("SEG", series[0].StudyInstanceUID)
     referred = {each.ReferencedSOPInstanceUID for each in found.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
     assert referred <= {image.SOPInstanceUID for image in series}
@@ -179,12 +180,11 @@ def test_a_series_that_no_pacs_holds_is_refused(ohif: Ohif, viewed: Labelling, u
     assert "JANE" not in viewed.log.read_text()
 
 
-def test_a_series_of_results_is_refused(ohif: Ohif, viewed: Labelling, series: list[Dataset], tmp_path: Path) -> None:
+def test_a_series_of_results_is_refused(ohif: Ohif, viewed: Labelling, series: list[Dataset]) -> None:
     """What this service made is nothing to segment, whoever asks for it."""
     answer = ohif.infer(series[0].SeriesInstanceUID, {}, "dicom_seg")
-    (tmp_path / "seg.dcm").write_bytes(answer.content)
-    viewed.orthanc.send(tmp_path / "seg.dcm")
-    ours = pydicom.dcmread(tmp_path / "seg.dcm").SeriesInstanceUID
+    httpx.post(f"{viewed.orthanc.url}/instances", content=answer.content).raise_for_status()
+    ours = pydicom.dcmread(io.BytesIO(answer.content)).SeriesInstanceUID
 
     assert ohif.infer(ours, {}, "image").json()["type"] == "/problems/unsuitable-series"
 
