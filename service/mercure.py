@@ -88,11 +88,11 @@ def run_module(inbox: Path, outbox: Path) -> Report:
     from service.bundle.reader import load_bundle
 
     settings = read_settings(inbox)
-    bundle = load_bundle(installed(settings.model).root, torch.device("cpu"))
     cases = find_series([path for path in sorted(inbox.iterdir()) if path.is_file() and is_dicom(path)]).cases
     if not cases:
         msg = "The folder holds no series of CT, MR or PET images. Let the rule send such ones only."
         raise SourceError(msg)
+    bundle = load_bundle(installed(settings.model).root, torch.device("cpu"))
     report = Report(bundle.description.identity)
     for case in cases:
         try:

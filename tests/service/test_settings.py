@@ -88,6 +88,8 @@ def test_the_documented_default_is_the_default() -> None:
         shown = documented[name.upper()].strip("`")
         if name == "state_dir":
             assert Path(shown).expanduser() == field.get_default(call_default_factory=True)
+        elif field.default == ():
+            assert shown == "none"
         elif isinstance(field.default, float):
             assert float(shown) == field.default
         else:
