@@ -9,8 +9,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api import dicomjobs
-from service.api import events, health, login, models, problems, reference, results, scans, segmentations
+from service.api import dicomjobs, events, health, login, models, problems, reference, results, scans, segmentations
 from service.api import metrics as metrics_route
 from service.api.auth import Sessions
 from service.api.deps import Parts

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -30,7 +31,7 @@ from service.pacs import patience
 from service.pacs.config import PacsFile
 from service.pacs.ledger import OBJECTS
 from service.pacs.selection import Selection
-from service.schemas import FINISHED, CaseResult, DicomJob, DicomObject
+from service.schemas import FINISHED, CaseResult, DicomJob, DicomObject, Superseded
 from service.storage.local import StateDirectory
 from tests.service.jobs.conftest import RESULT_JSON, write_result
 
@@ -66,7 +67,9 @@ class Computes(EmbeddedExecutor):
         return CaseResult.model_validate_json(RESULT_JSON)
 
 
-def build(result: Path, work: Path, objects: Collection[DicomObject], _: float) -> list[Path]:
+def build(
+    result: Path, work: Path, objects: Collection[DicomObject], _: float, supersedes: Superseded | None
+) -> list[Path]:
     """Return a small secondary capture for each object; the same result gives the same."""
     paths = []
     for number, kind in enumerate(objects):
@@ -79,6 +82,8 @@ def build(result: Path, work: Path, objects: Collection[DicomObject], _: float) 
         image.StudyInstanceUID, image.SeriesInstanceUID = STUDY, f"{uid}.1"
         image.PatientName = image.PatientID = "CNRY-73019"
         image.Modality, image.Manufacturer = "OT", "Calibrant"
+        if supersedes:
+            image.SeriesDescription = supersedes.sop_instance_uid
         image.Rows = image.Columns = 2
         image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
         image.BitsAllocated = image.BitsStored = 8
@@ -226,6 +231,8 @@ def test_late_slices_are_another_job(site: Site, tmp_path: Path) -> None:
     assert second.id != first.id
     assert second.instances != first.instances
     assert site.held() == {"CT": 7, "OT": 4}
+    told = {series["MainDicomTags"].get("SeriesDescription") for series in site.orthanc.get("/series?expand")}
+    assert first.objects[1].uid in told  # the report of the earlier result
 
 
 def test_a_series_is_selected_by_what_it_is_like(site: Site) -> None:
@@ -325,8 +332,8 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
     # The same identifiers with other content, as a result would have whose key forgot something.
     original = site.jobs.build
 
-    def build_other(result: Path, work: Path, objects: Collection[DicomObject], seconds: float) -> list[Path]:
-        paths = original(result, work, objects, seconds)
+    def build_other(*arguments: Any) -> list[Path]:  # noqa: ANN401 - passed on
+        paths = original(*arguments)
         image = dcmread(paths[0])
         image.PixelData = b"\xff" * 4
         image.save_as(paths[0])
