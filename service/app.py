@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         jobs = JobQueue(state, registry, executor, metrics, database)
         dicom = DicomJobs(jobs, state, registry, pacs, derive_dicom, settings.case_deadline_s)
         arrivals = Arrivals(dicom, pacs, registry, state)
-        sweeper = Sweeper(jobs, state, _policy(settings))
+        sweeper = Sweeper(jobs, state, _policy(settings), dicom)
         try:
             await run_in_threadpool(jobs.launch, dicom.register)
             await run_in_threadpool(dicom.start)

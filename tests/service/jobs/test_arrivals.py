@@ -2,7 +2,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -43,7 +43,7 @@ class Jobs:
             raise self.error
         return self
 
-    def __enter__(self) -> "Jobs":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,8 +15,8 @@ def described(
     status: str,
     *states: str,
     live: LiveDicom | None = None,
-    output: Any = None,
-    cancelled: bool = False,  # noqa: ANN401 - JSON
+    output: dict[str, Any] | None = None,
+    cancelled: bool = False,
 ) -> DicomJob:
     """Return the job of a workflow in this state whose objects are in these."""
     record = SimpleNamespace(
