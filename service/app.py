@@ -62,11 +62,11 @@ def create_app(settings: Settings) -> FastAPI:
             device=settings.device, deadline_s=settings.case_deadline_s, memory_bytes=settings.memory_bytes
         )
         executor.start()
-        start_sandbox()
+        start_sandbox("service.pipeline.dicom")
         jobs = JobQueue(state, registry, executor, metrics, database)
         dicom = DicomJobs(jobs, state, registry, pacs, derive_dicom, settings.case_deadline_s)
         arrivals = Arrivals(dicom, pacs, registry, state)
-        sweeper = Sweeper(jobs, state, _policy(settings))
+        sweeper = Sweeper(jobs, state, _policy(settings), dicom)
         try:
             await run_in_threadpool(jobs.launch, dicom.register)
             await run_in_threadpool(dicom.start)

@@ -145,6 +145,12 @@ def acdc() -> Path:
     return _real_data("ACDC")
 
 
+@pytest.fixture
+def chaos() -> Path:
+    """Return the folder of a real CT series of 78 files; absent it skips, but never silently in continuous integration."""
+    return _real_data("chaos_ct_dicom") / "DICOM_anon"
+
+
 def _real_data(name: str) -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
     root = Path(os.environ.get("CALIBRANT_DATA", default)) / name

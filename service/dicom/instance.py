@@ -6,9 +6,11 @@ objects have one for each frame (PS3.3 C.7.6.16, Multi-frame Functional Groups).
 
 import hashlib
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +44,25 @@ _IMAGES = {
     *(uid.LegacyConvertedEnhancedPETImageStorage, uid.SecondaryCaptureImageStorage),
 }
 _NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
-_COMPRESSED = {
-    *(uid.RLELossless, uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000),
-    *(uid.JPEGLossless, uid.JPEGLosslessSV1),  # decoded where python-gdcm is installed
+_DECODERS = {
+    uid.RLELossless: "pydicom",
+    **dict.fromkeys([uid.JPEGLSLossless, uid.JPEGLSNearLossless], "pyjpegls"),
+    **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "pylibjpeg"),
+    **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1], "gdcm"),
 }
+# One decoder each, so that it does not depend on what else is installed who decodes.
 # What is read of a file: everything else, names of persons among it, is left alone.
 _GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+SEPARATORS: Final = {
+    "acquisitions": "AcquisitionNumber",
+    "time points": "TemporalPositionIdentifier",
+    "trigger times": "TriggerTime",
+    "echo times": "EchoTime",
+    "b-values": "DiffusionBValue",
+    "kinds of image": "ImageType",
+}
+"""Attributes whose values tell apart images of one place, by what they count (PS3.3 C.7.6.1, C.8.3, C.8.13)."""
+
 _ROUNDING = 0.01
 _FILE_META, _FILE_META_AT = 0x0002, 132
 
@@ -69,6 +84,7 @@ class Slice:
         position_mm: (3,) LPS centre of the first voxel.
         rescale: slope and intercept from stored numbers to intensities.
         digest: SHA-256 of the stored voxels.
+        acquired: what tells acquisitions apart that share a place, by the names of `SEPARATORS`.
         dataset: where the voxels are, or None once they are not needed.
     """
 
@@ -84,6 +100,7 @@ class Slice:
     position_mm: npt.NDArray[np.float64]
     rescale: tuple[float, float]
     digest: bytes
+    acquired: tuple[str, ...]
     dataset: Dataset | None
 
     def intensities(self) -> npt.NDArray[np.float32]:
@@ -92,8 +109,9 @@ class Slice:
         Raises:
             UndecodableVoxels: damaged.
         """
-        with _faults(UndecodableVoxels, "The voxels of a DICOM file cannot be decoded. Export the series again."):
-            stored = pixel_array(self.dataset, index=self.frame, raw=True)  # type: ignore[arg-type] # kept by the caller
+        with faults(UndecodableVoxels, "The voxels of a DICOM file cannot be decoded. Export the series again."):
+            decoder = _DECODERS.get(self.dataset.file_meta.TransferSyntaxUID, "")  # type: ignore[union-attr] # kept by the caller
+            stored = pixel_array(self.dataset, index=self.frame, raw=True, decoding_plugin=decoder)  # type: ignore[arg-type] # as above
             if stored.shape != self.shape:
                 raise ValueError
         slope, intercept = self.rescale
@@ -111,7 +129,7 @@ def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
     Raises:
         ScanError: the kind says what is wrong; nothing of the file's content is in the message.
     """
-    with _faults(InvalidHeader, "A DICOM file of the zip cannot be read. Export the series again."):
+    with faults(InvalidHeader, "A DICOM file of the zip cannot be read. Export the series again."):
         meta = _file_meta(content)
         if meta.get("MediaStorageSOPClassUID") not in _IMAGES:
             return []
@@ -125,10 +143,11 @@ def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
 
 
 @contextmanager
-def _faults(error: type[CalibrantError], msg: str) -> Iterator[None]:
+def faults(error: type[CalibrantError], msg: str) -> Iterator[None]:
     """Turn whatever pydicom and its decoders raise over a file into one refusal."""
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
+            yield
     except (CalibrantError, MemoryError):
         raise
     except Exception as fault:  # they raise a dozen kinds, depending on where the damage is
@@ -147,10 +166,10 @@ def _file_meta(content: bytes) -> Dataset:
 def _reject_transfer_syntax(transfer_syntax: uid.UID) -> None:
     if transfer_syntax in _NATIVE:
         return
-    if transfer_syntax in _COMPRESSED and get_decoder(transfer_syntax).is_available:
+    if transfer_syntax in _DECODERS and _DECODERS[transfer_syntax] in get_decoder(transfer_syntax).available_plugins:
         return
     # Deflated is left out on purpose: nothing bounds what it inflates to.
-    msg = "The DICOM files are in a transfer syntax that is not decoded here. Export them uncompressed, or as RLE, JPEG-LS or JPEG 2000."
+    msg = "The DICOM files are in a transfer syntax that is not decoded here. Export them uncompressed, or as RLE, JPEG lossless, JPEG-LS or JPEG 2000."
     raise UnsupportedTransferSyntax(msg)
 
 
@@ -201,6 +220,7 @@ def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
         position_mm=position,
         rescale=rescale,
         digest=_digest(dataset, frame),
+        acquired=tuple(str(dataset.get(name) or "") for name in SEPARATORS.values()),
         dataset=dataset if with_voxels else None,
     )
 

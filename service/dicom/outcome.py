@@ -19,7 +19,7 @@ from highdicom import AlgorithmIdentificationSequence
 from highdicom.base import SOPClass
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, DT, TM
 
 from service import __version__
 from service.bundle.schema import Label
@@ -38,6 +38,9 @@ SERIES: Final[Mapping[DicomObject, tuple[int, str]]] = {
 """Series Number and the beginning of the Series Description of each object."""
 
 MANUFACTURER: Final = "Calibrant"
+
+_OF_A_BODY_PART: Final = ("sc", "pm")
+"""What has no meaning of its own that would say which side it is of."""
 
 _NOTE: Final = "by AI, research use only"
 _REPLACES: Final = "; replaces earlier one"
@@ -172,9 +175,13 @@ class Outcome:
         """Give an object whose it is, the true references, and dates and UIDs that do not change; return it."""
         whose = self.source.identity()
         made.copy_patient_and_study_information(whose)
-        if "Rows" in made:
+        if kind in _OF_A_BODY_PART:
             _name_body_part(made, whose)
         made.InstanceCreationDate, made.InstanceCreationTime = DA(self.created.date()), TM(self.created.time())
+        if "DateOfSecondaryCapture" in made:
+            made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
+        for item in made.get("ContributingEquipmentSequence", []):
+            item.ContributionDateTime = DT(self.created.replace(tzinfo=None))
         for item in (*made.get("DimensionOrganizationSequence", []), *made.get("DimensionIndexSequence", [])):
             item.DimensionOrganizationUID = self.uid(kind, "dimensions")
         self._refer_truly(made)

@@ -1,6 +1,7 @@
 """Outcome -> Parametric Map (PS3.3 A.75): the confidence of every voxel, 16 bits, uncompressed, every slice in order.
 
-Viewers take the frames in the order in which they are stored and read nothing but 16 bits that are not packed.
+Viewers take the frames in the order in which they are stored and read nothing but 16 bits that are not packed. The order
+is highdicom's: from the far end of the slices' normal, row direction x column direction, to its beginning.
 """
 
 from typing import Final

@@ -6,6 +6,7 @@ patient: it is erased with the result and never logged. Only public attributes w
 
 import json
 import math
+import uuid
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from service.dicom.instance import Slice, place_of
+from service.dicom.instance import Slice, faults, place_of
+from service.errors import InvalidHeader
 
 MAX_VALUE_BYTES: Final = 1 << 14
 """Longest value that is kept, as JSON; longer ones are no one's name."""
@@ -83,7 +85,7 @@ class Source(BaseModel):
         image = Dataset()
         image.SOPClassUID, image.SOPInstanceUID = uid.MRImageStorage, each.instance
         image.StudyInstanceUID, image.SeriesInstanceUID = whose.StudyInstanceUID, whose.SeriesInstanceUID
-        image.Modality, image.FrameOfReferenceUID = whose.get("Modality") or "OT", self.frame_of_reference
+        image.Modality, image.FrameOfReferenceUID = whose.get("Modality") or "OT", self._coordinates(whose)
         image.PositionReferenceIndicator = None
         for name in _IDENTITY:
             setattr(image, name, "")
@@ -93,6 +95,11 @@ class Source(BaseModel):
         image.ImagePositionPatient = list(each.position_mm)
         image.SliceThickness, image.SpacingBetweenSlices = self.slice_thickness_mm, self.slice_distance_mm
         return image
+
+    def _coordinates(self, whose: Dataset) -> str:
+        """Return the frame of reference; a series without one, e.g. of secondary captures, gets one that is its own."""
+        name = f"{whose.SeriesInstanceUID}/frame of reference"
+        return self.frame_of_reference or f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
 
 
 def describe_source(slices: list[Slice]) -> str:
@@ -144,6 +151,12 @@ def _dataset(each: Slice) -> Dataset:
 
 
 def _head(dataset: Dataset) -> dict[str, Any]:
+    with faults(InvalidHeader, "A DICOM file's header cannot be read. Export the series again."):
+        return _bounded(dataset)
+
+
+def _bounded(dataset: Dataset) -> dict[str, Any]:
+    """Return the public attributes of whom and what, without voxels and without long values."""
     kept = Dataset()
     for tag in dataset.keys():  # noqa: SIM118 - the elements themselves would be decoded, those with voxels too
         if tag.group in _GROUPS:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from highdicom.spatial import create_affine_matrix_from_attributes
 
-from service.dicom.instance import Slice
+from service.dicom.instance import SEPARATORS, Slice
 from service.errors import DuplicateInstance, GantryTilt, IrregularSpacing, MissingSlices
 from service.formats.geometry import checked_affine, lps_to_ras, reject_shape
 
@@ -45,7 +45,7 @@ def stack(slices: list[Slice]) -> tuple[list[Slice], npt.NDArray[np.float64]]:
     reject_shape((columns, rows, len(slices)))
     _reject_tilt(slices)
     distances = np.array([_distance_mm(each) for each in slices])
-    _reject_gaps(distances - distances[0])
+    _reject_gaps(distances - distances[0], several(slices))
     first = slices[0]
     lps = create_affine_matrix_from_attributes(
         image_position=first.position_mm.tolist(),
@@ -67,9 +67,16 @@ def without_twins(slices: list[Slice]) -> list[Slice]:
         elif (each.digest, each.rescale) != (kept[-1].digest, kept[-1].rescale):
             different += 1
     if different:
-        msg = f"{different} of {len(slices)} slices lie where another, different one lies: several time points, echoes or reconstructions. Send one of them only."
+        msg = f"{different} of {len(slices)} slices lie where another, different one lies{several(slices) or ': several time points, echoes or reconstructions'}. Send one of them only."
         raise DuplicateInstance(msg)
     return kept
+
+
+def several(slices: list[Slice]) -> str:
+    """Return in numbers what the slices were acquired as, if as several; empty if nothing tells them apart."""
+    found = zip(SEPARATORS, zip(*(each.acquired for each in slices), strict=True), strict=True)
+    counted = [f"{len(set(values))} {name}" for name, values in found if 1 < len(set(values)) <= len(slices) // 2]
+    return f": {', '.join(counted)} were found" if counted else ""
 
 
 def _distance_mm(each: Slice) -> float:
@@ -87,8 +94,13 @@ def _reject_tilt(slices: list[Slice]) -> None:
     raise GantryTilt(msg)
 
 
-def _reject_gaps(distances_mm: npt.NDArray[np.float64]) -> None:
-    """Refuse distances from the first slice that are not the multiples of one step."""
+def _reject_gaps(distances_mm: npt.NDArray[np.float64], acquired: str) -> None:
+    """Refuse distances from the first slice that are not the multiples of one step.
+
+    Args:
+        distances_mm: from the first slice, ascending.
+        acquired: what tells the slices apart, in words; where they are several acquisitions that may be the reason.
+    """
     mean = distances_mm[-1] / (len(distances_mm) - 1)
     off = np.abs(distances_mm - mean * np.arange(len(distances_mm))).max()
     if off <= SPACING_TOLERANCE * mean:
@@ -103,5 +115,5 @@ def _reject_gaps(distances_mm: npt.NDArray[np.float64]) -> None:
         more = f" and {len(found) - _NAMED_GAPS} more" if len(found) > _NAMED_GAPS else ""
         msg = f"The slices lie {step:.2f} mm apart, but {int(steps.sum()) - len(gaps)} of them are missing: gaps of {', '.join(found[:_NAMED_GAPS])}{more}, counted from one end. Send the whole series."
         raise MissingSlices(msg)
-    msg = f"The distances between the slices are {gaps.min():.2f} to {gaps.max():.2f} mm; one distance, within {SPACING_TOLERANCE:.0%}, is expected. Resample the series, or send its evenly spaced part."
+    msg = f"The distances between the slices are {gaps.min():.2f} to {gaps.max():.2f} mm; one distance, within {SPACING_TOLERANCE:.0%}, is expected{acquired}. Resample the series, or send its evenly spaced part."
     raise IrregularSpacing(msg)

@@ -13,7 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +51,7 @@ from service.pacs.selection import Selection, Series, digest_of, reject_unsuitab
 from service.pacs.spool import Spool
 from service.pacs.web import write_zip
 from service.pipeline.sandbox import check_sandboxed
-from service.schemas import FINISHED, DicomJob, DicomObject
+from service.schemas import FINISHED, DicomJob, DicomObject, Superseded
 from service.storage.local import StateDirectory, Upload
 
 log = structlog.get_logger(__name__)
@@ -66,8 +66,11 @@ PULLS: Final = 4
 PUSHES: Final = 2
 """Results that are sent to one PACS at a time."""
 
-Build = Callable[[Path, Path, Collection[DicomObject], float], list[Path]]
-"""`service.pipeline.derived.derive_dicom`: result, folder to write to, objects, seconds -> files."""
+Build = Callable[[Path, Path, Collection[DicomObject], float, Superseded | None], list[Path]]
+"""`service.pipeline.derived.derive_dicom`: result, folder to write to, objects, seconds, what is replaced -> files."""
+
+REPORT: Final = "sr.dcm"
+"""The file by which a later result names an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,11 +345,25 @@ class DicomJobs:
         draft = self.state.begin_attempt(identifier)
         objects = draft / OBJECTS
         objects.mkdir()
-        files = self.build(result, objects, order.objects, self.build_s)
+        files = self.build(result, objects, order.objects, self.build_s, self._superseded(identifier, order))
         Ledger.of(order.owner, order.destination, files).save(draft)
         with suppress(FileExistsError):
             draft.rename(self.state.dicom / identifier)
         self.state.clear_attempts(identifier)
+
+    def _superseded(self, identifier: str, order: DicomOrder) -> Superseded | None:
+        """Return the report of the newest earlier job for the same series with other images; None without one."""
+        later = True
+        for status in DBOS.list_workflows(name=WORKFLOW, user=order.owner, sort_desc=True):
+            earlier = DicomOrder.of(status)
+            if status.workflow_id == identifier:
+                later = False
+            elif not later and earlier == replace(order, instances=earlier.instances, objects=earlier.objects):
+                ledger = Ledger.read(self.state.dicom / status.workflow_id)
+                for entry in ledger.entries if ledger else []:
+                    if entry.file == REPORT and entry.state != "dead":
+                        return Superseded(series_instance_uid=entry.series, sop_instance_uid=entry.uid)
+        return None
 
     def _deliver(self, identifier: str) -> None:
         folder = self.state.dicom / identifier

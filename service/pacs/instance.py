@@ -30,6 +30,8 @@ _CONTENT: Final = (
     "PerFrameFunctionalGroupsSequence",
 )
 
+_UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_DAMAGED: Final = "The PACS sent something that is no DICOM file, or a damaged one."
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _META_BYTES: Final = 2048
 """Within which group 2 ends."""
@@ -58,13 +60,12 @@ def read_instance(content: bytes) -> Instance:
     Raises:
         PacsBadResponse: it cannot be read.
     """
-    tags = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Manufacturer", "ContributingEquipmentSequence"]
-    dataset = _read(content, tags)
+    dataset = _read(content, [*_UIDS, "Manufacturer", "ContributingEquipmentSequence"])
     makers = [dataset, *(dataset.get("ContributingEquipmentSequence") or [])]
     return Instance(
-        study=str(dataset.get("StudyInstanceUID", "")),
-        series=str(dataset.get("SeriesInstanceUID", "")),
-        uid=str(dataset.get("SOPInstanceUID", "")),
+        study=str(dataset.StudyInstanceUID),
+        series=str(dataset.SeriesInstanceUID),
+        uid=str(dataset.SOPInstanceUID),
         ours=any(str(each.get("Manufacturer", "")).strip().lower() == OURS.lower() for each in makers),
     )
 
@@ -80,9 +81,9 @@ def read_series(content: bytes, count: int) -> Series:
         PacsBadResponse: it cannot be read.
     """
     names = ["Modality", "SeriesDescription", "BodyPartExamined", "Manufacturer"]
-    dataset = _read(content, ["StudyInstanceUID", "SeriesInstanceUID", *names])
+    dataset = _read(content, [*_UIDS, *names])
     modality, description, body_part, manufacturer = (str(dataset.get(name) or "") for name in names)
-    study, series = str(dataset.get("StudyInstanceUID", "")), str(dataset.get("SeriesInstanceUID", ""))
+    study, series = str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)
     return Series(study, series, modality, description, body_part, manufacturer, count)
 
 
@@ -108,7 +109,10 @@ def _read(content: bytes, tags: list[str] | None) -> Dataset:
         raise PacsBadResponse(msg)
     try:
         with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
-            return dcmread(io.BytesIO(content), stop_before_pixels=tags is not None, specific_tags=tags)
+            dataset = dcmread(io.BytesIO(content), stop_before_pixels=tags is not None, specific_tags=tags)
+            named = all(dataset.get(name) for name in _UIDS)
     except Exception as error:  # pydicom raises a dozen kinds, depending on where the damage is
-        msg = "The PACS sent something that is no DICOM file, or a damaged one."
-        raise PacsBadResponse(msg) from error
+        raise PacsBadResponse(_DAMAGED) from error
+    if not named:
+        raise PacsBadResponse(_DAMAGED)
+    return dataset

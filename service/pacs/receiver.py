@@ -23,6 +23,8 @@ MEMORY_BYTES: Final = 8 << 30
 """Address space of the process: a length that a sender claims is not believed beyond it."""
 
 NETWORK_TIMEOUT_S: Final = 60.0
+REQUEST_TIMEOUT_S: Final = 5.0
+"""Seconds in which a caller must say what it wants: until then it holds one of few places."""
 
 _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _SUCCESS, _OUT_OF_RESOURCES, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
@@ -44,7 +46,8 @@ def start_receiver(receiver: Receiver, root: Path) -> AE:
     ours.require_called_aet = True
     ours.require_calling_aet = list(receiver.allowed)
     ours.maximum_associations = receiver.most_associations
-    ours.network_timeout = ours.acse_timeout = ours.dimse_timeout = NETWORK_TIMEOUT_S
+    ours.network_timeout = ours.dimse_timeout = NETWORK_TIMEOUT_S
+    ours.acse_timeout = REQUEST_TIMEOUT_S
     ours.add_supported_context(VERIFICATION)
     for context in AllStoragePresentationContexts:
         ours.add_supported_context(str(context.abstract_syntax), list(TRANSFER_SYNTAXES))

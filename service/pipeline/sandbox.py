@@ -31,16 +31,15 @@ from service.pipeline.landlock import landlock_version, read_only_this
 from service.volume import Volume
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
-    [
-        "service.pipeline.sandbox",
-        "service.dicom.series",
-        "service.cli",  # what the script `calibrant` imports: multiprocessing runs its top again in every process
-        "encodings.cp437",  # names in a zip
-        "encodings.iso8859_1",  # text in DICOM
-        "numpy.ma",  # numpy loads it at its first median
-    ]
-)
+_PRELOADED: Final = [
+    "service.pipeline.sandbox",
+    "service.dicom.series",
+    "service.cli",  # what the script `calibrant` imports: multiprocessing runs its top again in every process
+    "encodings.cp437",  # names in a zip
+    "encodings.iso8859_1",  # text in DICOM
+    "numpy.ma",  # numpy loads it at its first median
+]
+_PROCESSES.set_forkserver_preload(_PRELOADED)
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,8 +78,13 @@ def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
     _ask(path, limits or Limits(), None)
 
 
-def start_sandbox() -> None:
-    """Start the server that the processes are forked from, so that the first scan does not wait for it."""
+def start_sandbox(*modules: str) -> None:
+    """Start the server that the processes are forked from, so that the first scan does not wait for it.
+
+    Args:
+        modules: what other processes of the same server import first.
+    """
+    _PROCESSES.set_forkserver_preload([*_PRELOADED, *modules])
     forkserver.ensure_running()
 
 

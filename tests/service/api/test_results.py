@@ -119,7 +119,7 @@ def test_a_format_that_does_not_exist_is_406_or_422(http: httpx.Client, job: dic
     assert (answer.status_code, answer.json()["type"]) == (406, "/problems/not-acceptable")
     assert "application/gzip" in answer.json()["detail"]
 
-    answer = http.get(job["links"]["mask"], params={"format": "dcm"})
+    answer = http.get(job["links"]["mask"], params={"format": "stl"})
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
 
 

@@ -1,7 +1,10 @@
 import copy
 import hashlib
 import random
+import subprocess
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from pydicom.sequence import Sequence
 from service import errors
 from service.dicom.instance import Slice, read_instance
 from service.errors import ScanError
+from tests.dicom_checks import program
 
 Slices = Callable[..., list[Dataset]]
 Save = Callable[[Dataset], bytes]
@@ -91,6 +95,34 @@ def test_lossless_transfer_syntaxes_give_the_same_voxels(
         image.file_meta.TransferSyntaxUID = transfer_syntax
 
     np.testing.assert_array_equal(read(dicom_file(image)).intensities(), array[..., 1].T)
+
+
+@pytest.mark.parametrize(("predictor", "syntax"), [("+e1", uid.JPEGLosslessSV1), ("+el", uid.JPEGLossless)])
+def test_jpeg_lossless_of_dcmtk_is_read(
+    predictor: str, syntax: uid.UID, slices_of: Slices, dicom_file: Save, tmp_path: Path
+) -> None:
+    """The encoding of older archives, written by DCMTK and decoded by GDCM: the same voxels."""
+    array = np.random.default_rng(4).integers(0, 4000, (64, 48, 2)).astype(np.uint16)
+    (tmp_path / "native.dcm").write_bytes(dicom_file(slices_of(array)[1]))
+    command = [program("dcmcjpeg", "dcmtk"), predictor, "+un", "native.dcm", "packed.dcm"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    content = (tmp_path / "packed.dcm").read_bytes()
+
+    assert syntax.encode() in content
+    np.testing.assert_array_equal(read(content).intensities(), array[..., 1].T)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFF0, 0x7FFFFFFF], ids=["4 GB", "2 GB"])
+def test_a_name_longer_than_the_file_is_a_refusal(length: int, image: Dataset, dicom_file: Save) -> None:
+    """A length that is claimed costs no memory."""
+    content = dicom_file(image)
+    at = content.index(b"\x10\x00\x10\x00PN")
+    long = content[:at] + b"\x10\x00\x10\x00UT\0\0" + length.to_bytes(4, "little") + content[at + 8 :]
+    tracemalloc.start()
+    with pytest.raises(ScanError):
+        read_instance(long, with_voxels=False)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
 
 
 def test_big_endian_voxels_are_read(slices_of: Slices, dicom_file: Save) -> None:

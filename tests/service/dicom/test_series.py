@@ -19,6 +19,7 @@ from service.dicom import series as reader
 from service.errors import ScanError
 from service.formats.geometry import lps_to_ras
 from service.volume import Volume
+from tests.dicom_series import series_of_array
 
 Slices = Callable[..., list[Dataset]]
 Save = Callable[[Dataset], bytes]
@@ -234,6 +235,103 @@ def test_time_points_are_refused(slices_of: Slices, zip_of: Zip) -> None:
 
     assert type(refusal) is errors.DuplicateInstance
     assert refusal.detail.startswith("6 of 12 slices lie where another")
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "words"),
+    [
+        ("TemporalPositionIdentifier", ("1", "2"), "2 time points were found"),
+        ("EchoTime", ("4.6", "92"), "2 echo times were found"),
+        ("AcquisitionNumber", ("1", "2"), "2 acquisitions were found"),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), "2 kinds of image were found"),
+    ],
+)
+def test_what_shares_a_place_is_told_apart_in_numbers(
+    tag: str, values: tuple[object, object], words: str, slices_of: Slices, zip_of: Zip
+) -> None:
+    """Time points, echoes, acquisitions, magnitude and phase: counted, none of them chosen."""
+    first, later = slices_of(), slices_of(np.full((4, 5, 6), 7, np.int16))
+    for n, (one, other) in enumerate(zip(first, later, strict=True)):
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+        setattr(one, tag, values[0])
+        setattr(other, tag, values[1])
+    refusal = refuse(zip_of([*first, *later]))
+
+    assert type(refusal) is errors.DuplicateInstance
+    assert words in refusal.detail
+    assert "92" not in refusal.detail
+
+
+def test_two_echoes_beside_each_other_are_uneven_for_a_reason(slices_of: Slices, zip_of: Zip) -> None:
+    """Their slices lie between one another; the refusal says what was mixed."""
+    first, later = slices_of(), slices_of(np.full((4, 5, 6), 7, np.int16))
+    for n, (one, other) in enumerate(zip(first, later, strict=True)):
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+        other.ImagePositionPatient[2] = float(other.ImagePositionPatient[2]) + 0.7
+        one.EchoTime, other.EchoTime = "4.6", "92"
+    refusal = refuse(zip_of([*first, *later]))
+
+    assert type(refusal) is errors.IrregularSpacing
+    assert "2 echo times were found" in refusal.detail
+
+
+def test_a_volume_of_two_acquisitions_is_one(slices_of: Slices, zip_of: Zip) -> None:
+    """A scanner may count twice along one stack: only what shares a place is in doubt."""
+    images = slices_of()
+    for k, image in enumerate(images):
+        image.AcquisitionNumber = 1 + k // 3
+
+    assert decode(zip_of(images)).shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize("placed", [True, False], ids=["with positions", "without"])
+def test_secondary_captures_need_a_place(placed: bool, images: list[Dataset], zip_of: Zip) -> None:  # noqa: FBT001 - a parameter of the test
+    """Some scanners store whole series so; a screen shot lies nowhere in the patient."""
+    expected = decode(zip_of(images))
+    for image in images:
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
+        if not placed:
+            del image.ImagePositionPatient
+    if placed:
+        np.testing.assert_array_equal(decode(zip_of(images)).array_CDHW, expected.array_CDHW)
+    else:
+        refusal = refuse(zip_of(images))
+        assert type(refusal) is errors.MissingOrientation
+        assert "not screen shots" in refusal.detail
+
+
+def test_an_enhanced_object_is_the_series_that_it_was_made_of(zip_of: Zip) -> None:
+    """Highdicom's converter packs single MR images into one; the volume stays what it was, in the same place."""
+    from highdicom.legacy import LegacyConvertedEnhancedMRImage
+
+    affine = np.eye(4)
+    affine[:3, :3] = nib.eulerangles.euler2mat(0.3, -0.5, 0.9) * [0.75, 0.8, 2.5]
+    array = np.random.default_rng(2).integers(0, 3000, (6, 7, 16)).astype(np.int16)
+    images = series_of_array(array, affine)
+    whole = LegacyConvertedEnhancedMRImage(
+        legacy_datasets=images,
+        series_instance_uid="1.2.3",
+        series_number=1,
+        sop_instance_uid="1.2.4",
+        instance_number=1,
+    )
+    expected, found = decode(zip_of(images)), decode(zip_of([whole]))
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-6)
+
+
+def test_odd_text_and_private_attributes_do_no_harm(images: list[Dataset], zip_of: Zip, dicom_file: Save) -> None:
+    """An unknown character set, text that is none in it, private blocks and sequences: the voxels count."""
+    expected = decode(zip_of(images)).array_CDHW
+    for image in images:
+        image.SpecificCharacterSet = "ISO_IR 192"
+        image.add_new(0x00091010, "LO", "CALIBRANT TEST")
+        image.add_new(0x00091011, "UN", bytes(range(256)) * 99)
+        image.PatientID = "\u00ff"
+    odd = {str(n): dicom_file(image).replace(b"ISO_IR 192", b"ISO_IR 999") for n, image in enumerate(images)}
+
+    np.testing.assert_array_equal(decode(zip_of(odd)).array_CDHW, expected)
 
 
 def test_monochrome1_is_told(images: list[Dataset], zip_of: Zip) -> None:

@@ -1,9 +1,11 @@
+import datetime as dt
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -30,7 +32,7 @@ from service.pacs import patience
 from service.pacs.config import PacsFile
 from service.pacs.ledger import OBJECTS
 from service.pacs.selection import Selection
-from service.schemas import FINISHED, CaseResult, DicomJob, DicomObject
+from service.schemas import FINISHED, CaseResult, DicomJob, DicomObject, Superseded
 from service.storage.local import StateDirectory
 from tests.service.jobs.conftest import RESULT_JSON, write_result
 
@@ -66,7 +68,9 @@ class Computes(EmbeddedExecutor):
         return CaseResult.model_validate_json(RESULT_JSON)
 
 
-def build(result: Path, work: Path, objects: Collection[DicomObject], _: float) -> list[Path]:
+def build(
+    result: Path, work: Path, objects: Collection[DicomObject], _: float, supersedes: Superseded | None
+) -> list[Path]:
     """Return a small secondary capture for each object; the same result gives the same."""
     paths = []
     for number, kind in enumerate(objects):
@@ -79,6 +83,8 @@ def build(result: Path, work: Path, objects: Collection[DicomObject], _: float) 
         image.StudyInstanceUID, image.SeriesInstanceUID = STUDY, f"{uid}.1"
         image.PatientName = image.PatientID = "CNRY-73019"
         image.Modality, image.Manufacturer = "OT", "Calibrant"
+        if supersedes:
+            image.SeriesDescription = supersedes.sop_instance_uid
         image.Rows = image.Columns = 2
         image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
         image.BitsAllocated = image.BitsStored = 8
@@ -133,7 +139,7 @@ class Site:
 
     def wait(self, job: DicomJob, until: Callable[[DicomJob], bool] | None = None) -> DicomJob:
         """Return the job once it has finished, or is as it should be."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         until = until or (lambda job: job.state in FINISHED)
         while not until(found := self.jobs.find("local", job.id)):
             assert time.monotonic() < deadline, found
@@ -226,6 +232,8 @@ def test_late_slices_are_another_job(site: Site, tmp_path: Path) -> None:
     assert second.id != first.id
     assert second.instances != first.instances
     assert site.held() == {"CT": 7, "OT": 4}
+    told = {series["MainDicomTags"].get("SeriesDescription") for series in site.orthanc.get("/series?expand")}
+    assert first.objects[1].uid in told  # the report of the earlier result
 
 
 def test_a_series_is_selected_by_what_it_is_like(site: Site) -> None:
@@ -309,7 +317,7 @@ def test_orthanc_killed_in_the_middle_of_a_store(site: Site, monkeypatch: pytest
 
     monkeypatch.setattr(DicomWeb, "store", store_and_kill)
     job = site.ask()
-    assert killed.wait(20)
+    assert killed.wait(90)
     site.wait(job, lambda job: job.waits_for is not None)
     site.orthanc.start()
     done = site.wait(job)
@@ -325,8 +333,8 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
     # The same identifiers with other content, as a result would have whose key forgot something.
     original = site.jobs.build
 
-    def build_other(result: Path, work: Path, objects: Collection[DicomObject], seconds: float) -> list[Path]:
-        paths = original(result, work, objects, seconds)
+    def build_other(*arguments: Any) -> list[Path]:  # noqa: ANN401 - passed on
+        paths = original(*arguments)
         image = dcmread(paths[0])
         image.PixelData = b"\xff" * 4
         image.save_as(paths[0])
@@ -356,11 +364,22 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
 def test_what_is_erased_is_gone_here_and_stays_there(site: Site) -> None:
     """Job, scan, result and ledger; the PACS keeps its objects."""
     job = site.wait(site.ask())
+    scan = site.jobs.queue.find("local", inner_of("local", job.id)).scan
+    assert site.state.scan("local", scan).is_file()
     site.jobs.erase("local", job.id)
     with pytest.raises(JobNotFound):
         site.jobs.find("local", job.id)
     with pytest.raises(JobNotFound):
         site.jobs.queue.find("local", inner_of("local", job.id))
     assert list(site.state.dicom.iterdir()) == []
-    assert list(site.state.scans.glob("*/*")) == []
+    assert not site.state.scan("local", scan).exists()
     assert site.held()["OT"] == 2
+
+
+def test_what_is_old_is_erased(site: Site) -> None:
+    """By the time at which it was made; a job that still waits for its PACS is kept."""
+    done, waiting = site.wait(site.ask()), site.ask(destination="gone")
+    site.wait(waiting, lambda job: job.waits_for is not None)
+    assert site.jobs.erase_finished(done.created - dt.timedelta(days=1)) == 0
+    assert site.jobs.erase_finished(dt.datetime.now(dt.UTC) + dt.timedelta(days=1)) == 1
+    assert [job.id for job in site.jobs.page("local", 10)] == [waiting.id]

@@ -1,3 +1,4 @@
+import gzip
 import subprocess
 import sys
 from collections.abc import Callable
@@ -5,14 +6,24 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 
 from service.bundle.reader import load_bundle
-from service.errors import ExecutionError, ResultExpired
-from service.pipeline.derived import derive_map, derive_measured, reject_without_logits
+from service.errors import ExecutionError, NoSourceSeries, ResultExpired
+from service.pipeline.derived import (
+    derive_dicom,
+    derive_map,
+    derive_measured,
+    holds_series,
+    offers_dicom,
+    reject_without_logits,
+)
 from service.pipeline.maps import write_map
 from service.pipeline.run import run_case
+from service.schemas import Superseded
+from tests.dicom_series import CANARY_NAME, series_of_array, zip_of_series
 
 Nifti = Callable[..., bytes]
 
@@ -71,6 +82,70 @@ def test_a_process_that_takes_too_long_is_stopped(result: Path, tmp_path: Path) 
     """Its time is over before torch is loaded."""
     with pytest.raises(ExecutionError, match=r"took longer than 0 s and was stopped"):
         derive_map(result, tmp_path, "probabilities", "float32", 0.01)
+
+
+@pytest.fixture(name="of_series")
+def of_series_(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Return the folder of a result of a DICOM series."""
+    array = np.random.default_rng(1).normal(100, 9, (12, 10, 8)).astype(np.float32)
+    (tmp_path / "scan.zip").write_bytes(zip_of_series(series_of_array(array, np.diag([-1.0, -1, 1, 1]))))
+    (tmp_path / "of_series").mkdir()
+    bundle = load_bundle(tiny_bundle, torch.device("cpu"))
+    run_case(tmp_path / "scan.zip", bundle, tmp_path / "of_series", lambda _stage, _done: None)
+    return tmp_path / "of_series"
+
+
+def test_dicom_objects_are_made_without_the_scan(of_series: Path, tmp_path: Path) -> None:
+    """One file a kind, in the order that was asked for, each once; equal bytes when it is asked again."""
+    (tmp_path / "scan.zip").unlink()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    found = derive_dicom(of_series, tmp_path / "one", ["sr", "pm", "sr"], 120)
+    again = derive_dicom(of_series, tmp_path / "two", ["pm", "sr"], 120)
+
+    assert [path.name for path in found] == ["sr.dcm", "pm.dcm"]
+    assert {path.name: path.read_bytes() for path in found} == {path.name: path.read_bytes() for path in again}
+    assert [pydicom.dcmread(path).PatientName for path in found] == [CANARY_NAME] * 2
+
+
+def test_a_newer_result_says_which_it_replaces(of_series: Path, tmp_path: Path) -> None:
+    """The report that is superseded goes along to the process."""
+    older = Superseded(series_instance_uid="1.2.9", sop_instance_uid="1.2.10")
+    (path,) = derive_dicom(of_series, tmp_path, ["sr"], 120, older)
+
+    assert "1.2.10" in str(pydicom.dcmread(path).PredecessorDocumentsSequence)
+
+
+def test_a_scan_that_was_no_series_has_no_dicom(result: Path, tmp_path: Path) -> None:
+    """There is no study that it could belong to; the error says what to send."""
+    assert (holds_series(result), offers_dicom(result)) == (False, False)
+    with pytest.raises(NoSourceSeries, match=r"^The scan was no DICOM series"):
+        derive_dicom(result, tmp_path, ["seg"], 120)
+
+
+def test_what_was_not_kept_cannot_be_shown(of_series: Path, tmp_path: Path) -> None:
+    """Without the logits there is no parametric map, without the summary no object at all."""
+    assert (holds_series(of_series), offers_dicom(of_series)) == (True, True)
+    (of_series / "logits.npy.gz").unlink()
+    with pytest.raises(ResultExpired, match=r"^The logits"):
+        derive_dicom(of_series, tmp_path, ["seg", "pm"], 120)
+
+    (of_series / "summary.json").unlink()
+    assert not offers_dicom(of_series)
+    with pytest.raises(ResultExpired, match=r"^DICOM results are made of mask, confidence and summary"):
+        derive_dicom(of_series, tmp_path, ["seg"], 120)
+
+
+def test_a_process_that_dies_over_a_patient_says_nothing(
+    of_series: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged header ends it; neither its error nor what it prints repeats the header."""
+    source = gzip.decompress((of_series / "source.json.gz").read_bytes())
+    (of_series / "source.json.gz").write_bytes(gzip.compress(source.replace(b'"rows"', b'"CANARY"')))
+
+    with pytest.raises(ExecutionError) as error:
+        derive_dicom(of_series, tmp_path, ["seg"], 120)
+    assert "CANARY" not in error.value.detail + "".join(capfd.readouterr())
 
 
 def test_the_parent_loads_no_torch() -> None:

@@ -22,8 +22,10 @@ from service.pipeline import sandbox
 from service.pipeline.decode import decode_scan
 from service.pipeline.landlock import landlock_version
 from service.pipeline.sandbox import Limits, check_sandboxed, decode_sandboxed
+from tests.dicom_checks import program
 
 Hostile = tuple[bytes, type[errors.CalibrantError]]
+
 Nifti = Callable[..., bytes]
 
 MEBIBYTE = 1 << 20
@@ -174,6 +176,34 @@ def test_dicom_needs_no_file_but_its_own(
 
     np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
     np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+def test_jpeg_lossless_needs_no_file_but_its_own(
+    slices_of: Callable[..., list[Dataset]], dicom_file: Callable[[Dataset], bytes], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """GDCM's decoder is there, too, when the process is confined; DCMTK has written the files."""
+    array = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint16)
+    files = {}
+    for number, image in enumerate(slices_of(array)):
+        native, packed = tmp_path / f"{number}.native", tmp_path / f"{number}.packed"
+        native.write_bytes(dicom_file(image))
+        subprocess.run([program("dcmcjpeg", "dcmtk"), "+e1", "+un", str(native), str(packed)], check=True)
+        files[str(number)] = packed.read_bytes()
+    path = tmp_path / "scan"
+    path.write_bytes(zip_of(files))
+
+    np.testing.assert_array_equal(decode_sandboxed(path).array_CDHW[0], array)
+
+
+def test_what_names_the_patient_comes_along(
+    slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """The headers that DICOM results are made with, as decoding alone gives them; of NIfTI there are none."""
+    path = tmp_path / "scan"
+    path.write_bytes(zip_of(slices_of()))
+
+    assert decode_sandboxed(path).source == decode_scan(path).source
+    assert decode_scan(path).source is not None
 
 
 @pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
