@@ -92,16 +92,16 @@ def describe(job: Job, result: Path) -> dict[str, Any]:
     that it finds. `centroids` holds label value, i, j and k (voxels) of each.
     """
     mask = read_mask(result)
-    names = {label.value: label.name for label in read_frame(result).config.labels}
-    found = [int(value) for value in np.unique(mask) if value]
-    centres = {value: np.argwhere(mask == value).mean(axis=0).round(2) for value in found}
+    labels = sorted(read_frame(result).config.labels[1:], key=lambda label: label.value)
+    voxels = {(label.name, label.value): np.argwhere(mask == label.value) for label in labels}
+    found = {label: places.mean(axis=0).round(2) for label, places in voxels.items() if len(places)}
     seconds = CaseResult.model_validate_json((result / RESULT).read_bytes()).seconds
     latencies = {
         name: round(sum(seconds.get(stage, 0.0) for stage in stages), 3) for name, stages in _LATENCIES.items()
     }
     return {
-        "label_names": {names[value]: value for value in found},
-        "centroids": {names[value]: [value, *centre.tolist()] for value, centre in centres.items()},
+        "label_names": dict(list(found)),
+        "centroids": {name: [value, *centre.tolist()] for (name, value), centre in found.items()},
         "latencies": {**latencies, "total": round(sum(seconds.values()), 3), "transform": {}},
         "calibration": Summary.model_validate_json((result / SUMMARY).read_bytes()).model_dump(mode="json"),
         "confidence_url": job.links.confidence,
