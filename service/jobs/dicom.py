@@ -358,7 +358,7 @@ class DicomJobs:
             earlier = DicomOrder.of(status)
             if status.workflow_id == identifier:
                 later = False
-            elif not later and earlier == replace(order, instances=earlier.instances, objects=earlier.objects):
+            elif not later and _is_of_other_images(earlier, order):
                 ledger = Ledger.read(self.state.dicom / status.workflow_id)
                 for entry in ledger.entries if ledger else []:
                     if entry.file == REPORT and entry.state != "dead":
@@ -437,6 +437,12 @@ class DicomJobs:
 def inner_of(owner: str, identifier: str) -> str:
     """Return the id of the ordinary job that a DICOM job makes."""
     return identifier_of(owner, _key(identifier))
+
+
+def _is_of_other_images(earlier: DicomOrder, order: DicomOrder) -> bool:
+    # A repetition with the same images replaces nothing: it is the same objects.
+    same = replace(earlier, instances=order.instances, objects=order.objects) == order
+    return same and earlier.instances != order.instances
 
 
 def _key(identifier: str) -> str:
