@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from service.bundle.registry import DEFAULT_MODEL, Registry
 from service.errors import (
@@ -72,13 +72,13 @@ class Computes(EmbeddedExecutor):
 def build(
     result: Path, work: Path, objects: Collection[DicomObject], _: float, supersedes: Superseded | None
 ) -> list[Path]:
-    """Return a small secondary capture for each object; the same result gives the same."""
+    """Return a small image for each object; the same result gives the same."""
     paths = []
     for number, kind in enumerate(objects):
         image = Dataset()
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
         uid = f"2.25.{int(result.name, 16) % 10**30}.{number}"
         image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = uid
         image.StudyInstanceUID, image.SeriesInstanceUID = STUDY, f"{uid}.1"
@@ -114,7 +114,7 @@ class Site:
     def begin(self) -> None:
         """Begin, with whatever an earlier life has left."""
         queue = JobQueue(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
-        self.jobs = DicomJobs(queue, self.state, self.registry, self.file, build, 10)
+        self.jobs = DicomJobs(queue, self.state, self.file, build, 10)
         queue.launch(self.jobs.register)
         self.jobs.start()
 
