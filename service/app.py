@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         executor.start()
         start_sandbox("service.pipeline.dicom")
         jobs = JobQueue(state, registry, executor, metrics, database)
-        dicom = DicomJobs(jobs, state, registry, pacs, derive_dicom, settings.case_deadline_s)
+        dicom = DicomJobs(jobs, state, pacs, derive_dicom, settings.case_deadline_s)
         arrivals = Arrivals(dicom, pacs, registry, state)
         sweeper = Sweeper(jobs, state, _policy(settings), dicom)
         try:

@@ -451,9 +451,3 @@ class ArrivedSeries(Wire):
 
     series: Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
     """Series Instance UID."""
-
-
-class StartedJobs(Wire):
-    """The jobs that a hint has led to."""
-
-    jobs: list[str]

@@ -133,6 +133,12 @@ def write_nifti() -> Callable[..., None]:
     return _write_nifti
 
 
+@pytest.fixture
+def chaos() -> Path:
+    """Return the folder of a real CT series of 78 files; absent it skips, but never silently in continuous integration."""
+    return _real_data("chaos_ct_dicom") / "DICOM_anon"
+
+
 @pytest.fixture(scope="session")
 def hippocampus() -> Path:
     """Return the folder of the real hippocampus data; absent it skips, but never silently in continuous integration."""
@@ -143,12 +149,6 @@ def hippocampus() -> Path:
 def acdc() -> Path:
     """Return the folder of the real ACDC data; absent it skips, but never silently in continuous integration."""
     return _real_data("ACDC")
-
-
-@pytest.fixture
-def chaos() -> Path:
-    """Return the folder of a real CT series of 78 files; absent it skips, but never silently in continuous integration."""
-    return _real_data("chaos_ct_dicom") / "DICOM_anon"
 
 
 def _real_data(name: str) -> Path:

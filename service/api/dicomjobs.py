@@ -24,7 +24,6 @@ from service.schemas import (
     DicomObject,
     PacsHealth,
     PacsNames,
-    StartedJobs,
 )
 
 router = APIRouter(prefix="/v1", tags=["dicom"], responses=RESPONSES)
@@ -149,11 +148,11 @@ async def tell_of_series(
     request: Request,
     parts: PartsDep,
     x_calibrant_secret: Annotated[str, Header(max_length=200)] = "",
-) -> StartedJobs:
-    """Take the word of Orthanc's script for it that a series is stable, then look for oneself; the rules decide."""
+) -> None:
+    """Take a hint of Orthanc's script that a series is stable; it is looked up afterwards, and the rules decide."""
     pacs = _sender(parts, x_calibrant_secret)
     told = await receive_document(request, ArrivedSeries)
-    return StartedJobs(jobs=await run_in_threadpool(parts.arrivals.consider, pacs, told.series))
+    await run_in_threadpool(parts.arrivals.note, pacs, told.series)
 
 
 def _sender(parts: Parts, secret: str) -> str:

@@ -7,10 +7,9 @@ from highdicom.base import SOPClass
 from highdicom.sr import CodedConcept
 from PIL import Image
 from pydicom import uid
-from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from service.dicom.outcome import Outcome
+from service.dicom.outcome import Outcome, reference
 from service.dicom.picture import draw_page
 
 TITLE: Final = "Summary by AI, research use only"
@@ -32,9 +31,7 @@ def make_document(outcome: Outcome) -> SOPClass:
     made.AcquisitionDateTime = None
     made.DocumentTitle = TITLE
     made.ConceptNameCodeSequence = [CodedConcept.from_code(codes.cid7021.ImagingMeasurementReport)]
-    made.SourceInstanceSequence = [
-        _reference(instance, sop_class) for instance, sop_class in outcome.source.instances.items()
-    ]
+    made.SourceInstanceSequence = [reference(*each) for each in outcome.source.instances.items()]
     made.MIMETypeOfEncapsulatedDocument = "application/pdf"
     content = _pdf(outcome)
     made.EncapsulatedDocumentLength = len(content)
@@ -48,9 +45,3 @@ def _pdf(outcome: Outcome) -> bytes:
     page = Image.fromarray(draw_page(outcome))
     page.save(file, "PDF", resolution=_DOTS_PER_INCH, title=TITLE, creationDate=at, modDate=at)
     return file.getvalue()
-
-
-def _reference(instance: str, sop_class: str) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
-    return item

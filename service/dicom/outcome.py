@@ -44,6 +44,7 @@ _OF_A_BODY_PART: Final = ("sc", "pm")
 
 _NOTE: Final = "by AI, research use only"
 _REPLACES: Final = "; replaces earlier one"
+_LONG_STRING: Final = 64
 _CHARACTER_SET: Final = "ISO_IR 192"
 
 
@@ -154,7 +155,7 @@ class Outcome:
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": self.model.name,
-            "software_versions": (f"Calibrant {__version__}", f"{self.model.name} {self.model.version}"),
+            "software_versions": (f"Calibrant {__version__}", f"{self.model.name} {self.model.version}"[:_LONG_STRING]),
             "device_serial_number": self.model.bundle_sha256,
             "content_date": self.created.date(),
             "content_time": self.created.time(),
@@ -191,11 +192,9 @@ class Outcome:
         """Replace the stand-ins of `Source.images` in references: class of each instance, number of each frame."""
         classes = self.source.instances
         for series in made.get("ReferencedSeriesSequence", []):
-            items = {item.ReferencedSOPInstanceUID: item for item in series.ReferencedInstanceSequence}
-            series.ReferencedInstanceSequence = list(items.values())
-        for item in _references(made):
-            if item.ReferencedSOPInstanceUID in classes:
-                item.ReferencedSOPClassUID = classes[item.ReferencedSOPInstanceUID]
+            series.ReferencedInstanceSequence = [reference(*each) for each in classes.items()]
+        for item in _sources_of_frames(made):
+            item.ReferencedSOPClassUID = classes[item.ReferencedSOPInstanceUID]
         for item, frame in self._frames(made):
             item.ReferencedFrameNumber = frame
 
@@ -219,9 +218,14 @@ def _name_body_part(made: SOPClass, whose: Dataset) -> None:
         made.Laterality = whose.get("Laterality") or ""
 
 
-def _references(made: SOPClass) -> Iterator[Dataset]:
-    for series in made.get("ReferencedSeriesSequence", []):
-        yield from series.ReferencedInstanceSequence
+def reference(instance: str, sop_class: str) -> Dataset:
+    """Return an item that refers to an instance (PS3.3 10.8)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+    return item
+
+
+def _sources_of_frames(made: SOPClass) -> Iterator[Dataset]:
     for frame in made.get("PerFrameFunctionalGroupsSequence", []):
         for derivation in frame.get("DerivationImageSequence", []):
             yield from derivation.SourceImageSequence

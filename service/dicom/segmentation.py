@@ -27,7 +27,7 @@ _LABEL_LENGTH: Final = 64
 def make_segmentation(outcome: Outcome) -> SOPClass:
     """Return the mask as BINARY segmentation, one segment a structure; planes without voxels have no frame.
 
-    Where the mask is empty every plane has one, as highdicom writes it.
+    Where the mask is empty each segment has one frame, on the middle slice: a segmentation has at least one.
     """
     return _make(outcome, "seg", outcome.segments, _segments(outcome), "BINARY")
 
@@ -63,9 +63,12 @@ def _make(
     described: list[SegmentDescription],
     form: Literal["BINARY", "LABELMAP"],
 ) -> SOPClass:
+    planes = slice(None)
+    if not segments.any():  # highdicom would write every plane of every segment
+        planes = slice(len(segments) // 2, len(segments) // 2 + 1)
     made = Segmentation(
-        source_images=outcome.images,
-        pixel_array=segments,
+        source_images=outcome.images[planes],
+        pixel_array=segments[planes],
         segmentation_type=form,
         segment_descriptions=described,
         transfer_syntax_uid=uid.RLELossless if form == "LABELMAP" else uid.ExplicitVRLittleEndian,

@@ -20,6 +20,9 @@ from service.errors import InvalidHeader
 MAX_VALUE_BYTES: Final = 1 << 14
 """Longest value that is kept, as JSON; longer ones are no one's name."""
 
+MAX_HEAD_BYTES: Final = 1 << 18
+"""Most that is kept of a header; headers without vendors' own attributes have some 10 kB."""
+
 _GROUPS: Final = (0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0040)
 """Patient, study, series, equipment, requests: whatever the modules of patient and study may hold (PS3.3 C.7.1, C.7.2)."""
 
@@ -102,13 +105,15 @@ class Source(BaseModel):
         return self.frame_of_reference or f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
 
 
-def describe_source(slices: list[Slice]) -> str:
-    """Return a `Source` as JSON.
+def describe_source(slices: list[Slice]) -> str | None:
+    """Return a `Source` as JSON; None for files without a Study Instance UID, to which nothing could be added.
 
     Args:
         slices: of one series with their datasets, in the order of k.
     """
     first = slices[0]
+    if not _dataset(first).get("StudyInstanceUID"):
+        return None
     place = place_of(_dataset(first), first.frame)
     rows, columns = first.shape
     distance_mm = float(np.linalg.norm(slices[-1].position_mm - first.position_mm)) / (len(slices) - 1)
@@ -161,13 +166,15 @@ def _bounded(dataset: Dataset) -> dict[str, Any]:
     for tag in dataset.keys():  # noqa: SIM118 - the elements themselves would be decoded, those with voxels too
         if tag.group in _GROUPS:
             kept[tag] = dataset.get_item(tag)
-    for name in _NAMED:
-        if name in dataset:
-            kept[name] = dataset[name]
+    for keyword in _NAMED:
+        if keyword in dataset:
+            kept[keyword] = dataset[keyword]
     kept.remove_private_tags()
     head: dict[str, Any] = kept.to_json_dict(bulk_data_threshold=MAX_VALUE_BYTES, suppress_invalid_tags=True)
-    return {
-        tag: element
-        for tag, element in head.items()
-        if element["vr"] not in _BYTES and len(json.dumps(element)) <= MAX_VALUE_BYTES
-    }
+    left, bounded = MAX_HEAD_BYTES, {}
+    for name, element in head.items():
+        size = len(json.dumps(element))
+        if element["vr"] not in _BYTES and size <= min(MAX_VALUE_BYTES, left):
+            bounded[name] = element
+            left -= size
+    return bounded

@@ -4,6 +4,7 @@ What tells of them - Orthanc's changes, its scripts, the spool of `calibrant rec
 again, and the digest of its images decides whether there is anything new.
 """
 
+import hashlib
 import threading
 import time
 from contextlib import suppress
@@ -18,9 +19,14 @@ from service.pacs.changes import Orthanc, Position
 from service.pacs.config import RECEIVED, PacsFile, Rule
 from service.pacs.selection import Selection, Series, reject_unsuitable
 from service.pacs.spool import Spool
+from service.storage.durable import write_durably
 from service.storage.local import StateDirectory
 
 log = structlog.get_logger(__name__)
+
+_HINTS: Final = ".hints"
+_HINTS_S: Final = 0.2
+"""Seconds between two looks at the hints."""
 
 _SPOOL_S: Final = 0.5
 """Seconds between two looks at the spool."""
@@ -45,12 +51,24 @@ class Arrivals:
                 self._begin(self._follow_spool, name)
             elif self._file.pacs[name].orthanc is not None:
                 self._begin(self._follow_changes, name)
+        if self._file.webhook is not None:
+            self._begin(self._follow_hints, self._file.webhook.pacs)
 
     def stop(self) -> None:
         """End; positions are kept."""
         self._ended.set()
         for thread in self._threads:
             thread.join()
+
+    def note(self, pacs: str, series: str) -> None:
+        """Keep a hint on the disk; it is looked up later.
+
+        Whoever gives it must not be asked before it has its answer: Orthanc's scripts hold locks that its DICOMweb
+        waits for.
+        """
+        folder = self._state.changes / f"{pacs}{_HINTS}"
+        folder.mkdir(exist_ok=True)
+        write_durably(folder / hashlib.sha256(series.encode()).hexdigest()[:32], series.encode())
 
     def consider(self, pacs: str, series: str, study: str | None = None) -> list[str]:
         """Return the ids of the jobs that the rules make of a series; none if it is nothing to segment.
@@ -119,6 +137,19 @@ class Arrivals:
                 lost = False
             self._ended.wait(pause)
         orthanc.close()
+
+    def _follow_hints(self, name: str) -> None:
+        folder = self._state.changes / f"{name}{_HINTS}"
+        while not self._ended.wait(_HINTS_S):
+            for hint in sorted(folder.iterdir()) if folder.is_dir() else []:
+                try:
+                    self.consider(name, hint.read_text())
+                    hint.unlink()
+                except (PacsError, OSError) as error:
+                    log.warning("a hint could not be followed", error=type(error).__name__)
+                    self._ended.wait(self._file.pacs[name].poll_s)
+                except RequestError:  # no UID: nothing can be made of it
+                    hint.unlink()
 
     def _take(self, orthanc: Orthanc, name: str, position: Position, since: int) -> bool:
         """Make jobs of the next changes, then remember the place; say whether more follow."""

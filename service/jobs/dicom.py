@@ -11,6 +11,7 @@ import datetime as dt
 import hashlib
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,6 @@ from typing import Any, Final
 import structlog
 from dbos import DBOS, DBOSContextSetAuth, SetWorkflowID, WorkflowStatus
 
-from service.bundle.registry import Registry
 from service.errors import (
     BY_CODE,
     AmbiguousSeries,
@@ -63,6 +63,9 @@ QUEUE: Final = "dicom"
 PULLS: Final = 4
 """Series that are pulled or wait for their segmentation at a time; the others wait in the queue."""
 
+WATCH_S: Final = 0.2
+"""Seconds between two looks at the segmentation that a job waits for."""
+
 PUSHES: Final = 2
 """Results that are sent to one PACS at a time."""
 
@@ -104,7 +107,6 @@ class DicomJobs:
 
     queue: JobQueue
     state: StateDirectory
-    registry: Registry
     file: PacsFile
     build: Build
     build_s: float
@@ -310,7 +312,7 @@ class DicomJobs:
             contextvars.Context().run(self.queue.submit, asked, idempotency_key=_key(identifier))
         live.stage = "segment"
         while (job := self.queue.find(order.owner, inner)).state not in FINISHED:
-            self._sleep(identifier, POLL_S)
+            self._sleep(identifier, WATCH_S)
         if job.problem is not None:
             raise BY_CODE.get(job.problem.type.removeprefix("/problems/"), ResultUnavailable)(job.problem.detail)
         return inner
@@ -358,7 +360,7 @@ class DicomJobs:
             earlier = DicomOrder.of(status)
             if status.workflow_id == identifier:
                 later = False
-            elif not later and earlier == replace(order, instances=earlier.instances, objects=earlier.objects):
+            elif not later and _is_of_other_images(earlier, order):
                 ledger = Ledger.read(self.state.dicom / status.workflow_id)
                 for entry in ledger.entries if ledger else []:
                     if entry.file == REPORT and entry.state != "dead":
@@ -391,14 +393,14 @@ class DicomJobs:
 
     def _sleep(self, identifier: str, seconds: float) -> None:
         """Wait; the end of the service ends the wait, so that the next life takes the job up, and so does a cancellation."""
-        if self._closing.wait(min(seconds, 1.0)):
-            raise ExecutorStopped
-        status = DBOS.get_workflow_status(identifier)
-        if status is None or status.status == "CANCELLED":
-            msg = "The job was cancelled."
-            raise JobCancelled(msg)
-        if seconds > 1:
-            self._sleep(identifier, seconds - 1)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._closing.wait(min(left, 1.0)):
+                raise ExecutorStopped
+            status = DBOS.get_workflow_status(identifier)
+            if status is None or status.status == "CANCELLED":
+                msg = "The job was cancelled."
+                raise JobCancelled(msg)
 
     def _pushes(self, identifier: str) -> list[WorkflowStatus]:
         return DBOS.list_workflows(name=PUSH, workflow_id_prefix=f"{identifier}-", load_input=False, load_output=False)
@@ -437,6 +439,12 @@ class DicomJobs:
 def inner_of(owner: str, identifier: str) -> str:
     """Return the id of the ordinary job that a DICOM job makes."""
     return identifier_of(owner, _key(identifier))
+
+
+def _is_of_other_images(earlier: DicomOrder, order: DicomOrder) -> bool:
+    # A repetition with the same images replaces nothing: it is the same objects.
+    same = replace(earlier, instances=order.instances, objects=order.objects) == order
+    return same and earlier.instances != order.instances
 
 
 def _key(identifier: str) -> str:

@@ -10,6 +10,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
+from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 
 from service.errors import PacsBadResponse
 from service.pacs.selection import OURS, Series
@@ -29,6 +30,10 @@ _CONTENT: Final = (
     "SegmentSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+
+# Pages for people: they print when they were made, so that the same result drawn again differs, and its UID does not.
+_PAGES: Final = (SecondaryCaptureImageStorage, EncapsulatedPDFStorage)
+_PRINTED: Final = ("PixelData", "EncapsulatedDocument")
 
 _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _DAMAGED: Final = "The PACS sent something that is no DICOM file, or a damaged one."
@@ -88,14 +93,16 @@ def read_series(content: bytes, count: int) -> Series:
 
 
 def content_digest(content: bytes) -> str:
-    """Return the SHA-256 of what a file says: its voxels or text, and what they mean.
+    """Return the SHA-256 of what a file says: its voxels or text, and what they mean; of a page, which one it is.
 
     Raises:
         PacsBadResponse: it cannot be read.
     """
     dataset = _read(content, None)
     said = Dataset()
-    said.update({element.tag: element for element in dataset if element.keyword in _CONTENT})
+    left_out = _PRINTED if dataset.get("SOPClassUID") in _PAGES else ()
+    kept = (element for element in dataset if element.keyword in _CONTENT and element.keyword not in left_out)
+    said.update({element.tag: element for element in kept})
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     with warnings.catch_warnings(action="ignore"):

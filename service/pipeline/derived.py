@@ -112,7 +112,7 @@ def holds_series(result: Path) -> bool:
 def reject_without_series(result: Path) -> None:
     """Raise NoSourceSeries if no DICOM object can be made of a result."""
     if not holds_series(result):
-        msg = "The scan was no DICOM series, so that there is no patient, study or series that a DICOM result could belong to. Take NIfTI, or send the zip of a DICOM series."
+        msg = "The scan was no DICOM series, or one without a Study Instance UID, so that there is no patient, study or series that a DICOM result could belong to. Take NIfTI, or send the zip of a DICOM series."
         raise NoSourceSeries(msg)
 
 

@@ -6,6 +6,7 @@
     incoming/               uploads in progress; worthless after a crash
     dicom/<job>/            objects on their way to a PACS, and the ledger of what has arrived there
     changes/<pacs>          how far the changes of an Orthanc were followed
+    changes/<pacs>.hints/   series that its scripts have told of and that were not looked up yet
     received/               what `calibrant receive` was sent and no job has taken yet
     jobs.sqlite             owned by DBOS, unless its database is a PostgreSQL server's
     identity                the name that this directory has in such a database

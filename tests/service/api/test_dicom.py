@@ -1,5 +1,6 @@
 import hashlib
 import io
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,23 @@ def job_(http: httpx.Client, oblique: np.ndarray) -> dict[str, Any]:
     affine = oblique / np.linalg.norm(oblique, axis=0)
     affine[:, 3] = [-9, -20, 30, 1]
     array = np.random.default_rng(3).normal(100, 10, (12, 14, 10)).astype(np.float32)
-    body = zip_of_series(series_of_array(array, affine))
-    job: dict[str, Any] = http.post(ROUTE, content=body, headers={"Prefer": "wait=50"}).json()
-    assert job["state"] == "succeeded", job
-    return job
+    return finished(http, zip_of_series(series_of_array(array, affine)))
 
 
 @pytest.fixture(name="other", scope="module")
 def other_(http: httpx.Client, nifti: Any) -> dict[str, Any]:  # noqa: ANN401 - the fixture's function
     """Return a finished job over a scan that was no series."""
     array = np.random.default_rng(3).normal(100, 10, (12, 14, 10)).astype(np.float32)
-    job: dict[str, Any] = http.post(ROUTE, content=nifti(array, np.eye(4)), headers={"Prefer": "wait=50"}).json()
-    assert job["state"] == "succeeded"
+    return finished(http, nifti(array, np.eye(4)))
+
+
+def finished(http: httpx.Client, scan: bytes) -> dict[str, Any]:
+    """Return the job of a scan once it has succeeded."""
+    job: dict[str, Any] = http.post(ROUTE, content=scan).json()
+    while job["state"] in ("queued", "running"):
+        time.sleep(0.1)
+        job = http.get(job["links"]["self"]).json()
+    assert job["state"] == "succeeded", job["problem"]
     return job
 
 

@@ -116,12 +116,13 @@ def test_frames_of_an_enhanced_instance_are_referred_to_by_number(outcome: Outco
 
 
 def test_an_empty_mask_is_a_result(outcome: Outcome, mask: npt.NDArray[np.uint8], tmp_path: Path) -> None:
-    """Nothing was found: every plane has a frame of zeros, and the object is valid."""
+    """Nothing was found: each segment has a frame of zeros, every instance is referred to, and the object is valid."""
     empty = replace(outcome, mask_KRC=np.zeros_like(mask.T))
     write_objects(empty, tmp_path, ["seg", "bands", "labelmap", "sr", "sc"])
     made = pydicom.dcmread(tmp_path / "seg.dcm")
 
-    assert made.NumberOfFrames == 3 * 8
+    assert made.NumberOfFrames == 3
+    assert len(made.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 8
     assert not made.pixel_array.any()
     assert faults_of(tmp_path / "seg.dcm") == []
 

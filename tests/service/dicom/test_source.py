@@ -10,7 +10,7 @@ from pydicom.sequence import Sequence
 
 from service.dicom.instance import read_instance
 from service.dicom.series import decode
-from service.dicom.source import MAX_VALUE_BYTES, Source, describe_source
+from service.dicom.source import MAX_HEAD_BYTES, MAX_VALUE_BYTES, Source, describe_source
 from service.dicom.stack import stack
 from tests.dicom_series import CANARY_NAME, file_of, series_of_array, zip_of_series
 
@@ -105,6 +105,27 @@ def test_a_slice_without_its_dataset_has_no_source(series: list[Dataset]) -> Non
     slices = [read_instance(file_of(image), with_voxels=False)[0] for image in series]
     with pytest.raises(ValueError, match="has no header to keep"):
         describe_source(slices)
+
+
+def test_a_header_of_any_size_is_bounded(series: list[Dataset]) -> None:
+    """Thousands of attributes that nobody defined: what is kept stays small, and whose scan it is stays in it."""
+    for image in series:
+        for element in range(0x5000, 0x6000):
+            image.add_new(0x00400000 + element, "LT", "x" * 1000)
+    source = source_of(series)
+
+    assert len(json.dumps(source.head)) < 2 * MAX_HEAD_BYTES
+    assert str(source.identity().PatientName) == CANARY_NAME
+
+
+def test_without_a_study_there_is_no_source(series: list[Dataset]) -> None:
+    """The scan is segmented all the same; a DICOM result would belong nowhere."""
+    for image in series:
+        del image.StudyInstanceUID
+    volume = decode(io.BytesIO(zip_of_series(series)))
+
+    assert volume.shape == (12, 10, 8)
+    assert volume.source is None
 
 
 def test_no_source_comes_of_another_format(nifti: Callable[..., bytes]) -> None:

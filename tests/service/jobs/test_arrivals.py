@@ -168,6 +168,30 @@ def test_what_was_received_is_taken_once_it_is_whole(
     assert {request.destination for request in jobs.requests} == {"clinic"}
 
 
+def test_a_hint_is_kept_until_it_could_be_looked_up(
+    arrivals: Arrivals, jobs: Jobs, state: StateDirectory, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the disk, so that it outlives a restart; told twice it is one, and one that is no UID is left."""
+    file = PacsFile.model_validate(FILE | {"webhook": {"pacs": "clinic", "secret": {"env": "SECRET"}}})
+    hints = state.changes / "clinic.hints"
+    for _ in range(2):
+        arrivals.note("clinic", "1.2.5")
+    assert [hint.read_text() for hint in hints.iterdir()] == ["1.2.5"]
+    monkeypatch.setattr(Arrivals, "_follow_changes", lambda *_: None)
+    jobs.error = PacsUnreachable("gone")
+    later = Arrivals(jobs, file, registry, state)  # type: ignore[arg-type]
+    later.start()
+    time.sleep(0.5)
+    assert (jobs.requests, len(list(hints.iterdir()))) == ([], 1)
+    jobs.error = None
+    wait_until(lambda: not list(hints.iterdir()))
+    jobs.error = SeriesNotFound("no UID")
+    later.note("clinic", "..")
+    wait_until(lambda: not list(hints.iterdir()))
+    later.stop()
+    assert len(jobs.requests) == 1
+
+
 def test_a_series_that_is_at_fault_stops_nothing(
     arrivals: Arrivals, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from service.bundle.registry import DEFAULT_MODEL, Registry
 from service.errors import (
@@ -26,6 +26,7 @@ from service.errors import (
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.database import open_database
 from service.jobs.dicom import DicomJobs, Request, inner_of
+from service.jobs.dicomstatus import DicomOrder
 from service.jobs.segment import JobQueue
 from service.observability.metrics import Metrics
 from service.pacs import patience
@@ -71,13 +72,13 @@ class Computes(EmbeddedExecutor):
 def build(
     result: Path, work: Path, objects: Collection[DicomObject], _: float, supersedes: Superseded | None
 ) -> list[Path]:
-    """Return a small secondary capture for each object; the same result gives the same."""
+    """Return a small image for each object; the same result gives the same."""
     paths = []
     for number, kind in enumerate(objects):
         image = Dataset()
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
         uid = f"2.25.{int(result.name, 16) % 10**30}.{number}"
         image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = uid
         image.StudyInstanceUID, image.SeriesInstanceUID = STUDY, f"{uid}.1"
@@ -113,7 +114,7 @@ class Site:
     def begin(self) -> None:
         """Begin, with whatever an earlier life has left."""
         queue = JobQueue(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
-        self.jobs = DicomJobs(queue, self.state, self.registry, self.file, build, 10)
+        self.jobs = DicomJobs(queue, self.state, self.file, build, 10)
         queue.launch(self.jobs.register)
         self.jobs.start()
 
@@ -228,12 +229,21 @@ def test_late_slices_are_another_job(site: Site, tmp_path: Path) -> None:
     site.orthanc.send(tmp_path / "late.dcm")
 
     second = site.wait(site.ask())
+    again = site.wait(site.ask(key="again"))
 
     assert second.id != first.id
+    # A repetition replaces what the first of its kind has replaced: its own objects are not earlier ones.
+    assert site.jobs._superseded(again.id, _order(site, again)) == site.jobs._superseded(
+        second.id, _order(site, second)
+    )
     assert second.instances != first.instances
-    assert site.held() == {"CT": 7, "OT": 4}
+    assert site.held() == {"CT": 7, "OT": 6}  # `build` names its objects after the job
     told = {series["MainDicomTags"].get("SeriesDescription") for series in site.orthanc.get("/series?expand")}
     assert first.objects[1].uid in told  # the report of the earlier result
+
+
+def _order(site: Site, job: DicomJob) -> DicomOrder:
+    return DicomOrder.of(site.jobs._status("local", job.id))
 
 
 def test_a_series_is_selected_by_what_it_is_like(site: Site) -> None:
@@ -281,7 +291,7 @@ def test_what_does_not_exist_is_said_at_once(site: Site) -> None:
         site.ask(series="1.2.99")
     with pytest.raises(PacsUnreachable):
         site.ask(pacs="gone")
-    job = site.ask()
+    job = site.wait(site.ask())
     with pytest.raises(JobNotFound):
         site.jobs.find("other", job.id)
 

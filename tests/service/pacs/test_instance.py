@@ -6,7 +6,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from service.errors import PacsBadResponse
 from service.pacs.instance import content_digest, read_instance, read_series
@@ -73,6 +73,14 @@ def test_the_digest_tells_other_content(content: bytes) -> None:
         content_digest(changed(content, Rows=1)),
     }
     assert len(digests) == 4
+
+
+def test_a_page_drawn_again_is_the_same_page(content: bytes) -> None:
+    """It prints when it was made; its identifier follows from the result."""
+    page = changed(content, SOPClassUID=SecondaryCaptureImageStorage)
+    later = changed(page, PixelData=bytes(40))
+    assert content_digest(page) == content_digest(later) != content_digest(content)
+    assert content_digest(changed(page, SOPInstanceUID="1.2.9")) != content_digest(page)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"garbage" * 99, bytes(128) + b"DICM" + b"garbage" * 99])
