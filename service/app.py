@@ -9,19 +9,26 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api import events, health, login, models, problems, reference, results, scans, segmentations
+from service.api import dicomjobs, events, health, login, models, problems, reference, results, scans, segmentations
 from service.api import metrics as metrics_route
 from service.api.auth import Sessions
 from service.api.deps import Parts
 from service.api.hosts import KnownHosts
 from service.api.metrics import CountedRequests
+from service.api.monailabel import idle, infer, info, session
+from service.api.monailabel import login as monailabel_login
+from service.api.monailabel.door import Door
 from service.api.openapi import describe
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
+from service.jobs.arrivals import Arrivals
 from service.jobs.database import open_database
+from service.jobs.dicom import DicomJobs
 from service.jobs.retention import Policy, Sweeper
 from service.jobs.segment import JobQueue
 from service.observability.metrics import Metrics
+from service.pacs.config import read_pacs_file
+from service.pipeline.derived import derive_dicom
 from service.pipeline.sandbox import start_sandbox
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
@@ -47,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     registry = Registry.scan(*folders, unloaded=state.unloaded)
 
     metrics = Metrics()
+    pacs = read_pacs_file(settings.pacs_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,14 +69,21 @@ def create_app(settings: Settings) -> FastAPI:
         executor.start()
         start_sandbox("service.pipeline.dicom")
         jobs = JobQueue(state, registry, executor, metrics, database)
-        sweeper = Sweeper(jobs, state, _policy(settings))
+        dicom = DicomJobs(jobs, state, pacs, derive_dicom, settings.case_deadline_s)
+        arrivals = Arrivals(dicom, pacs, registry, state)
+        sweeper = Sweeper(jobs, state, _policy(settings), dicom)
         try:
-            await run_in_threadpool(jobs.launch)
+            await run_in_threadpool(jobs.launch, dicom.register)
+            await run_in_threadpool(dicom.start)
             sweeper.start()
-            app.state.parts = Parts(settings, state, registry, jobs, keys, Sessions(settings.session_hours), metrics)
+            sessions = Sessions(settings.session_hours)
+            app.state.parts = Parts(settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals)
+            arrivals.start()
             yield
+            await run_in_threadpool(arrivals.stop)
             await run_in_threadpool(sweeper.stop)
         finally:
+            dicom.close()
             await run_in_threadpool(jobs.close)
 
     # FastAPI's own page of the routes loads its scripts from the internet, which a hospital does not have.
@@ -85,8 +100,12 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     problems.install(app)
     app.add_middleware(CountedRequests, metrics=metrics)
-    for part in (segmentations, events, results, reference, scans, models, health, metrics_route, login):
+    for part in (segmentations, events, results, reference, scans, models, health, metrics_route, login, dicomjobs):
         app.include_router(part.router)
+    for part in (monailabel_login, info, session, infer, idle):
+        app.include_router(part.router)
+    # The last one added is the first one passed: what counts and logs requests sees no secret.
+    app.add_middleware(Door, secret=settings.monailabel_path, origins=settings.monailabel_origins)
     describe(app)
     return app
 

@@ -172,6 +172,59 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
     raise typer.Exit(run_command(request, Console(width=None if sys.stdout.isatty() else 160)))
 
 
+pacs = typer.Typer(help="The PACS that series come from and results go to. They stand in the file CALIBRANT_PACS_FILE.")
+app.add_typer(pacs, name="pacs")
+
+PacsPath = Annotated[Path, typer.Option("--file", envvar="CALIBRANT_PACS_FILE", help="The TOML file of the PACS.")]
+
+
+@pacs.command("test")
+def test_pacs(name: Annotated[str, typer.Argument(help="Name of the PACS in the file.")], file: PacsPath) -> None:
+    """Try whether a PACS answers, finds, gives and takes; nothing is stored there. Exit code 1 if something fails."""
+    from service.pacs.check import examine_pacs
+    from service.pacs.config import read_pacs_file
+
+    found = examine_pacs(read_pacs_file(file).find(name))
+    for check in found:
+        typer.echo(f"{'ok' if check.ok else 'fail':4}  {check.name:16}  {check.found}")
+    if not all(check.ok for check in found):
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+def receive(file: PacsPath) -> None:
+    """Receive series by C-STORE until interrupted, for a `calibrant serve` with the same state directory."""
+    from service.errors import SettingsError
+    from service.observability.log import configure_logging
+    from service.pacs.config import read_pacs_file
+    from service.pacs.receiver import run_receiver
+    from service.settings import Settings
+
+    receiver = read_pacs_file(file).receiver
+    if receiver is None:
+        msg = "The PACS file has no [receiver]. See docs/pacs.md."
+        raise SettingsError(msg)
+    configure_logging()
+    typer.echo(f"Calibrant receives as {receiver.aet} at {receiver.host}:{receiver.port} until Ctrl-C.")
+    run_receiver(receiver, Settings.read().state_dir / "received")
+
+
+@app.command()
+def mercure(
+    inbox: Annotated[
+        Path, typer.Option("--in", envvar="MERCURE_IN_DIR", help="Folder of images and task.json.", exists=True)
+    ],
+    outbox: Annotated[
+        Path, typer.Option("--out", envvar="MERCURE_OUT_DIR", help="Folder for DICOM objects.", exists=True)
+    ],
+) -> None:
+    """Run as a processing module of mercure: segment the series of a folder into DICOM objects and result.json."""
+    from service.mercure import run_module
+
+    report = run_module(inbox, outbox)
+    typer.echo(report.document()["__mercure_notification"]["text"])
+
+
 @app.command()
 def models(
     url: Annotated[str | None, typer.Option(help="A running service; without it, this machine.")] = None,

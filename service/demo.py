@@ -161,7 +161,7 @@ def _draw_side(row: Array, images: Images, side: str) -> Any:  # noqa: ANN401 - 
 def _draw_plane(axis_plot: Any, scan: Array, mask: Array, side: str) -> None:  # noqa: ANN401 - as above
     axis_plot.imshow(scan.T, origin="lower", cmap="gray")
     for label, colour in zip(SIDES[side], COLOURS, strict=True):
-        here = label == mask.T
+        here = np.equal(mask.T, label)
         if here.any():
             axis_plot.contourf(here, levels=[0.5, 1], colors=[colour], alpha=0.35)
             axis_plot.contour(here, levels=[0.5], colors=[colour], linewidths=1.5)

@@ -52,7 +52,20 @@ CalibrantError
 │   ├── NoSourceSeries              a DICOM result of a scan that was no DICOM series
 │   ├── GeometryMismatch            a reference that lies on another grid than the scan
 │   ├── UnknownLabels               a reference with values that the model has no label for
+│   ├── NotOffered                  a part of MONAI Label that there is not here
+│   ├── PacsNotFound                no PACS of that name in the configuration
+│   ├── SeriesNotFound              the PACS holds no such series
+│   ├── AmbiguousSeries             several series fit a selection
+│   ├── UnsuitableSeries            not an image, or made by this service
+│   ├── SeriesChanged               the PACS has other images of the series than when the job was made
+│   ├── DeadLetterNotFound          no delivery of that id was given up
 │   └── SourceError                 what a batch is to be made of holds no case, or is no list of cases
+├── PacsError                       a PACS does not do its part
+│   ├── PacsUnreachable             no connection, or none that lasted
+│   ├── PacsBusy                    it answers that it cannot at the moment
+│   ├── PacsBadResponse             its answer is not what the standard says
+│   ├── PacsRefused                 it answers that it will not
+│   └── ObjectNotKept               it says that it has stored an object, but does not hold what was sent
 ├── BundleError                     a bundle that must not be served
 │   ├── BundleIntegrity             files and MANIFEST.json disagree
 │   ├── BundleInvalid               a file of the bundle breaks its schema
@@ -468,11 +481,110 @@ class UnknownLabels(RequestError):
     title = "The reference holds unknown labels"
 
 
+class NotOffered(RequestError):
+    """A part of MONAI Label's interface that there is not here."""
+
+    code = "not-offered"
+    status = 404
+    title = "This is not offered here"
+
+
+class PacsNotFound(RequestError):
+    """No PACS of that name is configured."""
+
+    code = "pacs-not-found"
+    status = 404
+    title = "There is no such PACS"
+
+
+class SeriesNotFound(RequestError):
+    """The PACS holds no such series."""
+
+    code = "series-not-found"
+    status = 404
+    title = "There is no such series"
+
+
+class AmbiguousSeries(RequestError):
+    """Several series fit the selection."""
+
+    code = "ambiguous-series"
+    status = 422
+    title = "Several series fit the selection"
+
+
+class UnsuitableSeries(RequestError):
+    """The series is no stack of images, or was made by this service."""
+
+    code = "unsuitable-series"
+    status = 422
+    title = "The series is nothing to segment"
+
+
+class SeriesChanged(RequestError):
+    """The PACS has other images of the series than when the job was made."""
+
+    code = "series-changed"
+    status = 409
+    title = "The series has changed"
+
+
+class DeadLetterNotFound(RequestError):
+    """No delivery of this id was given up."""
+
+    code = "dead-letter-not-found"
+    status = 404
+    title = "There is no such dead letter"
+
+
 class SourceError(RequestError):
     """What a batch is to be made of holds no case, or is no list of cases."""
 
     code = "source-invalid"
     title = "The source of the cases cannot be used"
+
+
+class PacsError(CalibrantError):
+    """A PACS does not do its part; what was sent to this service is not at fault."""
+
+    code = "pacs-error"
+    status = 502
+    title = "The PACS cannot be used"
+
+
+class PacsUnreachable(PacsError):
+    """The PACS gave no connection, or none that lasted."""
+
+    code = "pacs-unreachable"
+    title = "The PACS does not answer"
+
+
+class PacsBusy(PacsError):
+    """The PACS answers that it cannot do it at the moment."""
+
+    code = "pacs-busy"
+    title = "The PACS is busy"
+
+
+class PacsBadResponse(PacsError):
+    """The answer of the PACS is not what the standard says."""
+
+    code = "pacs-bad-response"
+    title = "The PACS answers something else"
+
+
+class PacsRefused(PacsError):
+    """The PACS answers that it will not do it, however often it is asked."""
+
+    code = "pacs-refused"
+    title = "The PACS refuses"
+
+
+class ObjectNotKept(PacsError):
+    """The PACS says that it has stored an object, but does not hold what was sent."""
+
+    code = "object-not-kept"
+    title = "The PACS did not keep what was sent"
 
 
 class BundleError(CalibrantError):

@@ -25,11 +25,14 @@ def run_server(settings: Settings, host: str, port: int) -> None:
     Raises:
         SettingsError: an address beyond this machine without keys or a proxy that authenticates, or one that is taken.
     """
-    if (
-        f"[{host}]" not in LOOPBACK_HOSTS
-        and host not in LOOPBACK_HOSTS
-        and not (settings.behind_proxy or settings.keys_file)
-    ):
+    reachable = f"[{host}]" not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS and not settings.behind_proxy
+    if reachable and settings.monailabel_secret:
+        msg = (
+            f"{host} is reachable from other machines, and a secret in a path stands in the logs of whatever is between. "
+            "Remove CALIBRANT_MONAILABEL_SECRET, listen on 127.0.0.1, or put a proxy in front and say so with --behind-proxy."
+        )
+        raise SettingsError(msg)
+    if reachable and not settings.keys_file:
         msg = (
             f"{host} is reachable from other machines. Make keys (calibrant keys add OWNER) and set CALIBRANT_KEYS_FILE, "
             "put a proxy that authenticates in front and say so with --behind-proxy, or listen on 127.0.0.1."

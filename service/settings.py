@@ -1,12 +1,16 @@
 """Every setting of the service: environment variable, unit, default."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
+
+_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{22,}")
+"""128 random bits in base64, at least: what `secrets.token_urlsafe()` makes has 256."""
 
 
 def _reject_other_databases(url: SecretStr | None) -> SecretStr | None:
@@ -16,6 +20,26 @@ def _reject_other_databases(url: SecretStr | None) -> SecretStr | None:
         msg = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or nothing for SQLite"
         raise ValueError(msg)
     return url
+
+
+def _reject_short_secret(secret: SecretStr | None) -> SecretStr | None:
+    if secret is None or not secret.get_secret_value():
+        return None
+    if not _SECRET.fullmatch(secret.get_secret_value()):
+        msg = "expected at least 22 letters, digits, - or _, e.g. of python3 -c 'import secrets; print(secrets.token_urlsafe())'"
+        raise ValueError(msg)
+    return secret
+
+
+def _split(origins: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(origins.replace(",", " ").split()) if isinstance(origins, str) else origins
+
+
+def _reject_no_origin(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"https?://[^/*]+", origin) for origin in origins):
+        msg = "expected addresses without a path, e.g. http://localhost:3000, with commas between them; no *"
+        raise ValueError(msg)
+    return origins
 
 
 class Settings(BaseSettings):
@@ -49,6 +73,14 @@ class Settings(BaseSettings):
     """Days after which a finished job is erased with its scan and results; kept until deleted by default."""
     logits_retention_days: PositiveFloat | None = None
     """Days after which the logits behind probabilities and uncertainty are erased; as long as the job by default."""
+    pacs_file: Path | None = None
+    """TOML file of the PACS that series come from and results go to: addresses, credentials and rules."""
+    monailabel_secret: Annotated[SecretStr | None, AfterValidator(_reject_short_secret)] = None
+    """Part of a path, /monailabel/SECRET/, by which OHIF, which sends no key, is let in; no such path by default."""
+    monailabel_origins: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reject_no_origin)
+    ] = ()
+    """Origins of the web pages that may read answers of /monailabel/, with commas between them."""
     behind_proxy: bool = False
     """A reverse proxy authenticates every request: only then may the service listen beyond this machine."""
 
@@ -56,6 +88,11 @@ class Settings(BaseSettings):
     def postgresql_url(self) -> str | None:
         """`database_url` with its password."""
         return self.database_url.get_secret_value() if self.database_url else None
+
+    @property
+    def monailabel_path(self) -> str | None:
+        """`monailabel_secret` as it stands in a path."""
+        return self.monailabel_secret.get_secret_value() if self.monailabel_secret else None
 
     @classmethod
     def read(cls, *, behind_proxy: bool = False) -> Self:

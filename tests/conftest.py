@@ -141,7 +141,7 @@ def chaos() -> Path:
     return _real_data("chaos_ct_dicom") / "DICOM_anon"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hippocampus() -> Path:
     """Return the folder of the real hippocampus data; absent it skips, but never silently in continuous integration."""
     return _real_data("Task04_Hippocampus")

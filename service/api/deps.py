@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 from service.api.auth import Sessions, caller
 from service.bundle.registry import Registry
 from service.errors import Forbidden
+from service.jobs.arrivals import Arrivals
+from service.jobs.dicom import DicomJobs
 from service.jobs.segment import JobQueue
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -26,6 +28,8 @@ class Parts:
     keys: Keys | None
     sessions: Sessions
     metrics: Metrics
+    dicom: DicomJobs
+    arrivals: Arrivals
 
 
 async def _parts(request: Request) -> Parts:  # async: not in the thread pool, which may be full

@@ -1,6 +1,7 @@
-"""A form (multipart/form-data, RFC 7578) -> the bytes of its one file, as they come in; the parsing is python-multipart's."""
+"""A form (multipart/form-data, RFC 7578) -> the bytes of its parts, as they come in; the parsing is python-multipart's."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from python_multipart.exceptions import FormParserError
@@ -21,6 +22,47 @@ async def file_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterato
     Raises:
         InvalidRequest: the form is damaged, or holds no file, or more than one.
     """
+    files: list[int] = []
+    async for piece in pieces_of(body, content_type):
+        if not piece.is_file:
+            continue
+        if piece.part not in files[-1:]:
+            files.append(piece.part)
+        # Of a second file nothing is kept: the form is refused at its end.
+        if piece.part == files[0]:
+            yield piece.data
+    if len(files) != 1:
+        msg = f"The form holds {len(files)} files; one is expected. With curl: -F file=@scan.nii.gz"
+        raise InvalidRequest(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some bytes of one part of a form.
+
+    Args:
+        part: number of the part in the form, from 1.
+        name: of its field.
+        is_file: whether it has a file name, which is never looked at.
+        data: bytes; none in the first piece of each part.
+    """
+
+    part: int
+    name: str
+    is_file: bool
+    data: bytes = b""
+
+
+async def pieces_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[Piece]:
+    """Yield the parts of a form piece by piece, of each at least one.
+
+    Args:
+        body: pieces of the request's body.
+        content_type: its header, with the boundary.
+
+    Raises:
+        InvalidRequest: the form is damaged.
+    """
     form = _Form(_boundary(content_type))
     async for chunk in body:
         for piece in form.feed(chunk):
@@ -37,7 +79,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 class _Form:
-    """Follows the parser through the parts and keeps what belongs to the file."""
+    """Follows the parser through the parts."""
 
     def __init__(self, boundary: bytes) -> None:
         callbacks: Any = {
@@ -55,12 +97,13 @@ class _Form:
             raise InvalidRequest(_DAMAGED) from error
         self._field = self._value = b""
         self._disposition = b""
-        self._in_file = self._whole = False
-        self._files = 0
-        self._pieces: list[bytes] = []
+        self._whole = False
+        self._parts = 0
+        self._part = Piece(0, "", is_file=False)
+        self._pieces: list[Piece] = []
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Return what of the file this piece of the body holds."""
+    def feed(self, chunk: bytes) -> list[Piece]:
+        """Return what of the parts this piece of the body holds."""
         self._pieces = []
         try:
             self._parser.write(chunk)
@@ -69,17 +112,13 @@ class _Form:
         return self._pieces
 
     def reject_unless_whole(self) -> None:
-        """Raise unless the last boundary was seen, and one file."""
+        """Raise unless the last boundary was seen."""
         if not self._whole:
             raise InvalidRequest(_DAMAGED)
-        if self._files != 1:
-            msg = f"The form holds {self._files} files; one is expected. With curl: -F file=@scan.nii.gz"
-            raise InvalidRequest(msg)
 
     def _begin(self) -> None:
         self._disposition = b""
         self._field = self._value = b""
-        self._in_file = False
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -99,13 +138,14 @@ class _Form:
             raise InvalidRequest(_DAMAGED)
 
     def _headers_finished(self) -> None:
-        self._in_file = b"filename" in parse_options_header(self._disposition)[1]
-        self._files += self._in_file
+        options = parse_options_header(self._disposition)[1]
+        name = options.get(b"name", b"").decode(errors="replace")
+        self._parts += 1
+        self._part = Piece(self._parts, name, is_file=b"filename" in options)
+        self._pieces.append(self._part)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        # Of a second file nothing is kept: the form is refused at its end.
-        if self._in_file and self._files == 1:
-            self._pieces.append(data[start:end])
+        self._pieces.append(replace(self._part, data=data[start:end]))
 
     def _end(self) -> None:
         self._whole = True

@@ -65,8 +65,8 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     detail = f"{status.description or status.phrase}. See /docs for the routes of this service."
     response = respond(Problem(type=f"/problems/{code}", title=status.phrase, status=status, detail=detail))
     response.headers.update(error.headers or {})
-    if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        response.headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+    if status == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_of(request)):
+        response.headers["Allow"] = ", ".join(sorted(methods))
     return response
 
 

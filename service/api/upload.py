@@ -34,7 +34,7 @@ SCAN_BODY: Final = {
 }
 """How OpenAPI describes the body of a route that takes a scan."""
 
-_FRAME_BYTES = 1 << 16
+FRAME_BYTES: Final = 1 << 16
 """What a form may add to the file: boundaries, headers and other fields."""
 
 
@@ -63,12 +63,12 @@ async def receive_file(request: Request, upload: Upload, limit: int) -> int:
     Raises:
         CalibrantError: as `receive_scan`, save that nobody has looked into the file.
     """
-    _reject_headers(request, limit)
+    reject_headers(request, limit)
     received = 0
     async for chunk in _content(request, limit):
         received += len(chunk)
         if received > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         await run_in_threadpool(upload.write, chunk)
     await run_in_threadpool(upload.flush)
     return received
@@ -76,7 +76,7 @@ async def receive_file(request: Request, upload: Upload, limit: int) -> int:
 
 async def _content(request: Request, limit: int) -> AsyncIterator[bytes]:
     """Yield the bytes of the file."""
-    body = _received(request, limit + _FRAME_BYTES)
+    body = limited_body(request, limit + FRAME_BYTES)
     content_type = request.headers.get("content-type", "")
     if content_type.lower().startswith("multipart/"):
         body = file_of(body, content_type)
@@ -84,20 +84,27 @@ async def _content(request: Request, limit: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _received(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def limited_body(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the body as it comes in.
+
+    Raises:
+        PayloadTooLarge: it holds more bytes than the limit.
+        UploadIncomplete: the connection closed first.
+    """
     received = 0
     try:
         async for chunk in request.stream():
             received += len(chunk)
             if received > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             yield chunk
     except ClientDisconnect as error:
         msg = f"The connection closed after {received} bytes. Send the scan again."
         raise UploadIncomplete(msg) from error
 
 
-def _reject_headers(request: Request, limit: int) -> None:
+def reject_headers(request: Request, limit: int) -> None:
+    """Raise what the headers of a request that brings a file are refused for, before a byte of the body is read."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith(_WRAPPED):
         msg = "The body must be the file itself or a form with one file, not JSON or text. With curl: --data-binary @scan.nii.gz"
@@ -106,9 +113,10 @@ def _reject_headers(request: Request, limit: int) -> None:
         msg = "A Content-Encoding was found; none is accepted. Send a .nii.gz as it is, without that header."
         raise UnsupportedMediaType(msg)
     framed = media_type.startswith("multipart/")
-    if int(request.headers.get("content-length", "0")) > limit + (_FRAME_BYTES if framed else 0):
-        raise _too_large(limit)
+    if int(request.headers.get("content-length", "0")) > limit + (FRAME_BYTES if framed else 0):
+        raise too_large(limit)
 
 
-def _too_large(limit: int) -> PayloadTooLarge:
+def too_large(limit: int) -> PayloadTooLarge:
+    """Return the error of a body over the limit."""
     return PayloadTooLarge(f"At most {limit} bytes are accepted. Compress the scan (.nii.gz), or crop it.")

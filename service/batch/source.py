@@ -24,14 +24,18 @@ def find_cases(source: Path, out: Path, pattern: str = "*") -> Selection:
 
     Args:
         source: a CSV file with columns id, path (a scan, or a folder of one DICOM series) and perhaps reference; a BIDS data set; a folder of scans, of DICOM
-            files, or of both; or one scan.
+            files, or of both; one scan; or ``pacs:NAME?...`` (`service.batch.pacs`).
         out: folder of the results, in which no scan is looked for.
         pattern: of the names of the files to take, e.g. ``*_T1w.nii.gz``.
 
     Raises:
         SourceError: nothing can be made of it, or two scans have one id.
     """
-    if source.suffix.lower() == ".csv":
+    if str(source).startswith("pacs:"):
+        from service.batch.pacs import find_pacs_cases  # DICOM's libraries take a moment to load
+
+        found = find_pacs_cases(source)
+    elif source.suffix.lower() == ".csv":
         found = read_manifest(source)
     elif source.is_file():
         found = Selection([Case.of_file(_identifier(source.name), source)])

@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from service.jobs.dicom import DicomJobs
 from service.jobs.segment import JobQueue
 from service.pipeline.encode import LOGITS
 from service.storage.local import StateDirectory
@@ -30,10 +31,13 @@ class Policy:
     logits: dt.timedelta | None
 
 
-def sweep(jobs: JobQueue, state: StateDirectory, policy: Policy, now: dt.datetime) -> int:
+def sweep(
+    jobs: JobQueue, state: StateDirectory, policy: Policy, now: dt.datetime, dicom: DicomJobs | None = None
+) -> int:
     """Erase what is older than the policy allows and return how many jobs, scans and files of logits that were."""
     removed = 0
     if policy.jobs is not None:
+        removed += dicom.erase_finished(now - policy.jobs) if dicom else 0
         removed += jobs.erase_finished(now - policy.jobs)
         removed += _erase_idle_scans(jobs, state, now - policy.jobs)
     if policy.logits is not None:
@@ -47,8 +51,9 @@ def sweep(jobs: JobQueue, state: StateDirectory, policy: Policy, now: dt.datetim
 class Sweeper:
     """Sweeps every few minutes in a thread of its own."""
 
-    def __init__(self, jobs: JobQueue, state: StateDirectory, policy: Policy) -> None:
+    def __init__(self, jobs: JobQueue, state: StateDirectory, policy: Policy, dicom: DicomJobs | None = None) -> None:
         self._arguments = jobs, state, policy
+        self._dicom = dicom
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="calibrant-retention", daemon=True)
 
@@ -64,7 +69,7 @@ class Sweeper:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                if removed := sweep(*self._arguments, dt.datetime.now(dt.UTC)):
+                if removed := sweep(*self._arguments, dt.datetime.now(dt.UTC), self._dicom):
                     log.info("erased by the retention policy", removed=removed)
             except OSError as error:
                 log.warning("retention sweep failed", error=type(error).__name__)

@@ -50,6 +50,9 @@ from service.storage.local import RESULT, StateDirectory
 log = structlog.get_logger(__name__)
 
 QUEUE: Final = "segmentations"
+WORKFLOW: Final = "segment"
+"""DBOS's name of the workflow; there are others beside it."""
+
 POLL_S: Final = 0.05
 """Seconds between two looks at the queue, and at a job that somebody waits for."""
 
@@ -92,8 +95,11 @@ class JobQueue:
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     _segment: Callable[[str, str, str, list[str]], _Outcome] = field(init=False)
 
-    def launch(self) -> None:
+    def launch(self, register: Callable[[], None] = lambda: None) -> None:
         """Open the job database and go on with the jobs that a crash interrupted.
+
+        Args:
+            register: tells DBOS of further workflows, before it goes on with those that a crash interrupted.
 
         Raises:
             SettingsError: another service uses the database.
@@ -114,11 +120,12 @@ class JobQueue:
         def run_case(identifier: str, owner: str, scan: str, model: str, outputs: list[str]) -> _Outcome:
             return self._run_once(identifier, Order(owner, scan, model, tuple(outputs)))  # type: ignore[arg-type]  # JSON keeps no Literal
 
-        @DBOS.workflow(name="segment", max_recovery_attempts=MAX_RECOVERIES)
+        @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_RECOVERIES)
         def segment(owner: str, scan: str, model: str, outputs: list[str]) -> _Outcome:
             return run_case(str(DBOS.workflow_id), owner, scan, model, outputs)
 
         self._segment = segment
+        register()
         DBOS.launch()
         self._sweep()
         DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update")
@@ -153,7 +160,7 @@ class JobQueue:
             IdempotencyKeyReused: the key belongs to another order.
             ScanNotFound: the scan was erased meanwhile, with another job.
         """
-        identifier = _identifier(order.owner, idempotency_key)
+        identifier = identifier_of(order.owner, idempotency_key)
         with (
             self._turn,
             SetWorkflowID(identifier),
@@ -200,6 +207,7 @@ class JobQueue:
         """Yield an owner's workflows. DBOS leaves open how those of one time are ordered: here by id, too."""
         while True:
             found = DBOS.list_workflows(
+                name=WORKFLOW,
                 user=owner,
                 status=_STATUSES[state] if state else None,
                 # Up to and including that millisecond; DBOS cuts off what is less.
@@ -276,7 +284,9 @@ class JobQueue:
     def erase_finished(self, before: dt.datetime) -> int:
         """Erase every owner's jobs that finished before a time, and return how many those were."""
         statuses = [name for state in FINISHED for name in _STATUSES[state]]
-        old = DBOS.list_workflows(status=statuses, completed_before=before.isoformat(), load_output=False)
+        old = DBOS.list_workflows(
+            name=WORKFLOW, status=statuses, completed_before=before.isoformat(), load_output=False
+        )
         for status in old:
             with suppress(JobNotFound):  # its owner was faster
                 self.erase(Order.of(status).owner, status.workflow_id)
@@ -284,13 +294,16 @@ class JobQueue:
 
     def count(self) -> dict[State, int]:
         """Return how many jobs wait and how many run."""
-        active = DBOS.list_workflows(status=["ENQUEUED", "DELAYED", "PENDING"], load_input=False, load_output=False)
+        active = DBOS.list_workflows(
+            name=WORKFLOW, status=["ENQUEUED", "DELAYED", "PENDING"], load_input=False, load_output=False
+        )
         running = sum(status.status == "PENDING" for status in active)
         return {"queued": len(active) - running, "running": running}
 
     def uses(self, owner: str, scan: str) -> bool:
         """Return whether any job of an owner was made from a scan."""
-        return any(Order.of(status).scan == scan for status in DBOS.list_workflows(user=owner, load_output=False))
+        jobs = DBOS.list_workflows(name=WORKFLOW, user=owner, load_output=False)
+        return any(Order.of(status).scan == scan for status in jobs)
 
     def _stop(self, identifier: str) -> None:
         # One statement of the database decides between a job that ends now and this: exactly one of them stands.
@@ -302,7 +315,7 @@ class JobQueue:
     def _status(self, owner: str, identifier: str) -> WorkflowStatus:
         status = DBOS.get_workflow_status(identifier)
         # Another owner's job is answered as one that does not exist.
-        if status is None or Order.of(status).owner != owner:
+        if status is None or status.name != WORKFLOW or Order.of(status).owner != owner:
             msg = "No segmentation has this id. It may have been deleted."
             raise JobNotFound(msg)
         return status
@@ -402,7 +415,8 @@ def _summary(folder: Path) -> Summary | None:
     return Summary.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def _identifier(owner: str, idempotency_key: str | None) -> str:
+def identifier_of(owner: str, idempotency_key: str | None) -> str:
+    """Return the id of a job: always the same for a key of an owner, a new one without a key."""
     if idempotency_key is None:
         # Later ones are greater: DBOS's times are whole seconds with SQLite on Python 3.11.
         return f"{time.time_ns() // 1000:014x}{secrets.token_hex(9)}"

@@ -1,4 +1,4 @@
-"""Mask -> .seg.nrrd, the segmentation format of 3D Slicer, with names, colours and coded concepts of its segments.
+"""Mask -> .seg.nrrd, the segmentation format of 3D Slicer, with names, colours and coded concepts; or a plain .nrrd.
 
 Format: https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html
 """
@@ -39,6 +39,30 @@ def encode_segmentation(mask: npt.NDArray[np.uint8], frame: Frame) -> bytes:
     }
     buffer = io.BytesIO()
     slicerio.write_segmentation(buffer, segmentation, compression_level=_GZIP_LEVEL)
+    return _without_comments(buffer.getvalue())
+
+
+def encode_nrrd(mask: npt.NDArray[np.integer[Any]], frame: Frame, *, packed: bool) -> bytes:
+    """Return the mask as a plain .nrrd on the scan's grid in LPS, the first index fastest.
+
+    Args:
+        mask: (D, H, W) label values on the scan's grid.
+        frame: affine.
+        packed: with gzip; otherwise the voxels stand as they are.
+    """
+    import nrrd  # type: ignore[import-untyped]  # it has no types
+
+    lps = _RAS_TO_LPS @ frame.affine_ras
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": lps[:3, :3].T,
+        "space origin": lps[:3, 3],
+        "kinds": ["domain"] * 3,
+        "endian": "little",
+        "encoding": "gzip" if packed else "raw",
+    }
+    buffer = io.BytesIO()
+    nrrd.write(buffer, mask, header, compression_level=_GZIP_LEVEL, index_order="F")
     return _without_comments(buffer.getvalue())
 
 

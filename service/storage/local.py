@@ -4,6 +4,10 @@
     work/<job>/<attempt>/   what one attempt has written so far; worthless after a crash
     results/<job>/          the one published result of a job
     incoming/               uploads in progress; worthless after a crash
+    dicom/<job>/            objects on their way to a PACS, and the ledger of what has arrived there
+    changes/<pacs>          how far the changes of an Orthanc were followed
+    changes/<pacs>.hints/   series that its scripts have told of and that were not looked up yet
+    received/               what `calibrant receive` was sent and no job has taken yet
     jobs.sqlite             owned by DBOS, unless its database is a PostgreSQL server's
     identity                the name that this directory has in such a database
     unloaded.json           names of the models that are out of service
@@ -51,7 +55,8 @@ class StateDirectory:
             SettingsError: another service uses the directory.
         """
         state = cls(root)
-        for folder in (state.scans, state.work, state.results, state.incoming):
+        folders = (state.scans, state.work, state.results, state.incoming, state.dicom, state.changes, state.received)
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -85,6 +90,21 @@ class StateDirectory:
     def incoming(self) -> Path:
         """Folder of the uploads in progress."""
         return self.root / "incoming"
+
+    @property
+    def dicom(self) -> Path:
+        """Folder of the objects on their way to a PACS."""
+        return self.root / "dicom"
+
+    @property
+    def changes(self) -> Path:
+        """Folder of the positions in the changes of each Orthanc."""
+        return self.root / "changes"
+
+    @property
+    def received(self) -> Path:
+        """Folder of the series that were received and that no job has taken yet."""
+        return self.root / "received"
 
     @property
     def database(self) -> Path:
@@ -200,15 +220,15 @@ class Upload:
             self._file.close()
         self.path.unlink(missing_ok=True)
 
-    def write(self, chunk: bytes) -> None:
-        """Append a piece of the body.
+    def write(self, chunk: bytes) -> int:
+        """Append a piece of the body and return its length, as files do.
 
         Raises:
             StorageFull: no space is left.
         """
         self._digest.update(chunk)
         try:
-            self._file.write(chunk)
+            return self._file.write(chunk)
         except OSError as error:
             raise _storage_error(error) from error
 

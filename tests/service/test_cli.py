@@ -266,3 +266,18 @@ def test_keys_need_a_file_and_a_usable_name(
     code, out, err = calibrant("keys", "add", "lab", "--file", path)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "no file of keys" in err
+
+
+def test_a_pacs_is_tried_from_the_command_line(calibrant: Command, tmp_path: Path) -> None:
+    """A line for each thing that was tried, exit code 1 if one failed; an unknown name is the caller's fault."""
+    (tmp_path / "pacs.toml").write_text('[pacs.clinic]\nurl = "http://127.0.0.1:9/dicom-web"\n')
+    code, out, _ = calibrant("pacs", "test", "clinic", "--file", tmp_path / "pacs.toml")
+    assert (code, out.split()[:2]) == (1, ["fail", "QIDO-RS"])
+    assert calibrant("pacs", "test", "nowhere", "--file", tmp_path / "pacs.toml")[0] == 6
+
+
+def test_receiving_needs_a_receiver(calibrant: Command, tmp_path: Path) -> None:
+    """A file without one says where to read on."""
+    (tmp_path / "pacs.toml").write_text("")
+    code, _, err = calibrant("receive", "--file", tmp_path / "pacs.toml")
+    assert (code, "docs/pacs.md" in err) == (1, True)

@@ -60,6 +60,18 @@ def test_an_address_beyond_this_machine_is_refused(tmp_path: Path, host: str) ->
     assert not (tmp_path / "state").exists()
 
 
+def test_a_secret_path_is_refused_beyond_this_machine(tmp_path: Path) -> None:
+    """With keys the service may listen there, but not with a secret that every proxy and browser writes down."""
+    settings = Settings(state_dir=tmp_path / "state", keys_file=tmp_path / "keys.json", monailabel_secret="x" * 22)
+
+    with pytest.raises(SettingsError, match="CALIBRANT_MONAILABEL_SECRET, listen on 127"):
+        run_server(settings, "0.0.0.0", 0)  # noqa: S104 - refused
+
+    assert not (tmp_path / "state").exists()
+    with pytest.raises(SettingsError, match="file of keys"):  # the next question, so that this one was passed
+        run_server(settings.model_copy(update={"behind_proxy": True}), "0.0.0.0", 0)  # noqa: S104 - as above
+
+
 def test_a_running_server_says_where_it_is(tmp_path: Path) -> None:
     """The first lines give address, state and notice; a second server is refused; SIGTERM leaves no process behind.
 

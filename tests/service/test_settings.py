@@ -88,6 +88,8 @@ def test_the_documented_default_is_the_default() -> None:
         shown = documented[name.upper()].strip("`")
         if name == "state_dir":
             assert Path(shown).expanduser() == field.get_default(call_default_factory=True)
+        elif field.default == ():
+            assert shown == "none"
         elif isinstance(field.default, float):
             assert float(shown) == field.default
         else:
@@ -103,7 +105,7 @@ def test_the_database_is_sqlite_or_postgresql(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("CALIBRANT_DATABASE_URL", "postgresql://user:secret@host/jobs")
     assert Settings.read().postgresql_url == "postgresql://user:secret@host/jobs"
-    assert "secret" not in repr(Settings.read())
+    assert "user:secret" not in repr(Settings.read())
 
 
 def test_another_database_is_refused_without_repeating_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +117,48 @@ def test_another_database_is_refused_without_repeating_its_address(monkeypatch: 
 
     assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert "CALIBRANT_DATABASE_URL" in str(caught.value)
+
+
+@pytest.mark.parametrize("secret", ["short", "x" * 21, "with/a/slash/and-22-letters", "x" * 21 + "\u00e9", " " * 30])
+def test_a_secret_that_can_be_guessed_or_breaks_a_path_is_refused(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    """The error says what is expected and does not repeat it."""
+    monkeypatch.setenv("CALIBRANT_MONAILABEL_SECRET", secret)
+
+    with pytest.raises(SettingsError, match=r"CALIBRANT_MONAILABEL_SECRET .*at least 22 letters") as caught:
+        Settings.read()
+
+    assert secret not in str(caught.value)
+
+
+def test_a_secret_is_shown_nowhere_but_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Printing the settings does not tell it; an empty variable is none."""
+    monkeypatch.setenv("CALIBRANT_MONAILABEL_SECRET", "Abc_-" * 5)
+    assert Settings.read().monailabel_path == "Abc_-" * 5
+    assert "Abc_-" not in repr(Settings.read())
+
+    monkeypatch.setenv("CALIBRANT_MONAILABEL_SECRET", "")
+    assert Settings.read().monailabel_path is None
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("", ()),
+        ("http://localhost:3000", ("http://localhost:3000",)),
+        ("https://a.example, http://[::1]:3000", ("https://a.example", "http://[::1]:3000")),
+    ],
+)
+def test_origins_stand_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, given: str, origins: tuple[str, ...]
+) -> None:
+    """With commas, as a shell writes them best."""
+    monkeypatch.setenv("CALIBRANT_MONAILABEL_ORIGINS", given)
+    assert Settings.read().monailabel_origins == origins
+
+
+@pytest.mark.parametrize("given", ["*", "https://*.example", "https://a.example/", "a.example", "null"])
+def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """No pattern among them: every page of the world would match it."""
+    monkeypatch.setenv("CALIBRANT_MONAILABEL_ORIGINS", given)
+    with pytest.raises(SettingsError, match="CALIBRANT_MONAILABEL_ORIGINS"):
+        Settings.read()

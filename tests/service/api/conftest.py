@@ -104,5 +104,6 @@ def locked(tmp_path: Path, keys_file: Path) -> FastAPI:
     settings = Settings(state_dir=tmp_path / "state", keys_file=keys_file)
     app = create_app(settings)
     state, keys = StateDirectory(settings.state_dir), Keys(keys_file)
-    app.state.parts = Parts(settings, state, Registry(), NoJobs(), keys, Sessions(8), Metrics())  # type: ignore[arg-type]
+    nothing = NoJobs()
+    app.state.parts = Parts(settings, state, Registry(), nothing, keys, Sessions(8), Metrics(), nothing, nothing)  # type: ignore[arg-type]
     return app

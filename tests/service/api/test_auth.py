@@ -24,6 +24,7 @@ Guarded = Any
 
 ROUTE = "/v1/segmentations"
 OPEN = {"/v2/health/live", "/v2/health/ready", "/login", "/logout", "/docs", "/openapi.json", "/docs/oauth2-redirect"}
+OPEN |= {"/monailabel/auth", "/monailabel/auth/token"}
 """What is answered without a key."""
 
 

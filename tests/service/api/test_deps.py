@@ -27,7 +27,7 @@ def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., http
 
         jobs = SimpleNamespace()
         app.state.parts = Parts(
-            Settings(), StateDirectory(tmp_path / name), Registry(), jobs, None, Sessions(1), Metrics()
+            Settings(), StateDirectory(tmp_path / name), Registry(), jobs, None, Sessions(1), Metrics(), jobs, jobs
         )  # type: ignore[arg-type]
         found.append((app, name))
 
@@ -51,8 +51,9 @@ def test_a_route_knows_whose_request_it_is(ask: Callable[..., httpx.Response], t
     lab, root = (add_key(path, name, admin=name == "root") for name in ("lab", "root"))
     found = {}
     for keys in (None, Keys(path)):
-        parts = Settings(), StateDirectory(tmp_path), Registry(), SimpleNamespace(), keys, Sessions(1), Metrics()
-        app.state.parts = Parts(*parts)  # type: ignore[arg-type]
+        nothing = SimpleNamespace()
+        parts = Settings(), StateDirectory(tmp_path), Registry(), nothing, keys, Sessions(1), Metrics()
+        app.state.parts = Parts(*parts, nothing, nothing)  # type: ignore[arg-type]
         for key in (None, lab, root):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             answers = [ask(app, "GET", route, headers=headers) for route in ("/who", "/admin")]

@@ -34,7 +34,7 @@ def test_ready_needs_a_model_and_jobs_that_can_run(
     registry = Registry({"tiny": describe_bundle(tiny_bundle)} if models else {})
     jobs = SimpleNamespace(ready=alive)
     parts = Settings(), StateDirectory(tmp_path), registry, jobs, None, Sessions(1), Metrics()
-    app.state.parts = Parts(*parts)  # type: ignore[arg-type]
+    app.state.parts = Parts(*parts, jobs, jobs)  # type: ignore[arg-type]
 
     answer = ask(app, "GET", "/v2/health/ready")
 

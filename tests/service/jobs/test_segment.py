@@ -150,7 +150,7 @@ def test_a_published_result_is_not_computed_again(queue: JobQueue, executor: Fak
     """A job that was interrupted between its rename and its record finds the result and is done."""
     result = queue.state.result(queue.wait("local", submit("another").id, 20).id)
     assert result is not None
-    identifier = segment._identifier("local", "published")
+    identifier = segment.identifier_of("local", "published")
     attempt = queue.state.begin_attempt(identifier)
     for name in (RESULT, SUMMARY):
         (attempt / name).write_bytes((result / name).read_bytes())

@@ -1,0 +1,73 @@
+"""The way into `/monailabel/`: a secret in the path in place of a key, slashes at the end, pages of other origins.
+
+OHIF sends no token, so that a path may carry a secret instead (`/monailabel/SECRET/...`). The clients follow no
+redirects: a path with a slash at its end is the one without. Behind this door neither is seen again, in no log either.
+"""
+
+import hmac
+from typing import Annotated, Final
+from urllib.parse import quote
+
+from fastapi import Depends, Request
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.auth import caller
+from service.api.deps import PartsDep
+from service.storage.keys import LOCAL, Owner
+
+PREFIX: Final = "/monailabel"
+
+VIEWER: Final = "viewer"
+"""Owner of what comes in by the secret where keys are in use; a key of this owner sees its results."""
+
+_LET_IN: Final = "calibrant.let_in"
+
+
+class Door:
+    """Passes on what is meant for `/monailabel/`, all the rest untouched."""
+
+    def __init__(self, app: ASGIApp, secret: str | None, origins: tuple[str, ...]) -> None:
+        """Prepare.
+
+        Args:
+            app: what is behind the door.
+            secret: that a path may carry; None for no such path.
+            origins: of the web pages that may read the answers, e.g. http://localhost:3000.
+        """
+        self._app = app
+        self._secret = secret.encode() if secret else None
+        self._viewers: ASGIApp = app
+        if origins:
+            self._viewers = CORSMiddleware(
+                app, allow_origins=origins, allow_methods=["GET", "POST", "PUT", "DELETE"], allow_headers=["*"]
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] == "http" and scope["path"].startswith(f"{PREFIX}/"):
+            await self._viewers(self._without_secret(scope), receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _without_secret(self, scope: Scope) -> Scope:
+        route = scope["path"].removeprefix(f"{PREFIX}/")
+        first, _, rest = route.partition("/")
+        known = self._secret is not None and hmac.compare_digest(first.encode(), self._secret)
+        path = f"{PREFIX}/{(rest if known else route).rstrip('/')}"
+        return {**scope, "path": path, "raw_path": quote(path).encode(), _LET_IN: known}
+
+
+def came_by_secret(request: Request) -> bool:
+    """Return whether the path carried the secret."""
+    return bool(request.scope.get(_LET_IN))
+
+
+def _viewer(request: Request, parts: PartsDep) -> Owner:
+    if came_by_secret(request):
+        return Owner(VIEWER if parts.keys else LOCAL, admin=False)
+    return caller(request, parts.keys, parts.sessions)
+
+
+ViewerDep = Annotated[Owner, Depends(_viewer)]
+"""Whose request it is: by the secret, else as everywhere; 401 without a key where keys are in use."""

@@ -1,0 +1,100 @@
+"""`/monailabel/infer`: the ordinary durable job for a scan of MONAI Label's clients, and its result when it has finished."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.api.deps import Parts, PartsDep
+from service.api.dicom import DICOM
+from service.api.monailabel.answer import BINARY, Wish, describe, encode_image, form_of
+from service.api.monailabel.door import PREFIX, ViewerDep
+from service.api.monailabel.form import receive_form
+from service.api.monailabel.series import fetch_scan
+from service.api.results import result_of
+from service.api.segmentations import ALL_OUTPUTS
+from service.errors import BY_CODE
+from service.jobs.status import Order
+from service.pipeline.derived import derive_dicom
+from service.schemas import FINISHED, DicomObject, Job, Scan
+from service.storage.keys import Owner
+
+router = APIRouter(prefix=f"{PREFIX}/infer", include_in_schema=False)
+
+LOOK_EVERY_S: Final = 0.1
+"""Seconds between two looks at the job."""
+
+_SEGMENTATION: Final[tuple[DicomObject, ...]] = ("seg",)
+
+Kind = Literal["all", "image", "json", "dicom_seg"]
+
+Identifier = Annotated[str, Query(max_length=1000)]
+
+
+@router.post("/{model}")
+async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
+    request: Request,
+    model: str,
+    parts: PartsDep,
+    owner: ViewerDep,
+    image: Identifier = "",
+    session_id: Identifier = "",
+    output: Kind = "all",
+) -> Response:
+    """Segment a scan: that of a session, the file that the form holds, or the series of the PACS that `image` names.
+
+    The job is durable and goes on when the client has gone; it is seen below `/v1/segmentations` like any other.
+    """
+    bundle = parts.registry.find(model)
+    sent = await receive_form(request, parts, owner.name, "file")
+    wish = Wish.read(sent.params)
+    scan = await _scan_of(parts, owner, session_id, image, sent.scan)
+    order = Order(owner.name, scan.id, bundle.identity, ALL_OUTPUTS)
+    job = await _finished(parts, owner, await run_in_threadpool(parts.jobs.submit, order))
+    result = await run_in_threadpool(result_of, parts, owner, job.id)
+    if output == "dicom_seg":
+        return await run_in_threadpool(_answer_dicom, parts, result)
+    return await run_in_threadpool(_answer, job, result, wish, output)
+
+
+async def _scan_of(parts: Parts, owner: Owner, session_id: str, image: str, sent: Scan | None) -> Scan:
+    if session_id:
+        return await run_in_threadpool(parts.state.find_scan, owner.name, session_id)
+    if sent is not None:
+        return sent
+    # 3D Slicer names its volume here, too, but always has a session.
+    return await run_in_threadpool(fetch_scan, parts.state, parts.dicom.file, owner.name, image)
+
+
+async def _finished(parts: Parts, owner: Owner, job: Job) -> Job:
+    """Return the job once it has succeeded; nobody holds a thread while it runs.
+
+    Raises:
+        CalibrantError: why it failed.
+    """
+    while job.state not in FINISHED:
+        await asyncio.sleep(LOOK_EVERY_S)
+        job = await run_in_threadpool(parts.jobs.find, owner.name, job.id)
+    if job.problem is not None:
+        raise BY_CODE[job.problem.type.rpartition("/")[2]](job.problem.detail)
+    return job
+
+
+def _answer(job: Job, result: Path, wish: Wish, output: Kind) -> Response:
+    name = f"{job.id}{wish.result_extension}"
+    if output == "image":
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(encode_image(result, wish), media_type=BINARY, headers=headers)
+    if output == "json":
+        return JSONResponse(describe(job, result))
+    return form_of(describe(job, result), name, encode_image(result, wish))
+
+
+def _answer_dicom(parts: Parts, result: Path) -> Response:
+    with tempfile.TemporaryDirectory(dir=parts.state.incoming) as scratch:
+        path = derive_dicom(result, Path(scratch), _SEGMENTATION, parts.settings.case_deadline_s)[0]
+        return Response(path.read_bytes(), media_type=DICOM)

@@ -1,0 +1,47 @@
+"""`/monailabel/info`: the installed models in the words of MONAI Label."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from service import __version__
+from service.api.deps import PartsDep
+from service.api.monailabel.door import PREFIX, ViewerDep
+from service.bundle.description import BundleDescription
+from service.schemas import RESEARCH_USE_ONLY
+
+router = APIRouter(prefix=PREFIX, include_in_schema=False)
+
+
+@router.get("/info")
+def show_info(parts: PartsDep, _: ViewerDep) -> dict[str, Any]:
+    """Return every model in service, all of them of the type that is run without a user's points or strokes.
+
+    No `config` at the top: 3D Slicer takes that for a server of long ago. Without trainers, strategies and scoring the
+    clients leave the panels for those empty.
+    """
+    models = {name: _model(description) for name, description in sorted(parts.registry.ready.items())}
+    return {
+        "name": "Calibrant",
+        "description": f"Segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",
+        "version": __version__,
+        "labels": list(dict.fromkeys(label for model in models.values() for label in model["labels"])),
+        "models": models,
+        "trainers": {},
+        "strategies": {},
+        "scoring": {},
+        "train_stats": {},
+        "datastore": {"total": 0, "completed": 0},
+    }
+
+
+def _model(description: BundleDescription) -> dict[str, Any]:
+    config = description.config
+    return {
+        "type": "segmentation",
+        # No background: the clients make a segment of each label.
+        "labels": {label.name: label.value for label in config.every_label if label.value},
+        "dimension": 3,
+        "description": f"{config.description} {RESEARCH_USE_ONLY}",
+        "config": {},
+    }

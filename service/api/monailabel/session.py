@@ -1,0 +1,55 @@
+"""`/monailabel/session`: a scan that 3D Slicer sends once and segments as often as it likes.
+
+A session is the stored scan, its id the scan's: it needs no record of its own and outlives a restart.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from service.api.deps import PartsDep
+from service.api.monailabel.door import PREFIX, ViewerDep
+from service.api.monailabel.form import receive_form
+from service.errors import InvalidRequest, ScanNotFound
+from service.schemas import Scan
+
+router = APIRouter(prefix=f"{PREFIX}/session", include_in_schema=False)
+
+
+@router.put("")
+async def begin_session(request: Request, parts: PartsDep, owner: ViewerDep) -> dict[str, Any]:
+    """Keep the scan of the form's field `files`."""
+    sent = await receive_form(request, parts, owner.name, "files")
+    if sent.scan is None:
+        msg = "The form holds no file in its field files. Send the scan there."
+        raise InvalidRequest(msg)
+    return {"session_id": sent.scan.id, "session_info": _info(sent.scan)}
+
+
+@router.get("/{session_id}")
+def show_session(session_id: str, parts: PartsDep, owner: ViewerDep) -> dict[str, Any] | None:
+    """Return a session, or null with 200 where it is gone: 3D Slicer then sends the scan again by itself.
+
+    At a 404 it would show an error instead.
+    """
+    try:
+        return _info(parts.state.find_scan(owner.name, session_id))
+    except ScanNotFound:
+        return None
+
+
+@router.delete("/{session_id}")
+def end_session(session_id: str, parts: PartsDep, owner: ViewerDep) -> dict[str, Any] | None:
+    """Erase the scan of a session, unless a segmentation was made of it: that takes the scan along when it is erased."""
+    try:
+        scan = parts.state.find_scan(owner.name, session_id)
+        with suppress(InvalidRequest):  # what says that a segmentation exists
+            parts.jobs.erase_scan(owner.name, session_id)
+    except ScanNotFound:
+        return None
+    return _info(scan)
+
+
+def _info(scan: Scan) -> dict[str, Any]:
+    return {"name": scan.id, "image": scan.id, "bytes": scan.bytes, "meta": {}}

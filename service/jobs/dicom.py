@@ -1,0 +1,505 @@
+"""A series of a PACS in, its results in a PACS out: pull, an ordinary segmentation, objects, push; through any crash.
+
+Two workflows, each one step that may run any number of times. The first ends with a ledger of objects on the disk, the
+second sends what the ledger calls pending, in a queue of its own for each destination: a PACS that is down for a
+weekend holds up nobody else. The id follows from what is asked for and from the images, so that asking twice, or an event
+that comes twice, is one job; images that came late are another.
+"""
+
+import contextvars
+import datetime as dt
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from dbos import DBOS, DBOSContextSetAuth, SetWorkflowID, WorkflowStatus
+
+from service.errors import (
+    BY_CODE,
+    AmbiguousSeries,
+    CalibrantError,
+    DeadLetterNotFound,
+    JobCancelled,
+    JobNotFound,
+    PacsBadResponse,
+    PacsError,
+    ResultUnavailable,
+    SeriesChanged,
+    SeriesNotFound,
+    StorageFull,
+    UnsuitableSeries,
+)
+from service.executors.embedded import ExecutorStopped
+from service.jobs.dicomstatus import DicomOrder, LiveDicom, describe_dicom_job
+from service.jobs.segment import MAX_RECOVERIES, POLL_S, JobQueue, identifier_of
+from service.jobs.status import Order, problem_of
+from service.pacs.breaker import Breaker
+from service.pacs.config import RECEIVED, PacsFile
+from service.pacs.delivery import deliver
+from service.pacs.instance import read_instance
+from service.pacs.ledger import OBJECTS, Ledger
+from service.pacs.patience import persist
+from service.pacs.peer import Source, open_peer
+from service.pacs.selection import Selection, Series, digest_of, reject_unsuitable
+from service.pacs.spool import Spool
+from service.pacs.web import write_zip
+from service.pipeline.sandbox import check_sandboxed
+from service.schemas import FINISHED, DicomJob, DicomObject, Superseded
+from service.storage.local import StateDirectory, Upload
+
+log = structlog.get_logger(__name__)
+
+WORKFLOW: Final = "dicom"
+PUSH: Final = "dicom-push"
+QUEUE: Final = "dicom"
+
+PULLS: Final = 4
+"""Series that are pulled or wait for their segmentation at a time; the others wait in the queue."""
+
+WATCH_S: Final = 0.2
+"""Seconds between two looks at the segmentation that a job waits for."""
+
+PUSHES: Final = 2
+"""Results that are sent to one PACS at a time."""
+
+Build = Callable[[Path, Path, Collection[DicomObject], float, Superseded | None], list[Path]]
+"""`service.pipeline.derived.derive_dicom`: result, folder to write to, objects, seconds, what is replaced -> files."""
+
+REPORT: Final = "sr.dcm"
+"""The file by which a later result names an earlier one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for; the series is found at the PACS.
+
+    Args:
+        owner: whose job it will be.
+        pacs: name of the source.
+        study: Study Instance UID; None where the series alone is known.
+        series: Series Instance UID; None where it is selected.
+        select: which series of the study.
+        model: identity of the bundle.
+        objects: what is made.
+        destination: name of the PACS that they are sent to.
+    """
+
+    owner: str
+    pacs: str
+    study: str | None
+    series: str | None
+    select: Selection
+    model: str
+    objects: tuple[DicomObject, ...]
+    destination: str
+
+
+@dataclass(slots=True)
+class DicomJobs:
+    """Makes, runs, describes and erases DICOM jobs, beside the `JobQueue` of the same process."""
+
+    queue: JobQueue
+    state: StateDirectory
+    file: PacsFile
+    build: Build
+    build_s: float
+    """Seconds after which building objects is given up."""
+    _live: dict[str, LiveDicom] = field(default_factory=dict)
+    _breakers: dict[str, Breaker] = field(default_factory=dict)
+    _closing: threading.Event = field(default_factory=threading.Event)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+    _dicom: Callable[..., dict[str, Any]] = field(init=False)
+    _push: Callable[..., None] = field(init=False)
+
+    def register(self) -> None:
+        """Tell DBOS of the workflows."""
+
+        @DBOS.step(name="pull_and_segment")
+        def pull_and_segment(identifier: str, order: dict[str, Any]) -> dict[str, Any]:
+            return self._run(identifier, DicomOrder.of_document(order))
+
+        @DBOS.step(name="deliver")
+        def send(identifier: str) -> None:
+            self._deliver(identifier)
+
+        @DBOS.workflow(name=PUSH, max_recovery_attempts=MAX_RECOVERIES)
+        def push(identifier: str) -> None:
+            send(identifier)
+
+        @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_RECOVERIES)
+        def dicom(order: dict[str, Any]) -> dict[str, Any]:
+            identifier = str(DBOS.workflow_id)
+            outcome = pull_and_segment(identifier, order)
+            if outcome["failure"] is None:
+                self._enqueue_push(identifier, order["destination"], 0)
+            return outcome
+
+        self._dicom, self._push = dicom, push
+
+    def start(self) -> None:
+        """Let the queues run and sweep what no job leads to; DBOS has been launched."""
+        known = {each.workflow_id for each in DBOS.list_workflows(name=WORKFLOW, load_input=False, load_output=False)}
+        for folder in list(self.state.dicom.iterdir()):
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+        DBOS.register_queue(QUEUE, worker_concurrency=PULLS, polling_interval_sec=POLL_S, on_conflict="always_update")
+        for name in self.file.pacs:
+            DBOS.register_queue(
+                _push_queue(name), worker_concurrency=PUSHES, polling_interval_sec=POLL_S, on_conflict="always_update"
+            )
+
+    def close(self) -> None:
+        """Interrupt what waits; the next start takes it up again."""
+        self._closing.set()
+
+    def breaker(self, pacs: str) -> Breaker:
+        """Return the circuit of a PACS."""
+        return self._breakers.setdefault(pacs, Breaker())
+
+    def source(self, pacs: str) -> Source:
+        """Return a connection to a source by its name.
+
+        Raises:
+            PacsNotFound: none of this name is configured.
+        """
+        return Spool(self.state.received) if pacs == RECEIVED else open_peer(self.file.find(pacs))
+
+    def submit(self, request: Request, key: str | None = None) -> DicomJob:
+        """Return the job for a series; the same one for the same series, images, model, objects and destination.
+
+        Args:
+            request: what is asked for.
+            key: another one gives another job all the same.
+
+        Raises:
+            PacsNotFound: source or destination are not configured.
+            SeriesNotFound: the source holds no such series, or none that fits.
+            AmbiguousSeries: several fit.
+            UnsuitableSeries: it holds results, or was made by this service.
+            PacsError: the source does not answer, or answers something else.
+        """
+        self.file.find(request.destination)
+        with self.source(request.pacs) as source:
+            series = _choose(source, request)
+            digest = digest_of(source.find_instances(series.study, series.uid))
+        order = DicomOrder(
+            owner=request.owner,
+            pacs=request.pacs,
+            study=series.study,
+            series=series.uid,
+            instances=digest,
+            model=request.model,
+            objects=request.objects,
+            destination=request.destination,
+        )
+        identifier = _identifier(order, key)
+        with SetWorkflowID(identifier), DBOSContextSetAuth(order.owner, None):
+            DBOS.enqueue_workflow(QUEUE, self._dicom, order.document)
+        return self.find(order.owner, identifier)
+
+    def find(self, owner: str, identifier: str) -> DicomJob:
+        """Return a job.
+
+        Raises:
+            JobNotFound: the owner has none of this id.
+        """
+        return self._describe(self._status(owner, identifier))
+
+    def page(self, owner: str, limit: int) -> list[DicomJob]:
+        """Return an owner's newest jobs."""
+        found = DBOS.list_workflows(name=WORKFLOW, user=owner, sort_desc=True, limit=limit)
+        return [self._describe(status) for status in found]
+
+    def cancel(self, owner: str, identifier: str) -> DicomJob:
+        """Stop a job, also while it waits, and return it; one that has finished stays as it is.
+
+        Raises:
+            JobNotFound: the owner has none of this id.
+        """
+        if self.find(owner, identifier).state not in FINISHED:
+            self._stop(identifier)
+        return self.find(owner, identifier)
+
+    def erase(self, owner: str, identifier: str) -> None:
+        """Stop a job and erase it with its segmentation and its objects here; a PACS keeps what it has.
+
+        Raises:
+            JobNotFound: the owner has none of this id.
+        """
+        self._status(owner, identifier)
+        self._stop(identifier)
+        with suppress(JobNotFound):
+            self.queue.erase(owner, inner_of(owner, identifier))
+        for status in self._pushes(identifier):
+            DBOS.delete_workflow(status.workflow_id)
+        DBOS.delete_workflow(identifier)
+        shutil.rmtree(self.state.dicom / identifier, ignore_errors=True)
+
+    def erase_finished(self, before: dt.datetime) -> int:
+        """Erase every owner's jobs that were made before a time and have finished, and return how many those were."""
+        removed = 0
+        for status in DBOS.list_workflows(name=WORKFLOW, end_time=before.isoformat()):
+            if self._describe(status).state in FINISHED:
+                self.erase(DicomOrder.of(status).owner, status.workflow_id)
+                removed += 1
+        return removed
+
+    def dead_letters(self, owner: str) -> list[DicomJob]:
+        """Return an owner's jobs of which something could not be delivered, the newest first."""
+        found = []
+        for folder in self.state.dicom.iterdir():
+            ledger = Ledger.read(folder)
+            if ledger is not None and ledger.owner == owner and ledger.dead:
+                with suppress(JobNotFound):
+                    found.append(self.find(owner, folder.name))
+        return sorted(found, key=lambda job: job.created, reverse=True)
+
+    def retry(self, owner: str, identifier: str) -> DicomJob:
+        """Let what could not be delivered be sent again, and return the job.
+
+        Raises:
+            DeadLetterNotFound: the owner has no such job, or everything of it was or will be delivered.
+        """
+        folder = self.state.dicom / identifier
+        with self._turn:
+            ledger = Ledger.read(folder) if identifier.isalnum() else None
+            if ledger is None or ledger.owner != owner or not ledger.dead or ledger.pending:
+                msg = "No dead letter has this id: nothing of such a job was given up, or it is tried at the moment."
+                raise DeadLetterNotFound(msg)
+            ledger.revive()
+            ledger.save(folder)
+            self._enqueue_push(identifier, ledger.destination, ledger.retries)
+        return self.find(owner, identifier)
+
+    def _run(self, identifier: str, order: DicomOrder) -> dict[str, Any]:
+        """Leave a ledger of objects, or return why that failed; safe to repeat after a crash at any point."""
+        live = self._live[identifier] = LiveDicom()
+        failure = None
+        try:
+            if Ledger.read(self.state.dicom / identifier) is None:
+                job = self._segmented(identifier, order, live)
+                live.stage = "build"
+                self._build(identifier, order, job)
+        except CalibrantError as error:
+            failure = {"code": error.code, "detail": error.detail}
+        except OSError as error:
+            detail = f"The state directory could not be written ({error.strerror})."
+            failure = {"code": StorageFull.code, "detail": detail}
+        finally:
+            self._live.pop(identifier, None)
+        if failure is not None:
+            log.info("dicom job ended", job=identifier, state="failed", problem=failure["code"])
+        return {"failure": failure}
+
+    def _segmented(self, identifier: str, order: DicomOrder, live: LiveDicom) -> str:
+        """Return the id of the ordinary job, which has succeeded."""
+        inner = inner_of(order.owner, identifier)
+        try:
+            self.queue.find(order.owner, inner)
+        except JobNotFound:
+            live.stage = "pull"
+            scan = self._pull(identifier, order, live)
+            asked = Order(order.owner, scan, order.model, ("mask", "confidence", "summary", "probabilities"))
+            # DBOS starts no workflow from within a step. This one is a job of its own, as if a user had sent the scan; its
+            # key makes a repetition of the step harmless.
+            contextvars.Context().run(self.queue.submit, asked, idempotency_key=_key(identifier))
+        live.stage = "segment"
+        while (job := self.queue.find(order.owner, inner)).state not in FINISHED:
+            self._sleep(identifier, WATCH_S)
+        if job.problem is not None:
+            raise BY_CODE.get(job.problem.type.removeprefix("/problems/"), ResultUnavailable)(job.problem.detail)
+        return inner
+
+    def _pull(self, identifier: str, order: DicomOrder, live: LiveDicom) -> str:
+        """Return the id of the stored scan: a zip of exactly the images that the job was made for."""
+
+        def failed(error: PacsError) -> None:
+            live.waits_for = problem_of(error)
+
+        def attempt() -> str:
+            with self.source(order.pacs) as source, Upload(self.state, order.owner) as upload:
+                seen: list[str] = []
+                write_zip(_checked(source.fetch_series(order.study, order.series), seen), upload)
+                _reject_other_images(seen, source.find_instances(order.study, order.series), order.instances)
+                upload.flush()
+                check_sandboxed(upload.path)
+                return upload.keep()
+
+        def sleep(seconds: float) -> None:
+            self._sleep(identifier, seconds)
+
+        scan = persist(attempt, self.breaker(order.pacs), sleep, failed)
+        live.waits_for = None
+        return scan
+
+    def _build(self, identifier: str, order: DicomOrder, job: str) -> None:
+        result = self.state.result(job)
+        if result is None:
+            msg = "The result of the segmentation was erased before it was sent. Ask for the series again."
+            raise ResultUnavailable(msg)
+        draft = self.state.begin_attempt(identifier)
+        objects = draft / OBJECTS
+        objects.mkdir()
+        files = self.build(result, objects, order.objects, self.build_s, self._superseded(identifier, order))
+        Ledger.of(order.owner, order.destination, files).save(draft)
+        with suppress(FileExistsError):
+            draft.rename(self.state.dicom / identifier)
+        self.state.clear_attempts(identifier)
+
+    def _superseded(self, identifier: str, order: DicomOrder) -> Superseded | None:
+        """Return the report of the newest earlier job for the same series with other images; None without one."""
+        later = True
+        for status in DBOS.list_workflows(name=WORKFLOW, user=order.owner, sort_desc=True):
+            earlier = DicomOrder.of(status)
+            if status.workflow_id == identifier:
+                later = False
+            elif not later and _is_of_other_images(earlier, order):
+                ledger = Ledger.read(self.state.dicom / status.workflow_id)
+                for entry in ledger.entries if ledger else []:
+                    if entry.file == REPORT and entry.state != "dead":
+                        return Superseded(series_instance_uid=entry.series, sop_instance_uid=entry.uid)
+        return None
+
+    def _deliver(self, identifier: str) -> None:
+        folder = self.state.dicom / identifier
+        ledger = Ledger.read(folder)
+        if ledger is None:  # erased meanwhile
+            return
+        live = self._live[identifier] = LiveDicom(stage="push")
+        try:
+            with open_peer(self.file.find(ledger.destination)) as peer:
+                ledger = deliver(
+                    folder, peer, self.breaker(ledger.destination), lambda seconds: self._sleep(identifier, seconds)
+                )
+        except JobCancelled:
+            return
+        finally:
+            if self._live.get(identifier) is live:
+                self._live.pop(identifier)
+        if not ledger.dead:
+            shutil.rmtree(folder / OBJECTS, ignore_errors=True)  # the PACS has them
+        log.info("dicom job ended", job=identifier, state="failed" if ledger.dead else "succeeded")
+
+    def _enqueue_push(self, identifier: str, destination: str, number: int) -> None:
+        with SetWorkflowID(f"{identifier}-{number}"):
+            DBOS.enqueue_workflow(_push_queue(destination), self._push, identifier)
+
+    def _sleep(self, identifier: str, seconds: float) -> None:
+        """Wait; the end of the service ends the wait, so that the next life takes the job up, and so does a cancellation."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._closing.wait(min(left, 1.0)):
+                raise ExecutorStopped
+            status = DBOS.get_workflow_status(identifier)
+            if status is None or status.status == "CANCELLED":
+                msg = "The job was cancelled."
+                raise JobCancelled(msg)
+
+    def _pushes(self, identifier: str) -> list[WorkflowStatus]:
+        return DBOS.list_workflows(name=PUSH, workflow_id_prefix=f"{identifier}-", load_input=False, load_output=False)
+
+    def _stop(self, identifier: str) -> None:
+        status = DBOS.get_workflow_status(identifier)
+        DBOS.cancel_workflow(identifier)
+        for push in self._pushes(identifier):
+            DBOS.cancel_workflow(push.workflow_id)
+        if status is not None:
+            with suppress(CalibrantError):  # there is none, or it has finished
+                owner = DicomOrder.of(status).owner
+                self.queue.cancel(owner, inner_of(owner, identifier))
+
+    def _status(self, owner: str, identifier: str) -> WorkflowStatus:
+        status = DBOS.get_workflow_status(identifier)
+        # Another owner's job is answered as one that does not exist.
+        if status is None or status.name != WORKFLOW or DicomOrder.of(status).owner != owner:
+            msg = "No DICOM job has this id. It may have been deleted."
+            raise JobNotFound(msg)
+        return status
+
+    def _describe(self, status: WorkflowStatus) -> DicomJob:
+        identifier = status.workflow_id
+        owner = DicomOrder.of(status).owner
+        inner: str | None = inner_of(owner, identifier)
+        try:
+            self.queue.find(owner, str(inner))
+        except JobNotFound:
+            inner = None
+        cancelled = any(each.status == "CANCELLED" for each in self._pushes(identifier))
+        ledger = Ledger.read(self.state.dicom / identifier)
+        return describe_dicom_job(status, self._live.get(identifier), ledger, inner, cancelled=cancelled)
+
+
+def inner_of(owner: str, identifier: str) -> str:
+    """Return the id of the ordinary job that a DICOM job makes."""
+    return identifier_of(owner, _key(identifier))
+
+
+def _is_of_other_images(earlier: DicomOrder, order: DicomOrder) -> bool:
+    # A repetition with the same images replaces nothing: it is the same objects.
+    same = replace(earlier, instances=order.instances, objects=order.objects) == order
+    return same and earlier.instances != order.instances
+
+
+def _key(identifier: str) -> str:
+    return f"dicom:{identifier}"
+
+
+def _identifier(order: DicomOrder, key: str | None) -> str:
+    parts = [*map(str, order.document.values()), key or ""]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _push_queue(pacs: str) -> str:
+    return f"{PUSH}:{pacs}"
+
+
+def _choose(source: Source, request: Request) -> Series:
+    found = source.find_series(study=request.study, series=request.series)
+    if request.series is not None:
+        found = [each for each in found if each.uid == request.series and request.study in (None, each.study)]
+        for series in found:
+            reject_unsuitable(series)
+    fitting = [each for each in found if request.select.fits(each) and _is_suitable(each)]
+    if not fitting:
+        msg = f"The PACS holds {len(found)} series of what was asked for, of which none fits and holds images. Look at the UIDs and the selection."
+        raise SeriesNotFound(msg)
+    if len(fitting) > 1:
+        counts = ", ".join(str(each.instances or "?") for each in fitting[:10])
+        msg = f"{len(fitting)} series fit the selection, of {counts} images; one is expected. Narrow it, or name the series."
+        raise AmbiguousSeries(msg)
+    return fitting[0]
+
+
+def _is_suitable(series: Series) -> bool:
+    try:
+        reject_unsuitable(series)
+    except UnsuitableSeries:
+        return False
+    return True
+
+
+def _checked(files: Iterator[bytes], seen: list[str]) -> Iterator[bytes]:
+    """Yield files and note whose they are; refuse what this service made, wherever it says so."""
+    for content in files:
+        instance = read_instance(content)
+        if instance.ours:
+            msg = "The series was made by this service. Ask for the series that it was made from."
+            raise UnsuitableSeries(msg)
+        seen.append(instance.uid)
+        yield content
+
+
+def _reject_other_images(seen: list[str], told: list[str], digest: str) -> None:
+    if digest_of(told) != digest:
+        msg = f"The PACS holds {len(told)} images of the series now, other ones than when the job was made. Ask for it again: that is another job."
+        raise SeriesChanged(msg)
+    if digest_of(seen) != digest:
+        msg = f"The PACS sent {len(set(seen))} images of a series of {len(told)}, or other ones. It is tried again."
+        raise PacsBadResponse(msg)

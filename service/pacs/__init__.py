@@ -1,0 +1,1 @@
+"""Everything that talks to a PACS (picture archiving and communication system)."""

@@ -1,0 +1,50 @@
+"""A circuit breaker: a PACS that fails again and again is left alone for a while, then asked by one job only."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Literal
+
+FAILURES: Final = 5
+"""Failures in a row that open the circuit."""
+
+PAUSE_S: Final = 30.0
+"""Seconds for which nobody asks once it is open."""
+
+
+class Breaker:
+    """The circuit of one PACS, shared by all jobs."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._turn = threading.Lock()
+        self._failures = 0
+        self._open_until = 0.0
+
+    @property
+    def state(self) -> Literal["closed", "open"]:
+        """Whether jobs may ask."""
+        return "open" if self._failures >= FAILURES else "closed"
+
+    def seconds_to_wait(self) -> float:
+        """Return how long a job must wait before it asks; 0 means now, and for the others another pause."""
+        with self._turn:
+            if self._failures < FAILURES:
+                return 0.0
+            now = self._now()
+            if now < self._open_until:
+                return self._open_until - now
+            self._open_until = now + PAUSE_S  # this one may try; should it vanish, another may after the pause
+            return 0.0
+
+    def succeeded(self) -> None:
+        """Close the circuit."""
+        with self._turn:
+            self._failures = 0
+
+    def failed(self) -> None:
+        """Count a failure; the fifth in a row opens the circuit, each further one keeps it open."""
+        with self._turn:
+            self._failures += 1
+            if self._failures >= FAILURES:
+                self._open_until = self._now() + PAUSE_S

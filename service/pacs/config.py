@@ -1,0 +1,254 @@
+"""Which PACS there are, where they are and how this service proves who it is: from one TOML file, never from a request."""
+
+import os
+import ssl
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from service.bundle.registry import DEFAULT_MODEL
+from service.errors import PacsNotFound, SettingsError
+from service.pacs.selection import Selection
+from service.schemas import DEFAULT_OBJECTS, DicomObject
+from service.storage.keys import LOCAL, OwnerName
+
+AeTitle = Annotated[str, Field(pattern=r"^[ -\[\]-~]{1,16}$")]
+"""Application entity title: at most 16 characters, no backslash (PS3.5 6.2, VR AE)."""
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+PacsName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Secret(_Table):
+    """Where a password or token stands: a file of its own, or a variable of the environment."""
+
+    file: Path | None = None
+    env: str | None = None
+
+    @model_validator(mode="after")
+    def _reject_none_or_both(self) -> Self:
+        if (self.file is None) == (self.env is None):
+            msg = "expected either file or env"
+            raise ValueError(msg)
+        return self
+
+    def read(self) -> str:
+        """Return the secret, without white space around it.
+
+        Raises:
+            SettingsError: the file cannot be read, or the variable is not set.
+        """
+        if self.env is not None:
+            found = os.environ.get(self.env, "").strip()
+            if not found:
+                msg = f"The variable {self.env}, which the PACS file names as a secret, is not set."
+                raise SettingsError(msg)
+            return found
+        path = self.file or Path()
+        try:
+            return path.read_text().strip()
+        except OSError as error:
+            msg = f"The file of a secret that the PACS file names, {path}, cannot be read ({error.strerror})."
+            raise SettingsError(msg) from error
+
+
+class Tls(_Table):
+    """Whom to believe, and who this service is, on encrypted connections."""
+
+    ca_file: Path | None = None
+    """Certificates that are trusted; the system's by default."""
+    certificate_file: Path | None = None
+    """This service's own certificate (mutual TLS), with its key in `key_file`."""
+    key_file: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context of a client's connection.
+
+        Raises:
+            SettingsError: a file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.certificate_file is not None:
+                context.load_cert_chain(self.certificate_file, self.key_file)
+        except OSError as error:  # ssl.SSLError is one, too
+            raise SettingsError(_NO_CERTIFICATE) from error
+        return context
+
+
+class ServerTls(_Table):
+    """The certificate of a server, and whose clients are let in."""
+
+    certificate_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+    """Clients must have a certificate of these, where it is given."""
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context of a server.
+
+        Raises:
+            SettingsError: a file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.client_ca_file)
+            context.load_cert_chain(self.certificate_file, self.key_file)
+        except OSError as error:
+            raise SettingsError(_NO_CERTIFICATE) from error
+        if self.client_ca_file is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+class Dimse(_Table):
+    """A PACS without DICOMweb: C-FIND, C-MOVE and C-STORE (PS3.7)."""
+
+    host: str
+    port: Port
+    aet: AeTitle
+    """AE title of the PACS."""
+    our_aet: AeTitle = "CALIBRANT"
+    """AE title of this service; the PACS must know it, with the address of this machine and `move_port`."""
+    move_port: Port = 11113
+    """Where the images of a C-MOVE are received, for as long as it takes."""
+    move_host: str = "0.0.0.0"  # noqa: S104 - the PACS is another machine
+    """Address of this machine that is listened on for them."""
+    tls: Tls | None = None
+
+
+class Pacs(_Table):
+    """One PACS: a DICOMweb address (`url`), or DIMSE."""
+
+    url: HttpUrl | None = None
+    """Root of QIDO-RS, WADO-RS and STOW-RS, e.g. http://127.0.0.1:8042/dicom-web."""
+    dimse: Dimse | None = None
+    orthanc: HttpUrl | None = None
+    """Root of Orthanc's own REST interface, for those whose changes are followed."""
+    user: str | None = None
+    password: Secret | None = None
+    token: Secret | None = None
+    """Sent as Authorization: Bearer."""
+    tls: Tls = Tls()
+    timeout_s: PositiveFloat = 30
+    """Longest silence of the PACS."""
+    deadline_s: PositiveFloat = 600
+    """Longest time that one request may take altogether."""
+    poll_s: PositiveFloat = 2
+    """Seconds between two questions for Orthanc's changes."""
+
+    @model_validator(mode="after")
+    def _reject_half(self) -> Self:
+        if (self.url is None) == (self.dimse is None):
+            msg = "expected either url (DICOMweb) or dimse"
+            raise ValueError(msg)
+        if (self.user is None) != (self.password is None) or (self.user and self.token):
+            msg = "expected user and password, or token, or none of them"
+            raise ValueError(msg)
+        return self
+
+
+class Rule(_Table):
+    """Which series that arrive at a PACS are segmented without being asked for."""
+
+    pacs: PacsName
+    select: Selection = Selection()
+    model: str = DEFAULT_MODEL
+    objects: list[DicomObject] = list(DEFAULT_OBJECTS)
+    destination: PacsName | None = None
+    """Where results go; back to `pacs` if left out."""
+    owner: OwnerName = LOCAL
+    """Whose jobs these are."""
+
+
+class Webhook(_Table):
+    """Orthanc's own scripts may tell of stable series at /v1/hooks/orthanc."""
+
+    pacs: PacsName
+    secret: Secret
+
+
+class Receiver(_Table):
+    """`calibrant receive`: a C-STORE SCP of this service's own."""
+
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    aet: AeTitle = "CALIBRANT"
+    allowed: list[AeTitle] = Field(min_length=1)
+    """AE titles that may send."""
+    tls: ServerTls | None = None
+    idle_s: PositiveFloat = 10
+    """Seconds without a new image after which a series without gaps is taken to be complete."""
+    patience_s: PositiveFloat = 120
+    """Seconds after which it is taken as it is: gaps are then refused by name."""
+    least_free_bytes: PositiveInt = 1 << 30
+    """Free space below which images are refused (0xA700)."""
+    most_associations: PositiveInt = 10
+
+
+class PacsFile(_Table):
+    """The whole file."""
+
+    pacs: dict[PacsName, Pacs] = {}
+    rule: list[Rule] = []
+    webhook: Webhook | None = None
+    receiver: Receiver | None = None
+
+    @model_validator(mode="after")
+    def _reject_unknown_names(self) -> Self:
+        used = {name for rule in self.rule for name in (rule.pacs, rule.destination) if name}
+        used |= {self.webhook.pacs} if self.webhook else set()
+        if unknown := used - set(self.pacs) - ({RECEIVED} if self.receiver else set()):
+            msg = f"{', '.join(sorted(unknown))}: no [pacs.NAME] of that name"
+            raise ValueError(msg)
+        if any(RECEIVED in (rule.pacs, rule.destination) and not rule.destination for rule in self.rule):
+            msg = f"a rule for {RECEIVED} needs a destination"
+            raise ValueError(msg)
+        return self
+
+    def find(self, name: str) -> Pacs:
+        """Return a PACS.
+
+        Raises:
+            PacsNotFound: none of this name.
+        """
+        if name not in self.pacs:
+            msg = f"No PACS of this name is configured; there are {len(self.pacs)}: {', '.join(self.pacs) or 'none'}."
+            raise PacsNotFound(msg)
+        return self.pacs[name]
+
+
+_NO_CERTIFICATE: Final = (
+    "The certificates that the PACS file names cannot be used. Look whether the files exist and are PEM."
+)
+
+RECEIVED: Literal["received"] = "received"
+"""What rules call the series that `calibrant receive` was sent."""
+
+
+def read_pacs_file(path: Path | None) -> PacsFile:
+    """Return what a file says; no PACS without a file.
+
+    Raises:
+        SettingsError: it cannot be read, or breaks its schema. Values are not repeated: they may be secret.
+    """
+    if path is None:
+        return PacsFile()
+    try:
+        return PacsFile.model_validate(tomllib.loads(path.read_text()))
+    except OSError as error:
+        msg = f"The PACS file, {path}, cannot be read ({error.strerror})."
+        raise SettingsError(msg) from error
+    except tomllib.TOMLDecodeError as error:
+        msg = f"The PACS file, {path}, is not TOML. See docs/pacs.md."
+        raise SettingsError(msg) from error
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        msg = f"The PACS file, {path}, cannot be used: {reasons}. See docs/pacs.md."
+        raise SettingsError(msg) from error

@@ -1,0 +1,125 @@
+"""A DICOM file -> where it belongs, and a digest of what it says that survives the way through a PACS."""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
+
+from service.errors import PacsBadResponse
+from service.pacs.selection import OURS, Series
+
+# What a result says. A PACS may rewrite the rest: names and numbers of the patient, its own private elements, group 2.
+_CONTENT: Final = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "PixelData",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "EncapsulatedDocument",
+    "ContentSequence",
+    "SegmentSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
+
+# Pages for people: they print when they were made, so that the same result drawn again differs, and its UID does not.
+_PAGES: Final = (SecondaryCaptureImageStorage, EncapsulatedPDFStorage)
+_PRINTED: Final = ("PixelData", "EncapsulatedDocument")
+
+_UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_DAMAGED: Final = "The PACS sent something that is no DICOM file, or a damaged one."
+_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
+_META_BYTES: Final = 2048
+"""Within which group 2 ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One object.
+
+    Args:
+        study: Study Instance UID.
+        series: Series Instance UID.
+        uid: SOP Instance UID.
+        ours: whether this service made it, or had a part in it (Manufacturer, Contributing Equipment Sequence).
+    """
+
+    study: str
+    series: str
+    uid: str
+    ours: bool
+
+
+def read_instance(content: bytes) -> Instance:
+    """Return what a file (PS3.10) says of itself.
+
+    Raises:
+        PacsBadResponse: it cannot be read.
+    """
+    dataset = _read(content, [*_UIDS, "Manufacturer", "ContributingEquipmentSequence"])
+    makers = [dataset, *(dataset.get("ContributingEquipmentSequence") or [])]
+    return Instance(
+        study=str(dataset.StudyInstanceUID),
+        series=str(dataset.SeriesInstanceUID),
+        uid=str(dataset.SOPInstanceUID),
+        ours=any(str(each.get("Manufacturer", "")).strip().lower() == OURS.lower() for each in makers),
+    )
+
+
+def read_series(content: bytes, count: int) -> Series:
+    """Return what a file says of its series.
+
+    Args:
+        content: the file.
+        count: of the images of the series that are there.
+
+    Raises:
+        PacsBadResponse: it cannot be read.
+    """
+    names = ["Modality", "SeriesDescription", "BodyPartExamined", "Manufacturer"]
+    dataset = _read(content, [*_UIDS, *names])
+    modality, description, body_part, manufacturer = (str(dataset.get(name) or "") for name in names)
+    study, series = str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)
+    return Series(study, series, modality, description, body_part, manufacturer, count)
+
+
+def content_digest(content: bytes) -> str:
+    """Return the SHA-256 of what a file says: its voxels or text, and what they mean; of a page, which one it is.
+
+    Raises:
+        PacsBadResponse: it cannot be read.
+    """
+    dataset = _read(content, None)
+    said = Dataset()
+    left_out = _PRINTED if dataset.get("SOPClassUID") in _PAGES else ()
+    kept = (element for element in dataset if element.keyword in _CONTENT and element.keyword not in left_out)
+    said.update({element.tag: element for element in kept})
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    with warnings.catch_warnings(action="ignore"):
+        write_dataset(buffer, said)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _read(content: bytes, tags: list[str] | None) -> Dataset:
+    if _DEFLATED in content[:_META_BYTES]:
+        msg = "The PACS sent a deflated file, which nothing bounds. Let it send another transfer syntax."
+        raise PacsBadResponse(msg)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
+            dataset = dcmread(io.BytesIO(content), stop_before_pixels=tags is not None, specific_tags=tags)
+            named = all(dataset.get(name) for name in _UIDS)
+    except Exception as error:  # pydicom raises a dozen kinds, depending on where the damage is
+        raise PacsBadResponse(_DAMAGED) from error
+    if not named:
+        raise PacsBadResponse(_DAMAGED)
+    return dataset

@@ -1,0 +1,103 @@
+"""Which series are segmented: what a PACS tells of a series, what a caller may ask for, and what is never taken."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
+
+from service.errors import UnsuitableSeries
+
+OURS: Final = "Calibrant"
+"""Manufacturer (0008,0070) of everything that this service makes."""
+
+NEVER: Final = frozenset({"SEG", "SR", "PM", "OT", "DOC", "PR", "KO", "RTSTRUCT", "REG"})
+"""Modalities (0008,0060) of results and documents: a service that took them would feed on itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What a PACS tells of a series; empty where it says nothing.
+
+    Args:
+        study: Study Instance UID.
+        uid: Series Instance UID.
+        modality: Modality (0008,0060).
+        description: Series Description (0008,103E).
+        body_part: Body Part Examined (0018,0015).
+        manufacturer: Manufacturer (0008,0070).
+        instances: Number of Series Related Instances (0020,1209); None where it is not told.
+    """
+
+    study: str
+    uid: str
+    modality: str = ""
+    description: str = ""
+    body_part: str = ""
+    manufacturer: str = ""
+    instances: int | None = None
+
+
+def _reject_bad_pattern(pattern: str) -> str:
+    try:
+        _matcher(pattern)
+    except SchemaError:
+        msg = "not a regular expression without look-around and back references"
+        raise ValueError(msg) from None
+    return pattern
+
+
+class Selection(BaseModel):
+    """What a series must be like; what is left out may be anything."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modality: Annotated[str, Field(max_length=16)] | None = None
+    description: Annotated[str, Field(max_length=200), AfterValidator(_reject_bad_pattern)] | None = None
+    """Regular expression that is found somewhere in the Series Description; small and capital letters are one."""
+    body_part: Annotated[str, Field(max_length=16)] | None = None
+    min_instances: PositiveInt | None = None
+    max_instances: PositiveInt | None = None
+
+    def fits(self, series: Series) -> bool:
+        """Say whether a series is like that; one that does not tell its number of instances fits no range of them."""
+        same = (self.modality or series.modality).upper() == series.modality.upper()
+        same &= (self.body_part or series.body_part).upper() == series.body_part.upper()
+        if not same or (self.description is not None and not _found(self.description, series.description)):
+            return False
+        if self.min_instances is None and self.max_instances is None:
+            return True
+        count = series.instances
+        return count is not None and (self.min_instances or 0) <= count <= (self.max_instances or count)
+
+
+def reject_unsuitable(series: Series) -> None:
+    """Raise UnsuitableSeries over results, documents and whatever this service made: the guard against loops."""
+    if series.modality.upper() in NEVER or not series.modality:
+        msg = "The series holds results or documents, no images. Ask for a series of CT, MR or PET images."
+        raise UnsuitableSeries(msg)
+    if series.manufacturer.strip().lower() == OURS.lower():
+        msg = "The series was made by this service. Ask for the series that it was made from."
+        raise UnsuitableSeries(msg)
+
+
+def digest_of(instances: Iterable[str]) -> str:
+    """Return the SHA-256 of the sorted SOP Instance UIDs of a series: another number means other images."""
+    return hashlib.sha256("\n".join(sorted(set(instances))).encode()).hexdigest()
+
+
+@cache
+def _matcher(pattern: str) -> SchemaValidator:
+    # The regular expressions of Rust take linear time, whatever the pattern: Python's can be made to take years.
+    return SchemaValidator(core_schema.str_schema(pattern=f"(?i:{pattern})", regex_engine="rust-regex"))
+
+
+def _found(pattern: str, text: str) -> bool:
+    try:
+        _matcher(pattern).validate_python(text)
+    except ValidationError:
+        return False
+    return True

@@ -1,0 +1,112 @@
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from service.api.monailabel.door import PREFIX, VIEWER, Door
+
+Labelling = Any
+"""Of conftest.py: test folders are no packages."""
+
+OTHER = "https://elsewhere.example"
+
+
+def behind(path: str, secret: str | None) -> Scope:
+    """Return what the application behind the door is told of a request."""
+    told: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del receive
+        told.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(Door(app, secret, ()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            await client.get(path)
+
+    asyncio.run(ask())
+    return told[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("{}/info/", "{}/info"),
+        ("{}/info", "{}/info"),
+        ("{}/infer/tiny", "{}/infer/tiny"),
+        ("{}/{secret}/info/", "{}/info"),
+        ("{}/{secret}/auth/token/valid", "{}/auth/token/valid"),
+        ("{}/{secret}/", "{}/"),
+        ("{}/{secret}", "{}/"),
+        ("{}/{secret}x/info/", "{}/{secret}x/info"),
+        ("{}/%C3%A9/info/", "{}/\u00e9/info"),
+        ("/v1/models/", "/v1/models/"),
+        ("/v1/{secret}/info/", "/v1/{secret}/info/"),
+        ("{}x/{secret}/info/", "{}x/{secret}/info/"),
+    ],
+)
+def test_secret_and_slash_are_taken_away(path: str, found: str, secret: str) -> None:
+    """Only below /monailabel/, and only the whole secret; the raw path tells it no more either."""
+    scope = behind(path.format(PREFIX, secret=secret), secret)
+
+    assert scope["path"] == found.format(PREFIX, secret=secret)
+    if secret not in found.format(PREFIX, secret=secret):
+        assert secret.encode() not in scope["raw_path"]
+
+
+@pytest.mark.parametrize("setting", [None, ""])
+def test_without_a_secret_none_is_right(setting: str | None) -> None:
+    """An empty part of a path lets nobody in where no secret is set."""
+    scope = behind(f"{PREFIX}//info", setting)
+    assert scope["path"] == f"{PREFIX}//info"
+    assert not scope["calibrant.let_in"]
+
+
+def test_the_secret_opens_what_a_key_opens(labelling: Labelling, secret: str) -> None:
+    """By it everything below is answered, without it nothing but the question for a key; nothing elsewhere is."""
+    with httpx.Client(base_url=labelling.url) as http:
+        assert http.get(f"{PREFIX}/{secret}/info/").json()["models"]
+        assert http.get(f"{PREFIX}/{secret}/auth/").json()["enabled"] is False
+        assert http.get(f"{PREFIX}/{secret}/auth/token/valid").status_code == 200
+        assert http.get(f"{PREFIX}/auth/").json()["enabled"] is True
+        for path in ("info/", "auth/token/valid/", "session/0", f"{secret[:-1]}/info/", f"x/{secret}/info/"):
+            assert http.get(f"{PREFIX}/{path}").status_code in {401, 404}, path
+        assert http.get(f"{PREFIX}/info/").status_code == 401
+        assert http.get(f"/v1/models/{secret}").status_code == 401
+
+
+def test_what_comes_by_the_secret_belongs_to_the_viewer(labelling: Labelling, secret: str, tiny_scan: bytes) -> None:
+    """A key of that owner sees its results, another's does not; nobody else's sessions are seen by the secret."""
+    with httpx.Client(base_url=labelling.url, timeout=240) as http:
+        files = {"files": ("scan.nii", tiny_scan)}
+        session = http.put(f"{PREFIX}/{secret}/session/", files=files).json()["session_id"]
+        keys = {owner: {"Authorization": f"Bearer {labelling.key(owner)}"} for owner in (VIEWER, "somebody")}
+        found = {owner: http.get(f"{PREFIX}/session/{session}", headers=keys[owner]).json() for owner in keys}
+        assert (bool(found[VIEWER]), found["somebody"]) == (True, None)
+
+        params = {"session_id": session, "output": "json"}
+        form = {"params": (None, "{}")}
+        job = http.post(f"{PREFIX}/{secret}/infer/hippocampus-mr", params=params, files=form).json()["job_url"]
+
+        assert [http.get(job, headers=keys[owner]).status_code for owner in keys] == [200, 404]
+
+
+def test_pages_of_known_origins_may_read_the_answers(labelling: Labelling, secret: str, origin: str) -> None:
+    """CORS for the origins that are configured, before the question for a key too, and for /monailabel/ only."""
+    with httpx.Client(base_url=labelling.url) as http:
+        for path in (f"{PREFIX}/{secret}/info/", f"{PREFIX}/info/", f"{PREFIX}/auth/"):
+            answer = http.get(path, headers={"Origin": origin})
+            assert answer.headers["access-control-allow-origin"] == origin
+            assert "Origin" in answer.headers["vary"]
+            assert "access-control-allow-origin" not in http.get(path, headers={"Origin": OTHER}).headers
+        assert "access-control-allow-origin" not in http.get("/v1/models", headers={"Origin": origin}).headers
+
+        asks = {"Origin": origin, "Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "accept"}
+        answer = http.options(f"{PREFIX}/{secret}/session/", headers=asks)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert http.options(f"{PREFIX}/info/", headers=asks | {"Origin": OTHER}).status_code == 400

@@ -1,0 +1,33 @@
+from typing import Any
+
+from service.bundle.description import describe_bundle
+from service.bundle.registry import SHIPPED
+
+Slicer = Any
+"""Of conftest.py: test folders are no packages."""
+
+
+def test_models_have_all_that_the_clients_index(connected: Slicer) -> None:
+    """3D Slicer takes type and description by [], OHIF goes through labels; their values are those of the mask."""
+    info = connected.info()
+
+    config = describe_bundle(SHIPPED / "hippocampus-mr").config
+    model = info["models"]["hippocampus-mr"]
+    assert model["type"] == "segmentation"
+    assert model["description"].startswith(config.description)
+    assert "research use only" in model["description"]
+    assert model["labels"] == {label.name: label.value for label in config.every_label[1:]}
+    assert model["config"] == {}
+    assert model["dimension"] == 3
+
+
+def test_nothing_is_there_that_the_clients_stumble_over(connected: Slicer) -> None:
+    """A config at the top is a server of long ago for 3D Slicer; labels must be a list, to which OHIF appends."""
+    info = connected.info()
+
+    assert "config" not in info
+    assert info["labels"] == ["anterior hippocampus", "posterior hippocampus"]
+    assert "research use only" in info["description"]
+    assert {info[name].__class__ for name in ("trainers", "strategies", "scoring", "train_stats")} == {dict}
+    assert not any(info[name] for name in ("trainers", "strategies", "scoring"))
+    assert info["datastore"] == {"total": 0, "completed": 0}
