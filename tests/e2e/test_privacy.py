@@ -105,7 +105,9 @@ def texts_of(answer: httpx.Response) -> bytes:
     if body[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             # A DICOM object belongs to the patient's study: there the name must be.
-            members = [archive.read(name) for name in archive.namelist() if not name.endswith(".dcm")]
+            names = archive.namelist()
+            members = [archive.read(name) for name in names if not name.endswith(".dcm")]
+            body = " ".join(names).encode() + archive.comment
             body += b"".join(gzip.decompress(each) if each[:2] == b"\x1f\x8b" else each for each in members)
     return str(answer.headers).encode() + body
 
