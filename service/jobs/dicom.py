@@ -33,7 +33,7 @@ from service.errors import (
 from service.executors.embedded import ExecutorStopped
 from service.jobs.dicomseries import Request, choose_series, reject_other_images, reject_ours
 from service.jobs.dicomstatus import DicomOrder, LiveDicom, describe_dicom_job, inner_of, key_of
-from service.jobs.segment import MAX_RECOVERIES, POLL_S, JobQueue
+from service.jobs.segment import MAX_RECOVERIES, POLL_S, JobQueue, reject_cancelled
 from service.jobs.status import Order, problem_of
 from service.pacs.breaker import Breaker
 from service.pacs.config import RECEIVED, PacsFile
@@ -115,11 +115,9 @@ class DicomJobs:
         for folder in list(self.state.dicom.iterdir()):
             if folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
-        DBOS.register_queue(QUEUE, worker_concurrency=PULLS, polling_interval_sec=POLL_S, on_conflict="always_update")
-        for name in self.file.pacs:
-            DBOS.register_queue(
-                _push_queue(name), worker_concurrency=PUSHES, polling_interval_sec=POLL_S, on_conflict="always_update"
-            )
+        sizes = {QUEUE: PULLS} | {_push_queue(name): PUSHES for name in self.file.pacs}
+        for name, n in sizes.items():
+            DBOS.register_queue(name, worker_concurrency=n, polling_interval_sec=POLL_S, on_conflict="always_update")
 
     def close(self) -> None:
         """Interrupt what waits; the next start takes it up again."""
@@ -272,6 +270,11 @@ class DicomJobs:
         except JobNotFound:
             live.stage = "pull"
             scan = self._pull(identifier, order, live)
+            try:
+                reject_cancelled(identifier)
+            except JobCancelled:
+                self.queue.erase_scan(order.owner, scan)
+                raise
             asked = Order(order.owner, scan, order.model, ("mask", "confidence", "summary", "probabilities"))
             # DBOS starts no workflow from within a step. This one is a job of its own, as if a user had sent the scan; its
             # key makes a repetition of the step harmless.
@@ -357,10 +360,7 @@ class DicomJobs:
         while (left := until - time.monotonic()) > 0:
             if self._closing.wait(min(left, 1.0)):
                 raise ExecutorStopped
-            status = DBOS.get_workflow_status(workflow)
-            if status is None or status.status == "CANCELLED":
-                msg = "The job was cancelled."
-                raise JobCancelled(msg)
+            reject_cancelled(workflow)
 
     def _pushes(self, identifier: str) -> list[WorkflowStatus]:
         return DBOS.list_workflows(name=PUSH, workflow_id_prefix=f"{identifier}-", load_input=False, load_output=False)
