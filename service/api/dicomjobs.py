@@ -12,7 +12,7 @@ from service.api.document import described, receive_document
 from service.api.problems import RESPONSES
 from service.bundle.registry import DEFAULT_MODEL
 from service.errors import PacsNotFound, Unauthorized
-from service.jobs.dicom import Request as Wanted
+from service.jobs.dicomseries import Request as Wanted
 from service.pacs.check import examine_pacs
 from service.pacs.config import PacsName
 from service.pacs.selection import Selection

@@ -14,7 +14,8 @@ import structlog
 
 from service.bundle.registry import Registry
 from service.errors import CalibrantError, PacsError, RequestError, SettingsError, UnsuitableSeries
-from service.jobs.dicom import DicomJobs, Request
+from service.jobs.dicom import DicomJobs
+from service.jobs.dicomseries import Request
 from service.pacs.changes import Orthanc, Position
 from service.pacs.config import RECEIVED, PacsFile, Rule
 from service.pacs.selection import Selection, Series, reject_unsuitable

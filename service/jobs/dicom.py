@@ -8,13 +8,12 @@ that comes twice, is one job; images that came late are another.
 
 import contextvars
 import datetime as dt
-import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,31 +22,26 @@ from dbos import DBOS, DBOSContextSetAuth, SetWorkflowID, WorkflowStatus
 
 from service.errors import (
     BY_CODE,
-    AmbiguousSeries,
     CalibrantError,
     DeadLetterNotFound,
     JobCancelled,
     JobNotFound,
-    PacsBadResponse,
     PacsError,
     ResultUnavailable,
-    SeriesChanged,
-    SeriesNotFound,
     StorageFull,
-    UnsuitableSeries,
 )
 from service.executors.embedded import ExecutorStopped
-from service.jobs.dicomstatus import DicomOrder, LiveDicom, describe_dicom_job
-from service.jobs.segment import MAX_RECOVERIES, POLL_S, JobQueue, identifier_of
+from service.jobs.dicomseries import Request, choose_series, reject_other_images, reject_ours
+from service.jobs.dicomstatus import DicomOrder, LiveDicom, describe_dicom_job, inner_of, key_of
+from service.jobs.segment import MAX_RECOVERIES, POLL_S, JobQueue, reject_cancelled
 from service.jobs.status import Order, problem_of
 from service.pacs.breaker import Breaker
 from service.pacs.config import RECEIVED, PacsFile
 from service.pacs.delivery import deliver
-from service.pacs.instance import read_instance
 from service.pacs.ledger import OBJECTS, Ledger
 from service.pacs.patience import persist
 from service.pacs.peer import Source, open_peer
-from service.pacs.selection import Selection, Series, digest_of, reject_unsuitable
+from service.pacs.selection import digest_of
 from service.pacs.spool import Spool
 from service.pacs.web import write_zip
 from service.pipeline.sandbox import check_sandboxed
@@ -71,34 +65,6 @@ PUSHES: Final = 2
 
 Build = Callable[[Path, Path, Collection[DicomObject], float, Superseded | None], list[Path]]
 """`service.pipeline.derived.derive_dicom`: result, folder to write to, objects, seconds, what is replaced -> files."""
-
-REPORT: Final = "sr.dcm"
-"""The file by which a later result names an earlier one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked for; the series is found at the PACS.
-
-    Args:
-        owner: whose job it will be.
-        pacs: name of the source.
-        study: Study Instance UID; None where the series alone is known.
-        series: Series Instance UID; None where it is selected.
-        select: which series of the study.
-        model: identity of the bundle.
-        objects: what is made.
-        destination: name of the PACS that they are sent to.
-    """
-
-    owner: str
-    pacs: str
-    study: str | None
-    series: str | None
-    select: Selection
-    model: str
-    objects: tuple[DicomObject, ...]
-    destination: str
 
 
 @dataclass(slots=True)
@@ -126,12 +92,12 @@ class DicomJobs:
             return self._run(identifier, DicomOrder.of_document(order))
 
         @DBOS.step(name="deliver")
-        def send(identifier: str) -> None:
-            self._deliver(identifier)
+        def send(workflow: str, identifier: str) -> None:
+            self._deliver(workflow, identifier)
 
         @DBOS.workflow(name=PUSH, max_recovery_attempts=MAX_RECOVERIES)
         def push(identifier: str) -> None:
-            send(identifier)
+            send(str(DBOS.workflow_id), identifier)
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_RECOVERIES)
         def dicom(order: dict[str, Any]) -> dict[str, Any]:
@@ -149,11 +115,9 @@ class DicomJobs:
         for folder in list(self.state.dicom.iterdir()):
             if folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
-        DBOS.register_queue(QUEUE, worker_concurrency=PULLS, polling_interval_sec=POLL_S, on_conflict="always_update")
-        for name in self.file.pacs:
-            DBOS.register_queue(
-                _push_queue(name), worker_concurrency=PUSHES, polling_interval_sec=POLL_S, on_conflict="always_update"
-            )
+        sizes = {QUEUE: PULLS} | {_push_queue(name): PUSHES for name in self.file.pacs}
+        for name, n in sizes.items():
+            DBOS.register_queue(name, worker_concurrency=n, polling_interval_sec=POLL_S, on_conflict="always_update")
 
     def close(self) -> None:
         """Interrupt what waits; the next start takes it up again."""
@@ -187,7 +151,7 @@ class DicomJobs:
         """
         self.file.find(request.destination)
         with self.source(request.pacs) as source:
-            series = _choose(source, request)
+            series = choose_series(source, request)
             digest = digest_of(source.find_instances(series.study, series.uid))
         order = DicomOrder(
             owner=request.owner,
@@ -199,7 +163,7 @@ class DicomJobs:
             objects=request.objects,
             destination=request.destination,
         )
-        identifier = _identifier(order, key)
+        identifier = order.identifier(key)
         with SetWorkflowID(identifier), DBOSContextSetAuth(order.owner, None):
             DBOS.enqueue_workflow(QUEUE, self._dicom, order.document)
         return self.find(order.owner, identifier)
@@ -306,10 +270,15 @@ class DicomJobs:
         except JobNotFound:
             live.stage = "pull"
             scan = self._pull(identifier, order, live)
+            try:
+                reject_cancelled(identifier)
+            except JobCancelled:
+                self.queue.erase_scan(order.owner, scan)
+                raise
             asked = Order(order.owner, scan, order.model, ("mask", "confidence", "summary", "probabilities"))
             # DBOS starts no workflow from within a step. This one is a job of its own, as if a user had sent the scan; its
             # key makes a repetition of the step harmless.
-            contextvars.Context().run(self.queue.submit, asked, idempotency_key=_key(identifier))
+            contextvars.Context().run(self.queue.submit, asked, idempotency_key=key_of(identifier))
         live.stage = "segment"
         while (job := self.queue.find(order.owner, inner)).state not in FINISHED:
             self._sleep(identifier, WATCH_S)
@@ -326,8 +295,8 @@ class DicomJobs:
         def attempt() -> str:
             with self.source(order.pacs) as source, Upload(self.state, order.owner) as upload:
                 seen: list[str] = []
-                write_zip(_checked(source.fetch_series(order.study, order.series), seen), upload)
-                _reject_other_images(seen, source.find_instances(order.study, order.series), order.instances)
+                write_zip(reject_ours(source.fetch_series(order.study, order.series), seen), upload)
+                reject_other_images(seen, source.find_instances(order.study, order.series), order.instances)
                 upload.flush()
                 check_sandboxed(upload.path)
                 return upload.keep()
@@ -360,29 +329,23 @@ class DicomJobs:
             earlier = DicomOrder.of(status)
             if status.workflow_id == identifier:
                 later = False
-            elif not later and _is_of_other_images(earlier, order):
+            elif not later and order.replaces(earlier):
                 ledger = Ledger.read(self.state.dicom / status.workflow_id)
-                for entry in ledger.entries if ledger else []:
-                    if entry.file == REPORT and entry.state != "dead":
-                        return Superseded(series_instance_uid=entry.series, sop_instance_uid=entry.uid)
+                if ledger is not None and ledger.report is not None:
+                    return ledger.report
         return None
 
-    def _deliver(self, identifier: str) -> None:
+    def _deliver(self, workflow: str, identifier: str) -> None:
         folder = self.state.dicom / identifier
         ledger = Ledger.read(folder)
         if ledger is None:  # erased meanwhile
             return
-        live = self._live[identifier] = LiveDicom(stage="push")
+        breaker = self.breaker(ledger.destination)
         try:
             with open_peer(self.file.find(ledger.destination)) as peer:
-                ledger = deliver(
-                    folder, peer, self.breaker(ledger.destination), lambda seconds: self._sleep(identifier, seconds)
-                )
-        except JobCancelled:
+                ledger = deliver(folder, peer, breaker, lambda seconds: self._sleep(workflow, seconds))
+        except (JobCancelled, FileNotFoundError):  # cancelled or erased meanwhile
             return
-        finally:
-            if self._live.get(identifier) is live:
-                self._live.pop(identifier)
         if not ledger.dead:
             shutil.rmtree(folder / OBJECTS, ignore_errors=True)  # the PACS has them
         log.info("dicom job ended", job=identifier, state="failed" if ledger.dead else "succeeded")
@@ -391,16 +354,13 @@ class DicomJobs:
         with SetWorkflowID(f"{identifier}-{number}"):
             DBOS.enqueue_workflow(_push_queue(destination), self._push, identifier)
 
-    def _sleep(self, identifier: str, seconds: float) -> None:
+    def _sleep(self, workflow: str, seconds: float) -> None:
         """Wait; the end of the service ends the wait, so that the next life takes the job up, and so does a cancellation."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._closing.wait(min(left, 1.0)):
                 raise ExecutorStopped
-            status = DBOS.get_workflow_status(identifier)
-            if status is None or status.status == "CANCELLED":
-                msg = "The job was cancelled."
-                raise JobCancelled(msg)
+            reject_cancelled(workflow)
 
     def _pushes(self, identifier: str) -> list[WorkflowStatus]:
         return DBOS.list_workflows(name=PUSH, workflow_id_prefix=f"{identifier}-", load_input=False, load_output=False)
@@ -436,70 +396,5 @@ class DicomJobs:
         return describe_dicom_job(status, self._live.get(identifier), ledger, inner, cancelled=cancelled)
 
 
-def inner_of(owner: str, identifier: str) -> str:
-    """Return the id of the ordinary job that a DICOM job makes."""
-    return identifier_of(owner, _key(identifier))
-
-
-def _is_of_other_images(earlier: DicomOrder, order: DicomOrder) -> bool:
-    # A repetition with the same images replaces nothing: it is the same objects.
-    same = replace(earlier, instances=order.instances, objects=order.objects) == order
-    return same and earlier.instances != order.instances
-
-
-def _key(identifier: str) -> str:
-    return f"dicom:{identifier}"
-
-
-def _identifier(order: DicomOrder, key: str | None) -> str:
-    parts = [*map(str, order.document.values()), key or ""]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
 def _push_queue(pacs: str) -> str:
     return f"{PUSH}:{pacs}"
-
-
-def _choose(source: Source, request: Request) -> Series:
-    found = source.find_series(study=request.study, series=request.series)
-    if request.series is not None:
-        found = [each for each in found if each.uid == request.series and request.study in (None, each.study)]
-        for series in found:
-            reject_unsuitable(series)
-    fitting = [each for each in found if request.select.fits(each) and _is_suitable(each)]
-    if not fitting:
-        msg = f"The PACS holds {len(found)} series of what was asked for, of which none fits and holds images. Look at the UIDs and the selection."
-        raise SeriesNotFound(msg)
-    if len(fitting) > 1:
-        counts = ", ".join(str(each.instances or "?") for each in fitting[:10])
-        msg = f"{len(fitting)} series fit the selection, of {counts} images; one is expected. Narrow it, or name the series."
-        raise AmbiguousSeries(msg)
-    return fitting[0]
-
-
-def _is_suitable(series: Series) -> bool:
-    try:
-        reject_unsuitable(series)
-    except UnsuitableSeries:
-        return False
-    return True
-
-
-def _checked(files: Iterator[bytes], seen: list[str]) -> Iterator[bytes]:
-    """Yield files and note whose they are; refuse what this service made, wherever it says so."""
-    for content in files:
-        instance = read_instance(content)
-        if instance.ours:
-            msg = "The series was made by this service. Ask for the series that it was made from."
-            raise UnsuitableSeries(msg)
-        seen.append(instance.uid)
-        yield content
-
-
-def _reject_other_images(seen: list[str], told: list[str], digest: str) -> None:
-    if digest_of(told) != digest:
-        msg = f"The PACS holds {len(told)} images of the series now, other ones than when the job was made. Ask for it again: that is another job."
-        raise SeriesChanged(msg)
-    if digest_of(seen) != digest:
-        msg = f"The PACS sent {len(set(seen))} images of a series of {len(told)}, or other ones. It is tried again."
-        raise PacsBadResponse(msg)

@@ -1,12 +1,14 @@
 """What a caller may see of a DICOM job: DBOS's record, the live stage and the ledger, in our words."""
 
 import datetime as dt
-from dataclasses import asdict, dataclass
+import hashlib
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from dbos import WorkflowStatus
 
 from service.errors import BY_CODE, JobAbandoned, JobCancelled
+from service.jobs.segment import identifier_of
 from service.jobs.status import problem_of
 from service.pacs.ledger import Ledger
 from service.schemas import DeliveredObject, DicomJob, DicomLinks, DicomObject, DicomStage, Problem, State
@@ -53,6 +55,16 @@ class DicomOrder:
         """The same as JSON keeps it."""
         return asdict(self) | {"objects": list(self.objects)}
 
+    def identifier(self, key: str | None) -> str:
+        """Return the id of the job: the same order is the same job, unless a key tells them apart."""
+        parts = [*map(str, self.document.values()), key or ""]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+    def replaces(self, earlier: "DicomOrder") -> bool:
+        """Say whether an earlier order was for other images of the same series; a repetition replaces nothing."""
+        same = replace(earlier, instances=self.instances, objects=self.objects) == self
+        return same and earlier.instances != self.instances
+
 
 @dataclass(slots=True)
 class LiveDicom:
@@ -60,6 +72,16 @@ class LiveDicom:
 
     stage: DicomStage = "pull"
     waits_for: Problem | None = None
+
+
+def key_of(identifier: str) -> str:
+    """Return the idempotency key of the ordinary job that a DICOM job makes."""
+    return f"dicom:{identifier}"
+
+
+def inner_of(owner: str, identifier: str) -> str:
+    """Return the id of that ordinary job."""
+    return identifier_of(owner, key_of(identifier))
 
 
 def describe_dicom_job(

@@ -345,7 +345,7 @@ class JobQueue:
         live = self._live[identifier] = Live()
         failure = None
         try:
-            _reject_cancelled(identifier)
+            reject_cancelled(identifier)
             if self.state.result(identifier) is None:
                 self._attempt(identifier, order, live)
             else:
@@ -427,7 +427,8 @@ def _age(status: WorkflowStatus) -> tuple[int, str]:
     return status.created_at or 0, status.workflow_id
 
 
-def _reject_cancelled(identifier: str) -> None:
+def reject_cancelled(identifier: str) -> None:
+    """Raise JobCancelled if a job was cancelled or erased."""
     # A job that was cancelled or erased between the queue and `_live` could not be told.
     status = DBOS.get_workflow_status(identifier)
     if status is None or status.status == "CANCELLED":

@@ -7,11 +7,13 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from service.pacs.instance import content_digest, read_instance
-from service.schemas import Problem
+from service.schemas import Problem, Superseded
 from service.storage.durable import sync_folder, write_durably
 
 LEDGER: Final = "ledger.json"
 OBJECTS: Final = "objects"
+REPORT: Final = "sr.dcm"
+"""File of the report, if there is one."""
 
 
 class Entry(BaseModel):
@@ -82,6 +84,12 @@ class Ledger(BaseModel):
     def dead(self) -> list[Entry]:
         """What was given up."""
         return [entry for entry in self.entries if entry.state == "dead"]
+
+    @property
+    def report(self) -> Superseded | None:
+        """The report by which a later result names this one; None if it was not made or was given up."""
+        found = next((entry for entry in self.entries if entry.file == REPORT and entry.state != "dead"), None)
+        return Superseded(series_instance_uid=found.series, sop_instance_uid=found.uid) if found else None
 
     def revive(self) -> None:
         """Let everything that was given up be sent again."""

@@ -13,7 +13,7 @@ from service.api.deps import Parts
 from service.app import create_app
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.errors import DeadLetterNotFound, JobNotFound, PacsUnreachable
-from service.jobs.dicom import Request
+from service.jobs.dicomseries import Request
 from service.observability.metrics import Metrics
 from service.pacs.breaker import Breaker
 from service.pacs.config import read_pacs_file

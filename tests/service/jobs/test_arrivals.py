@@ -10,7 +10,7 @@ from service.bundle.registry import Registry
 from service.errors import PacsUnreachable, SeriesNotFound
 from service.jobs import arrivals as module
 from service.jobs.arrivals import Arrivals
-from service.jobs.dicom import Request
+from service.jobs.dicomseries import Request
 from service.pacs.changes import Changes
 from service.pacs.config import PacsFile
 from service.pacs.selection import Series

@@ -3,7 +3,9 @@ import os
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,16 @@ from service.errors import (
 )
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.database import open_database
-from service.jobs.dicom import DicomJobs, Request, inner_of
-from service.jobs.dicomstatus import DicomOrder
+from service.jobs.dicom import DicomJobs
+from service.jobs.dicomseries import Request
+from service.jobs.dicomstatus import DicomOrder, inner_of
 from service.jobs.segment import JobQueue
 from service.observability.metrics import Metrics
 from service.pacs import patience
 from service.pacs.config import PacsFile
 from service.pacs.ledger import OBJECTS
 from service.pacs.selection import Selection
+from service.pacs.web import DicomWeb
 from service.schemas import FINISHED, CaseResult, DicomJob, DicomObject, Superseded
 from service.storage.local import StateDirectory
 from tests.service.jobs.conftest import RESULT_JSON, write_result
@@ -308,13 +312,15 @@ def test_a_pacs_that_is_gone_is_waited_for(site: Site) -> None:
 
     site.wait(job, lambda job: job.objects[0].attempts > waiting.objects[0].attempts)
     assert site.jobs.cancel("local", job.id).state == "cancelled"
+    time.sleep(1.5)
+    attempts = site.jobs.find("local", job.id).objects[0].attempts
+    time.sleep(1.5)
+    assert site.jobs.find("local", job.id).objects[0].attempts == attempts  # it is left alone
     assert site.executor.cases == 1
 
 
 def test_orthanc_killed_in_the_middle_of_a_store(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after it has stored the first object and before it said so, it comes back to one complete result."""
-    from service.pacs.web import DicomWeb
-
     store, killed = DicomWeb.store, threading.Event()
 
     def store_and_kill(self: DicomWeb, path: Path) -> None:
@@ -393,3 +399,52 @@ def test_what_is_old_is_erased(site: Site) -> None:
     assert site.jobs.erase_finished(done.created - dt.timedelta(days=1)) == 0
     assert site.jobs.erase_finished(dt.datetime.now(dt.UTC) + dt.timedelta(days=1)) == 1
     assert [job.id for job in site.jobs.page("local", 10)] == [waiting.id]
+
+
+def test_half_a_series_is_never_segmented(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PACS that sends fewer images than it tells of, then garbage, is asked again; what is segmented is whole."""
+    fetch = DicomWeb.fetch_series
+    answers = [
+        lambda pacs, *place: islice(fetch(pacs, *place), 4),
+        lambda *_: iter([b"<html>"]),
+        fetch,
+    ]
+
+    def next_answer(pacs: DicomWeb, *place: str) -> Iterator[bytes]:
+        return answers.pop(0)(pacs, *place)
+
+    monkeypatch.setattr(DicomWeb, "fetch_series", next_answer)
+    done = site.wait(site.ask())
+    assert (done.state, answers, site.executor.cases) == ("succeeded", [], 1)
+    inner = site.jobs.queue.find("local", inner_of("local", done.id))
+    with zipfile.ZipFile(site.state.scan("local", inner.scan)) as archive:
+        assert len(archive.namelist()) == 6
+
+
+def test_what_names_this_service_in_its_files_is_refused(site: Site, tmp_path: Path) -> None:
+    """The loop guard looks into what was pulled, too: a query need not tell who made it."""
+    image = dcmread(tmp_path / "0.dcm")
+    part = Dataset()
+    part.Manufacturer = "Calibrant"
+    image.ContributingEquipmentSequence = [part]
+    image.SeriesInstanceUID = "1.2.88"
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = "1.2.88.1"
+    image.save_as(tmp_path / "ours.dcm")
+    site.orthanc.send(tmp_path / "ours.dcm")
+    done = site.wait(site.ask(series="1.2.88"))
+    assert (done.state, done.problem.type, site.executor.cases) == ("failed", "/problems/unsuitable-series", 0)
+
+
+def test_no_name_of_a_patient_is_in_log_ledger_or_database(
+    site: Site, canary: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where something fails: names stand in scans and objects only."""
+    site.wait(site.ask())
+    site.wait(site.ask(destination="gone"), lambda job: job.waits_for is not None)
+    captured = capfd.readouterr()
+    assert canary not in captured.out + captured.err + caplog.text
+    checked = [
+        path for path in site.state.root.rglob("*") if path.is_file() and path.suffix in (".json", ".sqlite", "")
+    ]
+    assert all(canary.encode() not in path.read_bytes() for path in checked if site.state.scans not in path.parents)
+    assert any(path.name == "ledger.json" for path in checked)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,3 +84,19 @@ def test_a_failure_has_its_reason_and_where_to_retry() -> None:
 def test_an_order_survives_json() -> None:
     """What was asked for is what is read back."""
     assert DicomOrder.of_document(ORDER.document) == ORDER
+
+
+def test_an_order_is_one_job_unless_a_key_tells_otherwise() -> None:
+    """Every part of it counts."""
+    assert ORDER.identifier(None) == DicomOrder.of_document(ORDER.document).identifier(None)
+    others = [replace(ORDER, **{name: "x"}) for name in ("owner", "pacs", "study", "series", "instances", "model")]
+    ids = {order.identifier(None) for order in (ORDER, *others)} | {ORDER.identifier("k")}
+    assert len(ids) == 8
+
+
+def test_only_other_images_of_the_same_series_are_replaced() -> None:
+    """A repetition is the same result; another model's is not replaced either."""
+    earlier = replace(ORDER, instances="e" * 64, objects=("sr",))
+    assert ORDER.replaces(earlier)
+    assert not ORDER.replaces(replace(ORDER, objects=("sr",)))
+    assert not ORDER.replaces(replace(earlier, model="other@0"))

@@ -431,7 +431,7 @@ def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
     queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation between the queue and the first report is seen before any work is done."""
-    reject, seen = segment._reject_cancelled, threading.Event()
+    reject, seen = segment.reject_cancelled, threading.Event()
 
     def cancel_first(identifier: str) -> None:
         DBOS.cancel_workflow(identifier)
@@ -439,7 +439,7 @@ def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
         reject(identifier)
 
     with monkeypatch.context() as race:
-        race.setattr(segment, "_reject_cancelled", cancel_first)
+        race.setattr(segment, "reject_cancelled", cancel_first)
         job = submit("good")
         assert seen.wait(20)
     assert queue.wait("local", submit("next").id, 20).state == "succeeded"

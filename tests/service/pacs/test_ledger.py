@@ -30,3 +30,12 @@ def test_a_ledger_names_no_patient(tmp_path: Path, series_files: list[Path], can
     """It lies beside the objects, which do."""
     Ledger.of("lab", "clinic", series_files).save(tmp_path)
     assert all(canary not in path.read_text() for path in tmp_path.glob("*.json"))
+
+
+def test_a_report_is_what_a_later_result_names(tmp_path: Path, series_files: list[Path]) -> None:
+    """Unless it was given up: the PACS does not have it."""
+    assert Ledger.of("lab", "clinic", series_files).report is None
+    ledger = Ledger.of("lab", "clinic", [series_files[0].rename(tmp_path / "sr.dcm")])
+    assert (ledger.report.series_instance_uid, ledger.report.sop_instance_uid) == ("1.2.5", "1.2.3.1")
+    ledger.entries[0].state = "dead"
+    assert ledger.report is None

@@ -40,7 +40,7 @@ def test_folders_are_created(state: StateDirectory) -> None:
     """An empty place becomes a state directory with a folder for each kind of file."""
     found = {path.name for path in state.root.iterdir() if path.is_dir()}
 
-    assert found == {"scans", "work", "results", "incoming"}
+    assert found == {"scans", "work", "results", "incoming", "dicom", "changes", "received"}
     assert state.database.parent == state.root
 
 
