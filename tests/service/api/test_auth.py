@@ -25,6 +25,7 @@ Guarded = Any
 ROUTE = "/v1/segmentations"
 OPEN = {"/v2/health/live", "/v2/health/ready", "/login", "/logout", "/docs", "/openapi.json", "/docs/oauth2-redirect"}
 OPEN |= {"/monailabel/auth", "/monailabel/auth/token"}
+OPEN |= {"/v1/hooks/orthanc"}  # a script of Orthanc has the secret of the webhook instead
 """What is answered without a key."""
 
 
