@@ -57,11 +57,8 @@ def located(
     affine[:3, 3] -= affine[:3, :3] @ np.full(3, MARGIN)
     wide = Volume(np.pad(volume.array_CDHW, edges, mode="edge"), affine, b"")
     inside = np.argwhere(reference > 0)
-    centre_mm, middle_mm = (
-        volume.affine[:3, :3] @ at + volume.affine[:3, 3]
-        for at in (inside.mean(axis=0), (inside.min(axis=0) + inside.max(axis=0)) / 2)
-    )
-    box = Box(locator.parts[0], centre_mm + rng.normal(0, error_mm / CHI_95, 3), random_turn(rng, degrees))
+    middle_mm = volume.affine[:3, :3] @ ((inside.min(axis=0) + inside.max(axis=0)) / 2) + volume.affine[:3, 3]
+    box = Box(locator.parts[0], middle_mm + rng.normal(0, error_mm / CHI_95, 3), random_turn(rng, degrees))
     try:
         placement = place(bundle.network, wide, Boxes([box], {}), config)
     except AnatomyNotFound:

@@ -34,7 +34,7 @@ class Found:
     Args:
         head: name of the label map.
         contained: share of the structure in its box; 0 without a box.
-        distance_mm: of the box's centre from the structure's centroid; NaN without a box.
+        distance_mm: of the box's centre from the middle of the structure along the box's axes; NaN without a box.
     """
 
     head: str
@@ -60,9 +60,9 @@ def evaluate_locator(locate: Locate, locator: Locator, heads: list[Head], *, n: 
                 distance.append(float("nan"))
                 continue
             box = boxes[part.name]
-            inside = np.abs((points - box.centre_mm) @ box.axes) <= np.array(part.search_mm) / 2
-            contained.append(float(inside.all(axis=1).mean()))
-            distance.append(float(np.linalg.norm(points.mean(axis=0) - box.centre_mm)))
+            within = (points - box.centre_mm) @ box.axes
+            contained.append(float((np.abs(within) <= np.array(part.search_mm) / 2).all(axis=1).mean()))
+            distance.append(float(np.linalg.norm((within.min(axis=0) + within.max(axis=0)) / 2)))
         found.append(Found(head.name, tuple(contained), tuple(distance)))
     return found
 

@@ -203,7 +203,7 @@ class Locating(Declaration):
     boxes_hold: int
     """Scans in which the box of every part holds at least 99 % of its structure."""
     distance_mm_median: float | None
-    """Between the centre of a box and the centroid of its structure; null when nothing was found."""
+    """Between the centre of a box and the middle of its structure; null when nothing was found."""
     distance_mm_p95: float | None
     empty_scans: int
     """Scans that show none of the anatomy: shapes that are no head, and heads cut off above it."""

@@ -15,12 +15,12 @@ from service.volume import Volume
 def test_a_locator_that_knows_is_perfect_and_one_that_is_off_is_not(
     heads: list[Head], locator_recipe: LocatorRecipe
 ) -> None:
-    """Boxes about the true centroids hold all; moved by 10 mm they do not, and the distance says so."""
+    """Boxes about the true middles hold all; moved by 10 mm they do not, and the distance says so."""
     locator = locator_recipe.declaration(heads)
     for moved in (0.0, 10.0):
         scans = [draw([heads[k % 3]], np.random.default_rng([5, k]), whole=True) for k in range(3)]
         found = evaluate_locator(oracle(scans, locator, moved), locator, heads, n=3, seed=5)
-        assert np.allclose([one.distance_mm for one in found], moved)
+        assert np.allclose([one.distance_mm for one in found], moved, atol=1.1)  # places are 2 mm apart
         assert all((min(one.contained) > 0.99) == (moved == 0) for one in found)
 
 
