@@ -32,7 +32,7 @@ from service.jobs.dicomseries import Request
 from service.jobs.dicomstatus import DicomOrder, inner_of
 from service.jobs.segment import JobQueue
 from service.observability.metrics import Metrics
-from service.pacs import patience
+from service.pacs import patience, web
 from service.pacs.config import PacsFile
 from service.pacs.ledger import OBJECTS
 from service.pacs.selection import Selection
@@ -332,6 +332,34 @@ def test_orthanc_killed_in_the_middle_of_a_store(site: Site, monkeypatch: pytest
             raise PacsUnreachable(msg)
 
     monkeypatch.setattr(DicomWeb, "store", store_and_kill)
+    job = site.ask()
+    assert killed.wait(90)
+    site.wait(job, lambda job: job.waits_for is not None)
+    site.orthanc.start()
+    done = site.wait(job)
+
+    assert [each.state for each in done.objects] == ["stored", "stored"]
+    assert site.held() == {"CT": 6, "OT": 2}
+
+
+def test_orthanc_killed_in_the_middle_of_a_body(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed when half of the first object was sent, it comes back to one complete result."""
+    whole, killed = web.body_of, threading.Event()
+
+    def body_of(path: Path) -> tuple[int, Iterator[bytes]]:
+        length, body = whole(path)
+        content = b"".join(body)
+
+        def pieces() -> Iterator[bytes]:
+            yield content[: length // 2]
+            if not killed.is_set():
+                site.orthanc.kill()
+                killed.set()
+            yield content[length // 2 :]
+
+        return length, pieces()
+
+    monkeypatch.setattr(web, "body_of", body_of)
     job = site.ask()
     assert killed.wait(90)
     site.wait(job, lambda job: job.waits_for is not None)
