@@ -174,10 +174,10 @@ def _locating(found: Locating | None) -> str:
     if found is None or found.distance_mm_median is None or found.distance_mm_p95 is None:
         return ""
     return f"""\
-- **Locating** in a larger scan was not validated against expert labels: none of whole heads were at hand. In
-  {found.scans} scans drawn from {found.heads} held-out label maps the boxes held 99 % of every structure in
-  {found.boxes_hold}; centres lay {found.distance_mm_median:.1f} mm apart (median; 95 % within {found.distance_mm_p95:.1f} mm);
-  in {found.found_in_empty} of {found.empty_scans} scans without the anatomy something was found.
+- **Locating** in a larger scan was not validated against expert labels: none of whole heads were at hand. Of
+  {found.scans} scans drawn from {found.heads} held-out label maps, {found.boxes_hold} had boxes that hold 99 % of every
+  structure; a box lies {found.distance_mm_median:.1f} mm off its middle (median; 95 % within {found.distance_mm_p95:.1f} mm). In
+  {found.found_in_empty} of {found.empty_scans} scans without the anatomy something was found.
 """
 
 
