@@ -25,6 +25,7 @@ from model_training.config import Recipe, Schedule
 from model_training.data import Case, DataError, Sample
 from model_training.losses import ACEDiceCELoss
 from model_training.parallel import Group
+from model_training.precision import trains_in_bf16
 from model_training.progress import Watcher
 from model_training.samples import stored_samples
 from service.bundle.network import build_network
@@ -97,6 +98,7 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
     loss_of = ACEDiceCELoss(recipe.binning, ace_weight=0.0)
     identity = _Identity(recipe, seed, cases)
     position = load_checkpoint(run, network, optimiser, identity.after)
+    mixed = trains_in_bf16(network, len(recipe.service.channels), recipe.service.patch_size)
     shared = DistributedDataParallel(network) if group.size > 1 else network
     last = until or recipe.schedule.steps
     batches = _Batches(samples, recipe, seed, group, range(position.step + 1, last + 1))
@@ -108,7 +110,7 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
         loss_of.ace_weight = recipe.ace_weight if step > recipe.ace_after else 0.0
         with _told_when_memory_is_out(recipe, group):
             images, labels = (part.to(group.device, non_blocking=True) for part in batch)
-            terms = _descend(shared, optimiser, loss_of, images, labels)
+            terms = _descend(shared, optimiser, loss_of, (images, labels), mixed=mixed)
         values = _mean_over(group, {name: term.item() for name, term in terms.items()})
         for watcher in watchers:
             watcher.step(step, step * recipe.schedule.batch_size / len(samples), values)
@@ -138,10 +140,16 @@ def _reject_unfit(run: Path, recipe: Recipe, group: Group) -> None:
 
 
 def _descend(
-    network: nn.Module, optimiser: torch.optim.Optimizer, loss_of: ACEDiceCELoss, images: Tensor, labels: Tensor
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss_of: ACEDiceCELoss,
+    batch: tuple[Tensor, Tensor],
+    *,
+    mixed: bool,
 ) -> dict[str, Tensor]:
     """Take one step down the gradient of a batch and return the terms of its loss before that step."""
-    with torch.autocast(images.device.type, torch.bfloat16):
+    images, labels = batch
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
         logits = network(images)
     terms = loss_of.terms(logits, labels)
     optimiser.zero_grad(set_to_none=True)

@@ -39,17 +39,20 @@ class Prediction:
     def report(self) -> str:
         """Return what a person wants to see first: structures, trust, files."""
         summary = Summary.model_validate_json(self.summary.read_bytes())
-        lines = [f"{'structure':24} {'volume':>9} {'mean confidence':>16}"]
+        width = max(len(structure.name) for structure in summary.structures)
+        lines = [f"{'structure':{width}} {'volume':>9} {'mean confidence':>16}"]
         for structure in summary.structures:
             confidence = "-" if structure.mean_confidence is None else f"{structure.mean_confidence:.3f}"
             volume = "cut off" if structure.volume_ml is None else f"{structure.volume_ml:.2f} ml"
-            lines.append(f"{structure.name:24} {volume:>9} {confidence:>16}")
+            lines.append(f"{structure.name:{width}} {volume:>9} {confidence:>16}")
         lines += [
             "",
             *textwrap.wrap(summary.statement.text, WIDTH),
             *(f"  {reason}" for reason in summary.statement.reasons),
         ]
-        lines += [*(f"Warning: {warning}" for warning in summary.warnings), summary.research_use_only, ""]
+        for warning in summary.warnings:
+            lines += textwrap.wrap(f"Warning: {warning}", WIDTH)
+        lines += [summary.research_use_only, ""]
         return "\n".join([*lines, *(str(path) for path in (self.mask, self.confidence, self.summary))])
 
 

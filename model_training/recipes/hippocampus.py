@@ -24,7 +24,7 @@ licence (CC BY-SA 4.0), https://creativecommons.org/licenses/by-sa/4.0/. SPDX-Li
 They were trained on, and are adapted from: {_CITATION}, licensed under CC BY-SA 4.0.
 Changes: a neural network was trained on the images and labels; neither is contained in this bundle.
 
-models/locator.safetensors was trained on images drawn from the twenty label maps of heads that come with SynthSeg
+models/locator.safetensors was trained on images drawn from sixteen of the label maps of heads that come with SynthSeg
 (Billot et al., Medical Image Analysis 86:102789, 2023), licensed under Apache-2.0; no map is contained in this bundle.
 
 The code of Calibrant is licensed separately (Apache-2.0). No warranty; for research use only, not a medical device.

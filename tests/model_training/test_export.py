@@ -177,7 +177,10 @@ def test_a_bundle_with_a_locator_says_how_well_it_does(
     assert (located.boxes_hold, located.validated_on_experts) == (3, False)
     text = " ".join((tmp_path / "bundle" / "docs" / "README.md").read_text().split())
     assert "Locating** in a larger scan was not validated against expert labels" in text
-    assert "every structure in 3; centres lay 1.5 mm apart (median; 95 % within 4.2 mm); in 1 of 4 scans" in text
+    assert (
+        "3 had boxes that hold 99 % of every structure; a box lies 1.5 mm off its middle (median; 95 % within 4.2 mm). In 1 of 4 scans"
+        in text
+    )
 
 
 def test_a_locator_that_was_not_measured_is_not_exported(
