@@ -16,6 +16,9 @@ from service.settings import Settings
 WIDTH: Final = 100
 """Columns of a sentence on a terminal."""
 
+_LEAST_WIDTH = 24
+"""Columns of the names of structures."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -39,7 +42,7 @@ class Prediction:
     def report(self) -> str:
         """Return what a person wants to see first: structures, trust, files."""
         summary = Summary.model_validate_json(self.summary.read_bytes())
-        width = max(len(structure.name) for structure in summary.structures)
+        width = max(_LEAST_WIDTH, *(len(structure.name) for structure in summary.structures))
         lines = [f"{'structure':{width}} {'volume':>9} {'mean confidence':>16}"]
         for structure in summary.structures:
             confidence = "-" if structure.mean_confidence is None else f"{structure.mean_confidence:.3f}"
