@@ -182,7 +182,10 @@ def _server() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as state:
         command = [sys.executable, "-m", "service", "serve", "--port", "0"]
         environment = os.environ | {"CALIBRANT_STATE_DIR": state}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:  # noqa: S603 - our own command
+        # Its log would stand between the lines of the demo.
+        with subprocess.Popen(  # noqa: S603 - our own command
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        ) as process:
             try:
                 yield _address(process)
             finally:
