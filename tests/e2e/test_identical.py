@@ -183,9 +183,14 @@ needs_curl = pytest.mark.skipif(not shutil.which("curl") and not os.environ.get(
     "client", [pytest.param(by_curl, marks=needs_curl), by_httpx, by_batch, by_local_batch], ids=lambda c: c.__name__
 )
 def test_a_client_gives_the_masks_of_evaluate(setting: Setting, client: Client) -> None:
-    """Voxel by voxel and on the scan's own grid; the confidence is the same file whichever way it came."""
+    """Voxel by voxel and on the scan's own grid; the confidence is the same file whichever way it came.
+
+    The figures of the statement are those that the card has of the engine that ran.
+    """
     masks, _ = evaluated(setting)
     statement = httpx.get(f"{setting.url}/v1/models/{DEFAULT_MODEL}").json()["statement"]
+    card = json.loads((BUNDLE / "calibration.json").read_bytes())
+    figures = {(each["engine"], each["precision"]): each["scores"] for each in card["measurements"]}
     found, reference = client(setting), by_local_batch(setting)
     assert found.keys() == masks.keys()
     assert len(found) == N_CASES
@@ -201,7 +206,10 @@ def test_a_client_gives_the_masks_of_evaluate(setting: Setting, client: Client) 
         assert 1 / N_CLASSES <= confidence.get_fdata().min() <= confidence.get_fdata().max() <= 1
         assert files.confidence.read_bytes() == reference[case.name].confidence.read_bytes()
         assert summary_of(files) == summary_of(reference[case.name])
-        assert summary_of(files)["statement"] == statement
+        said = summary_of(files)["statement"]
+        assert said["figures"] == figures[said["engine"], said["precision"]]
+        alike = said.keys() - {"figures", "text", "engine", "precision"}
+        assert {key: said[key] for key in alike} == {key: statement[key] for key in alike}
 
 
 @pytest.mark.parametrize("client", [by_batch, by_local_batch], ids=lambda c: c.__name__)
