@@ -31,7 +31,7 @@ from service.storage.local import RESULT
 POINTS = {
     "decode": ("service.pipeline.sandbox", "decode_scan"),  # in a process of its own
     "preprocess": ("service.pipeline.run", "preprocess"),
-    "infer": ("monai.networks.nets.unet", "UNet.forward"),
+    "infer": ("service.pipeline.run", "infer_within_memory"),  # whatever the engine
     "calibrate": ("service.pipeline.run", "segment"),
     "encode": ("service.pipeline.run", "encode_mask"),
     "store": ("service.pipeline.store", "write_durably"),  # of several files the first
