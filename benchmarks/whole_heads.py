@@ -23,9 +23,10 @@ import SimpleITK
 import torch
 from scipy.ndimage import affine_transform, binary_dilation, gaussian_filter
 
-from service.bundle.reader import LoadedBundle, load_bundle
+from service.bundle.reader import LoadedBundle
 from service.bundle.registry import SHIPPED
 from service.demo import SIDES, template
+from service.engines.ready import ready_bundle
 from service.errors import CalibrantError
 from service.pipeline.encode import MASK
 from service.pipeline.locate import coarse, fit_pose, landmarks_of
@@ -254,7 +255,7 @@ def main() -> int:
     """Print the tables and return 1 if a limit is exceeded."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    bundle = load_bundle(arguments.bundle, torch.device("cpu"))
+    bundle = ready_bundle(arguments.bundle, torch.device("cpu"))
     paths = {"MNI152": template()} | {
         path.name.removesuffix(".nii.gz"): path for path in sorted((arguments.data / "whole_head").glob("*.nii.gz"))
     }
