@@ -1,14 +1,17 @@
 """A second running service, which needs keys, and an application in this process that does."""
 
+import gzip
 import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
@@ -107,3 +110,10 @@ def locked(tmp_path: Path, keys_file: Path) -> FastAPI:
     nothing = NoJobs()
     app.state.parts = Parts(settings, state, Registry(), nothing, keys, Sessions(8), Metrics(), nothing, nothing)  # type: ignore[arg-type]
     return app
+
+
+@pytest.fixture(name="long")
+def long_(nifti: Callable[..., bytes]) -> bytes:
+    """Return a scan of many voxels, which takes seconds and was never sent before."""
+    array = np.random.default_rng(0).integers(0, 200, (45, 60, 50), np.uint8).repeat(6, 0).repeat(6, 1).repeat(6, 2)
+    return gzip.compress(nifti(array, np.diag([1 / 6, 1 / 6, 1 / 6, 1]), descrip=uuid.uuid4().hex.encode()), 1)

@@ -36,7 +36,7 @@ def test_a_model_says_what_it_was_made_for(http: httpx.Client) -> None:
     assert model["identity"] == bundle.identity
     assert model["version"] == bundle.config.version
     assert model["modality"] == "MR"
-    assert model["labels"] == {"0": "background", "1": "anterior hippocampus", "2": "posterior hippocampus"}
+    assert model["labels"] == {str(label.value): label.name for label in bundle.config.every_label}
     assert model["spacing_mm"] == list(bundle.config.spacing_mm)
 
 

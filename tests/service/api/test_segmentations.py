@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from service.api import segmentations
+from service.bundle.description import describe_bundle
+from service.bundle.registry import SHIPPED
 
 Nifti = Callable[..., bytes]
 Ask = Callable[..., httpx.Response]
@@ -161,20 +163,37 @@ def test_the_summary_counts_what_the_mask_holds(http: httpx.Client, scan: bytes,
 
 
 def test_the_statement_is_the_cards(http: httpx.Client, scan: bytes) -> None:
-    """A scan like those of the card carries the very statement that the model's page gives."""
+    """A scan like those of the card carries the statement that the model's page gives, with the figures of its engine."""
     job = done(http, scan)
     model = http.get("/v1/models/hippocampus-mr").json()
 
     summary = http.get(job["links"]["summary"]).json()
 
     assert summary["model"] == job["model"] == model["identity"]
-    assert summary["statement"]["status"] == "holds"
-    assert summary["statement"] == model["statement"]
+    said = summary["statement"]
+    assert said["status"] == "holds"
+    card = describe_bundle(SHIPPED / "hippocampus-mr").card
+    measurement = card.measurement(said["engine"], said["precision"])
+    assert measurement is not None
+    assert said["figures"] == {name: score.model_dump() for name, score in measurement.scores.items()}
+    alike = said.keys() - {"figures", "text", "engine", "precision"}
+    assert {key: said[key] for key in alike} == {key: model["statement"][key] for key in alike}
 
 
-def test_the_statement_is_withdrawn_for_a_whole_head(http: httpx.Client, nifti: Nifti) -> None:
-    """A field of view as long as a head is unlike the card's crops: no figure of the card is repeated."""
+def test_a_head_without_hippocampi_is_refused(http: httpx.Client, nifti: Nifti) -> None:
+    """Noise as long as a head is searched, and nothing is found: 422 with a document, no mask."""
     array = np.random.default_rng(1).normal(100, 10, (61, 16, 16)).astype(np.float32)
+    job = finished(http, http.post(ROUTE, content=nifti(array, np.diag([3.0, 2, 2, 1]))).json()["links"]["self"])
+
+    assert job["state"] == "failed"
+    assert (job["problem"]["status"], job["problem"]["type"]) == (422, "/problems/anatomy-not-found")
+    assert job["problem"]["detail"].startswith("No hippocampus found (")
+    assert job["links"]["mask"] is None
+
+
+def test_the_statement_is_withdrawn_for_another_field_of_view(http: httpx.Client, nifti: Nifti) -> None:
+    """A crop longer than the card's by more than a quarter: no figure of the card is repeated."""
+    array = np.random.default_rng(1).normal(100, 10, (16, 16, 16)).astype(np.float32)
     job = done(http, nifti(array, np.diag([3.0, 2, 2, 1])))
 
     statement = http.get(job["links"]["summary"]).json()["statement"]
@@ -182,7 +201,7 @@ def test_the_statement_is_withdrawn_for_a_whole_head(http: httpx.Client, nifti: 
     assert statement["status"] == "withdrawn"
     assert statement["text"].startswith("Withdrawn: this scan is unlike the ")
     assert statement["figures"] is None
-    assert any(reason.startswith("extent along axis 1: 183.0 mm; ") for reason in statement["reasons"])
+    assert any(reason.startswith("extent along axis 1: 48.0 mm; ") for reason in statement["reasons"])
 
 
 def test_a_repeated_header_warning_reaches_the_summary(http: httpx.Client, scan: bytes, patch: Nifti) -> None:
@@ -339,13 +358,6 @@ def test_three_real_persons_are_segmented_well(http: httpx.Client, hippocampus: 
     assert len(scores) == 6
     assert np.mean(scores) > 0.8
     assert min(scores) > 0.5
-
-
-@pytest.fixture(name="long")
-def long_(nifti: Nifti) -> bytes:
-    """Return a scan of many windows, which takes seconds, and which was never sent before."""
-    array = np.random.default_rng(0).normal(100, 10, (90, 70, 70)).astype(np.float32)
-    return nifti(array, np.diag([1.0, 1, 1, 1]), descrip=uuid.uuid4().hex.encode())
 
 
 @pytest.fixture(name="occupied")

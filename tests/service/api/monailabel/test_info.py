@@ -26,7 +26,8 @@ def test_nothing_is_there_that_the_clients_stumble_over(connected: Slicer) -> No
     info = connected.info()
 
     assert "config" not in info
-    assert info["labels"] == ["anterior hippocampus", "posterior hippocampus"]
+    sides = [f"{side} {end} hippocampus" for side in ("left", "right") for end in ("anterior", "posterior")]
+    assert info["labels"] == ["anterior hippocampus", "posterior hippocampus", *sides]
     assert "research use only" in info["description"]
     assert {info[name].__class__ for name in ("trainers", "strategies", "scoring", "train_stats")} == {dict}
     assert not any(info[name] for name in ("trainers", "strategies", "scoring"))

@@ -109,7 +109,7 @@ def test_ohif_gets_the_mask_in_the_order_of_its_volume(
     """
     assert series[0].SeriesInstanceUID
     info = ohif.ask("GET", "info/").json()
-    assert list(info["models"][MODEL]["labels"].values()) == [1, 2]
+    assert list(info["models"][MODEL]["labels"].values()) == [1, 2, 11, 12, 21, 22]
 
     params = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
     answer = ohif.infer(series[0].SeriesInstanceUID, params, "image")
