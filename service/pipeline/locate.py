@@ -119,8 +119,9 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
         AnatomyNotFound: too few landmarks, they do not lie as in the training heads, or no part is in the scan.
     """
     axes = np.eye(3)
+    small = averaged(volume, locator.spacing_mm)
     for _ in range(LOOKS):
-        image, affine = coarse(volume, locator.spacing_mm, axes)
+        image, affine = along(*small, locator.spacing_mm, axes)
         landmarks = landmarks_of(network, image, affine, locator)
         pose = fit_pose(landmarks, locator)
         turned = degrees_between(axes, pose.rotation)
@@ -139,8 +140,7 @@ def degrees_between(one: Points, other: Points) -> float:
 def coarse(volume: Volume, spacing_mm: float, axes: Points | None = None) -> tuple[torch.Tensor, Points]:
     """Return the first channel on a coarse grid along the patient's axes, or others, and that grid's affine.
 
-    Voxels are averaged first, so that nothing finer than the coarse grid is aliased, then interpolated; outside of the
-    scan is its lowest intensity. Intensities between the 0.5 and the 99.5 percentile are mapped to [0, 1].
+    Outside of the scan is its lowest intensity.
 
     Args:
         volume: the scan.
@@ -150,21 +150,33 @@ def coarse(volume: Volume, spacing_mm: float, axes: Points | None = None) -> tup
     Returns:
         (1, 1, D, H, W) float32, and (4, 4) voxel index to RAS millimetres.
     """
-    axes = np.eye(3) if axes is None else axes
+    return along(*averaged(volume, spacing_mm), spacing_mm, np.eye(3) if axes is None else axes)
+
+
+def averaged(volume: Volume, spacing_mm: float) -> tuple[torch.Tensor, Points]:
+    """Return the first channel in voxels of about the coarse grid's size along the scan's own axes, and their affine.
+
+    Voxels are averaged, so that nothing finer than the coarse grid is aliased. Intensities between the 0.5 and the 99.5
+    percentile are mapped to [0, 1].
+    """
     array = torch.from_numpy(np.ascontiguousarray(volume.array_CDHW[0], np.float32))[None, None]
     target = [max(round(n * mm / spacing_mm), 1) for n, mm in zip(volume.shape, volume.spacing_mm, strict=True)]
     shape = [min(n, t) for n, t in zip(volume.shape, target, strict=True)]
     small = interpolate(array, size=shape, mode="area")
     # Index i of the averaged image lies at (i + 0.5) n / m - 0.5 of the scan.
     ratio = np.array(volume.shape) / np.array(shape)
-    averaged = volume.affine @ _affine(np.diag(ratio), (ratio - 1) / 2)
-    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1)
-    mm = axes.T @ (averaged[:3, :3] @ corners + averaged[:3, 3:])
+    return _scaled(small), volume.affine @ _affine(np.diag(ratio), (ratio - 1) / 2)
+
+
+def along(small: torch.Tensor, affine: Points, spacing_mm: float, axes: Points) -> tuple[torch.Tensor, Points]:
+    """Return an averaged image, by trilinear interpolation, on the coarse grid along some axes, and that grid's affine."""
+    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(small.shape[2:])[:, None] - 1)
+    mm = axes.T @ (affine[:3, :3] @ corners + affine[:3, 3:])
     low, high = mm.min(axis=1), mm.max(axis=1)
     spacing_mm = max(spacing_mm, float(np.prod(high - low + spacing_mm) / CELLS) ** (1 / 3))
     size = np.floor((high - low) / spacing_mm).astype(int) + 1
     grid = _affine(axes * spacing_mm, axes @ (low + high - (size - 1) * spacing_mm) / 2)
-    return resampled(_scaled(small), np.linalg.inv(averaged) @ grid, tuple(size)), grid
+    return resampled(small, np.linalg.inv(affine) @ grid, tuple(size)), grid
 
 
 def resampled(
