@@ -177,7 +177,7 @@ def _summary(mask: np.ndarray) -> Summary:
 def _frame() -> Frame:
     shipped = describe_bundle(SHIPPED / "hippocampus-mr").config
     labels = [Label(value=n, name=f"structure {n}", color=(40 * n, 255 - 40 * n, 128)) for n in range(STRUCTURES + 1)]
-    config = shipped.model_copy(update={"labels": labels, "temperature": [1.0] * len(labels)})
+    config = shipped.model_copy(update={"labels": labels, "temperature": [1.0] * len(labels), "locator": None})
     return Frame(
         scan_shape=SHAPE,
         orientation=[(0, 1), (1, 1), (2, 1)],
