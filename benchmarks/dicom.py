@@ -183,6 +183,7 @@ def _frame() -> Frame:
         orientation=[(0, 1), (1, 1), (2, 1)],
         oriented_shape=SHAPE,
         network_shape=SHAPE,
+        step=(1, 1, 1),
         affine=np.eye(4).tolist(),
         header="",
         config=config,

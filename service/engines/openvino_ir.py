@@ -11,9 +11,13 @@ import torch
 from torch import nn
 
 from service.bundle.card import Precision
+from service.engines.groupnorm import with_pooled_groupnorm
 
 _HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 _MODEL: Final = "model.xml"
+
+_FORM: Final = 2
+"""Raised when the conversion changes, so that what an earlier one made is left alone."""
 
 
 class Compiled(nn.Module):
@@ -58,7 +62,7 @@ def compiled(network: nn.Module, window: torch.Tensor, precision: Precision, cac
         precision: of the arithmetic.
         cache: folder for the IR of this very network and window; None keeps it nowhere.
     """
-    kept = None if cache is None else cache / f"openvino-{ov.__version__.partition('-')[0]}"
+    kept = None if cache is None else cache / f"openvino-{ov.__version__.partition('-')[0]}-{_FORM}"
     if kept is not None and (kept / _MODEL).is_file():
         return Compiled(ov.Core().read_model(kept / _MODEL), precision)
     model = converted(network, window)
@@ -75,7 +79,7 @@ def converted(network: nn.Module, window: torch.Tensor) -> Any:  # noqa: ANN401 
 
     # By hand: openvino.convert_model would report to its maker that it was used.
     with warnings.catch_warnings(action="ignore"):  # tracing warns of itself; what it made is checked afterwards
-        decoder = TorchScriptPythonDecoder(network, example_input=(window,))
+        decoder = TorchScriptPythonDecoder(with_pooled_groupnorm(network), example_input=(window,))
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     model.reshape({0: ov.PartialShape(list(window.shape))})

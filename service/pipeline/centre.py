@@ -72,7 +72,7 @@ class Placement:
             PartGrid(each.channels, np.linalg.inv(each.volume.affine) @ volume.affine @ to_scan, each.volume.shape)
             for each in self.placed
         )
-        return Grid(grid.scan_shape, grid.orientation, grid.oriented_shape, grid.network_shape, parts)
+        return Grid(grid.scan_shape, grid.orientation, grid.oriented_shape, grid.network_shape, grid.step, parts)
 
 
 def place(network: nn.Module, volume: Volume, boxes: Boxes, config: ServiceConfig) -> Placement:

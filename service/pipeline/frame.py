@@ -37,6 +37,8 @@ class Frame(Declaration):
     """The scan's shape in the network's axis order."""
     network_shape: tuple[int, int, int]
     """Voxels after resampling."""
+    step: tuple[float, float, float]
+    """Voxels of the scan from one voxel of the network to the next, along the network's axes."""
     affine: list[list[float]]
     """(4, 4): voxel index (i, j, k, 1) of the scan to RAS millimetres."""
     header: str

@@ -9,7 +9,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +26,8 @@ from service.pipeline.preprocess import Grid
 from service.volume import Volume
 
 Slab: TypeAlias = npt.NDArray[np.float32]
+
+_Number = TypeVar("_Number", int, float)
 
 _GZIP_LEVEL: Final = 1
 _CHUNK_BYTES: Final = 1 << 20
@@ -45,6 +47,7 @@ def frame_of(volume: Volume, grid: Grid, config: ServiceConfig) -> Frame:
         orientation=[(int(axis), int(flip)) for axis, flip in grid.orientation],
         oriented_shape=_three(grid.oriented_shape),
         network_shape=_three(grid.network_shape),
+        step=_three(grid.step),
         affine=volume.affine.tolist(),
         header=without_free_text(volume.header).hex(),
         config=config,
@@ -59,7 +62,7 @@ def grid_of(frame: Frame) -> Grid:
     """Return the grid that `frame_of` was given."""
     orientation = np.array(frame.orientation, np.float64)
     parts = tuple(PartGrid(tuple(part.channels), np.array(part.to_part), part.shape) for part in frame.parts)
-    return Grid(frame.scan_shape, orientation, frame.oriented_shape, frame.network_shape, parts)
+    return Grid(frame.scan_shape, orientation, frame.oriented_shape, frame.network_shape, frame.step, parts)
 
 
 def read_logits(result: Path) -> torch.Tensor:
@@ -144,6 +147,6 @@ def _compress(scratch: Path, out: Path) -> None:
             packed.write(chunk)
 
 
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    d, h, w = shape
+def _three(values: tuple[_Number, ...]) -> tuple[_Number, _Number, _Number]:
+    d, h, w = values
     return d, h, w

@@ -4,7 +4,7 @@ Training and serving both call this module: there is no second preprocessing.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample
 
 from service.bundle.schema import IntensityStep, ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
@@ -22,6 +22,9 @@ from service.volume import Volume
 
 SLAB_VALUES: Final = 1 << 21
 """Numbers that the way back to the scan's grid holds at a time: 8 MiB of float32, which a processor's cache holds."""
+
+NEGLIGIBLE_VOXELS: Final = 1e-3
+"""Where a spacing is so near to the bundle's that no voxel would move by more, nothing is resampled."""
 
 _FLOAT32_COUNTS = 1 << 24
 _PIECE = 1 << 20
@@ -39,6 +42,7 @@ class Grid:
         orientation: (3, 2) nibabel orientation: network axis and flip of each scan axis.
         oriented_shape: the scan's shape in the network's axis order.
         network_shape: voxels after resampling.
+        step: voxels of the scan from one voxel of the network to the next, along the network's axes.
         parts: where a locator found the anatomy, the network's grid on each part; none where it saw the scan as it is.
     """
 
@@ -46,25 +50,37 @@ class Grid:
     orientation: npt.NDArray[np.float64]
     oriented_shape: tuple[int, ...]
     network_shape: tuple[int, ...]
+    step: tuple[float, ...]
     parts: tuple[PartGrid, ...] = ()
 
     @classmethod
     def of(cls, volume: Volume, config: ServiceConfig) -> "Grid":
         """Return the grid on which the bundle's network sees this volume.
 
-        Resampling keeps the centres of the first and the last voxel in place, so the spacing reached is
-        ``(n_in - 1) / (n_out - 1)`` times the scan's, the nearest to the bundle's that this allows.
+        It begins at the centre of the first voxel and goes on in steps of exactly the bundle's spacing, as often as
+        brings it nearest to the centre of the last one: MONAI's `Spacing` lays the same.
         """
         found = nib.orientations.io_orientation(volume.affine)
         wanted = nib.orientations.axcodes2ornt(tuple(config.orientation))
         orientation = nib.orientations.ornt_transform(found, wanted)
         axis_of = np.argsort(orientation[:, 0])
         shape = tuple(volume.shape[axis] for axis in axis_of)
-        spacing = volume.spacing_mm[axis_of]
-        resampled = (
-            round((n - 1) * mm / target) + 1 for n, mm, target in zip(shape, spacing, config.spacing_mm, strict=True)
+        resampled, step = zip(
+            *(
+                _steps(n, mm, target)
+                for n, mm, target in zip(shape, volume.spacing_mm[axis_of], config.spacing_mm, strict=True)
+            ),
+            strict=True,
         )
-        return cls(volume.shape, orientation, shape, tuple(max(n, 1) for n in resampled))
+        return cls(volume.shape, orientation, shape, resampled, step)
+
+
+def _steps(n: int, mm: float, target_mm: float) -> tuple[int, float]:
+    """Return how many voxels of a target size stand for n voxels of another, and how many of these one step crosses."""
+    steps = (n - 1) * mm / target_mm
+    if abs(steps - (n - 1)) < NEGLIGIBLE_VOXELS:
+        return n, 1.0
+    return round(steps + 1), target_mm / mm
 
 
 def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Grid]:
@@ -90,7 +106,7 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
         raise VolumeTooLarge(msg)
     # float32 counts to 2^24: larger intensities would lose the differences that z-scoring brings out.
     exact = max(-low.min(), high.max()) <= _FLOAT32_COUNTS
-    image = to_network_grid(volume.array_CDHW.astype(np.float32 if exact else np.float64), grid)
+    image = to_network_grid(volume.array_CDHW, grid, np.float32 if exact else np.float64)
     for step in config.intensity:
         for channel in image:
             _normalise(channel, step)
@@ -98,23 +114,39 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
     return image, grid
 
 
-def to_network_grid(array_CDHW: npt.NDArray[np.floating], grid: Grid) -> torch.Tensor:
-    """Return intensities of the scan's grid on the network's, (C, *network_shape), by trilinear interpolation."""
+def to_network_grid(
+    array_CDHW: npt.NDArray[np.generic], grid: Grid, dtype: type[np.floating] = np.float32
+) -> torch.Tensor:
+    """Return intensities of the scan's grid on the network's, (C, *network_shape), by trilinear interpolation.
+
+    Args:
+        array_CDHW: intensities of any type.
+        grid: leads there.
+        dtype: of the arithmetic and the result.
+    """
     network_axis = grid.orientation[:, 0].astype(int)
     # Resampled along the axes as they lie in memory, and turned afterwards: what is turned is mostly smaller then.
     lying = sorted(range(3), key=lambda axis: -abs(array_CDHW.strides[axis + 1]))
-    shape = tuple(grid.network_shape[network_axis[axis]] for axis in lying)
-    array = np.require(array_CDHW.transpose(0, *(axis + 1 for axis in lying)), requirements=("C", "W"))
-    resized = _resize(torch.from_numpy(array), shape).numpy()
-    standing = resized.transpose(0, *(lying.index(axis) + 1 for axis in range(3)))
+    array = array_CDHW.transpose(0, *(axis + 1 for axis in lying))
+    shape = [grid.network_shape[network_axis[axis]] for axis in lying]
+    at = []
+    for axis, n in zip(lying, array.shape[1:], strict=True):
+        along = _positions(grid.network_shape[network_axis[axis]], grid.step[network_axis[axis]], n)
+        at.append(along if grid.orientation[axis, 1] > 0 else n - 1 - along.flip(0))
+    resampled = np.empty((len(array), *shape), dtype)
+    # Few planes at a time: the whole of a large scan is never there in floating point beside the result.
+    for window, slab in _sampled(lambda planes: torch.from_numpy(np.array(array[:, planes], dtype)), array.shape, at):
+        resampled[:, window] = slab
+    standing = resampled.transpose(0, *(lying.index(axis) + 1 for axis in range(3)))
     return torch.from_numpy(_orient(standing, grid.orientation))
 
 
 def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.Tensor:
     """Return labels (D, H, W) of the scan's grid on the network's, (1, *network_shape), each from the nearest voxel."""
     nearest = _orient(labels[np.newaxis], grid.orientation)
-    for axis, (n, resampled) in enumerate(zip(grid.oriented_shape, grid.network_shape, strict=True), start=1):
-        nearest = nearest.take(np.rint(np.linspace(0, n - 1, resampled)).astype(np.intp), axis)
+    for axis, n in enumerate(grid.oriented_shape):
+        at = _positions(grid.network_shape[axis], grid.step[axis], n)
+        nearest = nearest.take(np.rint(at.numpy()).astype(np.intp), axis + 1)
     return torch.from_numpy(nearest)
 
 
@@ -132,17 +164,11 @@ def to_scan_slabs(
         grid: leads back.
         values: at most so many numbers in a slab of more than one plane.
     """
-    planes, height, width = grid.oriented_shape
-    thickness = max(1, values // (len(array_CDHW) * height * width))
-    positions = torch.linspace(0, array_CDHW.shape[1] - 1, planes, dtype=torch.float64, device=array_CDHW.device)
-    for start in range(0, planes, thickness):
-        window = slice(start, min(start + thickness, planes))
-        below = positions[window].floor().long()
-        share = (positions[window] - below).float()
-        above = (below + (share > 0)).clamp(max=array_CDHW.shape[1] - 1)
-        first, last = int(below[0]), int(above[-1])
-        slab = _in_plane(array_CDHW[:, first : last + 1], (height, width))
-        yield window, _between(slab, below - first, above - first, share)
+    at = [
+        _positions(n, 1 / step, found)
+        for n, step, found in zip(grid.oriented_shape, grid.step, array_CDHW.shape[1:], strict=True)
+    ]
+    yield from _sampled(lambda planes: array_CDHW[:, planes].float(), tuple(array_CDHW.shape), at, values)
 
 
 def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
@@ -174,29 +200,66 @@ def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return inverse
 
 
-def _in_plane(array_CDHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return each plane interpolated to another size, float32."""
-    channels, planes, *found = array_CDHW.shape
-    if tuple(found) == size:
-        return array_CDHW.float()
-    # Each plane on its own: in three dimensions torch rounds otherwise for another thickness of the slab.
-    single = array_CDHW.float().reshape(-1, 1, *found)
-    return interpolate(single, size=size, mode="bilinear", align_corners=True).view(channels, planes, *size)
+def _positions(n: int, step: float, found: int) -> torch.Tensor:
+    """Return where n voxels in steps from the first one lie among those found, (n,) float64; none beyond the last."""
+    return (torch.arange(n, dtype=torch.float64) * step).clamp_(max=found - 1)
+
+
+def _sampled(
+    read: Callable[[slice], torch.Tensor], found: tuple[int, ...], at: list[torch.Tensor], values: int = SLAB_VALUES
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield the trilinear interpolation of an array at the positions along each axis, slab by slab along the first.
+
+    Args:
+        read: returns planes of the array, (C, planes, H, W), as floating point.
+        found: (C, D, H, W), the array's shape.
+        at: positions along D, H and W.
+        values: at most so many numbers in a slab of more than one plane.
+    """
+    planes, rows, columns = at
+    thickness = max(1, values // (found[0] * len(rows) * len(columns)))
+    # Between planes first where that leaves fewer of them; one order for all slabs, so that their bits agree.
+    between_first = len(planes) < found[1]
+    for start in range(0, len(planes), thickness):
+        window = slice(start, min(start + thickness, len(planes)))
+        below = planes[window].floor().long()
+        share = planes[window] - below
+        above = (below + 1).clamp(max=found[1] - 1)
+        first = int(below[0])
+        slab = read(slice(first, int(above[-1]) + 1))
+        if between_first:
+            yield window, _in_plane(_between(slab, below - first, above - first, share), rows, columns)
+        else:
+            yield window, _between(_in_plane(slab, rows, columns), below - first, above - first, share)
+
+
+def _in_plane(array_CDHW: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return each plane at the positions of other rows and columns."""
+    channels, planes, height, width = array_CDHW.shape
+    if _every_voxel(rows, height) and _every_voxel(columns, width):
+        return array_CDHW
+    # As grid_sample counts: -1 and 1 are the first and the last voxel.
+    y, x = (2 * at / max(n - 1, 1) - 1 for at, n in ((rows, height), (columns, width)))
+    where = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].to(array_CDHW)
+    found = array_CDHW.new_empty((channels, planes, len(rows), len(columns)))
+    for plane in range(planes):  # at once they would not stay in the processor's cache
+        found[:, plane] = grid_sample(
+            array_CDHW[None, :, plane], where, mode="bilinear", padding_mode="border", align_corners=True
+        )[0]
+    return found
 
 
 def _between(array_CDHW: torch.Tensor, below: torch.Tensor, above: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Return the values at fractional positions between planes."""
-    lower = array_CDHW.index_select(1, below)
+    """Return the values at shares of the way from planes below to planes above."""
+    lower = array_CDHW.index_select(1, below.to(array_CDHW.device))
     if not share.any():
         return lower
-    upper = array_CDHW.index_select(1, above)
-    return lower + (upper - lower) * share.view(1, -1, 1, 1)
+    upper = array_CDHW.index_select(1, above.to(array_CDHW.device))
+    return lower + (upper - lower) * share.to(array_CDHW).view(1, -1, 1, 1)
 
 
-def _resize(array_CDHW: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    if array_CDHW.shape[1:] == shape:
-        return array_CDHW
-    return interpolate(array_CDHW[None], size=shape, mode="trilinear", align_corners=True)[0]
+def _every_voxel(at: torch.Tensor, found: int) -> bool:
+    return len(at) == found and bool((at == torch.arange(found)).all())
 
 
 def _normalise(channel: torch.Tensor, step: IntensityStep) -> None:

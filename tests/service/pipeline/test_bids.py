@@ -21,7 +21,7 @@ def result_(tmp_path: Path) -> Path:
     folder = tmp_path / "result"
     folder.mkdir()
     frame = Frame(
-        scan_shape=(1, 1, 1), orientation=[(0, 1), (1, 1), (2, 1)], oriented_shape=(1, 1, 1), network_shape=(1, 1, 1),
+        scan_shape=(1, 1, 1), orientation=[(0, 1), (1, 1), (2, 1)], oriented_shape=(1, 1, 1), network_shape=(1, 1, 1), step=(1, 1, 1),
         affine=[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], header="",
         config=describe_bundle(SHIPPED / "hippocampus-mr").config,
     )  # fmt: skip

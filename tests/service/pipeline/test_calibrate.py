@@ -23,7 +23,7 @@ def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
 
 def grid_of(shape: tuple[int, ...]) -> Grid:
     """Return the grid of a scan that is already the network's."""
-    return Grid(shape, np.array([[0, 1], [1, 1], [2, 1]], np.float64), shape, shape)
+    return Grid(shape, np.array([[0, 1], [1, 1], [2, 1]], np.float64), shape, shape, (1, 1, 1))
 
 
 def voxel(*logits: float) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_logits_are_interpolated_not_probabilities(config: Callable[..., Service
     logits = torch.zeros(3, 2, 1, 1, dtype=torch.float16)
     logits[1, :, 0, 0] = torch.tensor([-4.0, 8.0])
     logits[2] = -60
-    grid = Grid((3, 1, 1), np.array([[0, 1], [1, 1], [2, 1]], np.float64), (3, 1, 1), (2, 1, 1))
+    grid = Grid((3, 1, 1), np.array([[0, 1], [1, 1], [2, 1]], np.float64), (3, 1, 1), (2, 1, 1), (2, 1, 1))
 
     probs = probabilities(logits, grid, config())
 
@@ -104,9 +104,9 @@ def test_the_mask_at_once_is_that_of_the_probabilities(
     orientation: list[list[int]], config: Callable[..., ServiceConfig]
 ) -> None:
     """On a resampled and turned grid mask and confidence are, bit for bit, argmax and maximum of the probabilities."""
-    grid = Grid((9, 14, 11), np.array(orientation, float), (9, 14, 11), (5, 6, 7))
+    grid = Grid((9, 14, 11), np.array(orientation, float), (9, 14, 11), (5, 6, 7), (2, 2.6, 1.7))
     if orientation[0][0] == 2:
-        grid = Grid((9, 14, 11), np.array(orientation, float), (14, 11, 9), (5, 6, 7))
+        grid = Grid((9, 14, 11), np.array(orientation, float), (14, 11, 9), (5, 6, 7), (3.2, 2, 1.3))
     logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
     declared = config(temperature=[1.0, 1.5, 0.7])
 
@@ -237,7 +237,7 @@ def test_no_voxels_have_an_empty_histogram() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_reduces_what_lies_on_it(config: Callable[..., ServiceConfig]) -> None:
     """Logits on the device give the mask of the same logits on the CPU but for ties, and its confidence."""
-    grid = Grid((14, 11, 9), np.array([[0, 1], [1, 1], [2, 1]], float), (14, 11, 9), (5, 6, 7))
+    grid = Grid((14, 11, 9), np.array([[0, 1], [1, 1], [2, 1]], float), (14, 11, 9), (5, 6, 7), (3.2, 2, 1.3))
     logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
 
     found, expected = segment(logits.cuda(), grid, config()), segment(logits, grid, config())

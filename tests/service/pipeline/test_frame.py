@@ -16,6 +16,7 @@ def frame_(tiny_config: ServiceConfig) -> Frame:
         orientation=[(2, -1), (0, 1), (1, 1)],
         oriented_shape=(3, 4, 2),
         network_shape=(3, 5, 2),
+        step=(1, 1, 1),
         affine=[[0, 0.1, 0, -1 / 3], [0, 0, 0.7, 5], [-0.3, 0, 0, 9], [0, 0, 0, 1]],
         header=bytes(348).hex(),
         config=tiny_config,

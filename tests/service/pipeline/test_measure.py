@@ -44,6 +44,7 @@ def frame_of(
         orientation=orientation,
         oriented_shape=(oriented[0], oriented[1], oriented[2]),
         network_shape=network,
+        step=(1, 1, 1),
         affine=np.eye(4).tolist(),
         header=header.binaryblock.hex(),
         config=config,

@@ -24,6 +24,7 @@ def frame_(tiny_config: ServiceConfig, oblique: npt.NDArray[np.float64]) -> Fram
         orientation=[(0, 1), (1, 1), (2, 1)],
         oriented_shape=(4, 5, 6),
         network_shape=(4, 5, 6),
+        step=(1, 1, 1),
         affine=oblique.astype(np.float32).astype(np.float64).tolist(),
         header="",
         config=tiny_config.model_copy(update={"labels": labels}),

@@ -31,7 +31,7 @@ def shipped_() -> ServiceConfig:
 def frame_of(config: ServiceConfig, affine: npt.NDArray[np.float64], shape: tuple[int, int, int] = (4, 5, 6)) -> Frame:
     """Return the frame of a scan."""
     return Frame(
-        scan_shape=shape, orientation=[(0, 1), (1, 1), (2, 1)], oriented_shape=shape, network_shape=shape,
+        scan_shape=shape, orientation=[(0, 1), (1, 1), (2, 1)], oriented_shape=shape, network_shape=shape, step=(1, 1, 1),
         affine=affine.tolist(), header="", config=config,
     )  # fmt: skip
 

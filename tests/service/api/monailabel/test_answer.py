@@ -28,7 +28,7 @@ def result_(tmp_path: Path) -> Path:
     mask[1, 2, 3] = mask[2, 2, 3] = mask[3, 2, 4] = 2
     nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / MASK)
     frame = Frame(
-        scan_shape=SHAPE, orientation=[(0, 1), (1, 1), (2, 1)], oriented_shape=SHAPE, network_shape=SHAPE,
+        scan_shape=SHAPE, orientation=[(0, 1), (1, 1), (2, 1)], oriented_shape=SHAPE, network_shape=SHAPE, step=(1, 1, 1),
         affine=AFFINE.tolist(), header="", config=describe_bundle(SHIPPED / "hippocampus-mr").config,
     )  # fmt: skip
     statement = Statement(
