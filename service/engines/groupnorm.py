@@ -1,7 +1,6 @@
 """Group normalisation written so that OpenVINO keeps the convolutions' memory layout.
 
-OpenVINO carries out a GroupNorm as reshape, MVN, reshape, for which each tensor is laid out anew, before and after: on a
-CPU a fifth of a SegResNet's time in bfloat16, a third in float32.
+OpenVINO carries out a GroupNorm as reshape, MVN, reshape, for which each tensor is laid out anew, before and after.
 """
 
 import copy
@@ -57,8 +56,7 @@ def with_pooled_groupnorm(network: nn.Module) -> nn.Module:
 def _mean(window: torch.Tensor) -> torch.Tensor:
     """Return the mean of each channel, (1, C, 1, 1, 1).
 
-    One axis after the other, as pooling: a reduction over all would add up some million float32 numbers in a row and lose
-    four digits.
+    One axis after the other, as pooling: a reduction over all adds up some million float32 numbers in a row and loses digits.
     """
     d, h, w = (int(n) for n in window.shape[2:])
     return avg_pool3d(avg_pool3d(avg_pool3d(window, (1, 1, w)), (1, h, 1)), (d, 1, 1))
