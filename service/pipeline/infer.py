@@ -76,7 +76,7 @@ def sliding_window_logits(
     The network may be on another device: then each window goes there and its logits come back. An image smaller than
     the window is padded with 0, the mean intensity after z-scoring.
     """
-    return torch.cat([planes for _, planes in _finished_planes(network, image, config, progress)], dim=1)
+    return torch.cat([planes.clone() for _, planes in _finished_planes(network, image, config, progress)], dim=1)
 
 
 def _half_logits(network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress) -> torch.Tensor:
@@ -107,7 +107,7 @@ def _finished_planes(
     first = done = 0
     for start, row in groupby(windows, key=lambda window: window[0].start):
         if passed := start - first:
-            yield slice(first, start), (total[:, :passed] / weight[:passed])[:, :, h, w]
+            yield slice(first, start), total[:, :passed].div_(weight[:passed])[:, :, h, w]
             for sums in (total, weight[None]):
                 sums[:, : depth - passed] = sums[:, passed:].clone()
                 sums[:, depth - passed :] = 0
@@ -119,7 +119,8 @@ def _finished_planes(
             done += 1
             progress(done / len(windows))
     # An image that was padded along its first axis has one row of windows, all others end with their last one.
-    yield slice(first, first + min(depth, image.shape[1])), (total / weight)[:, d if not first else slice(None), h, w]
+    total.div_(weight)
+    yield slice(first, first + min(depth, image.shape[1])), total[:, d if not first else slice(None), h, w]
 
 
 def _device_of(network: nn.Module) -> torch.device:
