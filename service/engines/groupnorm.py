@@ -3,8 +3,6 @@
 OpenVINO carries out a GroupNorm as reshape, MVN, reshape, for which each tensor is laid out anew, before and after.
 """
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn.functional import avg_pool3d
@@ -39,18 +37,6 @@ class PooledGroupNorm(nn.Module):
         """Return each channel's group's mean of one value for each channel, (1, C, 1, 1, 1) both."""
         of_groups = values.view(self._groups, -1)
         return of_groups.mean(dim=1, keepdim=True).expand_as(of_groups).reshape(values.shape)
-
-
-def with_pooled_groupnorm(network: nn.Module) -> nn.Module:
-    """Return the network with each GroupNorm in this form; itself where it has none."""
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)]
-    if not names:
-        return network
-    network = copy.deepcopy(network)
-    for name in names:
-        parent, _, own = name.rpartition(".")
-        setattr(network.get_submodule(parent), own, PooledGroupNorm(network.get_submodule(name)))  # type: ignore[arg-type]
-    return network
 
 
 def _mean(window: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A network run by OpenVINO on the CPU, from its intermediate representation (IR), which is kept: making it takes long."""
 
+import copy
 import tempfile
 import warnings
 from contextlib import suppress
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from service.bundle.card import Precision
-from service.engines.groupnorm import with_pooled_groupnorm
+from service.engines.groupnorm import PooledGroupNorm
+from service.engines.long_axis import with_long_axis_last
+from service.engines.transposed_conv import PhasedConvTranspose3d
 
 _HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 _MODEL: Final = "model.xml"
 
-_FORM: Final = 2
+_FORM: Final = 3
 """Raised when the conversion changes, so that what an earlier one made is left alone."""
 
 
@@ -79,11 +82,22 @@ def converted(network: nn.Module, window: torch.Tensor) -> Any:  # noqa: ANN401 
 
     # By hand: openvino.convert_model would report to its maker that it was used.
     with warnings.catch_warnings(action="ignore"):  # tracing warns of itself; what it made is checked afterwards
-        decoder = TorchScriptPythonDecoder(with_pooled_groupnorm(network), example_input=(window,))
+        decoder = TorchScriptPythonDecoder(rewritten(network, window), example_input=(window,))
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     model.reshape({0: ov.PartialShape(list(window.shape))})
     return model
+
+
+def rewritten(network: nn.Module, window: torch.Tensor) -> nn.Module:
+    """Return a copy that is the same function of windows of this one's size, made of what OpenVINO is fast at."""
+    network = with_long_axis_last(copy.deepcopy(network), window)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.GroupNorm):
+            network.set_submodule(name, PooledGroupNorm(module))
+        elif isinstance(module, nn.ConvTranspose3d) and PhasedConvTranspose3d.fits(module):
+            network.set_submodule(name, PhasedConvTranspose3d(module))
+    return network
 
 
 def _keep(model: Any, folder: Path) -> None:  # noqa: ANN401 - openvino.Model, an optional package

@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import nn
 
+from service.engines.long_axis import with_long_axis_last
+
 _FORMATS: Final = (torch.contiguous_format, torch.channels_last_3d)
 """Which of them is faster depends on the network: with GroupNorm the second, with InstanceNorm the first."""
 
@@ -62,6 +64,7 @@ def in_bf16(network: nn.Module, window: torch.Tensor) -> nn.Module:
     """
     if window.device.type != "cpu":
         return AutocastOnGPU(network)
+    network = with_long_axis_last(network, window)
     candidates = [HalvedOnCPU(network, memory_format) for memory_format in _FORMATS]
     return min(candidates, key=lambda candidate: _seconds(candidate, window))
 

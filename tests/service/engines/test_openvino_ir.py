@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import UNet
+from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
 pytest.importorskip("openvino")
 
 from service.engines import openvino_ir
 from service.engines.check import example_window
-from service.engines.openvino_ir import compiled
+from service.engines.openvino_ir import compiled, converted, rewritten
 
 WINDOW = example_window(1, (16, 16, 16), torch.device("cpu"))
 
@@ -76,3 +76,28 @@ def test_nothing_is_reported_to_anybody(network: nn.Module, monkeypatch: pytest.
     monkeypatch.setattr(telemetry.Telemetry, "__init__", started)
 
     compiled(network, WINDOW, "fp32", None)
+
+
+def test_a_rewritten_network_computes_what_it_did_and_is_left_as_it_was() -> None:
+    """A SegResNet's logits of a thin window stay the same to float32; its own layers are not replaced."""
+    torch.manual_seed(0)
+    network = SegResNet(3, 8, 1, 3, upsample_mode="deconv").eval()
+    window = torch.randn(1, 1, 32, 48, 16)
+    replaced = (nn.GroupNorm, nn.ConvTranspose3d)
+
+    found = rewritten(network, window)
+
+    assert not any(isinstance(module, replaced) for module in found.modules())
+    assert any(isinstance(module, replaced) for module in network.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(found(window), network(window), rtol=0, atol=1e-5)
+
+
+def test_the_representation_has_nothing_that_is_slow() -> None:
+    """No MVN, around which tensors are laid out anew, and no transposed convolution, which would be float32."""
+    network = SegResNet(3, 8, 1, 3, upsample_mode="deconv").eval()
+
+    kinds = {node.get_type_name() for node in converted(network, WINDOW).get_ops()}
+
+    assert {"AvgPool", "Convolution"} <= kinds
+    assert not kinds & {"MVN", "GroupNormalization", "ConvolutionBackpropData"}
