@@ -3,9 +3,10 @@
 Windows overlap; their logits are averaged with Gaussian weights, so that a voxel counts most where it lay central.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import groupby, product
+from itertools import groupby, pairwise, product
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ Placement = Literal["device", "device, sums on the CPU", "CPU"]
 
 _SIGMA_PER_WINDOW = 0.125
 _LEAST_WEIGHT = 1e-3
+
+_SLAB_PLANES = 32
 
 
 def _unheard(_: float) -> None:
@@ -76,7 +79,7 @@ def sliding_window_logits(
     The network may be on another device: then each window goes there and its logits come back. An image smaller than
     the window is padded with 0, the mean intensity after z-scoring.
     """
-    return torch.cat([planes.clone() for _, planes in _finished_planes(network, image, config, progress)], dim=1)
+    return torch.cat([planes for _, planes in _finished_planes(network, image, config, progress)], dim=1)
 
 
 def _half_logits(network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress) -> torch.Tensor:
@@ -84,6 +87,7 @@ def _half_logits(network: nn.Module, image: torch.Tensor, config: ServiceConfig,
     logits = torch.empty((len(config.labels), *image.shape[1:]), dtype=torch.float16, device=image.device)
     for window, planes in _finished_planes(network, image, config, progress):
         logits[:, window] = planes
+        del planes  # or they would lie there while the next ones are summed
     return logits
 
 
@@ -94,33 +98,63 @@ def _finished_planes(
     """Yield planes of the image along its first axis with their logits, as soon as no window will touch them any more.
 
     The sums are as deep as one window: of 16 classes on 274 x 274 x 166 voxels a third of what the whole would take.
-    What is yielded is overwritten afterwards.
     """
     padded, before = _pad_to_window(image, config.patch_size)
     d, h, w = (slice(start, start + n) for start, n in zip(before, image.shape[1:], strict=True))
     weights = gaussian_weights(config.patch_size).to(image.device)
-    depth = config.patch_size[0]
-    total = torch.zeros((len(config.labels), depth, *padded.shape[2:]), device=image.device)
-    weight = torch.zeros(total.shape[1:], device=image.device)
     windows = window_slices(tuple(padded.shape[1:]), config)
+    waiting = deque(_slabs(windows))
     device = _device_of(network)
-    first = done = 0
-    for start, row in groupby(windows, key=lambda window: window[0].start):
-        if passed := start - first:
-            yield slice(first, start), total[:, :passed].div_(weight[:passed])[:, :, h, w]
-            for sums in (total, weight[None]):
-                sums[:, : depth - passed] = sums[:, passed:].clone()
-                sums[:, depth - passed :] = 0
-            first = start
+    begun: deque[_Sums] = deque()
+    done = 0
+    for planes, row in groupby(windows, key=lambda window: window[0]):
+        while begun and begun[0].planes.stop <= planes.start:
+            yield from begun.popleft().finished(d, h, w)
+        while waiting and waiting[0].stop <= planes.stop:
+            begun.append(_Sums(waiting.popleft(), len(config.labels), padded))
         for window in row:
             logits = network(padded[(slice(None), *window)][None].to(device))[0].float().to(image.device)
-            total[(slice(None), slice(None), *window[1:])] += logits * weights
-            weight[(slice(None), *window[1:])] += weights
+            for sums in begun:
+                sums.add(window, logits, weights)
             done += 1
             progress(done / len(windows))
-    # An image that was padded along its first axis has one row of windows, all others end with their last one.
-    total.div_(weight)
-    yield slice(first, first + min(depth, image.shape[1])), total[:, d if not first else slice(None), h, w]
+    while begun:
+        yield from begun.popleft().finished(d, h, w)
+
+
+class _Sums:
+    """Sums over windows of a few planes: logits times weights, and weights."""
+
+    def __init__(self, planes: slice, classes: int, image: torch.Tensor) -> None:
+        """Begin with 0 on the device of the image, whose planes are meant."""
+        self.planes = planes
+        shape = (planes.stop - planes.start, *image.shape[2:])
+        self._total = torch.zeros((classes, *shape), device=image.device)
+        self._weight = torch.zeros(shape, device=image.device)
+
+    def add(self, window: tuple[slice, ...], logits: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add a window that holds all of the planes."""
+        inside = slice(self.planes.start - window[0].start, self.planes.stop - window[0].start)
+        _, h, w = window
+        self._total[:, :, h, w] += logits[:, inside] * weights[inside]
+        self._weight[:, h, w] += weights[inside]
+
+    def finished(self, d: slice, h: slice, w: slice) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield those planes that lie in the image itself, d, h and w of the padded one, and their logits."""
+        first, last = max(self.planes.start, d.start), min(self.planes.stop, d.stop)
+        if first < last:
+            inside = slice(first - self.planes.start, last - self.planes.start)
+            logits = self._total.div_(self._weight)[:, inside, h, w]
+            yield slice(first - d.start, last - d.start), logits
+
+
+def _slabs(windows: list[tuple[slice, ...]]) -> list[slice]:
+    """Return thin slabs of planes, in order, of which each window holds all or nothing.
+
+    Slab by slab the sums give way to the logits that are made of them: the whole of both is never in memory.
+    """
+    ends = {end for window in windows for end in (window[0].start, window[0].stop)}
+    return [slice(*pair) for pair in pairwise(sorted(ends | set(range(0, max(ends), _SLAB_PLANES))))]
 
 
 def _device_of(network: nn.Module) -> torch.device:
@@ -150,4 +184,4 @@ def _pad_to_window(image: torch.Tensor, patch_size: tuple[int, ...]) -> tuple[to
     missing = [max(patch - n, 0) for patch, n in zip(patch_size, image.shape[1:], strict=True)]
     before = [n // 2 for n in missing]
     widths = [w for n, b in zip(reversed(missing), reversed(before), strict=True) for w in (b, n - b)]
-    return pad(image, widths), before
+    return (pad(image, widths) if any(widths) else image), before
