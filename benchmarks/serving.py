@@ -30,7 +30,7 @@ from subjects import CACHE, Subject
 
 from service.bundle.description import describe_bundle
 
-CLIENTS, JOBS = 8, 24
+CLIENTS, JOBS = 8, 40
 UPLOAD_SHAPE = (512, 512, 477)
 """500 MB of float32."""
 WAIT_S = 60

@@ -22,6 +22,7 @@ from dbos import (
     DBOSConfig,
     DBOSContextSetAuth,
     DBOSPortableJSONSerializer,
+    Queue,
     SetEnqueueOptions,
     SetWorkflowID,
     WorkflowStatus,
@@ -53,6 +54,9 @@ QUEUE: Final = "segmentations"
 WORKFLOW: Final = "segment"
 """DBOS's name of the workflow; there are others beside it."""
 
+AHEAD_S: Final = 0.2
+"""Seconds before a case ends at which the next one leaves the queue: looking for it then would cost a tenth of a heart."""
+
 POLL_S: Final = 0.05
 """Seconds between two looks at the queue, and at a job that somebody waits for."""
 
@@ -69,13 +73,13 @@ DRAIN_S: Final = 10
 _VERSION = "2"
 
 _STATUSES: Final[dict[State, list[str]]] = {
-    "queued": ["ENQUEUED", "DELAYED"],
+    "queued": ["ENQUEUED", "DELAYED", "PENDING"],
     "running": ["PENDING"],
     "succeeded": ["SUCCESS"],
     "failed": ["SUCCESS", "ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"],
     "cancelled": ["CANCELLED"],
 }
-"""DBOS's words for ours; a job that failed is a workflow that succeeded in saying so."""
+"""DBOS's words for ours; a job that failed is a workflow that succeeded in saying so, a pending one may wait for its turn."""
 
 _Outcome = dict[str, Any]
 
@@ -92,7 +96,11 @@ class JobQueue:
     _live: dict[str, Live] = field(default_factory=dict)
     _cancelled: set[str] = field(default_factory=set)
     _turn: threading.Lock = field(default_factory=threading.Lock)
+    _computing: threading.Lock = field(default_factory=threading.Lock)
+    _ended: deque[str] = field(default_factory=lambda: deque(maxlen=100))
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    _taken: int = 1
+    _queue: Queue = field(init=False)
     _segment: Callable[[str, str, str, list[str]], _Outcome] = field(init=False)
 
     def launch(self, register: Callable[[], None] = lambda: None) -> None:
@@ -128,7 +136,9 @@ class JobQueue:
         register()
         DBOS.launch()
         self._sweep()
-        DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update")
+        self._queue = DBOS.register_queue(
+            QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update"
+        )
 
     def _sweep(self) -> None:
         """Erase results that no job leads to: it was erased while its computation ended."""
@@ -294,10 +304,8 @@ class JobQueue:
 
     def count(self) -> dict[State, int]:
         """Return how many jobs wait and how many run."""
-        active = DBOS.list_workflows(
-            name=WORKFLOW, status=["ENQUEUED", "DELAYED", "PENDING"], load_input=False, load_output=False
-        )
-        running = sum(status.status == "PENDING" for status in active)
+        active = DBOS.list_workflows(name=WORKFLOW, status=_STATUSES["queued"], load_input=False, load_output=False)
+        running = sum(self._runs(status) for status in active)
         return {"queued": len(active) - running, "running": running}
 
     def uses(self, owner: str, scan: str) -> bool:
@@ -322,34 +330,41 @@ class JobQueue:
 
     def _describe(self, status: WorkflowStatus) -> Job:
         identifier = status.workflow_id
-        live = self._live.get(identifier, Live())
+        live = self._live.get(identifier, Live(waiting=not self._runs(status)))
         return describe_job(status, live, self._place(status), self.state.result(identifier))
 
     def _place(self, status: WorkflowStatus) -> Place:
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else None
-        if status.status == "PENDING":
+        if self._runs(status):
             return Place(None, mean)
-        if status.status != "ENQUEUED":
+        if status.status not in ("ENQUEUED", "PENDING"):
             return Place()
         waiting = DBOS.list_workflows(
             queue_name=QUEUE, status=["ENQUEUED", "PENDING"], load_input=False, load_output=False
         )
         # Stable: those of one priority stay in the order in which they came, in which DBOS takes them.
-        waiting.sort(key=lambda other: (other.status != "PENDING", other.priority or 0))
+        waiting.sort(key=lambda other: (not self._runs(other), other.status != "PENDING", other.priority or 0))
         order = [other.workflow_id for other in waiting]
         ahead = order.index(status.workflow_id) if status.workflow_id in order else 0
         return Place(ahead, None if mean is None else (ahead + 1) * mean)
 
+    def _runs(self, status: WorkflowStatus) -> bool:
+        """Return whether a job is being computed, or has been and is not yet recorded as finished."""
+        if status.status != "PENDING":
+            return False
+        live = self._live.get(status.workflow_id)
+        return status.workflow_id in self._ended if live is None else not live.waiting
+
     def _run_once(self, identifier: str, order: Order) -> _Outcome:
         """Publish the result, or return the failure; safe to repeat after a crash at any point."""
-        live = self._live[identifier] = Live()
+        live = self._live[identifier] = Live(waiting=True)
         failure = None
         try:
             reject_cancelled(identifier)
             if self.state.result(identifier) is None:
                 self._attempt(identifier, order, live)
             else:
-                live.attempt = 0  # the life that published it was counted
+                live.waiting, live.attempt = False, 0  # the life that published it was counted
         except CalibrantError as error:
             failure = {"code": error.code, "detail": error.detail}
         except OSError as error:
@@ -360,10 +375,19 @@ class JobQueue:
             with self._turn:
                 if identifier in self._cancelled:
                     self.state.forget_job(identifier)
+                self._ended.append(identifier)
                 self._live.pop(identifier, None)
                 self._cancelled.discard(identifier)
+        self._take_from_queue(1)
         self._tell(identifier, order, failure)
         return {"attempts": live.attempt, "failure": failure}
+
+    def _take_from_queue(self, jobs: int) -> None:
+        """Let so many jobs be out of the queue: with two, one waits until the case that is computed has ended."""
+        if self._taken != jobs:
+            self._taken = jobs
+            with suppress(Exception):  # it would only save time
+                self._queue.set_worker_concurrency(jobs)
 
     def _attempt(self, identifier: str, order: Order, live: Live) -> None:
         bundle = self.registry.find(order.model)
@@ -371,15 +395,23 @@ class JobQueue:
 
         def report(stage: Stage, progress: float) -> None:
             live.stage, live.progress = stage, progress
+            taken = time.monotonic() - started
+            if stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
+                self._take_from_queue(2)
 
         def cancelled() -> bool:
             return identifier in self._cancelled
 
         for live.attempt in range(1, MAX_ATTEMPTS + 1):
             folder = self.state.begin_attempt(identifier)
-            started = time.monotonic()
             try:
-                self.executor.run(scan, bundle, folder, report, cancelled, order.outputs)
+                with self._computing:
+                    live.waiting = False
+                    if cancelled():
+                        msg = "The job was cancelled before it began."
+                        raise JobCancelled(msg)
+                    started = time.monotonic()
+                    self.executor.run(scan, bundle, folder, report, cancelled, order.outputs)
             except (InferenceCrashed, InferenceDeadline):
                 if live.attempt == MAX_ATTEMPTS:
                     raise

@@ -51,6 +51,8 @@ class Live:
     stage: Stage | None = None
     progress: float = 0.0
     attempt: int = 1
+    waiting: bool = False
+    """Taken out of the queue, so that it begins the moment that the case before it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,12 @@ def describe_job(status: WorkflowStatus, live: Live, place: Place, result: Path 
 
     Args:
         status: DBOS's record; its input is an `Order`, its output ``{"attempts": n, "failure": None or {...}}``.
-        live: the stage that runs.
+        live: the stage that runs, or that it has not begun.
         place: in the queue.
         result: folder of the published result, if there is one.
     """
     order = Order.of(status)
-    state, problem = _state(status)
+    state, problem = _state(status, live)
     running = state == "running"
     done = _case_result(result) if state == "succeeded" else None
     return Job(
@@ -100,7 +102,7 @@ def problem_of(error: CalibrantError) -> Problem:
     return Problem(type=f"/problems/{error.code}", title=error.title, status=error.status, detail=error.detail)
 
 
-def _state(status: WorkflowStatus) -> tuple[State, Problem | None]:
+def _state(status: WorkflowStatus, live: Live) -> tuple[State, Problem | None]:
     if status.status == "SUCCESS":
         failure = (status.output or {}).get("failure")
         if failure is None:
@@ -109,7 +111,7 @@ def _state(status: WorkflowStatus) -> tuple[State, Problem | None]:
     if status.status in ("ENQUEUED", "DELAYED"):
         return "queued", None
     if status.status == "PENDING":
-        return "running", None
+        return "queued" if live.waiting else "running", None
     if status.status == "CANCELLED":
         return "cancelled", problem_of(JobCancelled("The job was cancelled. Send the scan again to have it segmented."))
     return "failed", problem_of(

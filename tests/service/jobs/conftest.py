@@ -56,7 +56,8 @@ def write_result(folder: Path, mask: str) -> None:
 class FakeExecutor(EmbeddedExecutor):
     """Computes nothing: the text that stands in a scan decides what happens to its case.
 
-    `slow...` works until it is released or cancelled, `deaf...` does not listen to a cancellation.
+    `slow...` works until it is released or cancelled, `deaf...` does not listen to a cancellation. Both have got as far as
+    `progress` says.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class FakeExecutor(EmbeddedExecutor):
         self.folders: list[Path] = []
         self.released = threading.Event()
         self.entered = threading.Event()
+        self.progress = 0.25
         self.before_end: Callable[[], None] = lambda: None
 
     @property
@@ -96,6 +98,7 @@ class FakeExecutor(EmbeddedExecutor):
         if text.startswith(("slow", "deaf")):
             self.entered.set()
             while not self.released.wait(0.01):
+                report("infer", self.progress)
                 if cancelled() and text.startswith("slow"):
                     msg = "The job was cancelled while it ran."
                     raise JobCancelled(msg)
@@ -176,6 +179,7 @@ def queue(service: Service) -> Iterator[JobQueue]:
     executor.folders.clear()
     executor.entered.clear()
     executor.released.clear()
+    executor.progress = 0.25
     executor.before_end = lambda: None
     yield queue
     executor.released.set()

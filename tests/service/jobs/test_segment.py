@@ -25,7 +25,7 @@ from service.errors import (
     StorageFull,
 )
 from service.jobs import segment
-from service.jobs.segment import MAX_ATTEMPTS, JobQueue
+from service.jobs.segment import AHEAD_S, MAX_ATTEMPTS, POLL_S, QUEUE, WORKFLOW, JobQueue
 from service.jobs.status import Order
 from service.pipeline.encode import SUMMARY
 from service.schemas import FINISHED, Job
@@ -217,6 +217,39 @@ def test_the_database_is_kept_as_it_was_decided(queue: JobQueue, finish: Submit)
         (inputs,) = database.execute("SELECT inputs FROM workflow_input WHERE workflow_uuid = ?", (job.id,)).fetchone()
 
     assert json.loads(inputs)["positionalArgs"][:3] == ["local", job.scan, job.model]
+
+
+def test_the_next_job_leaves_the_queue_shortly_before_a_case_ends(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit
+) -> None:
+    """It is still called queued until its turn, can be cancelled, and takes no third one along; afterwards one at a time."""
+    running = submit("slow")
+    assert executor.entered.wait(10)
+    first, second, third = (submit(text).id for text in ("first", "second", "third"))
+    time.sleep(AHEAD_S)
+    assert _out_of_the_queue() == [running.id]
+
+    executor.progress = 0.999
+    while len(_out_of_the_queue()) < 2:
+        time.sleep(0.01)
+
+    job = queue.find("local", first)
+    assert (job.state, job.stage, job.queue_position) == ("queued", None, 1)
+    assert [job.id for job in queue.page("local", "queued", None, 3)] == [third, second, first]
+    assert [job.id for job in queue.page("local", "running", None, 3)] == [running.id]
+    assert queue.count() == {"queued": 3, "running": 1}
+    assert queue.cancel("local", first).state == "cancelled"
+    time.sleep(3 * POLL_S)
+    assert _out_of_the_queue() == [running.id]
+
+    executor.released.set()
+    assert [queue.wait("local", each, 10).state for each in (second, third)] == ["succeeded"] * 2
+    assert sorted(executor.calls) == ["second", "slow", "third"]
+    assert DBOS.retrieve_queue(QUEUE).worker_concurrency == 1
+
+
+def _out_of_the_queue() -> list[str]:
+    return [status.workflow_id for status in DBOS.list_workflows(status="PENDING", name=WORKFLOW)]
 
 
 def test_urgent_jobs_overtake_those_that_wait(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
