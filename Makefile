@@ -13,7 +13,7 @@ demo: setup
 	$(BIN)/calibrant demo --out demo-out
 
 test: setup
-	$(BIN)/pytest
+	scripts/test
 
 check: setup
 	$(BIN)/ruff check
