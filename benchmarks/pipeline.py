@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from agreement import agreement, dsc, mask_of
 from page import PAGE, publish, table
-from passes import STOCK
+from passes import SAME_FILES, STOCK
 from subjects import CACHE, Subject, cardiac, ct, hippocampus
 
 from model_training.evaluate import this_platform
@@ -91,7 +91,8 @@ def engines_of(subject: Subject, plan: Plan, data: Path) -> list[str]:
             recipe = RECIPES[bundle.config.name.removesuffix("-mr")]
             verify(subject.bundle, recipe, data / folder, kind, STATE, lambda _case: None)
     left_out = [REFERENCE] if plan.slow and len(here) > 1 else []
-    return [STOCK, *(kind.name for kind in reversed(KINDS.values()) if kind in here and kind not in left_out)]
+    names = [kind.name for kind in reversed(KINDS.values()) if kind in here and kind not in left_out]
+    return [STOCK, *names, names[-1] + SAME_FILES]
 
 
 def run_in_turn(key: str, subject: Subject, plan: Plan, names: list[str], rounds: int, threads: int) -> dict[str, Pass]:
@@ -164,7 +165,7 @@ def agreement_table(key: str, subject: Subject, names: list[str], measured: dict
     values = describe_bundle(subject.bundle).config.labels
     (stock_file,) = out_of(key, STOCK).glob("*_mask.nii.gz")
     stock = mask_of(stock_file)
-    ours = [name for name in names if name != STOCK]
+    ours = [name for name in names if name in KINDS]
     fp32 = out_of(key, next(name for name in ours if KINDS[name].precision == "fp32"))
     rows = []
     for name in ours:

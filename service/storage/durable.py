@@ -6,11 +6,16 @@ from pathlib import Path
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file, flush it to the disk, then flush the entry in its folder."""
+    write_flushed(path, content)
+    sync_folder(path.parent)
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a file and flush it to the disk; the entry in its folder is flushed with that of another file after it."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
