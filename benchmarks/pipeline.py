@@ -21,6 +21,7 @@ import torch
 from agreement import agreement, dsc, mask_of
 from page import PAGE, publish, table
 from passes import SAME_FILES, STOCK
+from rewritten import FORMS
 from subjects import CACHE, Subject, cardiac, ct, hippocampus
 
 from model_training.evaluate import this_platform
@@ -77,6 +78,8 @@ def main() -> None:
         measured = run_in_turn(name, subject, plan, names, arguments.rounds or plan.rounds, arguments.threads)
         publish(f"{plan.title}: time and memory", timing_table(measured), page)
         publish(f"{plan.title}: agreement", agreement_table(name, subject, names, measured), page)
+    if "cardiac" in arguments.subjects:
+        publish("acdc17-small, one window: what rewriting brings", rewriting_table(cardiac(arguments.data)), page)
     if "ct4" in arguments.subjects:
         publish("SegResNet16, one window of 96 x 96 x 96: fraction of the limit", limit_table(ct(4)), page)
 
@@ -184,6 +187,18 @@ def _array(labels: Any) -> Any:  # noqa: ANN401 - a script
     import numpy as np
 
     return np.array([label.value for label in labels])
+
+
+def rewriting_table(subject: Subject) -> str:
+    """Return the milliseconds of a window, on one thread, by engine and by how the network is written."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, str(HERE / "rewritten.py"), str(subject.bundle)]
+    printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    rows = [
+        [engine, *(f"{found[form]:.1f}" if form in found else "" for form in FORMS)]
+        for engine, found in json.loads(printed.splitlines()[-1]).items()
+    ]
+    return table(["engine, ms per window", *FORMS], rows)
 
 
 def limit_table(subject: Subject) -> str:
