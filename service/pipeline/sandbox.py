@@ -1,7 +1,7 @@
 """Decode what a stranger sent in a throw-away process: it may read that one file, for so long, with so much memory.
 
 The processes are forked from a server that has every reader imported, so one costs milliseconds and finds all of its
-code in memory: once confined it could not load any. What comes back is JSON over a pipe and raw voxels in memory that
+code in memory: once confined it could not load any. The next one is started while nobody waits for it. What comes back is JSON over a pipe and raw voxels in memory that
 both see, never a pickle: a child that a file took over cannot run code in its parent, and is dead before the parent
 looks at the voxels.
 """
@@ -13,11 +13,12 @@ import math
 import mmap
 import multiprocessing
 import os
+import queue
 import resource
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
@@ -85,36 +86,80 @@ def start_sandbox(*modules: str) -> None:
         modules: what other processes of the same server import first.
     """
     _PROCESSES.set_forkserver_preload([*_PRELOADED, *modules])
-    forkserver.ensure_running()
+    _prepare_next()
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A process that waits for its one file."""
+
+    process: "multiprocessing.context.ForkServerProcess"
+    pipe: "Connection[Any, Any]"
+
+    @classmethod
+    def started(cls) -> "_Child":
+        """Start one."""
+        ours, theirs = _PROCESSES.Pipe()
+        process = _PROCESSES.Process(target=_decode_in_child, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def end(self) -> None:
+        """Kill it and wait until it is gone."""
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+
+
+_PREPARING: Final = "calibrant-sandbox"
+_NEXT: "Final[queue.Queue[_Child]]" = queue.Queue(maxsize=1)
+
+
+def _prepare_next() -> None:
+    """See to it that a process waits for the next file."""
+    if _NEXT.empty():
+        child = _Child.started()
+        try:
+            _NEXT.put_nowait(child)
+        except queue.Full:  # another thread was faster
+            child.end()
+
+
+def _next_child() -> _Child:
+    """Return the process that waits, or a new one."""
+    with suppress(queue.Empty):
+        child = _NEXT.get_nowait()
+        if child.process.is_alive():
+            return child
+        child.end()
+    return _Child.started()
 
 
 def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
     """Return the child's answer; the voxels lie in the shared memory, if there is any, and the child is gone."""
     _warn_without_landlock()
-    ours, theirs = _PROCESSES.Pipe()
-    process = _PROCESSES.Process(target=_decode_in_child, args=(theirs, path, limits, shared is not None), daemon=True)
-    process.start()
-    theirs.close()
+    child = _next_child()
     overdue = threading.Event()
 
     def stop() -> None:
         overdue.set()
-        process.kill()
+        child.process.kill()
 
     alarm = threading.Timer(limits.seconds, stop)
     alarm.start()
     try:
+        child.pipe.send((path, limits, shared is not None))
         if shared is not None:
-            send_handle(ours, shared, process.pid)
-        answer: dict[str, Any] = json.loads(ours.recv_bytes())
+            send_handle(child.pipe, shared, child.process.pid)
+        answer: dict[str, Any] = json.loads(child.pipe.recv_bytes())
     except (EOFError, OSError) as error:
         raise _death(limits, late=overdue.is_set()) from error
     finally:
         alarm.cancel()
-        ours.close()
-        process.kill()
-        process.join()
-        process.close()
+        child.end()
+        threading.Thread(target=_prepare_next, name=_PREPARING, daemon=True).start()
     if "code" in answer:
         raise BY_CODE[answer["code"]](answer["detail"])
     return answer
@@ -147,7 +192,11 @@ def _death(limits: Limits, *, late: bool) -> CalibrantError:
     return DecoderCrashed("The process that decoded the file died. Convert the scan again from its source.")
 
 
-def _decode_in_child(pipe: Connection, path: Path, limits: Limits, with_voxels: bool) -> None:  # noqa: FBT001 - sent over a pipe
+def _decode_in_child(pipe: Connection) -> None:
+    try:
+        path, limits, with_voxels = pipe.recv()
+    except EOFError:  # the parent has ended and needs nobody
+        return
     shared = recv_handle(pipe) if with_voxels else None
     _confine(path, limits)
     try:

@@ -1,5 +1,6 @@
 import gzip
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -45,9 +47,19 @@ class Watched:
         return self.started[-1]
 
 
+def _nobody_waits() -> None:
+    """End the process that waits for the next file."""
+    for thread in threading.enumerate():
+        if thread.name == sandbox._PREPARING:
+            thread.join()
+    with suppress(queue.Empty):
+        sandbox._NEXT.get_nowait().end()
+
+
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Return the processes that are started from now on."""
+    _nobody_waits()
     watched = Watched()
     monkeypatch.setattr(sandbox, "_PROCESSES", watched)
     return watched
@@ -384,6 +396,28 @@ def test_the_voxels_outlive_the_child_and_cannot_be_changed(watched: Watched, sc
         watched.started[0].is_alive()
     assert not found.array_CDHW.flags.writeable
     assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+
+
+def test_the_process_for_the_next_scan_waits_for_it(watched: Watched, scan: Path) -> None:
+    """Each is used once; one that died while it waited is replaced, and one whose parent ends is gone."""
+    check_sandboxed(scan)
+    waiting = sandbox._NEXT.get(timeout=10)
+    sandbox._NEXT.put(waiting)
+    assert watched.started[1:] == [waiting.process]
+    check_sandboxed(scan)
+    with pytest.raises(ValueError, match="closed"):
+        waiting.process.is_alive()
+
+    dead = sandbox._NEXT.get(timeout=10)
+    dead.process.kill()
+    dead.process.join()
+    sandbox._NEXT.put(dead)
+    check_sandboxed(scan)
+
+    left = sandbox._NEXT.get(timeout=10)
+    left.pipe.close()
+    left.process.join(10)
+    assert left.process.exitcode == 0
 
 
 def test_the_first_scan_does_not_wait_for_the_server_of_processes() -> None:
