@@ -53,8 +53,8 @@ class Plan:
 
 
 PLANS = {
-    "hippocampus": Plan("hippocampus crop, shipped bundle", hippocampus, 3, 4),
-    "cardiac": Plan("cardiac MR, acdc17-small", cardiac, 3, 3),
+    "hippocampus": Plan("hippocampus crop, shipped bundle", hippocampus, 3, 12),
+    "cardiac": Plan("cardiac MR, acdc17-small", cardiac, 3, 8),
     "ct4": Plan("512 x 512 x 100, 4 classes, SegResNet16", lambda _data: ct(4), 2, 1),
     "ct16": Plan("512 x 512 x 100, 16 classes, SegResNet16", lambda _data: ct(16), 2, 1, slow=True),
 }

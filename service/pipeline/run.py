@@ -142,7 +142,8 @@ def _infer_each(
         return infer_within_memory(bundle.network, image, bundle.description.config, progress)
 
     logits, placements = zip(*(infer_one(n, image) for n, image in enumerate(images)), strict=True)
-    return torch.stack(logits), placements[-1]
+    # Of one image, which may be large, no second copy is made.
+    return logits[0][None] if len(logits) == 1 else torch.stack(logits), placements[-1]
 
 
 def covering_measurement(bundle: LoadedBundle) -> Measurement:
