@@ -2,7 +2,7 @@
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -73,22 +73,22 @@ def run_case(
     logits = logits if found else logits[0]
     config = config.located if found else config
     segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
-    writers: dict[str, tuple[Output | None, Callable[[], bytes]]] = {
-        MASK: ("mask", lambda: encode_mask(segmentation.mask, volume.header)),
+    writers: dict[str, tuple[Output | None, Callable[[], Iterable[bytes]]]] = {
+        MASK: ("mask", lambda: [encode_mask(segmentation.mask, volume.header)]),
         CONFIDENCE: (
             "confidence",
-            lambda: encode_confidence(segmentation.confidence, volume.header, len(config.labels)),
+            lambda: [encode_confidence(segmentation.confidence, volume.header, len(config.labels))],
         ),
         LOGITS: ("probabilities", lambda: encode_logits(logits.cpu().numpy())),
         SUMMARY: (
             "summary",
-            lambda: _json(summarise(segmentation, volume, grid, description, measurement, found)),
+            lambda: [_json(summarise(segmentation, volume, grid, description, measurement, found))],
         ),
-        FRAME: (None, lambda: _json(frame_of(volume, grid, config))),
+        FRAME: (None, lambda: [_json(frame_of(volume, grid, config))]),
     }
     if volume.source is not None:
         source = volume.source
-        writers[SOURCE] = (None, lambda: encode_source(source))
+        writers[SOURCE] = (None, lambda: [encode_source(source)])
     kept = {name: write for name, (output, write) in writers.items() if output is None or output in outputs}
     files = watch.stage("encode", lambda: {name: write() for name, write in kept.items()})
     hashes = watch.stage("store", lambda: write_files(out, files))

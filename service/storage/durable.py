@@ -1,19 +1,20 @@
 """Bytes that are on the disk, not only in its cache, before anybody says that they exist."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file, flush it to the disk, then flush the entry in its folder."""
-    write_flushed(path, content)
+    write_flushed(path, [content])
     sync_folder(path.parent)
 
 
-def write_flushed(path: Path, content: bytes) -> None:
+def write_flushed(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a file and flush it to the disk; the entry in its folder is flushed with that of another file after it."""
     with path.open("wb") as file:
-        file.write(content)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 

@@ -22,7 +22,7 @@ MODEL = "tiny@0"
 
 def result_of(folder: Path, frame: Frame, logits: npt.NDArray[np.float16]) -> Path:
     """Write the files of a result that measuring reads."""
-    (folder / LOGITS).write_bytes(encode_logits(logits))
+    (folder / LOGITS).write_bytes(b"".join(encode_logits(logits)))
     (folder / FRAME).write_text(frame.model_dump_json())
     return folder
 
