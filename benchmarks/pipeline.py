@@ -31,6 +31,7 @@ from service.bundle.description import describe_bundle
 from service.bundle.kind import KINDS, REFERENCE
 from service.bundle.overlay import measurements_of
 from service.engines.machine import available
+from service.executors.embedded import ENVIRONMENT
 from service.pipeline.encode import MASK
 
 HERE = Path(__file__).parent
@@ -105,13 +106,17 @@ def run_in_turn(key: str, subject: Subject, plan: Plan, names: list[str], rounds
         for name in names:
             command = [sys.executable, str(HERE / "passes.py"), name, str(subject.scan), str(subject.bundle)]
             command += [str(out_of(key, name)), str(plan.repeats), str(threads), str(STATE)]
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-            printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            printed = subprocess.run(command, capture_output=True, text=True, env=as_served(threads), check=False)
             if printed.returncode:
                 raise SystemExit(printed.stderr)
             passes = [json.loads(line) for line in printed.stdout.splitlines() if line.startswith('{"seconds"')]
             found[name] += passes[min(1, plan.repeats - 1) :]
     return {name: _median(passes) for name, passes in found.items()}
+
+
+def as_served(threads: int) -> dict[str, str]:
+    """Return the environment in which the service computes, with so many threads; stock's passes have it, too."""
+    return os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
 
 
 def _median(passes: list[Pass]) -> Pass:
@@ -191,9 +196,8 @@ def _array(labels: Any) -> Any:  # noqa: ANN401 - a script
 
 def rewriting_table(subject: Subject) -> str:
     """Return the milliseconds of a window, on one thread, by engine and by how the network is written."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, str(HERE / "rewritten.py"), str(subject.bundle)]
-    printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, env=as_served(1), check=True).stdout
     rows = [
         [engine, *(f"{found[form]:.1f}" if form in found else "" for form in FORMS)]
         for engine, found in json.loads(printed.splitlines()[-1]).items()
@@ -206,8 +210,7 @@ def limit_table(subject: Subject) -> str:
     rows = []
     for threads in (1, 2):
         command = [sys.executable, str(HERE / "peak.py"), str(subject.bundle), str(threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+        printed = subprocess.run(command, capture_output=True, text=True, env=as_served(threads), check=True).stdout
         for name, found in json.loads(printed.splitlines()[-1]).items():
             row = [f"{found['seconds']:.3f}", f"{found['gflops']:.0f}", f"{found['limit']:.0f}"]
             rows.append([name, str(threads), *row, f"{found['fraction']:.0%}"])

@@ -25,7 +25,7 @@ import httpx
 import nibabel as nib
 import numpy as np
 from page import PAGE, publish, table
-from pipeline import HERE, PLANS, STATE, out_of
+from pipeline import HERE, PLANS, STATE, as_served, out_of
 from subjects import CACHE, Subject
 
 from service.bundle.description import describe_bundle
@@ -94,8 +94,7 @@ def pipeline_seconds(key: str, subject: Subject, repeats: int) -> float:
     """Return the median seconds of the pipeline alone with the engine that serves, in a process of its own."""
     command = [sys.executable, str(HERE / "passes.py"), "auto", str(subject.scan), str(subject.bundle)]
     command += [str(out_of(key, "auto")), str(repeats), "1", str(STATE)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    printed = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, env=as_served(1), check=True).stdout
     passes = [json.loads(line) for line in printed.splitlines() if line.startswith('{"seconds"')]
     return statistics.median(each["total"] for each in passes[1:])
 
