@@ -43,7 +43,7 @@ ENVIRONMENT: Final = {
     # A thread that spins at a barrier is slower than one that sleeps as soon as a neighbour needs the core.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
-    # glibc keeps the memory of arrays below 32 MiB, up to 256 MiB of it: to get it anew costs half the time around a heart's network.
+    # glibc keeps the memory of arrays below 32 MiB, up to 256 MiB of it: to fetch it anew for each case takes long.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
