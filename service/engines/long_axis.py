@@ -27,7 +27,7 @@ _ALIKE: Final = (
 """Layers to which all axes are alike."""
 
 _SHORT: Final = 48
-"""Rows up to this length leave the processor's vectors idle, the more so the shorter they are (docs/results/speed.md)."""
+"""Rows up to this length leave the processor's vectors idle, the more so the shorter they are."""
 
 
 class LongAxisLast(nn.Module):

@@ -55,7 +55,7 @@ WORKFLOW: Final = "segment"
 """DBOS's name of the workflow; there are others beside it."""
 
 AHEAD_S: Final = 0.2
-"""Seconds before a case ends at which the next one leaves the queue: looking for it then would cost a tenth of a heart."""
+"""Seconds before a case ends at which the next one leaves the queue: else its look there comes between any two cases."""
 
 POLL_S: Final = 0.05
 """Seconds between two looks at the queue, and at a job that somebody waits for."""

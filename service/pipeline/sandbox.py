@@ -1,9 +1,9 @@
 """Decode what a stranger sent in a throw-away process: it may read that one file, for so long, with so much memory.
 
 The processes are forked from a server that has every reader imported, so one costs milliseconds and finds all of its
-code in memory: once confined it could not load any. The next one is started while nobody waits for it. What comes back is JSON over a pipe and raw voxels in memory that
-both see, never a pickle: a child that a file took over cannot run code in its parent, and is dead before the parent
-looks at the voxels.
+code in memory: once confined it could not load any. The next one is started while nobody waits for it. What comes back
+is JSON over a pipe and raw voxels in memory that both see, never a pickle: a child that a file took over cannot run
+code in its parent, and is dead before the parent looks at the voxels.
 """
 
 import fcntl

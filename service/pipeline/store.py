@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from service.schemas import CaseResult
-from service.storage.durable import write_durably, write_flushed
+from service.storage.durable import sync_folder, write_durably, write_flushed
 from service.storage.local import RESULT
 
 
 def write_files(folder: Path, files: Mapping[str, Iterable[bytes]]) -> dict[str, str]:
-    """Write each file, for which `complete` flushes the folder, and return its SHA-256 by name.
+    """Write each file, flush the folder once they are all there, and return each one's SHA-256 by name.
 
     Args:
         folder: that holds them.
@@ -21,11 +21,12 @@ def write_files(folder: Path, files: Mapping[str, Iterable[bytes]]) -> dict[str,
         digest = hashlib.sha256()
         write_flushed(folder / name, _counted(pieces, digest))
         hashes[name] = digest.hexdigest()
+    sync_folder(folder)
     return hashes
 
 
 def complete(folder: Path, result: CaseResult) -> None:
-    """Write `result.json` and flush the folder: from here on it holds a result."""
+    """Write `result.json`: from here on the folder holds a result."""
     write_durably(folder / RESULT, result.model_dump_json(indent=2).encode())
 
 

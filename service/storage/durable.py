@@ -12,7 +12,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def write_flushed(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file and flush it to the disk; the entry in its folder is flushed with that of another file after it."""
+    """Write a file and flush it to the disk, without the entry in its folder: of several files `sync_folder` does it once."""
     with path.open("wb") as file:
         file.writelines(pieces)
         file.flush()

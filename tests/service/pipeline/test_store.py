@@ -40,7 +40,7 @@ def test_a_result_comes_back_as_it_was_written(tmp_path: Path, result: CaseResul
 def test_every_file_and_the_folder_reach_the_disk_before_the_result(
     tmp_path: Path, result: CaseResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of the flushes is: each file, `result.json`, then the entries of all of them in the folder."""
+    """The order of the flushes is: each file, the entries of all in the folder, then `result.json` and its entry."""
     flushed: list[str] = []
     really = os.fsync
 
@@ -52,7 +52,8 @@ def test_every_file_and_the_folder_reach_the_disk_before_the_result(
     write_files(tmp_path, FILES)
     complete(tmp_path, result)
 
-    assert flushed == ["mask.nii.gz", "summary.json", "result.json", tmp_path.name]
+    folder = tmp_path.name
+    assert flushed == ["mask.nii.gz", "summary.json", folder, "result.json", folder]
 
 
 def test_a_disk_that_fails_is_not_passed_over(
