@@ -1,12 +1,13 @@
 """Decode what a stranger sent in a throw-away process: it may read that one file, for so long, with so much memory.
 
 The processes are forked from a server that has every reader imported, so one costs milliseconds and finds all of its
-code in memory: once confined it could not load any. The next one is started while nobody waits for it. What comes back
-is JSON over a pipe and raw voxels in memory that both see, never a pickle: a child that a file took over cannot run
-code in its parent, and is dead before the parent looks at the voxels.
+code in memory: once confined it could not load any. The next one is started, and rehearses, while nobody waits for it.
+What comes back is JSON over a pipe and raw voxels in memory that both see, never a pickle: a child that a file took over
+cannot run code in its parent, and cannot change the voxels any more, or is dead, before the parent looks at them.
 """
 
 import fcntl
+import io
 import json
 import logging
 import math
@@ -24,9 +25,12 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import nibabel as nib
 import numpy as np
+from isal import igzip
 
 from service.errors import BY_CODE, CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge
+from service.formats import nifti
 from service.pipeline.decode import check_scan, decode_scan
 from service.pipeline.landlock import landlock_version, read_only_this
 from service.volume import Volume
@@ -65,8 +69,9 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
     try:
         answer = _ask(path, limits, shared)
         dtype, shape = np.dtype(answer["dtype"]), answer["shape"]
-        # The pages stay for as long as the array does, without the descriptor.
-        voxels = mmap.mmap(shared, math.prod(shape) * dtype.itemsize, prot=mmap.PROT_READ)
+        # The pages stay for as long as the array does, without the descriptor. Private: what is sealed is not shared.
+        size = math.prod(shape) * dtype.itemsize
+        voxels = mmap.mmap(shared, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     finally:
         os.close(shared)
     array = np.frombuffer(voxels, dtype).reshape(shape, order=answer["order"])
@@ -113,12 +118,17 @@ class _Child:
         self.process.close()
 
 
+_REHEARSED: Final = (256, 256, 8)
+"""Voxels of the scan that a process decodes before the one that it waits for."""
+
 _PREPARING: Final = "calibrant-sandbox"
 _NEXT: "Final[queue.Queue[_Child]]" = queue.Queue(maxsize=1)
 
 
-def _prepare_next() -> None:
-    """See to it that a process waits for the next file."""
+def _prepare_next(last: _Child | None = None) -> None:
+    """End the process that decoded the last file and see to it that one waits for the next."""
+    if last is not None:
+        last.end()
     if _NEXT.empty():
         child = _Child.started()
         try:
@@ -138,10 +148,10 @@ def _next_child() -> _Child:
 
 
 def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
-    """Return the child's answer; the voxels lie in the shared memory, if there is any, and the child is gone."""
+    """Return the child's answer; voxels lie in the shared memory, if there is any, which the child cannot write to."""
     _warn_without_landlock()
     child = _next_child()
-    overdue = threading.Event()
+    overdue, harmless = threading.Event(), False
 
     def stop() -> None:
         overdue.set()
@@ -154,12 +164,15 @@ def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
         if shared is not None:
             send_handle(child.pipe, shared, child.process.pid)
         answer: dict[str, Any] = json.loads(child.pipe.recv_bytes())
+        harmless = shared is None or _sealed(shared)
     except (EOFError, OSError) as error:
         raise _death(limits, late=overdue.is_set()) from error
     finally:
         alarm.cancel()
-        child.end()
-        threading.Thread(target=_prepare_next, name=_PREPARING, daemon=True).start()
+        if not harmless:
+            child.end()
+        # To end a process takes the kernel longer than many a file takes to decode.
+        threading.Thread(target=_prepare_next, args=[child if harmless else None], name=_PREPARING, daemon=True).start()
     if "code" in answer:
         raise BY_CODE[answer["code"]](answer["detail"])
     return answer
@@ -170,8 +183,17 @@ def _shared_memory(size: int) -> int:
     shared = os.memfd_create("voxels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(shared, size)
     # A file that shrinks under a mapping kills whoever looks at it.
-    fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return shared
+
+
+def _sealed(shared: int) -> bool:
+    """Return whether nobody can write to the memory from now on: the kernel refuses while somebody has it mapped for that."""
+    try:
+        fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    except OSError:
+        return False
+    return True
 
 
 @cache  # once
@@ -193,6 +215,7 @@ def _death(limits: Limits, *, late: bool) -> CalibrantError:
 
 
 def _decode_in_child(pipe: Connection) -> None:
+    _rehearse()
     try:
         path, limits, with_voxels = pipe.recv()
     except EOFError:  # the parent has ended and needs nobody
@@ -207,6 +230,13 @@ def _decode_in_child(pipe: Connection) -> None:
         msg = f"The volume needs more than the {limits.memory_bytes >> 30} GiB that decoding may use. Crop or downsample it."
         answer = {"code": VolumeTooLarge.code, "detail": msg}
     pipe.send_bytes(json.dumps(answer).encode())
+
+
+def _rehearse() -> None:
+    """Decode once what most scans look like: the memory of a forked process becomes its own where it is first used."""
+    sample = nib.Nifti1Image(np.zeros(_REHEARSED, np.int16), np.eye(4)).to_bytes()
+    nifti.decode(io.BytesIO(igzip.compress(sample)))
+    landlock_version()
 
 
 def _confine(path: Path, limits: Limits) -> None:
@@ -233,8 +263,10 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
     volume = decode_scan(path)
     # As they lie in memory: to turn a large volume into the other order takes as long as to decode it.
     order: Literal["F", "C"] = "F" if volume.array_CDHW.flags.f_contiguous else "C"
-    voxels = np.frombuffer(_mapped(shared, volume.array_CDHW.nbytes), volume.array_CDHW.dtype)
-    voxels.reshape(volume.array_CDHW.shape, order=order)[...] = volume.array_CDHW
+    with _mapped(shared, volume.array_CDHW.nbytes) as memory:
+        voxels = np.frombuffer(memory, volume.array_CDHW.dtype)
+        voxels.reshape(volume.array_CDHW.shape, order=order)[...] = volume.array_CDHW
+        del voxels  # nothing may look at memory that is given back
     return {
         "dtype": volume.array_CDHW.dtype.str,
         "shape": volume.array_CDHW.shape,

@@ -1,4 +1,5 @@
 import gzip
+import mmap
 import os
 import queue
 import signal
@@ -47,11 +48,16 @@ class Watched:
         return self.started[-1]
 
 
-def _nobody_waits() -> None:
-    """End the process that waits for the next file."""
+def _settle() -> None:
+    """Wait until the last process has ended and the next one waits."""
     for thread in threading.enumerate():
         if thread.name == sandbox._PREPARING:
             thread.join()
+
+
+def _nobody_waits() -> None:
+    """End the process that waits for the next file."""
+    _settle()
     with suppress(queue.Empty):
         sandbox._NEXT.get_nowait().end()
 
@@ -388,13 +394,55 @@ def test_the_shared_memory_keeps_its_size() -> None:
         os.close(shared)
 
 
-def test_the_voxels_outlive_the_child_and_cannot_be_changed(watched: Watched, scan: Path) -> None:
-    """What is computed with is what was decoded: nobody else holds the memory any more."""
+def test_nobody_can_write_to_sealed_memory() -> None:
+    """While somebody has it mapped for writing it cannot be sealed; once it is, nobody can, whoever holds a descriptor."""
+    shared = sandbox._shared_memory(mmap.PAGESIZE)
+    try:
+        with mmap.mmap(shared, mmap.PAGESIZE) as memory:
+            assert not sandbox._sealed(shared)
+            memory[:6] = b"voxels"
+        assert sandbox._sealed(shared)
+        with pytest.raises(PermissionError):
+            mmap.mmap(shared, mmap.PAGESIZE)
+        with pytest.raises(PermissionError):
+            os.pwrite(shared, b"others", 0)
+        assert os.pread(shared, 6, 0) == b"voxels"
+    finally:
+        os.close(shared)
+
+
+@pytest.fixture
+def seals(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return what came of each attempt to seal the memory of a scan."""
+    found: list[bool] = []
+    seal = sandbox._sealed
+    monkeypatch.setattr(sandbox, "_sealed", lambda shared: found.append(seal(shared)) or found[-1])
+    return found
+
+
+def test_the_voxels_outlive_the_child_and_cannot_be_changed(seals: list[bool], watched: Watched, scan: Path) -> None:
+    """What is computed with is what was decoded: nobody can write to the memory any more, and soon nobody is there."""
     found = decode_sandboxed(scan)
 
-    with pytest.raises(ValueError, match="closed"):  # of the process that wrote them
-        watched.started[0].is_alive()
+    assert seals == [True]
     assert not found.array_CDHW.flags.writeable
+    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+    _settle()
+    with pytest.raises(ValueError, match="closed"):
+        watched.started[0].is_alive()
+    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+
+
+def test_a_child_that_could_still_write_is_dead_before_its_voxels_are_seen(
+    monkeypatch: pytest.MonkeyPatch, watched: Watched, scan: Path
+) -> None:
+    """A hostile file may have taken it over and kept the memory mapped."""
+    monkeypatch.setattr(sandbox, "_sealed", lambda _shared: False)
+
+    found = decode_sandboxed(scan)
+
+    with pytest.raises(ValueError, match="closed"):
+        watched.started[0].is_alive()
     assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
 
 
@@ -405,6 +453,7 @@ def test_the_process_for_the_next_scan_waits_for_it(watched: Watched, scan: Path
     sandbox._NEXT.put(waiting)
     assert watched.started[1:] == [waiting.process]
     check_sandboxed(scan)
+    _settle()
     with pytest.raises(ValueError, match="closed"):
         waiting.process.is_alive()
 
