@@ -20,15 +20,19 @@ from service.pipeline.decode import MAX_VOXELS
 from service.pipeline.parts import PartGrid
 from service.volume import Volume
 
-SLAB_VALUES: Final = 1 << 21
-"""Numbers that the way back to the scan's grid holds at a time: 8 MiB of float32, which a processor's cache holds."""
+SLAB_VALUES: Final = 1 << 22
+"""Numbers that the way back to the scan's grid holds at a time: 16 MiB of float32.
+
+Of fewer, more planes would be interpolated for two slabs, and files written across their lines; of more, less would
+stay in a processor's cache.
+"""
 
 NEGLIGIBLE_VOXELS: Final = 1e-3
 """Where a spacing is so near to the bundle's that no voxel would move by more, nothing is resampled."""
 
 _FLOAT32_COUNTS = 1 << 24
-_PIECE = 1 << 20
-"""Numbers that are normalised at a time, as float64."""
+_PIECE = 1 << 16
+"""Numbers that are normalised at a time, as float64: a processor's innermost caches hold them."""
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -168,7 +172,11 @@ def to_scan_slabs(
         _positions(n, 1 / step, found)
         for n, step, found in zip(grid.oriented_shape, grid.step, array_CDHW.shape[1:], strict=True)
     ]
-    yield from _sampled(lambda planes: array_CDHW[:, planes].float(), tuple(array_CDHW.shape), at, values)
+
+    def read(planes: slice) -> torch.Tensor:
+        return array_CDHW[:, planes].to(torch.float32, copy=True)  # the caller may change what it gets
+
+    yield from _sampled(read, tuple(array_CDHW.shape), at, values)
 
 
 def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
@@ -224,7 +232,7 @@ def _sampled(
         window = slice(start, min(start + thickness, len(planes)))
         below = planes[window].floor().long()
         share = planes[window] - below
-        above = (below + 1).clamp(max=found[1] - 1)
+        above = planes[window].ceil().long()
         first = int(below[0])
         slab = read(slice(first, int(above[-1]) + 1))
         if between_first:
@@ -251,6 +259,8 @@ def _in_plane(array_CDHW: torch.Tensor, rows: torch.Tensor, columns: torch.Tenso
 
 def _between(array_CDHW: torch.Tensor, below: torch.Tensor, above: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """Return the values at shares of the way from planes below to planes above."""
+    if not share.any() and _every_voxel(below, array_CDHW.shape[1]):
+        return array_CDHW
     lower = array_CDHW.index_select(1, below.to(array_CDHW.device))
     if not share.any():
         return lower
@@ -271,13 +281,13 @@ def _normalise(channel: torch.Tensor, step: IntensityStep) -> None:
     pieces = channel.view(-1).split(_PIECE)
     count = int(channel.count_nonzero()) if step.nonzero else channel.numel()
     mean = sum(float(piece.double().sum()) for piece in pieces) / count
-    squares = sum(float((_chosen(piece, step) - mean).square().sum()) for piece in pieces)
+    squares = sum(float(_chosen(piece, step).sub_(mean).square_().sum()) for piece in pieces)
     # Voxels other than 0 may all be equal, in a binary image; only a constant one, refused before, has no contrast.
     deviation = math.sqrt(squares / count) or 1.0
     for piece in pieces:
-        scaled = (piece.double() - mean) / deviation
+        scaled = piece.to(torch.float64, copy=True).sub_(mean).div_(deviation)
         piece.copy_(torch.where(piece == 0, 0.0, scaled) if step.nonzero else scaled)
 
 
 def _chosen(piece: torch.Tensor, step: ZScore) -> torch.Tensor:
-    return (piece[piece != 0] if step.nonzero else piece).double()
+    return (piece[piece != 0] if step.nonzero else piece).to(torch.float64, copy=True)
