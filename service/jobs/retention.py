@@ -9,7 +9,7 @@ import structlog
 
 from service.jobs.dicom import DicomJobs
 from service.jobs.segment import JobQueue
-from service.pipeline.encode import LOGITS
+from service.pipeline.logits import LOGITS
 from service.storage.local import StateDirectory
 
 log = structlog.get_logger(__name__)

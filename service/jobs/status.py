@@ -8,7 +8,7 @@ from typing import Any, Final
 from dbos import WorkflowStatus
 
 from service.errors import BY_CODE, CalibrantError, JobAbandoned, JobCancelled
-from service.pipeline.encode import LOGITS
+from service.pipeline.logits import LOGITS
 from service.schemas import CaseResult, Job, Links, Output, Priority, Problem, Stage, State
 from service.storage.local import RESULT
 

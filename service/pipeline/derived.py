@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import ExecutionError, NoSourceSeries, ResultExpired
-from service.pipeline.encode import CONFIDENCE, LOGITS, MASK, SOURCE, SUMMARY, Content, VoxelType
+from service.pipeline.encode import CONFIDENCE, MASK, SOURCE, SUMMARY, Content, VoxelType
+from service.pipeline.logits import LOGITS
 from service.schemas import DEFAULT_OBJECTS, DicomObject, Measured, Superseded
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")

@@ -1,25 +1,22 @@
-"""Mask, confidence, logits and summary -> the bytes of the files that a caller receives.
+"""Mask, confidence and summary -> the bytes of the files that a caller receives.
 
 NIfTI: the header of the scan is repeated field by field, so shape, affine, and the codes and values of qform and sform
 are those of the input to the last bit. Only what describes the voxels, and free text, is replaced.
 """
 
-import io
 import math
-from collections.abc import Iterator
 from typing import Final, Literal
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from isal import igzip, isal_zlib
+from isal import igzip
 
 from service import __version__
 
 MASK = "mask.nii.gz"
 CONFIDENCE = "confidence.nii.gz"
 SUMMARY = "summary.json"
-LOGITS = "logits.npy.gz"
 SOURCE = "source.json.gz"
 """What DICOM results are made with: headers of the scan's series. It names the patient and never leaves the service."""
 
@@ -38,9 +35,6 @@ SLOPES: Final[dict[VoxelType, np.float32]] = {
 
 _GZIP_LEVEL: Final = 1
 """Of isal's 0 to 3. Higher ones take longer and save next to nothing here."""
-
-_GZIP_WINDOW: Final = 31
-"""zlib's wbits for gzip: its largest window, and a header without a time."""
 
 _FREE_TEXT = ("descrip", "aux_file", "db_name", "intent_name", "data_type", "unused_str")
 
@@ -113,21 +107,6 @@ def without_free_text(scan_header: bytes) -> bytes:
 def encode_source(source: str) -> bytes:
     """Return what is kept of a DICOM series' headers, packed."""
     return _gzip(source.encode())
-
-
-def encode_logits(logits: npt.NDArray[np.float16]) -> Iterator[bytes]:
-    """Yield the float16 logits on the network's grid, (C, D, H, W), as a gzipped .npy, in pieces.
-
-    Of 16 classes on a large scan even the compressed whole would take some hundred megabytes.
-    """
-    compressor = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW)
-    header = io.BytesIO()
-    array = np.ascontiguousarray(logits)
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    yield compressor.compress(header.getvalue())
-    for channel in array:
-        yield compressor.compress(channel.view(np.uint8))
-    yield compressor.flush()
 
 
 def _header_like(scan_header: bytes, intent: str, kind: VoxelType = "uint8") -> nib.Nifti1Header:

@@ -19,8 +19,9 @@ from isal import igzip
 
 from service.bundle.schema import ServiceConfig
 from service.pipeline.calibrate import probability_slabs
-from service.pipeline.encode import LOGITS, Content, VoxelType, map_header, to_codes, without_free_text
+from service.pipeline.encode import Content, VoxelType, map_header, to_codes, without_free_text
 from service.pipeline.frame import Frame, PartFrame, read_frame
+from service.pipeline.logits import read_logits
 from service.pipeline.parts import PartGrid
 from service.pipeline.preprocess import Grid
 from service.volume import Volume
@@ -65,28 +66,9 @@ def grid_of(frame: Frame) -> Grid:
     return Grid(frame.scan_shape, orientation, frame.oriented_shape, frame.network_shape, frame.step, parts)
 
 
-def read_logits(result: Path) -> torch.Tensor:
-    """Return the logits that a result keeps, (C, D, H, W) float16 on the network's grid, or such of each part."""
-    with igzip.open(result / LOGITS, "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        if fortran_order or dtype != np.float16:
-            msg = f"{LOGITS} holds {dtype}, expected float16 in C order"
-            raise ValueError(msg)
-        logits = np.empty(shape, np.float16)
-        into = logits.view(np.uint8).reshape(-1).data
-        filled = 0
-        while got := file.readinto(into[filled : filled + _CHUNK_BYTES]):
-            filled += got
-    if filled != len(into):
-        msg = f"{LOGITS} ends after {filled} of {len(into)} bytes"
-        raise ValueError(msg)
-    return torch.from_numpy(logits)
-
-
 def slabs_of(result: Path, frame: Frame) -> Iterator[tuple[slice, Slab]]:
     """Yield the calibrated probabilities of a result as `probability_slabs` does."""
-    return probability_slabs(read_logits(result), grid_of(frame), frame.config)
+    return probability_slabs(torch.from_numpy(read_logits(result)), grid_of(frame), frame.config)
 
 
 def write_map(result: Path, out: Path, content: Content, kind: VoxelType) -> None:

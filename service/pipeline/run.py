@@ -17,12 +17,10 @@ from service.pipeline.calibrate import segment
 from service.pipeline.centre import Placement, place
 from service.pipeline.encode import (
     CONFIDENCE,
-    LOGITS,
     MASK,
     SOURCE,
     SUMMARY,
     encode_confidence,
-    encode_logits,
     encode_mask,
     encode_source,
 )
@@ -30,6 +28,7 @@ from service.pipeline.frame import FRAME
 from service.pipeline.infer import Placement as DevicePlacement
 from service.pipeline.infer import infer_within_memory
 from service.pipeline.locate import locate, shows_more
+from service.pipeline.logits import LOGITS, encode_logits
 from service.pipeline.maps import frame_of
 from service.pipeline.preprocess import Grid, preprocess
 from service.pipeline.sandbox import decode_sandboxed

@@ -1,5 +1,4 @@
 import gzip
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from service.pipeline.decode import decode_scan
 from service.pipeline.encode import (
     VoxelType,
     encode_confidence,
-    encode_logits,
     encode_mask,
     map_header,
     to_codes,
@@ -247,31 +245,18 @@ def test_the_same_case_gives_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither the hour nor the memory layout of the arrays is in the files."""
-    logits = np.zeros((3, 4, 5, 6), np.float16)
     first = (
         encode_mask(mask, volume.header),
         encode_confidence(confidence, volume.header, 3),
-        b"".join(encode_logits(logits)),
     )
 
     monkeypatch.setattr("time.time", lambda: 4e9)
     second = (
         encode_mask(np.asfortranarray(mask), volume.header),
         encode_confidence(np.asfortranarray(confidence), volume.header, 3),
-        b"".join(encode_logits(logits)),
     )
 
     assert first == second
-
-
-def test_logits_come_back_as_they_are() -> None:
-    """The gzipped .npy holds float16, bit for bit, and needs no pickle."""
-    logits = np.array([[-0.0, 65504, 6e-8]], np.float16)
-
-    found = np.load(io.BytesIO(gzip.decompress(b"".join(encode_logits(logits)))), allow_pickle=False)
-
-    assert found.dtype == np.float16
-    assert found.tobytes() == logits.tobytes()
 
 
 @pytest.mark.parametrize(("kind", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])

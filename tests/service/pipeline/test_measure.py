@@ -11,8 +11,8 @@ from service.bundle.schema import Region, ServiceConfig
 from service.calibration.cohort import measure_case
 from service.calibration.scores import ace, mce
 from service.pipeline.calibrate import probabilities
-from service.pipeline.encode import LOGITS, encode_logits
 from service.pipeline.frame import FRAME, Frame
+from service.pipeline.logits import LOGITS, encode_logits
 from service.pipeline.maps import grid_of
 from service.pipeline.measure import measure
 from service.pipeline.surfaces import hd95_mm

@@ -1,6 +1,4 @@
-import gzip
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +22,7 @@ from service.engines.torch_bf16 import HalvedOnCPU
 from service.errors import BundleUnsupported, ConstantVolume, PayloadTruncated
 from service.pipeline.calibrate import segment
 from service.pipeline.decode import decode_scan
+from service.pipeline.logits import read_logits
 from service.pipeline.preprocess import preprocess
 from service.pipeline.run import covering_measurement, run_case
 from service.schemas import CaseResult, Output, Stage, Summary
@@ -111,11 +110,11 @@ def test_result_json_is_written_last(
 
 
 def test_mask_and_confidence_follow_from_the_stored_logits(scan: Path, bundle: LoadedBundle, out: Path) -> None:
-    """Whoever computes them again from `logits.npy.gz` gets the very same mask, and the same confidence within 1/255."""
+    """Whoever computes them again from the stored logits gets the very same mask, and the same confidence within 1/255."""
     run_case(scan, bundle, out, silent)
     config = bundle.description.config
 
-    logits = np.load(io.BytesIO(gzip.decompress((out / "logits.npy.gz").read_bytes())), allow_pickle=False)
+    logits = read_logits(out)
     _, grid = preprocess(decode_scan(scan), config)
     again = segment(torch.from_numpy(logits), grid, config)
 
