@@ -33,7 +33,7 @@ from service.errors import (
 from service.executors.embedded import ExecutorStopped
 from service.jobs.dicomseries import Request, choose_series, reject_other_images, reject_ours
 from service.jobs.dicomstatus import DicomOrder, LiveDicom, describe_dicom_job, inner_of, key_of
-from service.jobs.segment import MAX_RECOVERIES, POLL_S, JobQueue, reject_cancelled
+from service.jobs.segment import MAX_RECOVERIES, JobQueue, reject_cancelled
 from service.jobs.status import Order, problem_of
 from service.pacs.breaker import Breaker
 from service.pacs.config import RECEIVED, PacsFile
@@ -53,6 +53,9 @@ log = structlog.get_logger(__name__)
 WORKFLOW: Final = "dicom"
 PUSH: Final = "dicom-push"
 QUEUE: Final = "dicom"
+
+POLL_S: Final = 0.5
+"""Seconds between two looks at each queue. A series takes its PACS longer, and every look some of a core, work or no work."""
 
 PULLS: Final = 4
 """Series that are pulled or wait for their segmentation at a time; the others wait in the queue."""

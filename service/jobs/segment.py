@@ -42,6 +42,7 @@ from service.errors import (
 )
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.database import JobDatabase
+from service.jobs.ends import Ends
 from service.jobs.status import PRIORITIES, Live, Order, Place, describe_job
 from service.observability.metrics import Metrics
 from service.pipeline.encode import SUMMARY
@@ -58,7 +59,13 @@ AHEAD_S: Final = 0.2
 """Seconds before a case ends at which the next one leaves the queue: else its look there comes between any two cases."""
 
 POLL_S: Final = 0.05
-"""Seconds between two looks at the queue, and at a job that somebody waits for."""
+"""Seconds between two looks at the queue."""
+
+LOOK_S: Final = 1.0
+"""Seconds between two looks at a job that somebody waits for: it may end without a word, when DBOS gives it up."""
+
+RECORDING_S: Final = 0.005
+"""Seconds between two looks at a job that has ended and is not yet recorded as finished."""
 
 MAX_ATTEMPTS: Final = 3
 """Times a case may kill or hang the inference process before its job fails."""
@@ -98,6 +105,7 @@ class JobQueue:
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _computing: threading.Lock = field(default_factory=threading.Lock)
     _ended: deque[str] = field(default_factory=lambda: deque(maxlen=100))
+    _ends: Ends = field(default_factory=Ends)
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     _taken: int = 1
     _queue: Queue = field(init=False)
@@ -120,7 +128,6 @@ class JobQueue:
             "application_version": _VERSION,
             "console_log_level": "CRITICAL",
             "serializer": DBOSPortableJSONSerializer(),
-            "notification_listener_polling_interval_sec": POLL_S,
         }
         DBOS(config=config)
 
@@ -241,9 +248,15 @@ class JobQueue:
     def wait(self, owner: str, identifier: str, seconds: float) -> Job:
         """Return the job once it has finished, or as it stands after so many seconds."""
         deadline = time.monotonic() + seconds
-        while (job := self.find(owner, identifier)).state not in FINISHED and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        return job
+        while True:
+            seen = self._ends.count
+            job, left = self.find(owner, identifier), deadline - time.monotonic()
+            if job.state in FINISHED or left <= 0:
+                return job
+            if identifier in self._ended:
+                time.sleep(RECORDING_S)
+            else:
+                self._ends.wait(seen, min(left, LOOK_S))
 
     def cancel(self, owner: str, identifier: str) -> Job:
         """Stop a job, also inside its computation, and return it.
@@ -319,6 +332,7 @@ class JobQueue:
         with self._turn:
             if identifier in self._live:
                 self._cancelled.add(identifier)
+        self._ends.tell()
 
     def _status(self, owner: str, identifier: str) -> WorkflowStatus:
         status = DBOS.get_workflow_status(identifier)
@@ -378,6 +392,7 @@ class JobQueue:
                 self._ended.append(identifier)
                 self._live.pop(identifier, None)
                 self._cancelled.discard(identifier)
+            self._ends.tell()
         self._take_from_queue(1)
         self._tell(identifier, order, failure)
         return {"attempts": live.attempt, "failure": failure}

@@ -252,6 +252,60 @@ def _out_of_the_queue() -> list[str]:
     return [status.workflow_id for status in DBOS.list_workflows(status="PENDING", name=WORKFLOW)]
 
 
+def test_who_waits_is_woken_by_the_end(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look at the database while the job runs, and a few when it has ended; other jobs' ends cost a look, too."""
+    monkeypatch.setattr(segment, "LOOK_S", 60)
+    looks: list[float] = []
+    find = JobQueue.find
+    monkeypatch.setattr(JobQueue, "find", lambda *arguments: looks.append(time.monotonic()) or find(*arguments))
+    job = submit("slow and waited for")
+    assert executor.entered.wait(20)
+    released: list[float] = []
+
+    def release() -> None:
+        released.append(time.monotonic())
+        executor.released.set()
+
+    threading.Timer(0.5, release).start()
+    found = queue.wait("local", job.id, 30)
+
+    assert found.state == "succeeded"
+    assert time.monotonic() - released[0] < 10
+    assert sum(look < released[0] for look in looks) == 1
+
+
+def test_who_waits_for_a_job_that_is_cancelled_is_told(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that never ran."""
+    monkeypatch.setattr(segment, "LOOK_S", 60)
+    submit("slow before it")
+    assert executor.entered.wait(20)
+    job = submit("never run")
+    threading.Timer(0.3, lambda: queue.cancel("local", job.id)).start()
+
+    started = time.monotonic()
+    assert queue.wait("local", job.id, 30).state == "cancelled"
+    assert time.monotonic() - started < 10
+
+
+def test_a_job_that_ends_without_a_word_is_seen(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DBOS may give one up by itself; nobody waits for ever."""
+    monkeypatch.setattr(segment, "LOOK_S", 0.1)
+    submit("slow before it")
+    assert executor.entered.wait(20)
+    job = submit("given up")
+    threading.Timer(0.3, lambda: DBOS.cancel_workflow(job.id)).start()
+
+    started = time.monotonic()
+    assert queue.wait("local", job.id, 30).state == "cancelled"
+    assert time.monotonic() - started < 10
+
+
 def test_urgent_jobs_overtake_those_that_wait(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
     """Order of computation, position and estimate follow priority, then age; the job that runs is not interrupted."""
     running = submit("slow")
