@@ -241,10 +241,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def this_platform() -> str:
-    """Return processor, instruction set and torch version of this machine."""
+    """Return processor, instruction set and torch version of this machine.
+
+    Family and model tell generations apart that share a name; engines choose other kernels for each.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        found = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+        model = f"{found['model name']} (family {found['cpu family']}, model {found['model']})"
+    except (OSError, KeyError):  # not Linux, or not x86
         model = platform.processor()
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
