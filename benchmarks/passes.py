@@ -48,7 +48,7 @@ def run_stock(scan: Path, bundle: Path, out: Path, repeats: int) -> None:
             seconds[stage] = seconds.get(stage, 0.0) + taken
         return seconds
 
-    _measure(once, repeats)
+    _measure(once, out, repeats)
 
 
 def run_ours(scan: Path, bundle: Path, out: Path, repeats: int, engine: str, state: Path) -> None:
@@ -66,19 +66,19 @@ def run_ours(scan: Path, bundle: Path, out: Path, repeats: int, engine: str, sta
     outputs = get_args(Output) if kind == engine else ("mask", "confidence")
 
     def once() -> dict[str, float]:
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
         result = run_case(scan, loaded, out, lambda _stage, _done: None, outputs)
         return {str(stage): taken for stage, taken in result.seconds.items()}
 
-    _measure(once, repeats)
+    _measure(once, out, repeats)
 
 
-def _measure(once, repeats: int) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - a script
+def _measure(once, out: Path, repeats: int) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - a script
     """Print one line for each repetition; memory is that above what lay there before the first."""
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is in use now
     before = _status_mb("VmRSS")
     for _ in range(repeats):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
         started, cpu = time.perf_counter(), time.process_time()
         seconds = once()
         total = time.perf_counter() - started

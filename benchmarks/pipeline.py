@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables to docs/results/speed.md")
     arguments = parser.parse_args()
     page = PAGE if arguments.write else None
-    print(f"{this_platform()}, {platform.system()}, {os.cpu_count()} cores; {arguments.threads} thread a pass")
+    machine = f"{this_platform()}, {platform.system()}, {os.cpu_count()} cores; {arguments.threads} thread a pass."
+    publish("Machine of the pipeline's tables", machine, page)
     for name in arguments.subjects:
         plan = PLANS[name]
         subject = plan.subject(arguments.data)

@@ -31,6 +31,8 @@ from subjects import CACHE, Subject
 from service.bundle.description import describe_bundle
 
 CLIENTS, JOBS = 8, 40
+ALONE = 10
+"""Passes of the pipeline alone, the first of which does not count, before eight clients and again after them."""
 UPLOAD_SHAPE = (512, 512, 477)
 """500 MB of float32."""
 WAIT_S = 60
@@ -90,13 +92,13 @@ def running() -> Iterator[Service]:
                 process.terminate()
 
 
-def pipeline_seconds(key: str, subject: Subject, repeats: int) -> float:
-    """Return the median seconds of the pipeline alone with the engine that serves, in a process of its own."""
+def pipeline_seconds(key: str, subject: Subject, repeats: int) -> list[float]:
+    """Return the seconds of the pipeline alone with the engine that serves, in a process of its own, after a first case."""
     command = [sys.executable, str(HERE / "passes.py"), "auto", str(subject.scan), str(subject.bundle)]
     command += [str(out_of(key, "auto")), str(repeats), "1", str(STATE)]
     printed = subprocess.run(command, capture_output=True, text=True, env=as_served(1), check=True).stdout
     passes = [json.loads(line) for line in printed.splitlines() if line.startswith('{"seconds"')]
-    return statistics.median(each["total"] for each in passes[1:])
+    return [each["total"] for each in passes[1:]]
 
 
 def latency_row(service: Service, key: str, subject: Subject, rounds: int, repeats: int) -> list[str]:
@@ -105,7 +107,7 @@ def latency_row(service: Service, key: str, subject: Subject, rounds: int, repea
     service.segment(subject.scan, model)  # the first case loads the bundle
     alone, served = [], []
     for _ in range(rounds):
-        alone.append(pipeline_seconds(key, subject, repeats))
+        alone += pipeline_seconds(key, subject, 1 + repeats)
         served += [service.segment(subject.scan, model) for _ in range(repeats)]
     pipeline, latency = statistics.median(alone), statistics.median(served)
     allowed = 1.1 * pipeline + 0.15
@@ -117,11 +119,13 @@ def throughput_row(service: Service, key: str, subject: Subject, jobs: int) -> l
     """Return how many cases per second eight clients get, beside the pipeline alone, and the API's memory meanwhile."""
     model = describe_bundle(subject.bundle).config.name
     before = service.memory_mb()
+    passes = pipeline_seconds(key, subject, ALONE)
     with watched(service) as peak, ThreadPoolExecutor(CLIENTS) as clients:
         started = time.perf_counter()
         list(clients.map(lambda _n: service.segment(subject.scan, model), range(jobs)))
         rate = jobs / (time.perf_counter() - started)
-    alone = 1 / pipeline_seconds(key, subject, 4)
+    passes += pipeline_seconds(key, subject, ALONE)
+    alone = 1 / statistics.median(passes)
     row = [f"{rate:.2f}", f"{alone:.2f}", f"{rate / alone:.0%}", f"{before:.0f}", f"{peak() - before:+.0f}"]
     return [PLANS[key].title, *row]
 
