@@ -15,10 +15,10 @@ from isal import igzip, isal_zlib
 
 LOGITS: Final = "logits.npy.gz"
 
-_GZIP_LEVEL: Final = 1
+GZIP_LEVEL: Final = 1
 """Of isal's 0 to 3. Higher ones take longer and save next to nothing here."""
 
-_GZIP_WINDOW: Final = 31
+GZIP_WINDOW: Final = 31
 """zlib's wbits for gzip: its largest window, and a header without a time."""
 
 _PIECE: Final = 1 << 20
@@ -36,7 +36,7 @@ def encode_logits(logits: npt.NDArray[np.float16]) -> Iterator[bytes]:
     header = io.BytesIO()
     layout = {"descr": "|u1", "fortran_order": False, "shape": (*channels, 2, d, h, w)}
     np.lib.format.write_array_header_1_0(header, layout)
-    compressor = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW)
+    compressor = isal_zlib.compressobj(GZIP_LEVEL, isal_zlib.DEFLATED, GZIP_WINDOW)
     yield compressor.compress(header.getvalue())
     for channel in np.ascontiguousarray(logits).view(np.uint16).reshape(-1, d, h, w):
         yield compressor.compress((channel >> 8).astype(np.uint8))

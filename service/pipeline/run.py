@@ -2,7 +2,7 @@
 
 import datetime as dt
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -13,7 +13,7 @@ from service.bundle.card import Measurement
 from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig
 from service.errors import BundleUnsupported
-from service.pipeline.calibrate import segment
+from service.pipeline.calibrate import Segmentation, segment
 from service.pipeline.centre import Placement, place
 from service.pipeline.encode import (
     CONFIDENCE,
@@ -24,7 +24,7 @@ from service.pipeline.encode import (
     encode_mask,
     encode_source,
 )
-from service.pipeline.frame import FRAME
+from service.pipeline.frame import FRAME, Frame
 from service.pipeline.infer import Placement as DevicePlacement
 from service.pipeline.infer import infer_within_memory
 from service.pipeline.locate import locate, shows_more
@@ -32,9 +32,9 @@ from service.pipeline.logits import LOGITS, encode_logits
 from service.pipeline.maps import frame_of
 from service.pipeline.preprocess import Grid, preprocess
 from service.pipeline.sandbox import decode_sandboxed
-from service.pipeline.store import complete, write_files
+from service.pipeline.store import Store, complete
 from service.pipeline.summary import summarise
-from service.schemas import CaseResult, Output, Report, Stage
+from service.schemas import CaseResult, Output, Report, Stage, Summary
 from service.volume import Volume
 
 _T = TypeVar("_T")
@@ -71,26 +71,17 @@ def run_case(
     logits, placement = watch.stage("infer", lambda: _infer_each(bundle, images, report))
     logits = logits if found else logits[0]
     config = config.located if found else config
-    segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
-    writers: dict[str, tuple[Output | None, Callable[[], Iterable[bytes]]]] = {
-        MASK: ("mask", lambda: [encode_mask(segmentation.mask, volume.header)]),
-        CONFIDENCE: (
-            "confidence",
-            lambda: [encode_confidence(segmentation.confidence, volume.header, len(config.labels))],
-        ),
-        LOGITS: ("probabilities", lambda: encode_logits(logits.cpu().numpy())),
-        SUMMARY: (
-            "summary",
-            lambda: [_json(summarise(segmentation, volume, grid, description, measurement, found))],
-        ),
-        FRAME: (None, lambda: [_json(frame_of(volume, grid, config))]),
-    }
-    if volume.source is not None:
-        source = volume.source
-        writers[SOURCE] = (None, lambda: [encode_source(source)])
-    kept = {name: write for name, (output, write) in writers.items() if output is None or output in outputs}
-    files = watch.stage("encode", lambda: {name: write() for name, write in kept.items()})
-    hashes = watch.stage("store", lambda: write_files(out, files))
+    with Store(out) as store:
+        if "probabilities" in outputs:  # the largest file by far: packed while the rest is computed
+            store.begin(LOGITS, encode_logits(logits.cpu().numpy()))
+        segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
+
+        def summary() -> Summary:
+            return summarise(segmentation, volume, grid, description, measurement, found)
+
+        frame = frame_of(volume, grid, config)
+        files = watch.stage("encode", lambda: _encoded(segmentation, volume, frame, summary, outputs))
+        hashes = watch.stage("store", lambda: store.finish(files))
 
     result = CaseResult(
         model=description.identity,
@@ -143,6 +134,29 @@ def _infer_each(
     logits, placements = zip(*(infer_one(n, image) for n, image in enumerate(images)), strict=True)
     # Of one image, which may be large, no second copy is made.
     return logits[0][None] if len(logits) == 1 else torch.stack(logits), placements[-1]
+
+
+def _encoded(
+    segmentation: Segmentation,
+    volume: Volume,
+    frame: Frame,
+    summary: Callable[[], Summary],
+    outputs: Collection[Output],
+) -> dict[str, list[bytes]]:
+    """Return the content of each file that is kept, but for the logits."""
+    encoders: dict[str, tuple[Output | None, Callable[[], bytes]]] = {
+        MASK: ("mask", lambda: encode_mask(segmentation.mask, volume.header)),
+        CONFIDENCE: (
+            "confidence",
+            lambda: encode_confidence(segmentation.confidence, volume.header, len(frame.config.labels)),
+        ),
+        SUMMARY: ("summary", lambda: _json(summary())),
+        FRAME: (None, lambda: _json(frame)),
+    }
+    if volume.source is not None:
+        source = volume.source
+        encoders[SOURCE] = (None, lambda: encode_source(source))
+    return {name: [encode()] for name, (output, encode) in encoders.items() if output is None or output in outputs}
 
 
 def covering_measurement(bundle: LoadedBundle) -> Measurement:

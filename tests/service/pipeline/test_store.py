@@ -1,10 +1,13 @@
 import hashlib
 import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from service.pipeline.store import complete, write_files
+from service.pipeline.store import Store, complete
 from service.schemas import CaseResult
 
 FILES = {"mask.nii.gz": [b"a", b"bc"], "summary.json": [b""]}
@@ -20,13 +23,54 @@ def result() -> CaseResult:
 
 def test_files_are_written_and_their_hashes_returned(tmp_path: Path) -> None:
     """The digests are SHA-256, that of "abc" the one of FIPS 180-2, appendix B.1."""
-    hashes = write_files(tmp_path, FILES)
+    with Store(tmp_path) as store:
+        hashes = store.finish(FILES)
 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"mask.nii.gz": b"abc", "summary.json": b""}
     assert hashes == {
         "mask.nii.gz": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         "summary.json": hashlib.sha256().hexdigest(),
     }
+
+
+def test_a_file_is_written_beside_what_is_computed_meanwhile(tmp_path: Path) -> None:
+    """Its pieces are made in a thread, which needs nothing of the caller's; its digest comes with the others'."""
+    there = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        yield b"a"
+        there.set()
+        yield b"bc"
+
+    with Store(tmp_path) as store:
+        store.begin("logits", pieces())
+        assert there.wait(10)
+        hashes = store.finish(FILES)
+
+    assert hashes["logits"] == hashes["mask.nii.gz"]
+    assert (tmp_path / "logits").read_bytes() == b"abc"
+
+
+def test_nothing_is_written_after_a_failure(tmp_path: Path) -> None:
+    """Whoever gives a case up may erase the folder at once: the thread has ended by then."""
+    begun = threading.Event()
+    ended: list[bool] = []
+
+    def pieces() -> Iterator[bytes]:
+        begun.set()
+        yield b"a"
+        time.sleep(0.2)
+        ended.append(True)
+
+    def give_up() -> None:
+        with Store(tmp_path) as store:
+            store.begin("logits", pieces())
+            assert begun.wait(10)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        give_up()
+    assert ended == [True]
 
 
 def test_a_result_comes_back_as_it_was_written(tmp_path: Path, result: CaseResult) -> None:
@@ -49,11 +93,14 @@ def test_every_file_and_the_folder_reach_the_disk_before_the_result(
         really(descriptor)
 
     monkeypatch.setattr(os, "fsync", watch)
-    write_files(tmp_path, FILES)
+    with Store(tmp_path) as store:
+        store.begin("logits", [b"l"])
+        store.finish(FILES)
     complete(tmp_path, result)
 
     folder = tmp_path.name
-    assert flushed == ["mask.nii.gz", "summary.json", folder, "result.json", folder]
+    assert sorted(flushed[:3]) == ["logits", "mask.nii.gz", "summary.json"]
+    assert flushed[3:] == [folder, "result.json", folder]
 
 
 def test_a_disk_that_fails_is_not_passed_over(
@@ -66,7 +113,11 @@ def test_a_disk_that_fails_is_not_passed_over(
 
     monkeypatch.setattr(os, "fsync", fail)
 
-    with pytest.raises(OSError, match="Input/output error"):
-        write_files(tmp_path, FILES)
+    for begun, files in ((FILES, {}), ({}, FILES)):
+        with Store(tmp_path) as store:
+            for name, pieces in begun.items():
+                store.begin(name, pieces)
+            with pytest.raises(OSError, match="Input/output error"):
+                store.finish(files)
     with pytest.raises(OSError, match="Input/output error"):
         complete(tmp_path, result)

@@ -1,0 +1,61 @@
+"""What laying the bytes of logits apart saves, in space and time: `python benchmarks/logits.py`.
+
+Takes the results that `benchmarks/pipeline.py` left. Packed with the same library at the same level.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+from isal import isal_zlib
+from page import PAGE, publish, table
+from pipeline import PLANS, out_of
+
+from service.bundle.kind import KINDS
+from service.pipeline.logits import GZIP_LEVEL, GZIP_WINDOW, encode_logits, read_logits
+
+REPEATS = 5
+
+
+def numbers_in_turn(logits: npt.NDArray[np.float16]) -> Iterator[bytes]:
+    """Yield the packed numbers as they lie in memory."""
+    compressor = isal_zlib.compressobj(GZIP_LEVEL, isal_zlib.DEFLATED, GZIP_WINDOW)
+    for channel in logits:
+        yield compressor.compress(channel.view(np.uint8))
+    yield compressor.flush()
+
+
+Layout = Callable[[npt.NDArray[np.float16]], Iterator[bytes]]
+LAYOUTS: dict[str, Layout] = {"numbers in turn": numbers_in_turn, "bytes apart": encode_logits}
+
+
+def measured(logits: npt.NDArray[np.float16]) -> dict[str, tuple[int, float]]:
+    """Return bytes and least seconds by layout; they take turns."""
+    found = dict.fromkeys(LAYOUTS, (0, float("inf")))
+    for _ in range(REPEATS):
+        for name, pack in LAYOUTS.items():
+            started = time.perf_counter()
+            size = sum(len(piece) for piece in pack(logits))
+            found[name] = size, min(found[name][1], time.perf_counter() - started)
+    return found
+
+
+def main() -> None:
+    """Print the table, and write it to the page if asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the table to docs/results/speed.md")
+    rows = []
+    engine = next(iter(KINDS.values())).name
+    for key, plan in PLANS.items():
+        logits = read_logits(out_of(key, engine))
+        found = measured(logits)
+        cells = [f"{size / logits.nbytes:.2f}, {seconds * 1e3:.1f} ms" for size, seconds in found.values()]
+        rows.append([plan.title, f"{logits.nbytes / 1e6:.1f}", *cells])
+    head = ["logits", "float16, MB", *(f"{name}: packed, of it" for name in LAYOUTS)]
+    publish("Logits: size and time", table(head, rows), PAGE if parser.parse_args().write else None)
+
+
+if __name__ == "__main__":
+    main()
