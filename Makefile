@@ -24,6 +24,7 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/pipeline.py --write
+	$(BIN)/python benchmarks/logits.py --write
 	$(BIN)/python benchmarks/serving.py --write
 
 crash: setup

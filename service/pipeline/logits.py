@@ -1,7 +1,7 @@
 """Logits on the network's grid <-> the file from which probabilities and uncertainty are computed later.
 
 The bytes of the float16 numbers lie apart: signs, exponents and first digits repeat and compress well, the last digits
-are noise that would hide it. That takes a sixth less space than the numbers one after the other, and less time.
+are noise that would hide it (docs/decisions/0014-logits-are-stored-byte-by-byte.md).
 """
 
 import io
