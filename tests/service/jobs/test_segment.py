@@ -276,30 +276,28 @@ def test_who_waits_is_woken_by_the_end(
     assert sum(look < released[0] for look in looks) == 1
 
 
-def test_who_waits_for_a_job_that_is_cancelled_is_told(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("look_s", "end"),
+    [
+        (60, lambda queue, job: queue.cancel("local", job)),
+        (0.1, lambda _queue, job: DBOS.cancel_workflow(job)),
+    ],
+    ids=["told", "without a word, as DBOS may give one up"],
+)
+def test_who_waits_for_a_job_that_never_runs_does_not_wait_for_ever(
+    look_s: float,
+    end: Callable[[JobQueue, str], object],
+    queue: JobQueue,
+    executor: FakeExecutor,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also of one that never ran."""
-    monkeypatch.setattr(segment, "LOOK_S", 60)
+    """A cancellation wakes who waits at once; what ends without one is seen at the next look."""
+    monkeypatch.setattr(segment, "LOOK_S", look_s)
     submit("slow before it")
     assert executor.entered.wait(20)
     job = submit("never run")
-    threading.Timer(0.3, lambda: queue.cancel("local", job.id)).start()
-
-    started = time.monotonic()
-    assert queue.wait("local", job.id, 30).state == "cancelled"
-    assert time.monotonic() - started < 10
-
-
-def test_a_job_that_ends_without_a_word_is_seen(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DBOS may give one up by itself; nobody waits for ever."""
-    monkeypatch.setattr(segment, "LOOK_S", 0.1)
-    submit("slow before it")
-    assert executor.entered.wait(20)
-    job = submit("given up")
-    threading.Timer(0.3, lambda: DBOS.cancel_workflow(job.id)).start()
+    threading.Timer(0.3, end, (queue, job.id)).start()
 
     started = time.monotonic()
     assert queue.wait("local", job.id, 30).state == "cancelled"
