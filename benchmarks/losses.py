@@ -1,7 +1,8 @@
 """Time and peak memory of the mL1-ACE losses beside a literal transcription and MONAI's DiceCE: `python benchmarks/losses.py`.
 
 Forward and backward, softmax included, float32 logits with integer labels, in turn within each round; the ratios are
-medians over rounds of transcription / ours. Peak memory is that of a fresh process above its own start.
+medians over rounds of transcription / ours. Peak memory is that of a fresh process above its own start; with
+`--device cuda` it is what torch allocated on the device above what lay there before, and times include synchronising.
 """
 
 import argparse
@@ -27,16 +28,16 @@ def literal_hard(logits: torch.Tensor, labels: torch.Tensor, bins: int = 20) -> 
     """Return the hard-binned loss as the paper's equations and the authors' code have it, image by image."""
     p = logits.softmax(dim=1).flatten(2)
     y = torch.nn.functional.one_hot(labels[:, 0], p.shape[1]).movedim(-1, 1).flatten(2).to(p.dtype)
-    edges = torch.linspace(0, 1 + EPS, bins + 1)
+    edges = torch.linspace(0, 1 + EPS, bins + 1, device=p.device)
     losses = []
     for b in range(p.shape[0]):
         for c in range(p.shape[1]):
             index = torch.bucketize(p[b, c].detach(), edges[1:])
             mean = [
-                torch.zeros(bins).scatter_reduce(0, index, v, reduce="mean", include_self=False)
+                torch.zeros(bins, device=p.device).scatter_reduce(0, index, v, reduce="mean", include_self=False)
                 for v in (p[b, c], y[b, c])
             ]
-            filled = torch.zeros(bins).scatter_add(0, index, torch.ones_like(p[b, c])) > 0
+            filled = torch.zeros(bins, device=p.device).scatter_add(0, index, torch.ones_like(p[b, c])) > 0
             losses.append((mean[0] - mean[1]).abs()[filled].mean() * (y[b, c].sum() > 0))
     return torch.stack(losses).mean()
 
@@ -46,14 +47,14 @@ def literal_soft(logits: torch.Tensor, labels: torch.Tensor, bins: int = 20) -> 
     p = logits.softmax(dim=1).flatten(2)
     y = torch.nn.functional.one_hot(labels[:, 0], p.shape[1]).movedim(-1, 1).flatten(2).to(p.dtype)
     width = (1 + EPS) / bins
-    centres = torch.cat([torch.tensor([-1e4]), (torch.arange(bins) + 0.5) * width, torch.tensor([1e4])])
+    centres = torch.cat([torch.tensor([-1e4]), (torch.arange(bins) + 0.5) * width, torch.tensor([1e4])]).to(p.device)
     losses = []
     for b in range(p.shape[0]):
         for c in range(p.shape[1]):
             left = torch.bucketize(p[b, c].detach(), centres) - 1
             w = ((p[b, c] - centres[left]) / (centres[left + 1] - centres[left])).clamp(0, 1)
             lower, upper = (left - 1).clamp(0, bins - 1), left.clamp(0, bins - 1)
-            total, gap = torch.zeros(bins), torch.zeros(bins)
+            total, gap = torch.zeros(bins, device=p.device), torch.zeros(bins, device=p.device)
             for index, weight in ((lower, 1 - w), (upper, w)):
                 total = total.scatter_add(0, index, weight)
                 gap = gap.scatter_add(0, index, weight * (p[b, c] - y[b, c]))
@@ -71,36 +72,48 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def batch(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits that favour the labels as a network in training does, and the labels."""
+def batch(shape: tuple[int, ...], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits that favour the labels as a network in training does, and the labels, drawn on the CPU."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(shape[1], (shape[0], 1, *shape[2:]), generator=generator)
     logits = 2 * torch.randn(shape, generator=generator)
-    return logits.scatter_add(1, labels, torch.full(labels.shape, 3.0)), labels
+    return logits.scatter_add(1, labels, torch.full(labels.shape, 3.0)).to(device), labels.to(device)
 
 
 def seconds(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the wall time of one forward and backward pass."""
     leaf = logits.clone().requires_grad_()
+    _synchronise(leaf)
     started = time.perf_counter()
     loss(leaf, labels).backward()
+    _synchronise(leaf)
     return time.perf_counter() - started
 
 
-def peak_mb(name: str, shape: tuple[int, ...], answer: "multiprocessing.Queue[float]") -> None:
+def _synchronise(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def peak_mb(name: str, shape: tuple[int, ...], device: str, answer: "multiprocessing.Queue[float]") -> None:
     """Put the peak memory of one pass above what was in use before it."""
     torch.set_num_threads(1)
-    logits, labels = batch(shape)
-    small = batch((1, 2, 8, 8, 8))
+    logits, labels = batch(shape, device)
+    small = batch((1, 2, 8, 8, 8), device)
     seconds(LOSSES[name], *small)
     leaf = logits.requires_grad_()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is in use now
-    before = _high_water_mb()
+    if leaf.is_cuda:
+        torch.cuda.reset_peak_memory_stats(leaf.device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is in use now
+    before = _high_water_mb(leaf)
     LOSSES[name](leaf, labels).backward()
-    answer.put(_high_water_mb() - before)
+    answer.put(_high_water_mb(leaf) - before)
 
 
-def _high_water_mb() -> float:
+def _high_water_mb(tensor: torch.Tensor) -> float:
+    if tensor.is_cuda:
+        return torch.cuda.max_memory_allocated(tensor.device) / 2**20
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
@@ -110,12 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="torch device, e.g. cpu or cuda")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     processes = multiprocessing.get_context("spawn")
     ratios = {}
     for label, shape in SHAPES.items():
-        logits, labels = batch(shape)
+        logits, labels = batch(shape, arguments.device)
         times: dict[str, list[float]] = {name: [] for name in LOSSES}
         for loss in LOSSES.values():
             seconds(loss, logits, labels)
@@ -125,15 +139,18 @@ def main() -> None:
         memory = {}
         for name in LOSSES:
             answer: multiprocessing.Queue[float] = processes.Queue()
-            process = processes.Process(target=peak_mb, args=(name, shape, answer))
+            process = processes.Process(target=peak_mb, args=(name, shape, arguments.device, answer))
             process.start()
             memory[name] = answer.get()
             process.join()
-        print(f"\n{label}, {arguments.threads} thread(s), {arguments.rounds} rounds")
+        where = arguments.device if logits.is_cuda else f"{arguments.threads} thread(s)"
+        print(f"\n{label}, {where}, {arguments.rounds} rounds")
         for name in LOSSES:
             low, high = min(times[name]), max(times[name])
             middle = statistics.median(times[name])
-            print(f"  {name:14} {middle:7.3f} s ({low:.3f} to {high:.3f})  peak {memory[name]:7.0f} MB")
+            print(
+                f"  {name:14} {1000 * middle:8.2f} ms ({1000 * low:.2f} to {1000 * high:.2f})  peak {memory[name]:7.0f} MB"
+            )
         for kind in ("hard", "soft"):
             pairs = zip(times[f"literal {kind}"], times[f"ours {kind}"], strict=True)
             ratios[f"{kind} {label}"] = {
