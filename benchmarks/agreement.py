@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import ace, ece
-from service.pipeline.encode import MASK
-from service.pipeline.frame import read_frame
-from service.pipeline.maps import slabs_of
+from service.derived.maps import slabs_of
+from service.result.files import MASK
+from service.result.frame import read_frame
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ import numpy as np
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
 from service.bundle.schema import Label
-from service.dicom.objects import write_objects
-from service.pipeline.dicom import read_outcome
-from service.pipeline.encode import CONFIDENCE, MASK, SOURCE, SUMMARY
-from service.pipeline.frame import FRAME, Frame
+from service.derived.dicom import read_outcome
+from service.result.dicom.objects import write_objects
+from service.result.files import CONFIDENCE, FRAME, MASK, SOURCE, SUMMARY
+from service.result.frame import Frame
 from service.schemas import DEFAULT_OBJECTS, CaseResult, Statement, Structure, Summary
 
 SHAPE = (512, 512, 200)

@@ -25,12 +25,12 @@ from scipy.ndimage import affine_transform, binary_dilation, gaussian_filter
 
 from service.bundle.reader import LoadedBundle
 from service.bundle.registry import SHIPPED
-from service.demo import SIDES, template
+from service.commands.demo import SIDES, template
 from service.engines.ready import ready_bundle
 from service.errors import CalibrantError
-from service.pipeline.encode import MASK
 from service.pipeline.locate import coarse, fit_pose, landmarks_of
 from service.pipeline.run import run_case
+from service.result.files import MASK
 from service.volume import Volume
 
 DISTANCE_MM = 5.0

@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model_training.data import Case, read_case
-from model_training.evaluate import Prediction
+from model_training.data.case import Case, read_case
+from model_training.evaluation.evaluate import Prediction
 from model_training.locator.synthesis import random_turn
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from service.bundle.card import Measurement
 from service.bundle.reader import LoadedBundle, load_bundle
 from service.bundle.registry import SHIPPED
 from service.errors import AnatomyNotFound
-from service.pipeline.calibrate import probabilities
 from service.pipeline.centre import place
 from service.pipeline.infer import infer
 from service.pipeline.locate import Box, Boxes
+from service.pipeline.predict import probabilities
 from service.pipeline.preprocess import preprocess
 from service.volume import Volume
 

@@ -14,7 +14,7 @@ from page import PAGE, publish, table
 from pipeline import PLANS, out_of
 
 from service.bundle.kind import KINDS
-from service.pipeline.logits import GZIP_LEVEL, GZIP_WINDOW, encode_logits, read_logits
+from service.result.logits import GZIP_LEVEL, GZIP_WINDOW, encode_logits, read_logits
 
 REPEATS = 5
 

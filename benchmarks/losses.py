@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from monai.losses import DiceCELoss
 
-from model_training.losses import HardL1ACELoss, SoftL1ACELoss
+from model_training.losses.ace import HardL1ACELoss, SoftL1ACELoss
 
 SHAPES = {"(2,4,96^3)": (2, 4, 96, 96, 96), "(1,16,96^3)": (1, 16, 96, 96, 96)}
 EPS = 2.0**-23

@@ -56,8 +56,8 @@ def run_ours(scan: Path, bundle: Path, out: Path, repeats: int, engine: str, sta
     import torch
 
     from service.engines.ready import ready_bundle
+    from service.intake.sandbox import start_sandbox
     from service.pipeline.run import run_case
-    from service.pipeline.sandbox import start_sandbox
     from service.schemas import Output
 
     start_sandbox()

@@ -24,15 +24,15 @@ from passes import SAME_FILES, STOCK
 from rewritten import FORMS
 from subjects import CACHE, Subject, cardiac, ct, hippocampus
 
-from model_training.evaluate import this_platform
+from model_training.evaluation.evaluate import this_platform
+from model_training.evaluation.verify import verify
 from model_training.recipes import RECIPES
-from model_training.verify import verify
 from service.bundle.description import describe_bundle
 from service.bundle.kind import KINDS, REFERENCE
 from service.bundle.overlay import measurements_of
 from service.engines.machine import available
 from service.executors.embedded import ENVIRONMENT
-from service.pipeline.encode import MASK
+from service.result.files import MASK
 
 HERE = Path(__file__).parent
 STATE = CACHE / "state"

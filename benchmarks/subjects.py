@@ -17,11 +17,11 @@ import torch
 from monai.transforms import Compose, RandSpatialCropd, SpatialPadd
 
 from model_training.config import Recipe, Schedule
-from model_training.data import Case
-from model_training.export import export
-from model_training.parallel import ALONE
+from model_training.data.case import Case
+from model_training.export.bundle import export
 from model_training.recipes import RECIPES
-from model_training.train import WEIGHTS, train
+from model_training.training.parallel import ALONE
+from model_training.training.train import WEIGHTS, train
 from service.bundle.card import Population
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED
 from service.bundle.schema import Label, Network, ServiceConfig, Window

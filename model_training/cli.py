@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from model_training.config import Recipe
-    from model_training.data import Case
+    from model_training.data.case import Case
     from model_training.locator.recipe import LocatorRecipe
     from service.bundle.card import Measurement
 
@@ -35,9 +35,9 @@ def train(
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
 ) -> None:
     """Train a recipe's network; `torchrun -m service train ...` shares each batch between several processes."""
-    from model_training.parallel import process_group
-    from model_training.progress import Progress, TensorBoard, Watcher
-    from model_training.train import train as run_training
+    from model_training.training.parallel import process_group
+    from model_training.training.progress import Progress, TensorBoard, Watcher
+    from model_training.training.train import train as run_training
 
     chosen = _recipe(recipe)
     with process_group(device) as group, ExitStack() as stack:
@@ -111,8 +111,8 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     ] = None,
 ) -> None:
     """Measure a trained network on persons that it never saw and write the bundle with its calibration card."""
-    from model_training.calibrate import Temperatures
-    from model_training.export import export as write_bundle
+    from model_training.evaluation.temperature import Temperatures
+    from model_training.export.bundle import export as write_bundle
 
     chosen = _recipe(recipe)
     if temperature is not None:
@@ -138,8 +138,8 @@ def crossvalidate(
     device: Annotated[str, typer.Option(help="torch device, e.g. cpu or cuda:0.")] = "cpu",
 ) -> None:
     """Train without each fold in turn and measure it out of fold; folds are by person. May be stopped and called again."""
-    from model_training.crossvalidate import MEASUREMENT, measure_folds, train_folds
-    from model_training.parallel import process_group
+    from model_training.evaluation.crossvalidate import MEASUREMENT, measure_folds, train_folds
+    from model_training.training.parallel import process_group
 
     chosen = _recipe(recipe)
     folds = _folds(chosen, data, fold)
@@ -185,7 +185,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     ] = None,
 ) -> None:
     """Fit a temperature, scalar and per class, on out-of-fold cases; or --verify an engine that a card does not cover."""
-    from model_training.calibrate import calibrate as fit
+    from model_training.evaluation.temperature import calibrate as fit
 
     chosen = _recipe(recipe)
     if bundle is not None:
@@ -221,9 +221,9 @@ def evaluate(
     """Measure a bundle on labelled cases; on the card's own split, compare with the card (exit code 1 if they disagree)."""
     import torch
 
-    from model_training.evaluate import evaluate as measure_bundle
-    from model_training.report import write_report
-    from model_training.results import write_results
+    from model_training.evaluation.evaluate import evaluate as measure_bundle
+    from model_training.evaluation.report import write_report
+    from model_training.evaluation.results import write_results
     from service.engines.ready import ready_bundle
 
     chosen = _recipe(recipe)
@@ -254,7 +254,7 @@ def compare(
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
 ) -> None:
     """Train each configuration of a comparison without each fold and measure it there; may be stopped and called again."""
-    from model_training.compare import RunName, run_once
+    from model_training.comparison.run import RunName, run_once
     from model_training.recipes import COMPARISONS
 
     _recipe(recipe)
@@ -278,12 +278,12 @@ def comparison(
     ] = None,
 ) -> None:
     """Print the tables of a comparison, as Markdown, from its runs alone."""
-    from model_training.comparison import compared, load_runs, table
+    from model_training.comparison.tables import compared, load_runs, table
 
     found = compared(load_runs(runs))
     typer.echo(table(found))
     if picture is not None:
-        from model_training.front import draw_front
+        from model_training.comparison.front import draw_front
 
         picture.write_bytes(draw_front(found, "svg" if picture.suffix == ".svg" else "png"))
 
@@ -292,7 +292,7 @@ def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, stat
     """Measure a bundle with each engine that its card does not cover, or with the one that was named."""
     import torch
 
-    from model_training.verify import verify
+    from model_training.evaluation.verify import verify
     from service.bundle.description import describe_bundle
     from service.bundle.kind import KINDS
     from service.engines.machine import available
@@ -344,7 +344,7 @@ def _show(case: "Case") -> None:
 
 def _disagrees(found: "Measurement", stated: "Measurement") -> bool:
     """Say by how much what was found differs from what the card states, and return whether it is too much."""
-    from model_training.evaluate import TOLERANCE, differences
+    from model_training.evaluation.evaluate import TOLERANCE, differences
 
     tolerance = TOLERANCE[found.precision]
     differing = differences(found, stated)

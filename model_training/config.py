@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from monai.transforms import Compose
 
-from model_training.data import Case
+from model_training.data.case import Case
 from service.bundle.card import Population
 from service.bundle.schema import ServiceConfig
 

@@ -1,6 +1,6 @@
 """`python -m service` is `calibrant`."""
 
-from service.cli import main
+from service.commands.cli import main
 
 if __name__ == "__main__":
     main()

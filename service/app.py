@@ -9,8 +9,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api import dicomjobs, events, health, login, models, problems, reference, results, scans, segmentations
+from service.api import events, health, login, models, problems, reference, results, scans, segmentations
 from service.api import metrics as metrics_route
+from service.api import pacs as dicomjobs
 from service.api.auth import Sessions
 from service.api.deps import Parts
 from service.api.hosts import KnownHosts
@@ -21,15 +22,15 @@ from service.api.monailabel.door import Door
 from service.api.openapi import describe
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.executors.embedded import EmbeddedExecutor
-from service.jobs.arrivals import Arrivals
+from service.executors.on_demand import derive_dicom
+from service.intake.sandbox import start_sandbox
 from service.jobs.database import open_database
-from service.jobs.dicom import DicomJobs
+from service.jobs.pacs.arrivals import Arrivals
+from service.jobs.pacs.queue import DicomJobs
 from service.jobs.retention import Policy, Sweeper
-from service.jobs.segment import JobQueue
+from service.jobs.segmentation.queue import JobQueue
 from service.observability.metrics import Metrics
 from service.pacs.config import read_pacs_file
-from service.pipeline.derived import derive_dicom
-from service.pipeline.sandbox import start_sandbox
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
 from service.storage.keys import Keys
@@ -67,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
             warm=registry.ready.get(DEFAULT_MODEL),
         )
         executor.start()
-        start_sandbox("service.pipeline.dicom")
+        start_sandbox("service.derived.dicom")
         jobs = JobQueue(state, registry, executor, metrics, database)
         dicom = DicomJobs(jobs, state, pacs, derive_dicom, settings.case_deadline_s)
         arrivals = Arrivals(dicom, pacs, registry, state)

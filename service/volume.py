@@ -15,7 +15,7 @@ class Volume:
         affine: (4, 4) float64, voxel index (i, j, k, 1) to RAS millimetres.
         header: the NIfTI header (348 bytes of NIfTI-1 or 540 of NIfTI-2) that every result on this grid repeats.
         warnings: what a reader should know about the file, e.g. two orientations that disagree.
-        source: of a DICOM series what `service.dicom.source` keeps of its headers, as JSON; it names the patient.
+        source: of a DICOM series what `service.intake.dicom.source` keeps of its headers, as JSON; it names the patient.
     """
 
     array_CDHW: npt.NDArray[np.generic]

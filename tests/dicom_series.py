@@ -73,6 +73,12 @@ def series_of_array(
     return [_image(stored[..., k].T, k, lps, spacing, (slope, intercept), identity) for k in range(array.shape[2])]
 
 
+def small_series(affine_ras: npt.NDArray[np.float64]) -> list[Dataset]:
+    """Return an MR series of 12 x 10 x 8 voxels with drawn intensities."""
+    array = np.random.default_rng(5).integers(0, 900, (12, 10, 8)).astype(np.int16)
+    return series_of_array(array, affine_ras)
+
+
 def file_of(image: Dataset) -> bytes:
     """Return an image as a DICOM file (PS3.10)."""
     file = io.BytesIO()

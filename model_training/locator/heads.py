@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from model_training.data import DataError
+from model_training.data.case import DataError
 
 Points = npt.NDArray[np.float64]
 

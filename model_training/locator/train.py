@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from torch.utils.data import DataLoader, Dataset
 
-from model_training.checkpoint import NAME as CHECKPOINT
-from model_training.checkpoint import load_checkpoint, save_checkpoint
-from model_training.data import DataError
+from model_training.data.case import DataError
 from model_training.locator.evaluate import locating
 from model_training.locator.heads import LANDMARKS, Head, read_heads
 from model_training.locator.recipe import LocatorRecipe
 from model_training.locator.synthesis import draw, training_pair
-from model_training.train import GRADIENT_NORM, learning_rate_factor
+from model_training.training.checkpoint import NAME as CHECKPOINT
+from model_training.training.checkpoint import load_checkpoint, save_checkpoint
+from model_training.training.train import GRADIENT_NORM, learning_rate_factor
 from service.bundle.card import Locating
 from service.bundle.network import build_network
 from service.bundle.schema import Locator

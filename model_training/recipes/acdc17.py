@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Final
 
 from model_training.config import Recipe, Schedule
-from model_training.data import Case
-from model_training.layouts.acdc import read_acdc
-from model_training.transforms import small_affine, turned_in_plane
+from model_training.data.case import Case
+from model_training.data.layouts.acdc import read_acdc
+from model_training.data.transforms import small_affine, turned_in_plane
 from service.bundle.card import Population
 from service.bundle.schema import Code, Label, Network, ServiceConfig, ZScore
 

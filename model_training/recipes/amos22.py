@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Final
 
 from model_training.config import Recipe, Schedule
-from model_training.data import Case
-from model_training.layouts.amos import read_amos
-from model_training.transforms import small_affine_about_foreground
+from model_training.data.case import Case
+from model_training.data.layouts.amos import read_amos
+from model_training.data.transforms import small_affine_about_foreground
 from service.bundle.card import Population
 from service.bundle.schema import Code, Label, Network, ServiceConfig, Window
 

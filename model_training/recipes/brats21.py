@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Final
 
 from model_training.config import Recipe, Schedule
-from model_training.data import Case
-from model_training.layouts.brats import read_brats
-from model_training.transforms import zoom_turn_blur
+from model_training.data.case import Case
+from model_training.data.layouts.brats import read_brats
+from model_training.data.transforms import zoom_turn_blur
 from service.bundle.card import Population
 from service.bundle.schema import Code, Label, Network, Region, ServiceConfig, ZScore
 

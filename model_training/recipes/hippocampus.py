@@ -3,10 +3,10 @@
 from typing import Final
 
 from model_training.config import Recipe, Schedule
-from model_training.data import Case
-from model_training.layouts.msd import read_msd
+from model_training.data.case import Case
+from model_training.data.layouts.msd import read_msd
+from model_training.data.transforms import one_model_for_both_sides
 from model_training.locator.recipe import LocatorRecipe
-from model_training.transforms import one_model_for_both_sides
 from service.bundle.card import Population
 from service.bundle.schema import Code, Label, Network, Part, ServiceConfig, ZScore
 

@@ -8,9 +8,9 @@ from fastapi import Depends, Request
 from service.api.auth import Sessions, caller
 from service.bundle.registry import Registry
 from service.errors import Forbidden
-from service.jobs.arrivals import Arrivals
-from service.jobs.dicom import DicomJobs
-from service.jobs.segment import JobQueue
+from service.jobs.pacs.arrivals import Arrivals
+from service.jobs.pacs.queue import DicomJobs
+from service.jobs.segmentation.queue import JobQueue
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.storage.keys import Keys, Owner

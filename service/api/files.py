@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.errors import ResultExpired
+from service.result.files import RESULT
 from service.schemas import CaseResult
-from service.storage.local import RESULT
 
 _CACHE: Final = "private, no-cache"
 """A result never changes, but it may be erased: a cache must ask, and is told 304."""

@@ -10,12 +10,12 @@ from service.api.negotiation import choose
 from service.api.problems import RESPONSES
 from service.bundle.card import CalibrationCard, Interval
 from service.bundle.description import BundleDescription
+from service.bundle.figures import draw_reliability
 from service.bundle.registry import DEFAULT_MODEL
 from service.bundle.reliability import reliability_of
 from service.bundle.schema import Code
 from service.bundle.statement import state
 from service.errors import NotAcceptable, SettingsError
-from service.figures import draw_reliability
 from service.schemas import Card, CardMeasurement, Figure, LabelDetail, Model, Models, Reliability
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=RESPONSES)

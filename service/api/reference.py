@@ -11,11 +11,12 @@ from service.api.deps import OwnerDep, Parts, PartsDep
 from service.api.problems import RESPONSES
 from service.api.results import result_of
 from service.api.upload import SCAN_BODY, receive_file
-from service.pipeline.derived import derive_measured, reject_without_logits
-from service.pipeline.frame import read_frame
-from service.pipeline.reference import read_reference
+from service.derived.reference import read_reference
+from service.executors.on_demand import derive_measured
+from service.result.files import RESULT, reject_without_logits
+from service.result.frame import read_frame
 from service.schemas import CaseResult, Measured
-from service.storage.local import RESULT, Upload
+from service.storage.local import Upload
 
 router = APIRouter(prefix="/v1/segmentations/{job_id}/reference", tags=["results"], responses=RESPONSES)
 

@@ -10,15 +10,16 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.api.deps import OwnerDep, Parts, PartsDep
-from service.api.dicom import DICOM, answer_object, answer_zip, choose_form
+from service.api.dicomresults import DICOM, answer_object, answer_zip, choose_form
 from service.api.files import Answer, kept
 from service.api.problems import RESPONSES
 from service.errors import ResultNotReady, ResultUnavailable
-from service.pipeline.bids import write_zip
-from service.pipeline.derived import derive_dicom, derive_map, offers_dicom
-from service.pipeline.encode import CONFIDENCE, MASK, SUMMARY, Content, VoxelType
-from service.pipeline.frame import read_frame
-from service.pipeline.segnrrd import encode_segmentation
+from service.executors.on_demand import derive_dicom, derive_map
+from service.result.bids import write_zip
+from service.result.files import CONFIDENCE, MASK, SUMMARY, offers_dicom
+from service.result.frame import read_frame
+from service.result.nifti import Content, VoxelType
+from service.result.segnrrd import encode_segmentation
 from service.schemas import DEFAULT_OBJECTS, DicomObject, Summary
 from service.storage.keys import Owner
 

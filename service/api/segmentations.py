@@ -14,7 +14,7 @@ from service.api.problems import RESPONSES
 from service.api.upload import SCAN_BODY, receive_scan
 from service.bundle.registry import DEFAULT_MODEL
 from service.errors import InvalidRequest
-from service.jobs.status import Order
+from service.jobs.segmentation.status import Order
 from service.schemas import FINISHED, Job, Jobs, Output, Priority, State
 
 router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses=RESPONSES)

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from service.api.deps import Parts
 from service.api.multipart import file_of
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
-from service.pipeline.sandbox import check_sandboxed
+from service.intake.sandbox import check_sandboxed
 from service.schemas import Scan
 from service.storage.local import Upload
 

@@ -7,9 +7,9 @@ from typing import Final
 
 import structlog
 
-from service.jobs.dicom import DicomJobs
-from service.jobs.segment import JobQueue
-from service.pipeline.logits import LOGITS
+from service.jobs.pacs.queue import DicomJobs
+from service.jobs.segmentation.queue import JobQueue
+from service.result.files import LOGITS
 from service.storage.local import StateDirectory
 
 log = structlog.get_logger(__name__)

@@ -20,10 +20,10 @@ from typing import Final, Self
 from pydicom import dcmread
 
 from service.errors import CalibrantError, IrregularSpacing, MissingSlices, PacsBadResponse, SeriesNotFound
+from service.intake.sandbox import check_sandboxed
 from service.pacs.instance import read_instance, read_series
 from service.pacs.selection import Series
 from service.pacs.web import write_zip
-from service.pipeline.sandbox import check_sandboxed
 from service.storage.durable import sync_folder, write_durably
 
 KEEP_S: Final = 3600.0

@@ -13,10 +13,11 @@ from torch import nn
 
 from service.bundle.schema import Part, ServiceConfig
 from service.errors import ConstantVolume
+from service.pipeline.grid import Grid, PartGrid, to_axes_of
 from service.pipeline.infer import sliding_window_logits
 from service.pipeline.locate import LEAST_INSIDE, Box, Boxes, Points, not_found
-from service.pipeline.parts import PartGrid, box_affine, crop, voxels_of
-from service.pipeline.preprocess import Grid, preprocess, to_axes_of
+from service.pipeline.parts import box_affine, crop, voxels_of
+from service.pipeline.preprocess import preprocess
 from service.volume import Volume
 
 MOVES: Final = 4

@@ -2,35 +2,18 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from service.bundle.schema import ServiceConfig
+from service.pipeline.grid import PartGrid, Shape
 from service.pipeline.locate import Points, resampled
 from service.volume import Volume
 
-Shape = tuple[int, int, int]
-
 _HALF = 0.5
 """A voxel reaches half an index to each side of its centre."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PartGrid:
-    """The network's grid on one part of a scan.
-
-    Args:
-        channels: class of the result for each output channel of the network; background, 0, first.
-        to_part: (4, 4) voxel index of the scan in the network's axis order to voxel index of the part.
-        shape: voxels of the part.
-    """
-
-    channels: tuple[int, ...]
-    to_part: Points
-    shape: Shape
 
 
 def box_affine(centre_mm: Points, axes: Points, shape: Shape, config: ServiceConfig) -> Points:
@@ -93,7 +76,7 @@ def part_probability_slabs(
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """Yield the calibrated probabilities of a scan of which only parts were segmented, slab by slab.
 
-    Outside of the boxes the background has probability 1. Yields as `service.pipeline.calibrate.probability_slabs`.
+    Outside of the boxes the background has probability 1. Yields as `service.pipeline.predict.probability_slabs`.
 
     Args:
         logits: (parts, C, D, H, W) float16.

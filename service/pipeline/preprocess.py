@@ -5,7 +5,6 @@ Training and serving both call this module: there is no second preprocessing.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import nibabel as nib
@@ -16,8 +15,8 @@ from torch.nn.functional import grid_sample
 
 from service.bundle.schema import IntensityStep, ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
-from service.pipeline.decode import MAX_VOXELS
-from service.pipeline.parts import PartGrid
+from service.intake.decode import MAX_VOXELS
+from service.pipeline.grid import Grid
 from service.volume import Volume
 
 SLAB_VALUES: Final = 1 << 22
@@ -27,64 +26,11 @@ Of fewer, more planes would be interpolated for two slabs, and files written acr
 stay in a processor's cache.
 """
 
-NEGLIGIBLE_VOXELS: Final = 1e-3
-"""Where a spacing is so near to the bundle's that no voxel would move by more, nothing is resampled."""
-
 _FLOAT32_COUNTS = 1 << 24
 _PIECE = 1 << 16
 """Numbers that are normalised at a time, as float64: a processor's innermost caches hold them."""
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Grid:
-    """How a scan's grid became the network's, so that the network's output can be brought back.
-
-    Args:
-        scan_shape: voxels along i, j, k of the scan as it came.
-        orientation: (3, 2) nibabel orientation: network axis and flip of each scan axis.
-        oriented_shape: the scan's shape in the network's axis order.
-        network_shape: voxels after resampling.
-        step: voxels of the scan from one voxel of the network to the next, along the network's axes.
-        parts: where a locator found the anatomy, the network's grid on each part; none where it saw the scan as it is.
-    """
-
-    scan_shape: tuple[int, ...]
-    orientation: npt.NDArray[np.float64]
-    oriented_shape: tuple[int, ...]
-    network_shape: tuple[int, ...]
-    step: tuple[float, ...]
-    parts: tuple[PartGrid, ...] = ()
-
-    @classmethod
-    def of(cls, volume: Volume, config: ServiceConfig) -> "Grid":
-        """Return the grid on which the bundle's network sees this volume.
-
-        It begins at the centre of the first voxel and goes on in steps of exactly the bundle's spacing, as often as
-        brings it nearest to the centre of the last one: MONAI's `Spacing` lays the same.
-        """
-        found = nib.orientations.io_orientation(volume.affine)
-        wanted = nib.orientations.axcodes2ornt(tuple(config.orientation))
-        orientation = nib.orientations.ornt_transform(found, wanted)
-        axis_of = np.argsort(orientation[:, 0])
-        shape = tuple(volume.shape[axis] for axis in axis_of)
-        resampled, step = zip(
-            *(
-                _steps(n, mm, target)
-                for n, mm, target in zip(shape, volume.spacing_mm[axis_of], config.spacing_mm, strict=True)
-            ),
-            strict=True,
-        )
-        return cls(volume.shape, orientation, shape, resampled, step)
-
-
-def _steps(n: int, mm: float, target_mm: float) -> tuple[int, float]:
-    """Return how many voxels of a target size stand for n voxels of another, and how many of these one step crosses."""
-    steps = (n - 1) * mm / target_mm
-    if abs(steps - (n - 1)) < NEGLIGIBLE_VOXELS:
-        return n, 1.0
-    return round(steps + 1), target_mm / mm
 
 
 def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Grid]:
@@ -182,12 +128,6 @@ def to_scan_slabs(
 def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
     """Return an array of the scan's voxels in the network's axes as the scan's file has them, (*scan_shape)."""
     return _orient(array_DHW[np.newaxis], _inverse(grid.orientation))[0]
-
-
-def to_axes_of(grid: Grid) -> npt.NDArray[np.float64]:
-    """Return the (4, 4) voxel index of the scan in the network's axis order and directions to that of its file."""
-    affine: npt.NDArray[np.float64] = nib.orientations.inv_ornt_aff(grid.orientation, grid.scan_shape)
-    return affine
 
 
 def to_scan_grid(array_CDHW: torch.Tensor, grid: Grid) -> npt.NDArray[np.float32]:

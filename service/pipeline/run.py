@@ -13,27 +13,20 @@ from service.bundle.card import Measurement
 from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig
 from service.errors import BundleUnsupported
-from service.pipeline.calibrate import Segmentation, segment
+from service.intake.sandbox import decode_sandboxed
 from service.pipeline.centre import Placement, place
-from service.pipeline.encode import (
-    CONFIDENCE,
-    MASK,
-    SOURCE,
-    SUMMARY,
-    encode_confidence,
-    encode_mask,
-    encode_source,
-)
-from service.pipeline.frame import FRAME, Frame
+from service.pipeline.grid import Grid, frame_of
 from service.pipeline.infer import Placement as DevicePlacement
 from service.pipeline.infer import infer_within_memory
 from service.pipeline.locate import locate, shows_more
-from service.pipeline.logits import LOGITS, encode_logits
-from service.pipeline.maps import frame_of
-from service.pipeline.preprocess import Grid, preprocess
-from service.pipeline.sandbox import decode_sandboxed
-from service.pipeline.store import Store, complete
+from service.pipeline.predict import Segmentation, segment
+from service.pipeline.preprocess import preprocess
 from service.pipeline.summary import summarise
+from service.result.files import CONFIDENCE, FRAME, LOGITS, MASK, SOURCE, SUMMARY
+from service.result.frame import Frame
+from service.result.logits import encode_logits
+from service.result.nifti import encode_confidence, encode_mask, encode_source
+from service.result.store import Store, complete
 from service.schemas import CaseResult, Output, Report, Stage, Summary
 from service.volume import Volume
 

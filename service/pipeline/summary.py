@@ -10,9 +10,9 @@ from service.bundle.description import BundleDescription
 from service.bundle.schema import Label
 from service.bundle.statement import FEATURES, reasons_to_withdraw, state
 from service.calibration.histogram import BINS, bin_index
-from service.pipeline.calibrate import Segmentation
 from service.pipeline.centre import Placement
-from service.pipeline.preprocess import Grid
+from service.pipeline.grid import Grid
+from service.pipeline.predict import Segmentation
 from service.schemas import ExpectedAccuracy, Located, Structure, Summary
 from service.volume import Volume
 

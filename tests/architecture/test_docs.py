@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from model_training import evaluate, verify
+from model_training.evaluation import evaluate, verify
 from service.engines import check
 from service.settings import Settings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model_training.comparison import compared, load_runs, table
+from model_training.comparison.tables import compared, load_runs, table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGES = sorted(folder.name for folder in (RESULTS / "runs").iterdir() if any(folder.glob("*.json")))

@@ -9,7 +9,7 @@ import pytest
 HEAVY = ("torch", "monai")
 
 
-@pytest.mark.parametrize("module", ["service", "service.cli", "service.app", "service.client.http"])
+@pytest.mark.parametrize("module", ["service", "service.commands.cli", "service.app", "service.client.http"])
 def test_importing_it_loads_neither_torch_nor_monai(module: str) -> None:
     """The command line, the API's process and the client start without the deep-learning libraries."""
     script = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"

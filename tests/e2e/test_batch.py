@@ -25,9 +25,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from model_training.layouts.msd import read_msd
+from model_training.data.layouts.msd import read_msd
 from service.bundle.registry import DEFAULT_MODEL
-from service.predict import predict_here
+from service.commands.predict import predict_here
 
 CASES = 8
 CALIBRANT = [sys.executable, "-m", "service"]

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import model_training.evaluate
+import model_training.evaluation.evaluate
 from model_training import cli
-from model_training.data import Case
-from model_training.layouts.msd import read_msd
+from model_training.data.case import Case
+from model_training.data.layouts.msd import read_msd
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED
 
 N_CASES, N_CLASSES = 47, 3
@@ -146,15 +146,15 @@ def batch(setting: Setting, name: str, *where: str) -> dict[str, Files]:
 def evaluated(setting: Setting) -> tuple[dict[str, npt.NDArray[np.uint8]], list[dict[str, str]]]:
     """Return the masks from which `calibrant evaluate` computes its figures, by case, and the table that it writes."""
     masks = {}
-    predictions = model_training.evaluate.predictions
+    predictions = model_training.evaluation.evaluate.predictions
 
-    def noting(*arguments: Any) -> list[model_training.evaluate.Prediction]:  # noqa: ANN401 - as they come
+    def noting(*arguments: Any) -> list[model_training.evaluation.evaluate.Prediction]:  # noqa: ANN401 - as they come
         found = predictions(*arguments)
         masks.update({prediction.case.name: prediction.mask_DHW for prediction in found})
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_training.evaluate, "predictions", noting)
+        patch.setattr(model_training.evaluation.evaluate, "predictions", noting)
         cli.evaluate(BUNDLE, "hippocampus", setting.data, "test", setting.work / "report")
     return masks, rows_of(setting.work / "report" / "cases.csv")
 

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import sqlalchemy
 
-from model_training.layouts.msd import read_msd
+from model_training.data.layouts.msd import read_msd
 from service.errors import SettingsError
 from service.jobs.database import JobDatabase, open_database
 from service.storage.local import StateDirectory

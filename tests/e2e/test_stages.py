@@ -24,20 +24,19 @@ from typing import Any, Literal, TypeVar, get_args
 import httpx
 import pytest
 
-from service.pipeline.encode import MASK
+from service.result.files import MASK, RESULT
 from service.schemas import Stage
-from service.storage.local import RESULT
 
 POINTS = {
-    "decode": ("service.pipeline.sandbox", "decode_scan"),  # in a process of its own
+    "decode": ("service.intake.sandbox", "decode_scan"),  # in a process of its own
     "preprocess": ("service.pipeline.run", "preprocess"),
     "infer": ("service.pipeline.run", "infer_within_memory"),  # whatever the engine
     "calibrate": ("service.pipeline.run", "segment"),
     "encode": ("service.pipeline.run", "encode_mask"),
-    "store": ("service.pipeline.store", "write_durably"),  # of several files the first
+    "store": ("service.result.store", "write_durably"),  # of several files the first
     "store, complete": ("service.pipeline.run", "complete"),
     "scan kept": ("service.storage.local", "Upload.keep"),
-    "job committed": ("service.jobs.segment", "JobQueue.submit"),
+    "job committed": ("service.jobs.segmentation.queue", "JobQueue.submit"),
     "result published": ("service.storage.local", "StateDirectory.publish"),
 }
 """Where a process can be stopped: the module and the function after which it is."""

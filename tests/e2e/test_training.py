@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
-from model_training.parallel import ALONE
-from model_training.progress import Progress
+from model_training.training.parallel import ALONE
+from model_training.training.progress import Progress
 from model_training.recipes.hippocampus import HIPPOCAMPUS
-from model_training.train import train
+from model_training.training.train import train
 from service.bundle.schema import Network
 
 data, run = map(Path, sys.argv[1:])

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from model_training.config import Recipe, Schedule
-from model_training.data import DataError
-from model_training.layouts.msd import read_msd
-from model_training.parallel import ALONE
+from model_training.data.case import DataError
+from model_training.data.layouts.msd import read_msd
 from model_training.recipes.hippocampus import HIPPOCAMPUS
-from model_training.train import WEIGHTS, train
+from model_training.training.parallel import ALONE
+from model_training.training.train import WEIGHTS, train
 from service.bundle.network import build_network
 from service.bundle.schema import Network, ServiceConfig
 

@@ -16,11 +16,10 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import InvalidRequest
-from service.pipeline.encode import MASK, SUMMARY
-from service.pipeline.frame import read_frame
-from service.pipeline.segnrrd import encode_nrrd, encode_segmentation
+from service.result.files import MASK, RESULT, SUMMARY
+from service.result.frame import read_frame
+from service.result.segnrrd import encode_nrrd, encode_segmentation
 from service.schemas import CaseResult, Job, Stage, Summary
-from service.storage.local import RESULT
 
 BINARY: Final = "application/octet-stream"
 """Media type of every mask: OHIF looks for this very text in a form."""

@@ -10,7 +10,7 @@ from service.api.deps import Parts
 from service.api.multipart import pieces_of
 from service.api.upload import FRAME_BYTES, limited_body, reject_headers, too_large
 from service.errors import InvalidRequest
-from service.pipeline.sandbox import check_sandboxed
+from service.intake.sandbox import check_sandboxed
 from service.schemas import Scan
 from service.storage.local import Upload
 

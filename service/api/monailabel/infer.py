@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import Parts, PartsDep
-from service.api.dicom import DICOM
+from service.api.dicomresults import DICOM
 from service.api.monailabel.answer import BINARY, Wish, describe, encode_image, form_of
 from service.api.monailabel.door import PREFIX, ViewerDep
 from service.api.monailabel.form import receive_form
@@ -18,8 +18,8 @@ from service.api.monailabel.series import fetch_scan
 from service.api.results import result_of
 from service.api.segmentations import ALL_OUTPUTS
 from service.errors import BY_CODE
-from service.jobs.status import Order
-from service.pipeline.derived import derive_dicom
+from service.executors.on_demand import derive_dicom
+from service.jobs.segmentation.status import Order
 from service.schemas import FINISHED, DicomObject, Job, Scan
 from service.storage.keys import Owner
 

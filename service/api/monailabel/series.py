@@ -1,11 +1,11 @@
 """A series that OHIF names by its UID -> a stored scan, fetched from the configured PACS that holds it."""
 
 from service.errors import SeriesNotFound
+from service.intake.sandbox import check_sandboxed
 from service.pacs.config import PacsFile
 from service.pacs.peer import Peer, open_peer
 from service.pacs.selection import Series, reject_unsuitable
 from service.pacs.web import write_zip
-from service.pipeline.sandbox import check_sandboxed
 from service.schemas import Scan
 from service.storage.local import StateDirectory, Upload
 

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from model_training.data import DataError
+from model_training.data.case import DataError
 from model_training.locator.heads import LANDMARKS, OTHER_SIDE, read_heads
 from tests.model_training.locator.conftest import place_of
 

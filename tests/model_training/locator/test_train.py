@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from model_training import recipes
 from model_training.cli import app
-from model_training.data import DataError
+from model_training.data.case import DataError
 from model_training.locator.recipe import LocatorRecipe
 from model_training.locator.train import (
     DECLARATION,

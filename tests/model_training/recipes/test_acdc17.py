@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model_training.config import Recipe
-from model_training.data import Case, load_sample
-from model_training.evaluate import measure
+from model_training.data.case import Case, load_sample
+from model_training.evaluation.evaluate import measure
 from model_training.recipes import COMPARISONS, RECIPES
 from model_training.recipes.acdc17 import ACDC17, ACDC17_SMALL
 from service.bundle.schema import ZScore

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model_training.config import Recipe
-from model_training.data import Case
-from model_training.evaluate import measure
+from model_training.data.case import Case
+from model_training.evaluation.evaluate import measure
 from model_training.recipes import RECIPES
 from model_training.recipes.amos22 import AMOS22, AMOS22_SMALL
 from service.bundle.schema import Window

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from model_training.config import Recipe
-from model_training.data import Case
-from model_training.evaluate import measure, measure_one
+from model_training.data.case import Case
+from model_training.evaluation.evaluate import measure, measure_one
 from model_training.recipes import RECIPES
 from model_training.recipes.brats21 import BRATS21, BRATS21_SMALL
 from service.bundle.schema import ZScore

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_training.data import Case
+from model_training.data.case import Case
 from model_training.recipes import RECIPES
 from model_training.recipes.hippocampus import HIPPOCAMPUS, _person
 from service.bundle.network import build_network

@@ -21,8 +21,8 @@ from service.errors import (
     NonFiniteVoxels,
 )
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
+from service.result.files import RESULT
 from service.schemas import CaseResult
-from service.storage.local import RESULT
 
 STAGES = ["decode", "preprocess", "infer", "calibrate", "encode", "store"]
 

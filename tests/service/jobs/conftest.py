@@ -13,12 +13,12 @@ from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.errors import CalibrantError, JobCancelled
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
 from service.jobs.database import open_database
-from service.jobs.segment import JobQueue
-from service.jobs.status import Order
+from service.jobs.segmentation.queue import JobQueue
+from service.jobs.segmentation.status import Order
 from service.observability.metrics import Metrics
-from service.pipeline.encode import SUMMARY
+from service.result.files import RESULT, SUMMARY
 from service.schemas import CaseResult, Job, Priority, Report, Statement, Summary
-from service.storage.local import RESULT, StateDirectory
+from service.storage.local import StateDirectory
 
 RESULT_JSON = CaseResult(
     model="m@0", device="cpu", engine="torch", precision="fp32", seconds={"decode": 0.5}, files={}

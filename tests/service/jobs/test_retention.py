@@ -8,7 +8,7 @@ import pytest
 
 from service.jobs import retention
 from service.jobs.retention import Policy, Sweeper, sweep
-from service.jobs.segment import JobQueue
+from service.jobs.segmentation.queue import JobQueue
 from service.storage.local import StateDirectory
 
 NOW = dt.datetime(2026, 6, 30, 12, tzinfo=dt.UTC)

@@ -8,10 +8,10 @@ from torch import nn
 
 from service.bundle.schema import Label, Landmark, Locator, Network, Part, ServiceConfig
 from service.errors import AnatomyNotFound
-from service.pipeline.calibrate import segment
 from service.pipeline.centre import place
 from service.pipeline.infer import infer
 from service.pipeline.locate import Box, Boxes
+from service.pipeline.predict import segment
 from service.pipeline.preprocess import preprocess
 from service.volume import Volume
 

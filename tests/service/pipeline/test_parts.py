@@ -8,7 +8,8 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from service.bundle.schema import Label, ServiceConfig
-from service.pipeline.parts import PartGrid, box_affine, crop, part_probability_slabs, trilinear, voxels_of
+from service.pipeline.grid import PartGrid
+from service.pipeline.parts import box_affine, crop, part_probability_slabs, trilinear, voxels_of
 from service.volume import Volume
 
 Points = npt.NDArray[np.float64]

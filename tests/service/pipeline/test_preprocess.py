@@ -16,9 +16,9 @@ from monai.transforms.intensity.array import ScaleIntensityRange
 
 from service.bundle.schema import ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, ScanError
-from service.pipeline.decode import decode_scan
+from service.intake.decode import decode_scan
+from service.pipeline.grid import Grid
 from service.pipeline.preprocess import (
-    Grid,
     labels_to_network_grid,
     preprocess,
     to_network_grid,
@@ -108,39 +108,6 @@ def test_monai_orients_alike(
     )
 
     assert np.array_equal(to_network_grid(array[np.newaxis], grid).numpy(), expected.numpy())
-
-
-def test_an_oblique_scan_takes_the_nearest_axes(config: Callable[..., ServiceConfig]) -> None:
-    """Turned by 30 degrees, the file's axes are still nearest to right, anterior and superior."""
-    affine = np.array([[0.866, -0.5, 0, 0], [0.5, 0.866, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    grid = Grid.of(volume_of(phantom(2, 3, 4), affine), config())
-
-    assert grid.orientation.tolist() == [[0, 1], [1, 1], [2, 1]]
-
-
-@pytest.mark.parametrize(
-    ("voxels", "spacing", "target", "expected"),
-    [(5, 2.0, 1.0, 9), (9, 1.0, 2.0, 5), (5, 1.0, 1.0, 5), (3, 17.0, 1.0, 35), (2, 0.1, 1.0, 1), (4, 1.0, 2.0, 2)],
-)
-def test_as_many_steps_as_come_nearest_to_the_last_voxel(
-    voxels: int, spacing: float, target: float, expected: int, config: Callable[..., ServiceConfig]
-) -> None:
-    """The number of steps is the distance between the outer centres over the target, rounded: (5 - 1) * 2 mm are 8."""
-    volume = volume_of(phantom(voxels, 2, 2), np.diag([spacing, 1, 1, 1]))
-
-    grid = Grid.of(volume, config(spacing_mm=(target, 1.0, 1.0)))
-
-    assert grid.network_shape == (expected, 2, 2)
-
-
-def test_spacing_follows_the_axis_that_it_belongs_to(config: Callable[..., ServiceConfig]) -> None:
-    """A file stored as (S, R, A) with slices of 4 mm gets three new slices between two along S."""
-    affine = affine_of((2, 0, 1), (1, 1, 1), (4, 1, 2))
-
-    grid = Grid.of(volume_of(phantom(3, 5, 7), affine), config(spacing_mm=(1.0, 1.0, 1.0)))
-
-    assert grid.oriented_shape == (5, 7, 3)
-    assert grid.network_shape == (5, 13, 9)
 
 
 def test_half_a_step_is_the_mean_of_two_voxels(config: Callable[..., ServiceConfig]) -> None:

@@ -20,11 +20,11 @@ from service.bundle.reader import LoadedBundle, load_bundle
 from service.bundle.schema import Window
 from service.engines.torch_bf16 import HalvedOnCPU
 from service.errors import BundleUnsupported, ConstantVolume, PayloadTruncated
-from service.pipeline.calibrate import segment
-from service.pipeline.decode import decode_scan
-from service.pipeline.logits import read_logits
+from service.intake.decode import decode_scan
+from service.pipeline.predict import segment
 from service.pipeline.preprocess import preprocess
 from service.pipeline.run import covering_measurement, run_case
+from service.result.logits import read_logits
 from service.schemas import CaseResult, Output, Stage, Summary
 
 Nifti = Callable[..., bytes]

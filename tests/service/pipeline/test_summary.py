@@ -8,9 +8,9 @@ from scipy.ndimage import binary_dilation
 
 from service.bundle.description import BundleDescription, describe_bundle
 from service.bundle.registry import SHIPPED
-from service.pipeline.calibrate import Segmentation
-from service.pipeline.decode import decode_scan
-from service.pipeline.preprocess import Grid
+from service.intake.decode import decode_scan
+from service.pipeline.grid import Grid
+from service.pipeline.predict import Segmentation
 from service.pipeline.summary import features_of, labels_at_border, summarise, widened
 from service.schemas import Summary
 from service.volume import Volume

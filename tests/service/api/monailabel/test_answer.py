@@ -12,10 +12,9 @@ from service.api.monailabel.answer import Wish, describe, encode_image, form_of,
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
 from service.errors import InvalidRequest
-from service.pipeline.encode import MASK, SUMMARY
-from service.pipeline.frame import FRAME, Frame
+from service.result.files import FRAME, MASK, RESULT, SUMMARY
+from service.result.frame import Frame
 from service.schemas import CaseResult, Job, Links, Statement, Summary
-from service.storage.local import RESULT
 
 SHAPE = (4, 5, 6)
 AFFINE = np.array([[0, 0, -1.5, 70], [-1, 0, 0, 31.5], [0, 2, 0, -12.25], [0, 0, 0, 1]])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from service.predict import predict_here
+from service.commands.predict import predict_here
 
 Slicer = Labelling = Any
 """Of conftest.py: test folders are no packages."""

@@ -1,0 +1,1 @@
+"""Configurations compared over folds and seeds: the runs, their tables and their picture."""

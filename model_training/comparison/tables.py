@@ -1,0 +1,184 @@
+"""The runs of a comparison -> its tables: out-of-fold figures of each configuration, and its difference to the baseline.
+
+Each case is scored by the network that did not see its person. A temperature, where one is applied, is the one with the
+lowest NLL on the other folds' out-of-fold cases, so it never saw the case either. Intervals resample folds, then
+persons within folds; two configurations are compared under the same resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_training.comparison.run import TEMPERATURES, Run
+from model_training.data.case import DataError
+from service.calibration.cohort import REPLICATES, CaseSums, Estimate, cohort_draws, estimate
+
+BASELINE: Final = "dice-ce"
+"""Configuration that the others are set beside, without a temperature."""
+
+FIGURES: Final = ("dsc", "ace_macro", "ace_excess", "ece_macro", "brier", "nll")
+"""Columns of the tables, keys as `service.calibration.cohort.cohort_draws`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """One case as one run scored it."""
+
+    fold: str
+    seed: int
+    sums: CaseSums
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Return every run of a folder.
+
+    Raises:
+        DataError: there is none, or one cannot be read.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        msg = f"{folder} holds no runs. calibrant compare computes them."
+        raise DataError(msg)
+    try:
+        return [Run.model_validate_json(file.read_bytes()) for file in files]
+    except ValueError as error:
+        msg = f"A run in {folder} cannot be read: {error}"
+        raise DataError(msg) from error
+
+
+def fitted_temperature(runs: Sequence[Run], fold: str, seed: int) -> float:
+    """Return the temperature of the lowest mean NLL over the cases of the other folds, as runs of that seed scored them.
+
+    Args:
+        runs: of one configuration.
+        fold: whose cases it will be applied to, and which therefore does not count.
+        seed: of the runs.
+
+    Raises:
+        DataError: no other fold has been run.
+    """
+    others = [run for run in runs if run.seed == seed and run.fold != fold]
+    if not others:
+        msg = (
+            f"No other fold than {fold} has been run with seed {seed}: a temperature cannot be fitted. Run more folds."
+        )
+        raise DataError(msg)
+
+    def mean_nll(temperature: float) -> float:
+        cases = [case.sums() for run in others for case in run.cases[str(temperature)]]
+        return float(np.mean([case.nll / case.voxels for case in cases]))
+
+    return min(TEMPERATURES, key=mean_nll)
+
+
+def score(runs: Sequence[Run], *, scaled: bool) -> list[Scored]:
+    """Return the cases of every run of one configuration, with the fitted temperature or without one."""
+    return [
+        Scored(run.fold, run.seed, case.sums())
+        for run in runs
+        for case in run.cases[str(fitted_temperature(runs, run.fold, run.seed) if scaled else 1.0)]
+    ]
+
+
+def fold_person_weights(cases: Sequence[Scored], seed: int) -> npt.NDArray[np.int64]:
+    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort, then folds and persons resampled.
+
+    A draw takes as many folds as there are, with replacement, and within each as many persons as it has.
+    """
+    generator = np.random.default_rng(seed)
+    folds = sorted({case.fold for case in cases})
+    columns: dict[str, dict[str, list[int]]] = {fold: {} for fold in folds}
+    for index, case in enumerate(cases):
+        columns[case.fold].setdefault(case.sums.person, []).append(index)
+    weights = np.zeros((1 + REPLICATES, len(cases)), np.int64)
+    weights[0] = 1
+    for row in weights[1:]:
+        for fold in generator.choice(folds, len(folds)):
+            of_persons = list(columns[str(fold)].values())
+            for chosen in generator.integers(len(of_persons), size=len(of_persons)):
+                row[of_persons[chosen]] += 1
+    return weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The figures of every configuration on the cases that all of them scored.
+
+    Args:
+        cases: what was compared, in words.
+        figures: (configuration, whether with a temperature) -> figure -> (1 + R,) its value, then under each resample.
+    """
+
+    cases: str
+    figures: dict[tuple[str, bool], dict[str, npt.NDArray[np.float64]]]
+
+    def changes(self, key: tuple[str, bool]) -> dict[str, Estimate]:
+        """Return the differences of a configuration to the baseline: DSC in points, all else in per cent of it."""
+        draws, baseline = self.figures[key], self.figures[BASELINE, False]
+        changes = {name: 100 * (draws[name] / baseline[name] - 1) for name in FIGURES}
+        changes["dsc"] = 100 * (draws["dsc"] - baseline["dsc"])
+        return {name: estimate(change) for name, change in changes.items()}
+
+
+def compared(runs: Sequence[Run]) -> Comparison:
+    """Return the comparison of the runs, over the folds and seeds that every configuration has."""
+    configurations = sorted({run.configuration for run in runs}, key=lambda name: (name != BASELINE, name))
+    common = set.intersection(*({(r.fold, r.seed) for r in runs if r.configuration == name} for name in configurations))
+    kept = sorted((run for run in runs if (run.fold, run.seed) in common), key=lambda run: (run.seed, run.fold))
+    draws = {
+        (name, scaled): score([run for run in kept if run.configuration == name], scaled=scaled)
+        for name in configurations
+        for scaled in (False, True)
+    }
+    weights = fold_person_weights(draws[BASELINE, False], seed=0)
+    figures = {key: cohort_draws([case.sums for case in cases], weights) for key, cases in draws.items()}
+    return Comparison(_cases(kept), figures)
+
+
+def table(comparison: Comparison) -> str:
+    """Return the comparison as Markdown: figures with 95 % intervals, and differences to the baseline."""
+    return "\n".join([comparison.cases + "\n", *_absolute(comparison), "", *_relative(comparison)])
+
+
+def _cases(runs: Sequence[Run]) -> str:
+    one = [run for run in runs if run.configuration == BASELINE]
+    cases = {(case.case, case.person) for run in one for case in run.cases["1.0"]}
+    persons = len({person for _, person in cases})
+    folds, seeds = sorted({run.fold for run in one}), sorted({run.seed for run in one})
+    return (
+        f"{len(cases)} cases of {persons} persons, out of fold; {', '.join(folds)}; seeds {', '.join(map(str, seeds))}."
+    )
+
+
+def _absolute(comparison: Comparison) -> list[str]:
+    rows = [
+        _row(key, [_spelt(estimate(draws[figure]), "{:.4f}") for figure in FIGURES])
+        for key, draws in comparison.figures.items()
+    ]
+    return [*_head(FIGURES), *rows]
+
+
+def _relative(comparison: Comparison) -> list[str]:
+    rows = [
+        _row(key, [_spelt(change, "{:+.1f}") for change in comparison.changes(key).values()])
+        for key in comparison.figures
+    ]
+    return [*_head(["dsc, points", *(f"{name}, %" for name in FIGURES[1:])]), *rows]
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [f"| configuration | temperature | {' | '.join(columns)} |", f"|{'---|' * (2 + len(columns))}"]
+
+
+def _row(key: tuple[str, bool], cells: list[str]) -> str:
+    name, scaled = key
+    return f"| {name} | {'fitted' if scaled else 'none'} | {' | '.join(cells)} |"
+
+
+def _spelt(found: Estimate, form: str) -> str:
+    value, low, high = (form.format(x) for x in (found.value, found.low, found.high))
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,146 @@
+"""Temperatures fitted out of fold: on each case by the network that never saw its person.
+
+Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: logits are divided by a temperature before softmax,
+the one with the lowest negative log likelihood (NLL). Scalar, or one per class. The inverse temperatures enter the
+logits linearly, so that the NLL is convex in them and has one minimum.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from model_training.config import Recipe
+from model_training.data.case import Case, DataError, read_case
+from model_training.evaluation.crossvalidate import networks_of
+from service.bundle.schema import Declaration
+from service.pipeline.infer import infer
+from service.pipeline.preprocess import preprocess, to_scan_grid
+
+VOXELS_PER_CASE: Final = 200_000
+"""At most so many voxels of a case take part, drawn at random: each case counts the same."""
+
+Kind = Literal["scalar", "per-class"]
+
+
+class Temperatures(Declaration):
+    """Temperatures of a recipe's networks, and what they are worth."""
+
+    recipe: str
+    folds: list[str]
+    n_cases: int
+    n_persons: int
+    scalar: float
+    """One temperature for all classes, fitted on all the folds."""
+    per_class: list[float]
+    """One for each class, fitted on all the folds."""
+    nll: dict[str, float]
+    """NLL in nats, mean over voxels, then cases: ``none``, ``scalar``, ``per-class``. Each fold is scored with the
+    temperatures that were fitted on the others."""
+
+    def of_classes(self, kind: Kind, classes: int) -> list[float]:
+        """Return the temperature of each class, as `service.json` holds it."""
+        return [self.scalar] * classes if kind == "scalar" else self.per_class
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Voxels:
+    """Voxels of one case: logits (n, C) and true classes (n,)."""
+
+    fold: str
+    person: str
+    logits: torch.Tensor
+    classes: torch.Tensor
+
+
+def calibrate(
+    recipe: Recipe, data: Path, runs: Path, folds: Sequence[str], done: Callable[[Case], None]
+) -> Temperatures:
+    """Return the temperatures that fit the out-of-fold cases best.
+
+    Args:
+        recipe: whose networks were trained.
+        data: folder of the data set.
+        runs: folder that `crossvalidate` filled.
+        folds: that take part; those on which a card will be measured should not.
+        done: called after each case.
+
+    Raises:
+        DataError: fewer than two folds, a fold that has not been trained, or a file that does not fit.
+    """
+    if len(folds) < 2:  # noqa: PLR2004 - one to fit on, one to score
+        msg = f"Temperatures need two folds or more, to be scored on cases that they were not fitted on; got {', '.join(folds)}."
+        raise DataError(msg)
+    voxels = [
+        _voxels_of(recipe, network, case, fold, done)
+        for fold in folds
+        for network, cases in networks_of(recipe, data, runs, [fold])
+        for case in cases
+    ]
+    return Temperatures(
+        recipe=recipe.service.name,
+        folds=list(folds),
+        n_cases=len(voxels),
+        n_persons=len({case.person for case in voxels}),
+        scalar=fitted(voxels, "scalar")[0],
+        per_class=fitted(voxels, "per-class"),
+        nll=_cross_fitted_nll(voxels, folds),
+    )
+
+
+def _voxels_of(
+    recipe: Recipe, network: torch.nn.Module, case: Case, fold: str, done: Callable[[Case], None]
+) -> _Voxels:
+    scan, labels = read_case(case, recipe.service)
+    image, grid = preprocess(scan, recipe.service)
+    logits = to_scan_grid(infer(network, image, recipe.service), grid).reshape(len(recipe.service.labels), -1)
+    classes = labels.ravel()
+    generator = np.random.default_rng(0)
+    chosen = generator.choice(classes.size, min(VOXELS_PER_CASE, classes.size), replace=False)
+    done(case)
+    drawn = torch.from_numpy(logits[:, chosen].T.copy())
+    return _Voxels(fold, case.person, drawn, torch.from_numpy(classes[chosen].astype(np.int64)))
+
+
+def fitted(cases: Sequence[_Voxels], kind: Kind) -> list[float]:
+    """Return the temperature or temperatures of the lowest mean NLL over the cases."""
+    number = 1 if kind == "scalar" else cases[0].logits.shape[1]
+    with torch.inference_mode(False):
+        log_inverse = torch.zeros(number, dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            optimiser.zero_grad()
+            loss = torch.zeros((), dtype=torch.float64)
+            for case in cases:
+                # One case at a time: all of them together may not fit into memory as float64.
+                of_case = _nll(case, log_inverse.exp()) / len(cases)
+                of_case.backward()
+                loss += of_case.detach()
+            return loss
+
+        optimiser.step(closure)
+    return [float(t) for t in (-log_inverse.detach()).exp()]
+
+
+def _nll(case: _Voxels, inverse: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(case.logits.clone().double() * inverse, case.classes.clone())
+
+
+def _cross_fitted_nll(cases: Sequence[_Voxels], folds: Sequence[str]) -> dict[str, float]:
+    totals = {"none": 0.0, "scalar": 0.0, "per-class": 0.0}
+    for fold in folds:
+        others = [case for case in cases if case.fold != fold]
+        choices = {
+            "none": [1.0],
+            "scalar": fitted(others, "scalar"),
+            "per-class": fitted(others, "per-class"),
+        }
+        for kind, temperatures in choices.items():
+            inverse = 1 / torch.tensor(temperatures, dtype=torch.float64)
+            totals[kind] += sum(float(_nll(case, inverse)) for case in cases if case.fold == fold)
+    return {kind: total / len(cases) for kind, total in totals.items()}

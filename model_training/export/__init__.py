@@ -1,0 +1,1 @@
+"""A training run becomes a bundle with its calibration card."""

@@ -1,0 +1,190 @@
+"""A training run -> a bundle with its calibration card, read back and proved before it is called done."""
+
+import datetime as dt
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from model_training.config import Recipe
+from model_training.data.case import Case
+from model_training.evaluation.evaluate import measure
+from model_training.export.monai_bundle import inference_config, metadata
+from model_training.locator.train import DECLARATION, LOCATING
+from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
+from model_training.training import train
+from service.bundle.card import CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference
+from service.bundle.description import CARD, CONFIG, LOCATOR, WEIGHTS
+from service.bundle.kind import REFERENCE, Kind
+from service.bundle.manifest import sha256_of, write_manifest
+from service.bundle.network import build_network
+from service.bundle.reader import load_bundle
+from service.bundle.schema import Locator, ServiceConfig
+from service.bundle.statement import FEATURES
+from service.engines.ready import run_by
+from service.errors import BundleInvalid, EngineDisagrees
+
+
+def export(  # noqa: PLR0913 - from where, to where, and what of it
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    out: Path,
+    done: Callable[[Case], None],
+    locator: Path | None = None,
+    *,
+    kinds: Sequence[Kind] = (REFERENCE,),
+) -> str:
+    """Write the bundle of a run, and of a locator's run where there is one, to the folder `out`; return its identity.
+
+    The card is measured on the recipe's validation split, whose persons the run never saw: with the reference, and
+    with each further kind that does not fail its check.
+
+    Raises:
+        BundleInvalid: the folder exists, or the bundle read back computes something else than before.
+        DataError: the data set is not as the recipe expects.
+    """
+    if out.exists():
+        msg = f"{out} exists already. A bundle is immutable: choose another folder, or remove this one first."
+        raise BundleInvalid(msg)
+    # Beside its place until it is proved: a folder of that name is a bundle that holds.
+    with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
+        draft = Path(folder) / "bundle"
+        identity = _write(recipe, data, run, draft, done, locator, kinds)
+        draft.rename(out)
+    return identity
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
+    recipe: Recipe,
+    data: Path,
+    run: Path,
+    out: Path,
+    done: Callable[[Case], None],
+    locator: Path | None,
+    kinds: Sequence[Kind],
+) -> str:
+    (out / WEIGHTS).parent.mkdir(parents=True)
+    shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
+    recipe, located = _with_locator(recipe, locator, out)
+    (out / CONFIG).write_text(recipe.service.model_dump_json(indent=2) + "\n")
+
+    network = build_network(recipe.service.network)
+    network.load_state_dict(load_file(out / WEIGHTS))
+    cases = recipe.cases(data)[recipe.validation_split]
+    measurement = measure(network.eval(), recipe.service, cases, done)
+    card = CalibrationCard(
+        model=recipe.service.name,
+        model_version=recipe.service.version,
+        date=dt.datetime.now(dt.UTC).date(),
+        weights_sha256=sha256_of(out / WEIGHTS),
+        config_sha256=sha256_of(out / CONFIG),
+        population=recipe.population(cases),
+        measurements=[measurement, *_further(network, recipe, cases, done, kinds)],
+        shift_references=_shift_references(measurement.cases),
+        locating=located,
+    )
+    (out / CARD).write_text(card.model_dump_json() + "\n")
+    _write_companions(recipe, card, out)
+    write_manifest(out)
+    return _proved_identity(out, cases[0], measurement.cases[0], done)
+
+
+def _further(
+    network: nn.Module, recipe: Recipe, cases: list[Case], done: Callable[[Case], None], kinds: Sequence[Kind]
+) -> list[Measurement]:
+    """Return what the network scores run by other engines; one that computes something else is left out."""
+    found = []
+    for kind in kinds:
+        if kind == REFERENCE:
+            continue
+        with suppress(EngineDisagrees):
+            engine = run_by(kind, network, recipe.service)
+            found.append(measure(engine, recipe.service, cases, done, kind=kind))
+    return found
+
+
+def _with_locator(recipe: Recipe, run: Path | None, out: Path) -> tuple[Recipe, Locating | None]:
+    """Return the recipe that declares the locator, whose weights are copied, and what the card says of it."""
+    if run is None:
+        return recipe, None
+    if not (run / LOCATING).is_file():
+        msg = f"{run} does not say how well its locator does. Run calibrant measure-locator first."
+        raise BundleInvalid(msg)
+    shutil.copyfile(run / LOCATOR_WEIGHTS, out / LOCATOR)
+    declaration = Locator.model_validate_json((run / DECLARATION).read_bytes())
+    service = ServiceConfig.model_validate(recipe.service.model_dump() | {"locator": declaration.model_dump()})
+    return replace(recipe, service=service), Locating.model_validate_json((run / LOCATING).read_bytes())
+
+
+def _shift_references(cases: list[CaseRecord]) -> tuple[ShiftReference, ...]:
+    rows = [
+        [n * mm for n, mm in zip(case.shape, case.spacing_mm, strict=True)] + list(case.spacing_mm) for case in cases
+    ]
+    columns = zip(*rows, strict=True)
+    return tuple(
+        ShiftReference(feature=feature, unit="mm", values=list(values))
+        for feature, values in zip(FEATURES, columns, strict=True)
+    )
+
+
+def _write_companions(recipe: Recipe, card: CalibrationCard, out: Path) -> None:
+    (out / "configs").mkdir()
+    (out / "configs" / "metadata.json").write_text(json.dumps(metadata(recipe.service, card), indent=2) + "\n")
+    (out / "configs" / "inference.json").write_text(json.dumps(inference_config(recipe.service), indent=2) + "\n")
+    (out / "LICENSE").write_text(recipe.licence_notice)
+    (out / "docs").mkdir()
+    (out / "docs" / "README.md").write_text(_model_card(recipe, card))
+
+
+def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
+    whom, scores = card.population, card.measurements[0].scores
+    rows = "\n".join(f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in scores.items())
+    return f"""\
+# {recipe.service.name} {recipe.service.version}
+
+{recipe.service.description}
+
+- **Intended use:** research. Not a medical device; not for diagnosis or treatment.
+- **Input:** {recipe.service.modality}, {recipe.service.anatomy}. Other scans get an answer whose statement is withdrawn.
+- **Trained on:** {whom.dataset}, {", ".join(recipe.train_splits)}. {whom.citation}.
+- **Measured on:** {whom.split}, {whom.n_cases} cases of {whom.n_persons} persons, {whom.protocol}, {card.date}.
+- **Temperature:** {", ".join(f"{t:.3g}" for t in recipe.service.temperature)} (1: logits as the network gives them).
+- **Limits:** {recipe.limits}.
+{_locating(card.locating)}
+| figure (foreground, native grid) | value | 95 % interval over persons |
+|---|---|---|
+{rows}
+"""
+
+
+def _locating(found: Locating | None) -> str:
+    if found is None or found.distance_mm_median is None or found.distance_mm_p95 is None:
+        return ""
+    return f"""\
+- **Locating** in a larger scan was not validated against expert labels: none of whole heads were at hand. Of
+  {found.scans} scans drawn from {found.heads} held-out label maps, {found.boxes_hold} had boxes that hold 99 % of every
+  structure; a box lies {found.distance_mm_median:.1f} mm off its middle (median; 95 % within {found.distance_mm_p95:.1f} mm). In
+  {found.found_in_empty} of {found.empty_scans} scans without the anatomy something was found.
+"""
+
+
+def _proved_identity(out: Path, case: Case, expected: CaseRecord, done: Callable[[Case], None]) -> str:
+    bundle = load_bundle(out, torch.device("cpu"))
+    found = measure(bundle.network, bundle.description.config, [case], done)
+    if found.cases != [expected]:
+        msg = f"The bundle read back computes something else for {case.name} than before it was written."
+        raise BundleInvalid(msg)
+    return bundle.description.identity

@@ -1,0 +1,1 @@
+"""The mL1-ACE losses."""

@@ -1,0 +1,167 @@
+"""`/v1/dicom`: series of a PACS in, results in a PACS out; what could not be delivered; whether a PACS can be used."""
+
+import hmac
+from typing import Annotated, Final, Self
+
+from fastapi import APIRouter, Header, Query, Request, Response, status
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from starlette.concurrency import run_in_threadpool
+
+from service.api.deps import AdministratorDep, OwnerDep, Parts, PartsDep
+from service.api.document import described, receive_document
+from service.api.problems import RESPONSES
+from service.bundle.registry import DEFAULT_MODEL
+from service.errors import PacsNotFound, Unauthorized
+from service.jobs.pacs.series import Request as Wanted
+from service.pacs.check import examine_pacs
+from service.pacs.config import PacsName
+from service.pacs.selection import Selection
+from service.schemas import (
+    DEFAULT_OBJECTS,
+    ArrivedSeries,
+    DicomJob,
+    DicomJobList,
+    DicomObject,
+    PacsHealth,
+    PacsNames,
+)
+
+router = APIRouter(prefix="/v1", tags=["dicom"], responses=RESPONSES)
+
+Uid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+
+SECRET_HEADER: Final = "X-Calibrant-Secret"  # noqa: S105 - the name of a header
+
+
+class DicomRequest(BaseModel):
+    """What is to be segmented, and where the results go."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pacs: PacsName
+    study: Uid | None = None
+    series: Uid | None = None
+    """Its Study Instance UID need not be known."""
+    select: Selection = Selection()
+    """Instead of `series`: which one of the study. Exactly one must fit."""
+    model: Annotated[str, Field(max_length=200)] = DEFAULT_MODEL
+    objects: Annotated[list[DicomObject], Field(min_length=1)] = list(DEFAULT_OBJECTS)
+    destination: PacsName | None = None
+    """Where results go; back to `pacs` if left out."""
+
+    @model_validator(mode="after")
+    def _reject_nothing(self) -> Self:
+        if self.study is None and self.series is None:
+            msg = "expected study or series"
+            raise ValueError(msg)
+        return self
+
+
+@router.post(
+    "/dicom/jobs",
+    operation_id="createDicomJob",
+    status_code=status.HTTP_202_ACCEPTED,
+    openapi_extra=described(DicomRequest),
+)
+async def create_dicom_job(
+    request: Request,
+    response: Response,
+    parts: PartsDep,
+    owner: OwnerDep,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> DicomJob:
+    """Segment a series of a PACS and store the results in a PACS; the same series with the same images is the same job."""
+    asked = await receive_document(request, DicomRequest)
+    wanted = Wanted(
+        owner=owner.name,
+        pacs=asked.pacs,
+        study=asked.study,
+        series=asked.series,
+        select=asked.select,
+        model=parts.registry.find(asked.model).identity,
+        objects=tuple(dict.fromkeys(asked.objects)),
+        destination=asked.destination or asked.pacs,
+    )
+    job = await run_in_threadpool(parts.dicom.submit, wanted, idempotency_key)
+    response.headers["Location"] = job.links.self
+    return job
+
+
+@router.get("/dicom/jobs", operation_id="listDicomJobs")
+def list_dicom_jobs(parts: PartsDep, owner: OwnerDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> DicomJobList:
+    """Return the caller's DICOM jobs, the newest first."""
+    return DicomJobList(jobs=parts.dicom.page(owner.name, limit))
+
+
+@router.get("/dicom/jobs/{job_id}", operation_id="getDicomJob")
+def get_dicom_job(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> DicomJob:
+    """Return the state of a job, and what of its objects is stored."""
+    return parts.dicom.find(owner.name, job_id)
+
+
+@router.post("/dicom/jobs/{job_id}/cancel", operation_id="cancelDicomJob", status_code=status.HTTP_202_ACCEPTED)
+def cancel_dicom_job(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> DicomJob:
+    """Stop a job, also while it waits for a PACS; what is stored there stays."""
+    return parts.dicom.cancel(owner.name, job_id)
+
+
+@router.delete("/dicom/jobs/{job_id}", operation_id="deleteDicomJob", status_code=status.HTTP_204_NO_CONTENT)
+def delete_dicom_job(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> None:
+    """Erase a job with its scan, its results and its objects here; the PACS keeps what it has."""
+    parts.dicom.erase(owner.name, job_id)
+
+
+@router.get("/dicom/deadletters", operation_id="listDeadLetters")
+def list_dead_letters(parts: PartsDep, owner: OwnerDep) -> DicomJobList:
+    """Return the caller's jobs of which something could not be delivered, with the reasons."""
+    return DicomJobList(jobs=parts.dicom.dead_letters(owner.name))
+
+
+@router.post("/dicom/deadletters/{job_id}/retry", operation_id="retryDeadLetter", status_code=status.HTTP_202_ACCEPTED)
+def retry_dead_letter(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> DicomJob:
+    """Send what was given up once more; what is stored already is not sent again."""
+    return parts.dicom.retry(owner.name, job_id)
+
+
+@router.get("/dicom/pacs", operation_id="listPacs")
+def list_pacs(parts: PartsDep, owner: OwnerDep) -> PacsNames:  # noqa: ARG001 - it must be somebody
+    """Return the names of the PACS that are configured; their addresses are the operator's business."""
+    return PacsNames(pacs=list(parts.dicom.file.pacs))
+
+
+@router.post("/dicom/pacs/{name}/test", operation_id="testPacs")
+def examine(name: PacsName, parts: PartsDep, owner: AdministratorDep) -> PacsHealth:  # noqa: ARG001 - as above
+    """Try whether a PACS answers, finds, gives and takes; nothing is stored. For administrators."""
+    checks = examine_pacs(parts.dicom.file.find(name))
+    ok = all(check.ok for check in checks)
+    return PacsHealth(pacs=name, ok=ok, circuit=parts.dicom.breaker(name).state, checks=checks)
+
+
+@router.post(
+    "/hooks/orthanc",
+    operation_id="tellOfSeries",
+    status_code=status.HTTP_202_ACCEPTED,
+    openapi_extra=described(ArrivedSeries),
+)
+async def tell_of_series(
+    request: Request,
+    parts: PartsDep,
+    x_calibrant_secret: Annotated[str, Header(max_length=200)] = "",
+) -> None:
+    """Take a hint of Orthanc's script that a series is stable; it is looked up afterwards, and the rules decide."""
+    pacs = _sender(parts, x_calibrant_secret)
+    told = await receive_document(request, ArrivedSeries)
+    await run_in_threadpool(parts.arrivals.note, pacs, told.series)
+
+
+def _sender(parts: Parts, secret: str) -> str:
+    """Return the PACS whose secret it is."""
+    hook = parts.dicom.file.webhook
+    if hook is None:
+        msg = "No [webhook] is configured. Orthanc's changes can be followed without one: see docs/pacs.md."
+        raise PacsNotFound(msg)
+    if not hmac.compare_digest(hook.secret.read().encode(), secret.encode()):
+        msg = f"The shared secret is missing or another one: it is sent as {SECRET_HEADER}."
+        raise Unauthorized(msg)
+    return hook.pacs

@@ -1,0 +1,128 @@
+"""`calibrant batch`: finds the cases, runs them, writes the tables, says what is left to do; returns the exit code."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from service.commands.batch.case import Case, Selection
+from service.commands.batch.journal import Journal, Shard
+from service.commands.batch.progress import display
+from service.commands.batch.results import describe_folder
+from service.commands.batch.run import Batch, Tally, shard_of
+from service.commands.batch.segmenter import Local, Remote, Segmenter
+from service.commands.batch.source import find_cases
+from service.commands.batch.table import write_tables
+from service.errors import SourceError
+from service.schemas import RESEARCH_USE_ONLY
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for on the command line.
+
+    Args:
+        source: of the cases.
+        out: folder of the results.
+        url: of a running service; None computes here.
+        model: name, or name@sha256; the default one if None.
+        jobs: cases in flight at a service.
+        shard: part of the cases.
+        pattern: of the files to take.
+        dry_run: only show what would be done.
+        retry_failed: also do again what failed for the scan's own fault.
+        parquet: also write the tables as Parquet.
+    """
+
+    source: Path
+    out: Path
+    url: str | None = DEFAULT_URL
+    model: str | None = None
+    jobs: int = 4
+    shard: Shard = field(default_factory=Shard)
+    pattern: str = "*"
+    dry_run: bool = False
+    retry_failed: bool = False
+    parquet: bool = False
+
+
+def run_command(request: Request, console: Console) -> int:
+    """Do what was asked for and return the exit code.
+
+    Raises:
+        SourceError: nothing can be made of the source, or it holds no case.
+        CalibrantError: what ends all cases; those that were done are recorded, and the next run goes on there.
+    """
+    selection = find_cases(request.source, request.out, request.pattern)
+    if request.dry_run:
+        _show_selection(selection, request, console)
+    if not selection.cases:
+        msg = f"No case was found in {request.source}, {len(selection.skipped)} files were left out. --dry-run shows which and why."
+        raise SourceError(msg)
+    if request.dry_run:
+        return 0
+    cases = shard_of(selection.cases, request.shard)
+    with _segmenter(request) as segmenter:
+        console.print(_heading(cases, selection, segmenter, request), highlight=False, markup=False, soft_wrap=True)
+        tally = _run(cases, segmenter, request, console)
+    _conclude(tally, cases, request, console)
+    return tally.exit_code
+
+
+def _segmenter(request: Request) -> Segmenter:
+    return Local(request.model) if request.url is None else Remote(request.url, request.model)
+
+
+def _run(cases: list[Case], segmenter: Segmenter, request: Request, console: Console) -> Tally:
+    with Journal.open(request.out, request.shard) as journal:
+        describe_folder(request.out)
+        try:
+            with display(console, len(cases)) as shown:
+                jobs = 1 if request.url is None else request.jobs
+                batch = Batch(request.out, segmenter, journal, shown, jobs, request.retry_failed)
+                return batch.run(cases)
+        except BaseException:
+            console.print(f"Go on with: {_again()}", highlight=False, markup=False, soft_wrap=True)
+            raise
+        finally:
+            write_tables(request.out, parquet=request.parquet)
+
+
+def _heading(cases: list[Case], selection: Selection, segmenter: Segmenter, request: Request) -> str:
+    shard = request.shard
+    part = f", shard {shard.index} of {shard.count}" if shard.count > 1 else ""
+    where = "on this machine" if request.url is None else f"at {request.url}"
+    left_out = f", {len(selection.skipped)} files left out" if selection.skipped else ""
+    return f"{len(cases)} cases{part}{left_out}; {segmenter.identity} {where}. {RESEARCH_USE_ONLY}"
+
+
+def _conclude(tally: Tally, cases: list[Case], request: Request, console: Console) -> None:
+    succeeded = len(tally.lines) - len(tally.failed)
+    left = len(cases) - len(tally.lines)
+    before = f" ({len(tally.before)} cases were done before)" if tally.before else ""
+    lines = [f"{succeeded} of {len(cases)} cases succeeded, {len(tally.failed)} failed, {left} are left{before}."]
+    lines += [f"  {line.case}: {line.problem.title}: {line.problem.detail}" for line in tally.failed if line.problem]
+    lines.append(f"Tables: {request.out / 'cases.csv'}, {request.out / 'structures.csv'}")
+    if left:
+        lines.append(f"Go on with: {_again()}")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_selection(selection: Selection, request: Request, console: Console) -> None:
+    table = Table(*(Column(name, overflow="fold") for name in ("case", "file", "results")))
+    for case in shard_of(selection.cases, request.shard):
+        files = str(case.files[0]) if len(case.files) == 1 else f"{case.files[0].parent} ({len(case.files)} files)"
+        table.add_row(case.id, files, f"{case.folder}/")
+    for skipped in selection.skipped:
+        table.add_row("-", str(skipped.path), f"left out: {skipped.reason}")
+    console.print(table)
+    console.print(f"{len(selection.cases)} cases, {len(selection.skipped)} files left out.", highlight=False)
+
+
+def _again() -> str:
+    return shlex.join(["calibrant", *sys.argv[1:]])

@@ -1,0 +1,233 @@
+"""The batch itself: cases in, files and log lines out, whatever happens to one of them or to the whole."""
+
+import datetime as dt
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, Final
+
+from service.client.retry import PASSING
+from service.commands.batch.case import Case, sha256_of
+from service.commands.batch.journal import Journal, Line, Shard, key_of
+from service.commands.batch.progress import Display
+from service.commands.batch.reference import dsc_of
+from service.commands.batch.results import Segmented, write_results
+from service.commands.batch.segmenter import OUTPUTS, Segmenter
+from service.errors import (
+    BundleError,
+    CalibrantError,
+    ClientError,
+    DecoderCrashed,
+    Forbidden,
+    ModelNotFound,
+    ServerProblem,
+    ServerUnreachable,
+    SettingsError,
+    SourceError,
+    Unauthorized,
+)
+from service.executors.embedded import ExecutorStopped
+from service.schemas import Problem
+
+OPTIONS: Final[dict[str, object]] = {"outputs": list(OUTPUTS)}
+"""What beside scan and model changes the files of a case."""
+
+EXIT_SOME_FAILED, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 4, 5, 130
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+_LISTENS_S: Final = 0.5
+"""A library's thread may be given the signal: the main thread, which alone runs its handler, looks so often."""
+
+# Nothing that another scan could change: the batch ends, and goes on later.
+_ENDS_ALL: Final = (ServerUnreachable, BundleError, ModelNotFound, SettingsError)
+_KINDS_THAT_END_ALL: Final = {f"/problems/{kind.code}" for kind in (Unauthorized, Forbidden, ModelNotFound)}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the cases of a run.
+
+    Args:
+        lines: how each case ended, by id; those that were left out are not here.
+        before: ids that an earlier run had done.
+        interrupted: whether somebody asked for an end.
+    """
+
+    lines: dict[str, Line] = field(default_factory=dict)
+    before: set[str] = field(default_factory=set)
+    interrupted: bool = False
+
+    @property
+    def failed(self) -> list[Line]:
+        """Those that failed, by id."""
+        return [line for _, line in sorted(self.lines.items()) if line.problem is not None]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all succeeded, 4 if some failed, 5 if all did, 130 if it was interrupted."""
+        if self.interrupted:
+            return EXIT_INTERRUPTED
+        if not self.failed:
+            return 0
+        return EXIT_ALL_FAILED if len(self.failed) == len(self.lines) else EXIT_SOME_FAILED
+
+
+@dataclass(slots=True)
+class Batch:
+    """One run over the cases of a shard.
+
+    Args:
+        out: folder of the results.
+        segmenter: computes.
+        journal: remembers.
+        display: shows.
+        jobs: cases in flight.
+        retry_failed: also do again what failed for the scan's own fault.
+    """
+
+    out: Path
+    segmenter: Segmenter
+    journal: Journal
+    display: Display
+    jobs: int = 1
+    retry_failed: bool = False
+    _tally: Tally = field(default_factory=Tally)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, cases: list[Case]) -> Tally:
+        """Do what is not done yet, and return how every case stands.
+
+        Raises:
+            CalibrantError: what ends all cases, e.g. a server that is gone; those that were done are recorded.
+        """
+        with self._interruptible(), ThreadPoolExecutor(self.jobs, initializer=_block_signals) as pool:
+            futures = [pool.submit(self._do, case) for case in cases]
+            try:
+                done, pending = wait(futures, timeout=_LISTENS_S, return_when=FIRST_EXCEPTION)
+                while pending and not any(future.exception() for future in done):
+                    done, pending = wait(futures, timeout=_LISTENS_S, return_when=FIRST_EXCEPTION)
+            finally:
+                self._stop.set()
+            for future in done:
+                future.result()
+        return self._tally
+
+    def _do(self, case: Case) -> None:
+        if self._stop.is_set():
+            return
+        line = None
+        started = time.monotonic()
+        try:
+            with case.opened() as scan:
+                digest = sha256_of(scan)
+                key = key_of(digest, self.segmenter.identity, OPTIONS)
+                line = self.journal.finished(case.id, key, retry_failed=self.retry_failed)
+                if line is not None:
+                    self._tally.before.add(case.id)
+                else:
+                    self.display.begin(case.id)
+                    line = self._segment(case, scan, digest, key, started)
+        except OSError as error:
+            if line is None and error.filename in map(str, case.files):
+                line = self._unreadable(case, error, started)
+            else:
+                self._stop.set()
+                msg = f"The results cannot be written ({error.strerror}). Free some space, or take another folder."
+                raise SettingsError(msg) from error
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            if line is not None:
+                self._tally.lines[case.id] = line
+            self.display.end(case.id, line, before=case.id in self._tally.before)
+
+    def _segment(self, case: Case, scan: Path, digest: str, key: str, started: float) -> Line | None:
+        attempt = 1 + len(self.journal.lines_of(case.id, key))
+        fields: dict[str, Any] = {"case": case.id, "key": key, "input_sha256": digest, "attempt": attempt}
+        try:
+            segmented = self.segmenter.segment(
+                scan, f"{key}:{attempt}", lambda doing: self.display.show(case.id, doing)
+            )
+        except CalibrantError as error:
+            if self._is_no_fault_of(error):
+                raise
+            if self._stop.is_set() and isinstance(error, DecoderCrashed):
+                return None
+            fields |= {"state": "failed", "problem": _problem_of(error)}
+        except ExecutorStopped:
+            return None
+        else:
+            files, sidecar = write_results(self.out, case, digest, segmented)
+            fields |= {"state": "succeeded", "files": files, "sidecar": sidecar, **_compared(case, segmented)}
+        return self._record(fields, started)
+
+    def _unreadable(self, case: Case, error: OSError, started: float) -> Line:
+        problem = _problem_of(SourceError(f"The file cannot be read ({error.strerror}). Check that it is there."))
+        fields = {"case": case.id, "key": "", "input_sha256": "", "attempt": 1, "state": "failed", "problem": problem}
+        return self._record(fields, started)
+
+    def _record(self, fields: dict[str, Any], started: float) -> Line:
+        seconds = round(time.monotonic() - started, 3)
+        line = Line(model=self.segmenter.identity, finished=dt.datetime.now(dt.UTC), seconds=seconds, **fields)
+        self.journal.append(line)
+        return line
+
+    @staticmethod
+    def _is_no_fault_of(error: CalibrantError) -> bool:
+        if isinstance(error, ServerProblem):
+            return error.status in PASSING or error.kind in _KINDS_THAT_END_ALL
+        return isinstance(error, (*_ENDS_ALL, ClientError))
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the batch after the cases in flight; the second one ends it at once."""
+        before = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, *_: object) -> None:
+        if self._tally.interrupted:
+            os._exit(EXIT_INTERRUPTED)  # every file is whole, every line is on the disk
+        self._tally.interrupted = True
+        self._stop.set()
+        self.display.say("Interrupted: the cases in flight are finished first. Interrupt again to end at once.")
+
+
+def shard_of(cases: list[Case], shard: Shard) -> list[Case]:
+    """Return the shard's part of the cases: every n-th of them, sorted by id."""
+    return sorted(cases, key=lambda case: case.id)[shard.index - 1 :: shard.count]
+
+
+def _compared(case: Case, segmented: Segmented) -> dict[str, Any]:
+    if case.reference is None:
+        return {}
+    try:
+        return {"dsc": dsc_of(segmented.mask, case.reference, segmented.summary)}
+    except SourceError as error:
+        return {"note": error.detail}
+
+
+def _problem_of(error: CalibrantError) -> Problem:
+    kind = error.kind if isinstance(error, ServerProblem) else f"/problems/{error.code}"
+    return Problem(type=kind, title=error.title, status=error.status, detail=error.detail)
+
+
+def _block_signals() -> None:
+    """Keep signals from this thread and from the processes that it starts: a Ctrl-C reaches the whole group.
+
+    multiprocessing unblocks them when it starts its resource tracker, which must therefore run before.
+    """
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

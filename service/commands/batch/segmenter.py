@@ -1,0 +1,145 @@
+"""Who computes the cases of a batch: a running service, or a process on this machine."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from service.bundle.registry import DEFAULT_MODEL
+from service.client.calls import Order
+from service.client.http import Client
+from service.commands.batch.results import Segmented
+from service.commands.predict import installed
+from service.errors import BundleError, ModelNotFound
+from service.executors.embedded import EmbeddedExecutor
+from service.result.files import CONFIDENCE, MASK, SUMMARY
+from service.schemas import Job, Output, Summary
+from service.settings import Settings
+
+OUTPUTS: tuple[Output, ...] = ("mask", "confidence", "summary")
+
+Show = Callable[[str], None]
+"""Is told what is being done with a case."""
+
+
+class Segmenter(Protocol):
+    """Computes cases; a context manager, and threads may share it."""
+
+    identity: str
+    """name@sha256 of the bundle."""
+
+    def segment(self, scan: Path, key: str, show: Show) -> Segmented:
+        """Return what was computed.
+
+        Args:
+            scan: file.
+            key: stands for this attempt at this work: the same key is never computed twice.
+            show: told what is being done.
+
+        Raises:
+            CalibrantError: why there is nothing.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Remote:
+    """A running service."""
+
+    def __init__(self, url: str, model: str | None) -> None:
+        """Ask the service for the model.
+
+        Raises:
+            ClientError: no answer, or a refusal.
+            ModelNotFound: it is not installed there.
+            BundleError: it is, but cannot be served.
+        """
+        self._client = Client(url)
+        try:
+            self.identity = _identity(self._client, model)
+        except BaseException:
+            self._client.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def segment(self, scan: Path, key: str, show: Show) -> Segmented:
+        """Send the scan, wait and download; a server that is restarted meanwhile goes on with the same job."""
+        show("sending")
+        order = Order(scan, self.identity, OUTPUTS, "background", hashlib.sha256(key.encode()).hexdigest())
+        job = self._client.wait(self._client.submit(order), lambda job: show(_state_of(job)))
+        result = self._client.fetch(job)
+        return Segmented(result.mask, result.confidence, result.summary)
+
+
+class Local:
+    """An inference process of our own, which may die without taking the batch along."""
+
+    def __init__(self, model: str | None) -> None:
+        """Find the model; the first case starts the process.
+
+        Raises:
+            ModelNotFound: it is not installed here.
+            SettingsError: the settings cannot be used.
+        """
+        settings = Settings.read()
+        self._bundle = installed(model)
+        self.identity = self._bundle.identity
+        self._executor = EmbeddedExecutor(
+            device=settings.device,
+            deadline_s=settings.case_deadline_s,
+            memory_bytes=settings.memory_bytes,
+            engine=settings.engine,
+            state=settings.state_dir,
+            warm=self._bundle,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.stop()
+
+    def segment(self, scan: Path, key: str, show: Show) -> Segmented:
+        """Run the pipeline, one case at a time."""
+        del key
+        show("waiting for the model")
+        with tempfile.TemporaryDirectory(prefix="calibrant-") as folder:
+            work = Path(folder)
+            self._executor.run(scan, self._bundle, work, lambda stage, _: show(stage))
+            summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
+            return Segmented((work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
+
+
+def _identity(client: Client, model: str | None) -> str:
+    models = client.models()
+    name, _, sha256 = (model or models.default or DEFAULT_MODEL).partition("@")
+    found = {each.name: each for each in models.models}.get(name)
+    if found is None or (sha256 and found.identity != f"{name}@{sha256}"):
+        msg = f"The requested model is not installed there. Installed: {', '.join(sorted(each.name for each in models.models))}."
+        raise ModelNotFound(msg)
+    if not found.ready or found.identity is None:
+        msg = f"The model cannot be served there: {found.why_not}"
+        raise BundleError(msg)
+    return found.identity
+
+
+def _state_of(job: Job) -> str:
+    if job.state == "queued" and job.queue_position is not None:
+        return f"queued behind {job.queue_position}"
+    return job.stage or job.state

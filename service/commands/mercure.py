@@ -1,0 +1,147 @@
+"""`calibrant mercure`: a processing module of mercure, which hands over a folder of DICOM files and takes one of results.
+
+The contract (docs/modules.rst of mercure): images of one series or of a whole study in MERCURE_IN_DIR,
+beside them `task.json` with the settings of the module; DICOM files and `result.json` in MERCURE_OUT_DIR; exit code 0.
+Everything is computed here, no service is needed. What is printed is kept by mercure: it names nobody.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.commands.batch.case import Case
+from service.commands.batch.dicom import find_series, is_dicom
+from service.commands.predict import installed
+from service.errors import BY_CODE, CalibrantError, SettingsError, SourceError
+from service.schemas import DEFAULT_OBJECTS, RESEARCH_USE_ONLY, DicomObject, Summary
+
+if TYPE_CHECKING:
+    from service.bundle.reader import LoadedBundle
+
+TASK: Final = "task.json"
+RESULT: Final = "result.json"
+"""Read by mercure: it keeps the whole, and sends the text of `__mercure_notification`."""
+
+
+class ModuleSettings(BaseModel):
+    """What may be set in mercure's page of the module, or of a rule, as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    model: str | None = None
+    """Name, or name@sha256; the default model if left out."""
+    objects: list[DicomObject] = Field(default=list(DEFAULT_OBJECTS), min_length=1)
+    """What is written of each series."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What is said about the task when all of its series were tried."""
+
+    model: str
+    segmented: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Return the content of `result.json`."""
+        lines = [
+            f"{self.model.partition('@')[0]}: {len(self.segmented)} series segmented, {len(self.refused)} refused."
+        ]
+        lines += [each["summary"]["statement"]["text"] for each in self.segmented]
+        lines += [each["detail"] for each in self.refused]
+        withdrawn = any(each["summary"]["statement"]["status"] == "withdrawn" for each in self.segmented)
+        return {
+            "model": self.model,
+            "segmented": self.segmented,
+            "refused": self.refused,
+            "research_use_only": RESEARCH_USE_ONLY,
+            "__mercure_notification": {
+                "text": "\n".join([*lines, RESEARCH_USE_ONLY]),
+                # Of rules that notify on request: when somebody should look.
+                "requested": withdrawn or bool(self.refused),
+            },
+        }
+
+
+def run_module(inbox: Path, outbox: Path) -> Report:
+    """Segment every series of images in a folder, write DICOM objects and `result.json` to another, and report.
+
+    A study holds more than what the model was made for: a series that is refused, a localizer for instance, is named in
+    the report and stops no other.
+
+    Args:
+        inbox: MERCURE_IN_DIR.
+        outbox: MERCURE_OUT_DIR.
+
+    Raises:
+        SettingsError: the settings of the module cannot be used.
+        ModelNotFound: the model is not installed.
+        SourceError: the folder holds no series of images.
+        CalibrantError: every series was refused; the first reason.
+    """
+    import torch
+
+    from service.bundle.reader import load_bundle
+
+    settings = read_settings(inbox)
+    cases = find_series([path for path in sorted(inbox.iterdir()) if path.is_file() and is_dicom(path)]).cases
+    if not cases:
+        msg = "The folder holds no series of CT, MR or PET images. Let the rule send such ones only."
+        raise SourceError(msg)
+    bundle = load_bundle(installed(settings.model).root, torch.device("cpu"))
+    report = Report(bundle.description.identity)
+    for case in cases:
+        try:
+            report.segmented.append(_segment(case, outbox, bundle, settings.objects))
+        except CalibrantError as error:
+            report.refused.append({"images": len(case.files), "code": error.code, "detail": error.detail})
+    (outbox / RESULT).write_text(json.dumps(report.document(), indent=2) + "\n")
+    if not report.segmented:
+        first = report.refused[0]
+        raise BY_CODE[first["code"]](first["detail"])
+    return report
+
+
+def read_settings(inbox: Path) -> ModuleSettings:
+    """Return the settings of the module: `process.settings` of `task.json`, those of the rule over those of the module.
+
+    Raises:
+        SettingsError: they cannot be used.
+    """
+    try:
+        task = json.loads((inbox / TASK).read_bytes())
+        return ModuleSettings.model_validate(task["process"]["settings"] or {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = (
+            [".".join(map(str, each["loc"])) for each in error.errors()] if isinstance(error, ValidationError) else []
+        )
+        found = f"{', '.join(names)} cannot be used" if names else "task.json has no settings of a processing module"
+        msg = f'{found}. Settings such as {{"model": "hippocampus-mr", "objects": ["seg", "sr", "sc"]}} are expected in the page of the module or of the rule.'
+        raise SettingsError(msg) from error
+
+
+def _segment(case: Case, outbox: Path, bundle: "LoadedBundle", objects: list[DicomObject]) -> dict[str, Any]:
+    """Write the objects of a series, under mercure's names, and return what the report holds of it."""
+    from service.executors.on_demand import derive_dicom
+    from service.intake.dicom.header import read_series_header
+    from service.pipeline.run import run_case
+    from service.result.files import SUMMARY
+
+    with tempfile.TemporaryDirectory() as scratch, case.opened() as scan:
+        result, made = Path(scratch) / "result", Path(scratch) / "objects"
+        result.mkdir()
+        made.mkdir()
+        run_case(scan, bundle, result, lambda _stage, _done: None)
+        files = []
+        for path in derive_dicom(result, made, objects):
+            header = read_series_header(path)
+            # The convention of mercure's file names; by the first part the next module tells the series apart.
+            name = f"{header.uid}#{path.stem}.dcm" if header else path.name
+            (outbox / name).write_bytes(path.read_bytes())
+            files.append(name)
+        summary = Summary.model_validate_json((result / SUMMARY).read_bytes())
+    return {"images": len(case.files), "files": files, "summary": summary.model_dump(mode="json")}

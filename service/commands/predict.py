@@ -1,0 +1,111 @@
+"""`calibrant predict`: one scan -> files beside each other, computed here or by a running service."""
+
+import tempfile
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from service.bundle.description import BundleDescription
+from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
+from service.client.files import Files, stem_of
+from service.client.http import Client
+from service.schemas import Summary
+from service.settings import Settings
+
+WIDTH: Final = 100
+"""Columns of a sentence on a terminal."""
+
+_LEAST_WIDTH = 24
+"""Columns of the names of structures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The files of one segmented scan, named in the style of BIDS derivatives."""
+
+    mask: Path
+    confidence: Path
+    summary: Path
+
+    @classmethod
+    def write(cls, scan: Path, out: Path, mask: bytes, confidence: bytes, summary: Summary) -> "Prediction":
+        """Write the three files into the folder `out` and return where they are."""
+        out.mkdir(parents=True, exist_ok=True)
+        names = Files(out, stem_of(scan))
+        files = cls(names.mask, names.confidence, names.summary)
+        files.mask.write_bytes(mask)
+        files.confidence.write_bytes(confidence)
+        files.summary.write_text(summary.model_dump_json(indent=2) + "\n")
+        return files
+
+    def report(self) -> str:
+        """Return what a person wants to see first: structures, trust, files."""
+        summary = Summary.model_validate_json(self.summary.read_bytes())
+        width = max(_LEAST_WIDTH, *(len(structure.name) for structure in summary.structures))
+        lines = [f"{'structure':{width}} {'volume':>9} {'mean confidence':>16}"]
+        for structure in summary.structures:
+            confidence = "-" if structure.mean_confidence is None else f"{structure.mean_confidence:.3f}"
+            volume = "cut off" if structure.volume_ml is None else f"{structure.volume_ml:.2f} ml"
+            lines.append(f"{structure.name:{width}} {volume:>9} {confidence:>16}")
+        lines += [
+            "",
+            *textwrap.wrap(summary.statement.text, WIDTH),
+            *(f"  {reason}" for reason in summary.statement.reasons),
+        ]
+        for warning in summary.warnings:
+            lines += textwrap.wrap(f"Warning: {warning}", WIDTH)
+        lines += [summary.research_use_only, ""]
+        return "\n".join([*lines, *(str(path) for path in (self.mask, self.confidence, self.summary))])
+
+
+def predict_there(scan: Path, out: Path, model: str | None, url: str) -> Prediction:
+    """Let the service at `url` segment the scan and write its files.
+
+    Raises:
+        ClientError: no answer, or the scan was refused.
+    """
+    with Client(url) as client:
+        result = client.segment(scan, model)
+    return Prediction.write(scan, out, result.mask, result.confidence, result.summary)
+
+
+def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
+    """Segment the scan in this process and write its files.
+
+    Raises:
+        CalibrantError: whatever `service.pipeline.run.run_case` raises.
+    """
+    import torch
+
+    from service.engines.ready import ready_bundle
+    from service.pipeline.run import run_case
+    from service.result.files import CONFIDENCE, MASK, SUMMARY
+
+    settings = Settings.read()
+    bundle = ready_bundle(installed(model).root, torch.device("cpu"), settings.engine, settings.state_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        run_case(scan, bundle, work, lambda _stage, _done: None)
+        summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
+        return Prediction.write(scan, out, (work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
+
+
+def registry() -> Registry:
+    """Return the bundles that are installed on this machine.
+
+    Raises:
+        SettingsError: CALIBRANT_BUNDLE_DIR is no folder.
+    """
+    extra = Settings.read().bundle_dir
+    return Registry.scan(SHIPPED, *([extra] if extra else []))
+
+
+def installed(model: str | None) -> BundleDescription:
+    """Return the bundle of a name or name@sha256, the default one for None.
+
+    Raises:
+        ModelNotFound: it is not installed on this machine.
+        SettingsError: CALIBRANT_BUNDLE_DIR is no folder.
+    """
+    return registry().find(model or DEFAULT_MODEL)

@@ -1,0 +1,1 @@
+"""What is computed from a finished job's files on demand, in a child process."""

@@ -1,0 +1,72 @@
+"""A reference mask that somebody sent -> the output channel of each voxel, if it lies on the scan's grid."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import GeometryMismatch, UnknownLabels
+from service.intake.sandbox import decode_sandboxed
+from service.result.frame import Frame
+from service.volume import Volume
+
+TOLERANCE: Final = 0.01
+"""By this part of a voxel's shortest edge a corner of the reference may lie elsewhere: other programs round affines."""
+
+_LISTED: Final = 20
+
+
+def read_reference(path: Path, frame: Frame) -> npt.NDArray[np.uint8]:
+    """Return the output channel of each voxel of a reference, (D, H, W) on the scan's grid.
+
+    Args:
+        path: a file of any format that a scan may have.
+        frame: of the result that it is a reference for.
+
+    Raises:
+        ScanError: the file cannot be read.
+        GeometryMismatch: another shape, or another place in the patient.
+        UnknownLabels: a value that is no label of the model.
+    """
+    volume = decode_sandboxed(path)
+    _reject_other_grid(volume, frame)
+    return _channels(volume.array_CDHW[0], frame.values)
+
+
+def _reject_other_grid(volume: Volume, frame: Frame) -> None:
+    if len(volume.array_CDHW) != 1 or volume.shape != frame.scan_shape:
+        msg = (
+            f"The reference has {_spelt(volume.array_CDHW.shape)} voxels; the scan has {_spelt((1, *frame.scan_shape))} "
+            "(channels x i x j x k). Send a mask that was drawn on the scan as it was sent, not resampled or reoriented."
+        )
+        raise GeometryMismatch(msg)
+    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(frame.scan_shape)[:, np.newaxis] - 1)
+    corners = np.vstack([corners, np.ones(8)])
+    shift_mm = float(np.linalg.norm(((volume.affine - frame.affine_ras) @ corners)[:3], axis=0).max())
+    shortest_mm = float(np.linalg.norm(frame.affine_ras[:3, :3], axis=0).min())
+    if shift_mm > TOLERANCE * shortest_mm:
+        msg = (
+            f"The affines of reference and scan differ: a corner lies {shift_mm:.3g} mm from where it should; up to "
+            f"{TOLERANCE * shortest_mm:.3g} mm are accepted. Send a mask that was drawn on the scan as it was sent."
+        )
+        raise GeometryMismatch(msg)
+
+
+def _channels(array: npt.NDArray[Any], values: list[int]) -> npt.NDArray[np.uint8]:
+    # 256 takes what no label can be; a mask may be stored as float.
+    bytes_or_none = np.where((array >= 0) & (array <= 255) & (array == np.floor(array)), array, 256).astype(np.uint16)  # noqa: PLR2004
+    channel_of = np.full(257, len(values), np.uint16)
+    channel_of[values] = np.arange(len(values))
+    channels = channel_of[bytes_or_none]
+    unknown = np.unique(array[channels == len(values)])
+    if unknown.size:
+        listed = ", ".join(f"{float(value):g}" for value in unknown[:_LISTED])
+        more = f" and {unknown.size - _LISTED} more" if unknown.size > _LISTED else ""
+        msg = f"The reference holds {listed}{more}; the model's labels are {', '.join(map(str, values))}. Map its values to these."
+        raise UnknownLabels(msg)
+    return channels.astype(np.uint8)
+
+
+def _spelt(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

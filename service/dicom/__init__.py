@@ -1,1 +1,0 @@
-"""DICOM words are known here only."""

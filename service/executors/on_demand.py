@@ -1,0 +1,144 @@
+"""What a finished job's logits show beyond its files, computed in a throw-away process: the API's never holds torch.
+
+One at a time: each may need as much memory as the case itself. A second implementation in numpy would need no process,
+but its exponentials differ from torch's in the last digit, and a figure computed later would be another figure.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import ExecutionError, ResultExpired
+from service.result.files import offers_dicom, reject_without_logits, reject_without_series
+from service.result.nifti import Content, VoxelType
+from service.schemas import DEFAULT_OBJECTS, DicomObject, Measured, Superseded
+
+_PROCESSES: Final = multiprocessing.get_context("forkserver")
+_TURN: Final = threading.Semaphore(1)
+
+_MEASURED: Final = "measured.json"
+_LABELS: Final = "labels.npy"
+
+
+def derive_map(result: Path, work: Path, content: Content, kind: VoxelType, seconds: float) -> Path:
+    """Return a .nii.gz of the probabilities, the uncertainty or the confidence of a result.
+
+    Args:
+        result: its folder.
+        work: folder that the file is written to.
+        content: what it shows.
+        kind: of the voxels.
+        seconds: after which it is given up.
+
+    Raises:
+        ResultExpired: the logits are not kept.
+        ExecutionError: the process died or took too long.
+    """
+    reject_without_logits(result)
+    out = work / f"{content}.nii.gz"
+    _in_child(_write_map, result, seconds, out, content, kind)
+    return out
+
+
+def derive_measured(result: Path, work: Path, classes: npt.NDArray[np.uint8], model: str, seconds: float) -> Measured:
+    """Return what a reference shows about a result.
+
+    Args:
+        result: its folder.
+        work: folder of scratch files.
+        classes: (D, H, W) the reference as output channels, on the scan's grid.
+        model: identity of the bundle.
+        seconds: after which it is given up.
+
+    Raises:
+        ResultExpired: the logits are not kept.
+        ExecutionError: the process died or took too long.
+    """
+    reject_without_logits(result)
+    np.save(work / _LABELS, classes, allow_pickle=False)
+    _in_child(_write_measured, result, seconds, work, model)
+    return Measured.model_validate_json((work / _MEASURED).read_bytes())
+
+
+def derive_dicom(
+    result: Path,
+    work: Path,
+    objects: Collection[DicomObject] = DEFAULT_OBJECTS,
+    seconds: float = 600.0,
+    supersedes: Superseded | None = None,
+) -> list[Path]:
+    """Return the files of DICOM objects of a result, `<kind>.dcm`, in the order in which they were asked for.
+
+    The same result gives the same UIDs and the same bytes; with another `supersedes` it gives others.
+
+    Args:
+        result: its folder.
+        work: folder that the files are written to.
+        objects: which; each counts once.
+        seconds: after which they are given up.
+        supersedes: the report of an earlier result that this one replaces, e.g. because slices came late.
+
+    Raises:
+        NoSourceSeries: the scan was no DICOM series.
+        ResultExpired: mask, confidence and summary, or for `pm` the logits, are not kept.
+        ExecutionError: the process died or took too long.
+    """
+    reject_without_series(result)
+    if not offers_dicom(result):
+        msg = "DICOM results are made of mask, confidence and summary, and the segmentation was made without one of them among its outputs. Segment the scan again with all three."
+        raise ResultExpired(msg)
+    if "pm" in objects:
+        reject_without_logits(result)
+    kinds = tuple(dict.fromkeys(objects))
+    _in_child(_write_dicom, result, seconds, work, kinds, supersedes)
+    return [work / f"{kind}.dcm" for kind in kinds]
+
+
+def _in_child(work: Callable[..., None], result: Path, seconds: float, *arguments: object) -> None:
+    with _TURN:
+        process = _PROCESSES.Process(target=work, args=(result, *arguments), daemon=True)
+        process.start()
+        process.join(seconds)
+        late = process.is_alive()
+        process.kill()
+        process.join()
+        code = process.exitcode
+        process.close()
+    if late:
+        msg = (
+            f"The computation from the stored result took longer than {seconds:.0f} s and was stopped. Try again later."
+        )
+        raise ExecutionError(msg)
+    if code:
+        msg = "The process that computed from the stored result died. Try again, then tell the operator."
+        raise ExecutionError(msg)
+
+
+def _write_map(result: Path, out: Path, content: Content, kind: VoxelType) -> None:
+    from service.derived.maps import write_map
+
+    write_map(result, out, content, kind)
+
+
+def _write_measured(result: Path, work: Path, model: str) -> None:
+    from service.derived.measure import measure
+
+    classes = np.load(work / _LABELS, mmap_mode="r", allow_pickle=False)
+    (work / _MEASURED).write_text(measure(result, classes, model).model_dump_json())
+
+
+def _write_dicom(result: Path, work: Path, objects: tuple[DicomObject, ...], supersedes: Superseded | None) -> None:
+    # What a library prints or raises over a header could hold a patient's name: it goes nowhere.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+
+    from service.derived.dicom import write_dicom
+
+    write_dicom(result, work, objects, supersedes)

@@ -1,0 +1,98 @@
+"""Bytes of a scan -> Volume: the one place that knows every format.
+
+Runs in the sandbox (`service.intake.sandbox`) for whatever a stranger sent. The first bytes choose the format, never
+a name; each format checks everything that its header claims before it believes it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import EmptyBody, NonFiniteVoxels, UnrecognisedFormat
+from service.intake.formats import archive, metaimage, nifti, nrrd
+from service.intake.formats.geometry import MAX_VOXELS
+from service.volume import Volume
+
+__all__ = ["MAX_VOXELS", "check_scan", "decode_scan"]
+
+_START_BYTES = 132
+_EXPECTED = "a NIfTI file (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha) or a .zip of the DICOM files of one series"
+
+
+class _Format(Protocol):
+    """What a format's module offers."""
+
+    def decode(self, file: BinaryIO, /) -> Volume:
+        """Return the volume of a file."""
+        ...
+
+    def check(self, file: BinaryIO, /) -> None:
+        """Raise what `decode` would raise over header, geometry and length."""
+        ...
+
+
+def decode_scan(path: Path) -> Volume:
+    """Return the volume of a NIfTI, NRRD or MetaImage file or of a zip of one DICOM series.
+
+    Voxels are as stored or, if the file declares a scale, float32; DICOM's are always float32.
+
+    Raises:
+        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+    """
+    with _opened(path) as (file, form):
+        volume = form.decode(file)
+    _reject_non_finite(volume.array_CDHW)
+    return volume
+
+
+def check_scan(path: Path) -> None:
+    """Raise what `decode_scan` would raise over the header, the geometry and the length of the file.
+
+    The intensities are not looked at: a scan of NaN passes here and fails when it is decoded.
+    """
+    with _opened(path) as (file, form):
+        form.check(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Format]]:
+    with path.open("rb") as file:
+        start = file.read(_START_BYTES)
+        file.seek(0)
+        yield file, _format_of(start)
+
+
+def _format_of(start: bytes) -> _Format:
+    if not start:
+        msg = f"The body holds 0 bytes. Send {_EXPECTED}."
+        raise EmptyBody(msg)
+    if nifti.recognise(start):
+        return nifti
+    if nrrd.recognise(start):
+        return nrrd
+    if metaimage.recognise(start):
+        return metaimage
+    if archive.recognise(start):
+        import service.intake.dicom.series as dicom  # half a second of imports, which a decoding process has behind it
+
+        return dicom
+    if start[128:] == b"DICM":
+        msg = "A single DICOM file was found. Send all files of its series in one .zip."
+        raise UnrecognisedFormat(msg)
+    msg = (
+        f"The content is not NIfTI, NRRD, MetaImage or zip (its first bytes belong to none of them). Send {_EXPECTED}."
+    )
+    raise UnrecognisedFormat(msg)
+
+
+def _reject_non_finite(array: npt.NDArray[np.generic]) -> None:
+    if array.dtype.kind != "f":
+        return
+    usable = np.abs(array) <= np.finfo(np.float32).max  # false for NaN, too; what float32 cannot hold is infinite to us
+    if not usable.all():
+        msg = f"{array.size - int(usable.sum())} of {array.size} voxels are NaN or infinite. Replace them, e.g. by the background's value."
+        raise NonFiniteVoxels(msg)

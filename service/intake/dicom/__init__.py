@@ -1,0 +1,1 @@
+"""A DICOM series: instances are checked, sorted into a stack and read as one volume."""

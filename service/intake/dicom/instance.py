@@ -1,0 +1,293 @@
+"""One DICOM file -> its slices: where each lies, what its numbers mean, and its voxels, still encoded.
+
+Single-frame CT, MR, PET and secondary captures that have a place in the patient have one slice; enhanced multi-frame
+objects have one for each frame (PS3.3 C.7.6.16, Multi-frame Functional Groups). Positions are LPS millimetres.
+"""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom import config, uid
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import pixel_array
+
+from service.errors import (
+    CalibrantError,
+    InvalidAffine,
+    InvalidHeader,
+    InvalidSpacing,
+    MissingOrientation,
+    PayloadTooLong,
+    PayloadTruncated,
+    UndecodableVoxels,
+    UnsupportedTransferSyntax,
+    UnsupportedVoxelType,
+)
+from service.intake.formats.geometry import EXTREMES_MM
+
+# Values of the wrong form are read where they can be: a warning would repeat them.
+config.settings.reading_validation_mode = config.IGNORE
+
+_IMAGES = {
+    *(uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
+    *(uid.MRImageStorage, uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage),
+    *(uid.PositronEmissionTomographyImageStorage, uid.EnhancedPETImageStorage),
+    *(uid.LegacyConvertedEnhancedPETImageStorage, uid.SecondaryCaptureImageStorage),
+}
+_NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
+_DECODERS = {
+    uid.RLELossless: "pydicom",
+    **dict.fromkeys([uid.JPEGLSLossless, uid.JPEGLSNearLossless], "pyjpegls"),
+    **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "pylibjpeg"),
+    **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1], "gdcm"),
+}
+# One decoder each, so that it does not depend on what else is installed who decodes.
+# What is read of a file: everything else, names of persons among it, is left alone.
+_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+SEPARATORS: Final = {
+    "acquisitions": "AcquisitionNumber",
+    "time points": "TemporalPositionIdentifier",
+    "trigger times": "TriggerTime",
+    "echo times": "EchoTime",
+    "b-values": "DiffusionBValue",
+    "kinds of image": "ImageType",
+}
+"""Attributes whose values tell apart images of one place, by what they count (PS3.3 C.7.6.1, C.8.3, C.8.13)."""
+
+_ROUNDING = 0.01
+_FILE_META, _FILE_META_AT = 0x0002, 132
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """One image of a series.
+
+    Args:
+        series: Series Instance UID.
+        instance: SOP Instance UID.
+        frame: index within the instance.
+        frame_of_reference: UID of the coordinates, empty if there is none.
+        localizer: Image Type calls it one.
+        inverted: meant to be displayed with large values dark (MONOCHROME1).
+        shape: rows and columns.
+        spacing_mm: (2,) between rows, between columns.
+        orientation: (2, 3) LPS directions in which the column index and the row index grow.
+        position_mm: (3,) LPS centre of the first voxel.
+        rescale: slope and intercept from stored numbers to intensities.
+        digest: SHA-256 of the stored voxels.
+        acquired: what tells acquisitions apart that share a place, by the names of `SEPARATORS`.
+        dataset: where the voxels are, or None once they are not needed.
+    """
+
+    series: str
+    instance: str
+    frame: int
+    frame_of_reference: str
+    localizer: bool
+    inverted: bool
+    shape: tuple[int, int]
+    spacing_mm: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.float64]
+    position_mm: npt.NDArray[np.float64]
+    rescale: tuple[float, float]
+    digest: bytes
+    acquired: tuple[str, ...]
+    dataset: Dataset | None
+
+    def intensities(self) -> npt.NDArray[np.float32]:
+        """Return the (rows, columns) intensities: the output of the Modality LUT (PS3.3 C.11.1), e.g. Hounsfield units.
+
+        Raises:
+            UndecodableVoxels: damaged.
+        """
+        with faults(UndecodableVoxels, "The voxels of a DICOM file cannot be decoded. Export the series again."):
+            decoder = _DECODERS.get(self.dataset.file_meta.TransferSyntaxUID, "")  # type: ignore[union-attr] # kept by the caller
+            stored = pixel_array(self.dataset, index=self.frame, raw=True, decoding_plugin=decoder)  # type: ignore[arg-type] # as above
+            if stored.shape != self.shape:
+                raise ValueError
+        slope, intercept = self.rescale
+        with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+            return (stored * np.float64(slope) + intercept).astype(np.float32)
+
+
+def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
+    """Return the slices of a DICOM file, none if it is no CT, MR or PET image.
+
+    Args:
+        content: the file.
+        with_voxels: whether `Slice.intensities` will be asked for.
+
+    Raises:
+        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+    """
+    with faults(InvalidHeader, "A DICOM file of the zip cannot be read. Export the series again."):
+        meta = _file_meta(content)
+        if meta.get("MediaStorageSOPClassUID") not in _IMAGES:
+            return []
+        _reject_transfer_syntax(meta.TransferSyntaxUID)
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        if dataset.get("SOPClassUID") not in _IMAGES:
+            return []
+        _reject_voxel_type(dataset)
+        _reject_length(dataset)
+        return [_slice(dataset, frame, with_voxels=with_voxels) for frame in range(_frames(dataset))]
+
+
+@contextmanager
+def faults(error: type[CalibrantError], msg: str) -> Iterator[None]:
+    """Turn whatever pydicom and its decoders raise over a file into one refusal."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
+            yield
+    except (CalibrantError, MemoryError):
+        raise
+    except Exception as fault:  # they raise a dozen kinds, depending on where the damage is
+        raise error(msg) from fault
+
+
+def _file_meta(content: bytes) -> Dataset:
+    """Return group 2 alone: to read on, pydicom would first inflate a file that is deflated, whatever its size."""
+    file = io.BytesIO(content)
+    file.seek(_FILE_META_AT)
+    return pydicom.filereader.read_dataset(
+        file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, _vr, _length: tag.group != _FILE_META
+    )
+
+
+def _reject_transfer_syntax(transfer_syntax: uid.UID) -> None:
+    if transfer_syntax in _NATIVE:
+        return
+    if transfer_syntax in _DECODERS and _DECODERS[transfer_syntax] in get_decoder(transfer_syntax).available_plugins:
+        return
+    # Deflated is left out on purpose: nothing bounds what it inflates to.
+    msg = "The DICOM files are in a transfer syntax that is not decoded here. Export them uncompressed, or as RLE, JPEG lossless, JPEG-LS or JPEG 2000."
+    raise UnsupportedTransferSyntax(msg)
+
+
+def _reject_voxel_type(dataset: Dataset) -> None:
+    grey = dataset.SamplesPerPixel == 1 and dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2")
+    if not grey or dataset.BitsAllocated not in (8, 16, 32) or "ModalityLUTSequence" in dataset:
+        msg = "DICOM images in colour, of one bit, or with a table for their intensities were found; grey values with slope and intercept are expected. Send the original series."
+        raise UnsupportedVoxelType(msg)
+
+
+def _frames(dataset: Dataset) -> int:
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
+def _reject_length(dataset: Dataset) -> None:
+    """Prove the length of voxels that are not compressed (PS3.5 8.1.1: padded to an even one)."""
+    if dataset.file_meta.TransferSyntaxUID not in _NATIVE:
+        return
+    expected = dataset.Rows * dataset.Columns * _frames(dataset) * dataset.BitsAllocated // 8
+    found = len(dataset.get("PixelData") or b"")
+    if found < expected:
+        msg = f"A DICOM file announces {expected} bytes of voxels; {found} were found. It is cut short: send the whole series again."
+        raise PayloadTruncated(msg)
+    if found > expected + expected % 2:
+        msg = f"A DICOM file announces {expected} bytes of voxels; {found} were found. Export the series again."
+        raise PayloadTooLong(msg)
+
+
+def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
+    place = place_of(dataset, frame)
+    rescale = _rescale(dataset, frame)
+    position = _numbers(place, "ImagePositionPatient", 3, MissingOrientation)
+    orientation = _orientation(_numbers(place, "ImageOrientationPatient", 6, MissingOrientation))
+    spacing = _numbers(place, "PixelSpacing", 2, InvalidSpacing)
+    if not ((spacing >= EXTREMES_MM[0]) & (spacing <= EXTREMES_MM[1])).all():
+        msg = "The distance between the voxels of a DICOM image is zero, negative or not a number. Export the series again."
+        raise InvalidSpacing(msg)
+    return Slice(
+        series=str(dataset.SeriesInstanceUID),
+        instance=str(dataset.SOPInstanceUID),
+        frame=frame,
+        frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
+        localizer="LOCALIZER" in (dataset.get("ImageType") or []),
+        inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
+        shape=(int(dataset.Rows), int(dataset.Columns)),
+        spacing_mm=spacing,
+        orientation=orientation,
+        position_mm=position,
+        rescale=rescale,
+        digest=_digest(dataset, frame),
+        acquired=tuple(str(dataset.get(name) or "") for name in SEPARATORS.values()),
+        dataset=dataset if with_voxels else None,
+    )
+
+
+def place_of(dataset: Dataset, frame: int) -> Dataset:
+    """Return a dataset with position, orientation and spacing of a frame, wherever the file has them."""
+    if "PerFrameFunctionalGroupsSequence" not in dataset:
+        return dataset
+    place = Dataset()
+    for name in _GROUPS:
+        group = _group(dataset, frame, name)
+        if group is not None:
+            place.update(group)
+    return place
+
+
+def _group(dataset: Dataset, frame: int, name: str) -> Dataset | None:
+    """Return the item of a functional group: the frame's own, or the one that all frames share."""
+    own = dataset.PerFrameFunctionalGroupsSequence[frame]
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    found = own.get(name) or shared[0].get(name)
+    return found[0] if found else None
+
+
+def _rescale(dataset: Dataset, frame: int) -> tuple[float, float]:
+    source: Dataset | None = dataset
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        source = _group(dataset, frame, "PixelValueTransformationSequence")
+    slope, intercept = (1.0, 0.0) if source is None else _rescale_of(source)
+    if not np.isfinite([slope, intercept]).all() or slope == 0:
+        msg = "The slope or intercept of a DICOM image is not a number, or the slope is 0. Export the series again."
+        raise InvalidHeader(msg)
+    return slope, intercept
+
+
+def _rescale_of(source: Dataset) -> tuple[float, float]:
+    slope, intercept = source.get("RescaleSlope"), source.get("RescaleIntercept")
+    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+
+
+def _numbers(place: Dataset, name: str, count: int, error: type[CalibrantError]) -> npt.NDArray[np.float64]:
+    values = place.get(name)
+    if values is None or len(values) != count:
+        msg = f"A DICOM image lacks {name}, so its place in the patient is unknown. Send the original series, not screen shots."
+        raise error(msg)
+    numbers = np.array([float(value) for value in values])
+    if not (np.abs(numbers) <= EXTREMES_MM[1]).all():  # false for NaN, too
+        msg = f"A DICOM image's {name} holds values that are not finite or far outside a body. Export the series again."
+        raise InvalidAffine(msg)
+    return numbers
+
+
+def _orientation(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the two directions, made orthonormal to the last bit; files round them to as few as three digits."""
+    row, column = cosines[:3], cosines[3:]
+    lengths = np.linalg.norm([row, column], axis=1)
+    if not (np.abs(lengths - 1) <= _ROUNDING).all() or abs(row @ column) > _ROUNDING:
+        msg = "The directions of a DICOM image are not at right angles or not of length 1. Export the series again."
+        raise InvalidAffine(msg)
+    row = row / lengths[0]
+    column = column - row * (row @ column)
+    return np.array([row, column / np.linalg.norm(column)])
+
+
+def _digest(dataset: Dataset, frame: int) -> bytes:
+    stored = memoryview(dataset.get("PixelData") or b"")
+    if dataset.file_meta.TransferSyntaxUID in _NATIVE:
+        size = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+        return hashlib.sha256(stored[frame * size : (frame + 1) * size]).digest()
+    return hashlib.sha256(stored).digest() + frame.to_bytes(4)

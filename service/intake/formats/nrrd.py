@@ -1,0 +1,171 @@
+"""NRRD with its voxels in the same file -> Volume. The header is read here, not by ITK (docs/decisions/0007).
+
+The format: http://teem.sourceforge.net/nrrd/format.html, versions 1 to 5, as ITK, 3D Slicer and pynrrd write it for
+one volume.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+from isal import igzip
+
+from service.errors import (
+    InvalidHeader,
+    InvalidSpacing,
+    MissingOrientation,
+    UnrecognisedFormat,
+    UnsafeHeader,
+    UnsupportedCompression,
+    UnsupportedDimensions,
+    UnsupportedVoxelType,
+)
+from service.intake.formats.geometry import checked_affine, lps_to_ras, nifti_header, reject_shape
+from service.intake.formats.payload import Readable, damage_refused, read_voxels
+from service.intake.formats.textheader import Fields, read_lines
+from service.volume import Volume
+
+_MAGIC = re.compile(r"NRRD000[1-5]")
+_READ = {"type", "dimension", "sizes", "encoding", "endian", "space", "space directions", "space origin", "space units"}
+_WITHOUT_MEANING_HERE = {
+    *("kinds", "centers", "centerings", "content", "labels", "units", "thicknesses", "spacings"),
+    *("min", "max", "old min", "old max", "oldmin", "oldmax", "sample units", "sampleunits", "number"),
+    *("measurement frame", "space dimension"),
+}
+_ELSEWHERE = {"data file", "datafile", "byte skip", "byteskip", "line skip", "lineskip"}
+_SPATIAL_KINDS = {"domain", "space", "none", "???"}
+_MILLIMETRES = {'"mm"', "mm"}
+_TO_RAS = {
+    **dict.fromkeys(["right-anterior-superior", "ras"], np.eye(4)),
+    **dict.fromkeys(["left-anterior-superior", "las"], np.diag([-1.0, 1.0, 1.0, 1.0])),
+    **dict.fromkeys(["left-posterior-superior", "lps"], lps_to_ras(np.eye(4))),
+}
+_DTYPES = {
+    **dict.fromkeys(["signed char", "int8", "int8_t"], "i1"),
+    **dict.fromkeys(["uchar", "unsigned char", "uint8", "uint8_t"], "u1"),
+    **dict.fromkeys(["short", "short int", "signed short", "signed short int", "int16", "int16_t"], "i2"),
+    **dict.fromkeys(["ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"], "u2"),
+    **dict.fromkeys(["int", "signed int", "int32", "int32_t"], "i4"),
+    **dict.fromkeys(["uint", "unsigned int", "uint32", "uint32_t"], "u4"),
+    **dict.fromkeys(
+        ["longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"],
+        "i8",
+    ),
+    **dict.fromkeys(
+        ["ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"],
+        "u8",
+    ),
+    "float": "f4",
+    "double": "f8",
+}
+_BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
+
+
+def recognise(start: bytes) -> bool:
+    """Say whether the first bytes of a file are those of NRRD."""
+    return start.startswith(b"NRRD")
+
+
+def decode(file: BinaryIO) -> Volume:
+    """Return the volume of an NRRD file, its voxels as stored.
+
+    Raises:
+        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+    """
+    shape, dtype, affine, voxels = _read(file, with_voxels=True)
+    array = np.frombuffer(voxels, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
+    return Volume(array[np.newaxis], affine, nifti_header(shape, affine, array.dtype))
+
+
+def check(file: BinaryIO) -> None:
+    """Raise what `decode` would raise."""
+    _read(file, with_voxels=False)
+
+
+def _read(
+    file: BinaryIO, *, with_voxels: bool
+) -> tuple[list[int], np.dtype[np.generic], npt.NDArray[np.float64], bytes]:
+    fields = Fields(_fields(file))
+    shape = _shape(fields)
+    dtype = _dtype(fields)
+    affine = _affine(fields)
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    with damage_refused():
+        return shape, dtype, affine, read_voxels(_payload(file, fields), expected, keep=with_voxels)
+
+
+def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
+    lines = read_lines(file, lambda line: not line)
+    if not _MAGIC.fullmatch(next(lines)):
+        msg = "The first line is not that of NRRD, version 1 to 5. Convert the scan again."
+        raise UnrecognisedFormat(msg)
+    for line in lines:
+        name, colon, text = line.partition(":")
+        name = name.strip().lower()
+        # A comment, the end, or a stranger's own key, which means nothing here.
+        if line.startswith("#") or not line or text.startswith("="):
+            continue
+        if name in _ELSEWHERE:
+            msg = "The header says that its voxels lie elsewhere (data file, or lines or bytes to skip). Save header and voxels in one .nrrd file."
+            raise UnsafeHeader(msg)
+        if not colon or name not in _READ | _WITHOUT_MEANING_HERE:
+            msg = "The header holds a line that is no field of a 3-D volume in one file. Convert the scan again."
+            raise UnsafeHeader(msg)
+        yield name, text
+
+
+def _shape(fields: Fields) -> list[int]:
+    dimension = fields.integers("dimension", 1)[0]
+    kinds = set(fields.word("kinds").split()) if "kinds" in fields else set()
+    if dimension != 3 or kinds - _SPATIAL_KINDS:  # noqa: PLR2004 - three axes in space
+        msg = f"{dimension} axes were found, or axes that do not lie in space (a vector, a colour, a list); a 3-D volume is expected. Extract one volume and send that."
+        raise UnsupportedDimensions(msg)
+    shape = fields.integers("sizes", 3)
+    if min(shape) < 1:
+        msg = "The header's sizes are not valid: an axis of length 0 or less. Convert the scan again."
+        raise UnsupportedDimensions(msg)
+    reject_shape(shape)
+    return shape
+
+
+def _dtype(fields: Fields) -> np.dtype[np.generic]:
+    code = _DTYPES.get(fields.word("type"))
+    if code is None:
+        msg = "The voxel type is none of the integers of 8 to 64 bits, float or double. Convert the scan to short or float."
+        raise UnsupportedVoxelType(msg)
+    if code.endswith("1"):
+        return np.dtype(code)
+    order = _BYTE_ORDERS.get(fields.word("endian"))
+    if order is None:
+        msg = "The header's field 'endian' is neither little nor big. Convert the scan again."
+        raise InvalidHeader(msg)
+    return np.dtype(code).newbyteorder(order)
+
+
+def _affine(fields: Fields) -> npt.NDArray[np.float64]:
+    to_ras = _TO_RAS.get(fields.word("space")) if "space" in fields else None
+    if to_ras is None or "space directions" not in fields or "space origin" not in fields:
+        msg = "The header does not place the voxels in the patient: space (left-posterior-superior, right-anterior-superior or left-anterior-superior), space directions and space origin are expected. Convert the scan again from its source."
+        raise MissingOrientation(msg)
+    if "spacings" in fields:
+        msg = "The header holds both spacings and space directions, which the format forbids. Convert the scan again."
+        raise InvalidHeader(msg)
+    units = {word for name in ("space units", "units") if name in fields for word in fields.word(name).split()}
+    if units - _MILLIMETRES:
+        msg = "The header's units are not millimetres. Convert the scan again with voxel sizes in mm."
+        raise InvalidSpacing(msg)
+    axes, origin = fields.vectors("space directions", 3), fields.vectors("space origin", 1)[0]
+    affine: npt.NDArray[np.float64] = to_ras @ checked_affine(np.transpose(axes), origin)
+    return affine
+
+
+def _payload(file: BinaryIO, fields: Fields) -> Readable:
+    encoding = fields.word("encoding")
+    if encoding == "raw":
+        return file
+    if encoding in ("gzip", "gz"):
+        return igzip.IGzipFile(fileobj=file)
+    msg = "The header's encoding is neither raw nor gzip. Save the scan with one of these."
+    raise UnsupportedCompression(msg)

@@ -1,0 +1,1 @@
+"""The durable job that pulls a series from a PACS, segments it and delivers the results."""

@@ -1,0 +1,155 @@
+"""What a caller may see of a DICOM job: DBOS's record, the live stage and the ledger, in our words."""
+
+import datetime as dt
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from dbos import WorkflowStatus
+
+from service.errors import BY_CODE, JobAbandoned, JobCancelled
+from service.jobs.segmentation.queue import identifier_of
+from service.jobs.segmentation.status import problem_of
+from service.pacs.ledger import Ledger
+from service.schemas import DeliveredObject, DicomJob, DicomLinks, DicomObject, DicomStage, Problem, State
+
+_UNFINISHED: Final[dict[str, State]] = {"ENQUEUED": "queued", "DELAYED": "queued", "PENDING": "running"}
+
+
+@dataclass(frozen=True, slots=True)
+class DicomOrder:
+    """What was asked for; the argument of the workflow.
+
+    Args:
+        owner: whose job it is.
+        pacs: name of the source.
+        study: Study Instance UID.
+        series: Series Instance UID.
+        instances: `service.pacs.selection.digest_of` the images.
+        model: identity of the bundle.
+        objects: what is made.
+        destination: name of the PACS that they are sent to.
+    """
+
+    owner: str
+    pacs: str
+    study: str
+    series: str
+    instances: str
+    model: str
+    objects: tuple[DicomObject, ...]
+    destination: str
+
+    @classmethod
+    def of(cls, status: WorkflowStatus) -> "DicomOrder":
+        """Return the order of a workflow."""
+        return cls.of_document((status.input or {"args": [{}]})["args"][0])
+
+    @classmethod
+    def of_document(cls, document: dict[str, Any]) -> "DicomOrder":
+        """Return the order that JSON kept."""
+        return cls(**(document | {"objects": tuple(document["objects"])}))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The same as JSON keeps it."""
+        return asdict(self) | {"objects": list(self.objects)}
+
+    def identifier(self, key: str | None) -> str:
+        """Return the id of the job: the same order is the same job, unless a key tells them apart."""
+        parts = [*map(str, self.document.values()), key or ""]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+    def replaces(self, earlier: "DicomOrder") -> bool:
+        """Say whether an earlier order was for other images of the same series; a repetition replaces nothing."""
+        same = replace(earlier, instances=self.instances, objects=self.objects) == self
+        return same and earlier.instances != self.instances
+
+
+@dataclass(slots=True)
+class LiveDicom:
+    """What a running job is doing at the moment, and what keeps it waiting."""
+
+    stage: DicomStage = "pull"
+    waits_for: Problem | None = None
+
+
+def key_of(identifier: str) -> str:
+    """Return the idempotency key of the ordinary job that a DICOM job makes."""
+    return f"dicom:{identifier}"
+
+
+def inner_of(owner: str, identifier: str) -> str:
+    """Return the id of that ordinary job."""
+    return identifier_of(owner, key_of(identifier))
+
+
+def describe_dicom_job(
+    status: WorkflowStatus, live: LiveDicom | None, ledger: Ledger | None, segmentation: str | None, *, cancelled: bool
+) -> DicomJob:
+    """Return the job of a workflow.
+
+    Args:
+        status: DBOS's record; its output is ``{"failure": None or {...}}``.
+        live: what runs.
+        ledger: of its objects, once they are made.
+        segmentation: id of the ordinary job, once there is one.
+        cancelled: whether its delivery was.
+    """
+    order = DicomOrder.of(status)
+    state, problem = _state(status, ledger, cancelled=cancelled)
+    waits_for = live.waits_for if live else None
+    if state == "running" and ledger is not None:
+        waits_for = next((entry.problem for entry in ledger.pending if entry.problem), None)
+    here = f"/v1/dicom/jobs/{status.workflow_id}"
+    dead = ledger is not None and bool(ledger.dead)
+    return DicomJob(
+        id=status.workflow_id,
+        state=state,
+        stage=_stage(live, ledger) if state == "running" else None,
+        pacs=order.pacs,
+        study=order.study,
+        series=order.series,
+        instances=order.instances,
+        model=order.model,
+        outputs=list(order.objects),
+        destination=order.destination,
+        created=dt.datetime.fromtimestamp((status.created_at or 0) / 1000, dt.UTC),
+        waits_for=waits_for,
+        problem=problem,
+        objects=[
+            DeliveredObject(uid=entry.uid, state=entry.state, attempts=entry.attempts, problem=entry.problem)
+            for entry in (ledger.entries if ledger else [])
+        ],
+        links=DicomLinks(
+            self=here,
+            segmentation=f"/v1/segmentations/{segmentation}" if segmentation else None,
+            retry=f"/v1/dicom/deadletters/{status.workflow_id}/retry" if dead else None,
+        ),
+    )
+
+
+def _stage(live: LiveDicom | None, ledger: Ledger | None) -> DicomStage:
+    if ledger is not None:
+        return "push"
+    return live.stage if live else "pull"
+
+
+def _state(status: WorkflowStatus, ledger: Ledger | None, *, cancelled: bool) -> tuple[State, Problem | None]:
+    if status.status in _UNFINISHED:
+        return _UNFINISHED[status.status], None
+    if status.status == "CANCELLED" or (cancelled and ledger is not None and ledger.pending):
+        return "cancelled", problem_of(JobCancelled("The job was cancelled. Ask for the series again."))
+    if status.status != "SUCCESS":
+        detail = "The service was interrupted too often while it worked on this job. Ask for the series again."
+        return "failed", problem_of(JobAbandoned(detail))
+    failure = (status.output or {}).get("failure")
+    if failure is not None:
+        return "failed", problem_of(BY_CODE[failure["code"]](failure["detail"]))
+    return _delivered(ledger)
+
+
+def _delivered(ledger: Ledger | None) -> tuple[State, Problem | None]:
+    if ledger is None or ledger.pending:
+        return "running", None
+    return ("failed", ledger.dead[0].problem) if ledger.dead else ("succeeded", None)

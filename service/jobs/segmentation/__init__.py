@@ -1,0 +1,1 @@
+"""The durable job that segments one scan."""

@@ -1,0 +1,153 @@
+"""What a caller may see of a job: DBOS's record and the live stage, in our words."""
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dbos import WorkflowStatus
+
+from service.errors import BY_CODE, CalibrantError, JobAbandoned, JobCancelled
+from service.result.files import LOGITS, RESULT
+from service.schemas import CaseResult, Job, Links, Output, Priority, Problem, Stage, State
+
+PRIORITIES: Final[dict[Priority, int]] = {"urgent": 1, "normal": 2, "background": 3}
+"""DBOS's number of each priority: the lowest goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for; the arguments of the workflow, in their order.
+
+    Args:
+        owner: whose job it is.
+        scan: SHA-256 of the stored scan.
+        model: identity of the bundle.
+        outputs: what is to be kept.
+    """
+
+    owner: str
+    scan: str
+    model: str
+    outputs: tuple[Output, ...]
+
+    @classmethod
+    def of(cls, status: WorkflowStatus) -> "Order":
+        """Return the order of a workflow."""
+        owner, scan, model, outputs = (status.input or {"args": ("", "", "", ())})["args"]
+        return cls(owner, scan, model, tuple(outputs))
+
+    @property
+    def arguments(self) -> tuple[str, str, str, list[str]]:
+        """The workflow's arguments, as JSON keeps them."""
+        return self.owner, self.scan, self.model, list(self.outputs)
+
+
+@dataclass(slots=True)
+class Live:
+    """What a running job is doing at the moment."""
+
+    stage: Stage | None = None
+    progress: float = 0.0
+    attempt: int = 1
+    waiting: bool = False
+    """Taken out of the queue, so that it begins the moment that the case before it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job stands in the queue, and when it will probably have finished."""
+
+    position: int | None = None
+    eta_s: float | None = None
+
+
+def describe_job(status: WorkflowStatus, live: Live, place: Place, result: Path | None) -> Job:
+    """Return the job of a workflow.
+
+    Args:
+        status: DBOS's record; its input is an `Order`, its output ``{"attempts": n, "failure": None or {...}}``.
+        live: the stage that runs, or that it has not begun.
+        place: in the queue.
+        result: folder of the published result, if there is one.
+    """
+    order = Order.of(status)
+    state, problem = _state(status, live)
+    running = state == "running"
+    done = _case_result(result) if state == "succeeded" else None
+    return Job(
+        id=status.workflow_id,
+        state=state,
+        model=order.model,
+        scan=order.scan,
+        priority=_priority(status),
+        outputs=list(order.outputs),
+        created=_time(status.created_at) or dt.datetime.fromtimestamp(0, dt.UTC),
+        finished=_time(status.completed_at),
+        queue_position=place.position,
+        eta_s=place.eta_s,
+        attempts=_attempts(status, live) if state != "queued" else 0,
+        device=done.device if done else None,
+        stage=live.stage if running else None,
+        progress=live.progress if running else float(state == "succeeded"),
+        seconds=done.seconds if done else {},
+        problem=problem,
+        links=_links(status.workflow_id, state, _kept(order, result) if done else ()),
+    )
+
+
+def problem_of(error: CalibrantError) -> Problem:
+    """Return the RFC 9457 problem document of an error."""
+    return Problem(type=f"/problems/{error.code}", title=error.title, status=error.status, detail=error.detail)
+
+
+def _state(status: WorkflowStatus, live: Live) -> tuple[State, Problem | None]:
+    if status.status == "SUCCESS":
+        failure = (status.output or {}).get("failure")
+        if failure is None:
+            return "succeeded", None
+        return "failed", problem_of(BY_CODE[failure["code"]](failure["detail"]))
+    if status.status in ("ENQUEUED", "DELAYED"):
+        return "queued", None
+    if status.status == "PENDING":
+        return "queued" if live.waiting else "running", None
+    if status.status == "CANCELLED":
+        return "cancelled", problem_of(JobCancelled("The job was cancelled. Send the scan again to have it segmented."))
+    return "failed", problem_of(
+        JobAbandoned("The service was interrupted too often while it worked on this job. Send the scan again.")
+    )
+
+
+def _case_result(folder: Path | None) -> CaseResult | None:
+    return None if folder is None else CaseResult.model_validate_json((folder / RESULT).read_bytes())
+
+
+def _attempts(status: WorkflowStatus, live: Live) -> int:
+    """Return how often the computation was begun: in this life of the service, and in earlier ones."""
+    output: dict[str, Any] = status.output or {}
+    return int(output.get("attempts", live.attempt)) + max((status.recovery_attempts or 1) - 1, 0)
+
+
+def _priority(status: WorkflowStatus) -> Priority:
+    return next((name for name, number in PRIORITIES.items() if number == status.priority), "normal")
+
+
+def _time(milliseconds: int | None) -> dt.datetime | None:
+    return None if milliseconds is None else dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+
+
+def _kept(order: Order, result: Path | None) -> tuple[Output, ...]:
+    """Return the outputs that are still there: the logits behind probabilities may be erased before the rest."""
+    logits = result is not None and (result / LOGITS).is_file()
+    return tuple(name for name in order.outputs if name != "probabilities" or logits)
+
+
+def _links(identifier: str, state: State, kept: tuple[Output, ...]) -> Links:
+    here = f"/v1/segmentations/{identifier}"
+    if state in ("queued", "running"):
+        return Links(self=here, events=f"{here}/events", cancel=f"{here}/cancel")
+    names: list[str] = list(kept)
+    if "probabilities" in kept:
+        names += ["uncertainty", "reference"]
+    files = {name: f"{here}/{name}" for name in names}
+    return Links(self=here, bundle=f"{here}/bundle.zip" if kept else None, **files)

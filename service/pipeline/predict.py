@@ -1,0 +1,146 @@
+"""Logits -> what is said about each voxel: probabilities, mask and confidence on the scan's own grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from service.bundle.schema import ServiceConfig
+from service.calibration.histogram import BINS, ReliabilityHistogram
+from service.errors import InvalidProbabilities
+from service.pipeline.grid import Grid
+from service.pipeline.parts import part_probability_slabs
+from service.pipeline.preprocess import SLAB_VALUES, to_scan_axes, to_scan_slabs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """Mask and confidence of one case.
+
+    Args:
+        mask: (D, H, W) uint8, label values of the bundle.
+        confidence: (D, H, W) float32 in [1/C, 1], the calibrated probability of the mask's class at each voxel.
+    """
+
+    mask: npt.NDArray[np.uint8]
+    confidence: npt.NDArray[np.float32]
+
+
+def probability_slabs(
+    logits: torch.Tensor, grid: Grid, config: ServiceConfig
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Yield the calibrated probabilities of the scan's voxels slab by slab, (C, planes, H, W), summing to 1 over C.
+
+    The whole of them is never in memory: 16 classes of 512^3 voxels would be 8 GiB. Axes as `to_scan_slabs` yields
+    them. Logits are interpolated, not probabilities: interpolated probabilities would blur the confidence at edges.
+
+    Args:
+        logits: (C, D, H, W) float16 on the network's grid; of several parts (parts, C, D, H, W).
+        grid: leads back to the scan's grid.
+        config: holds the temperature of each class.
+    """
+    for window, probs in _slabs(logits, grid, config):
+        yield window, probs.cpu().numpy()
+
+
+def _slabs(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield the same on the device of the logits; parts, which are small, on the CPU."""
+    if grid.parts:
+        d, h, w = grid.oriented_shape
+        for window, probs in part_probability_slabs(logits.cpu(), grid.parts, (d, h, w), config, SLAB_VALUES):
+            yield window, torch.from_numpy(probs)
+        return
+    temperature = torch.tensor(config.temperature, device=logits.device).view(-1, 1, 1, 1)
+    for window, slab in to_scan_slabs(logits, grid):
+        yield window, slab.div_(temperature).softmax(dim=0)
+
+
+def probabilities(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> npt.NDArray[np.float32]:
+    """Return all of `probability_slabs` at once, (C, D, H, W) float32 on the scan's grid, in its file's axes."""
+    whole = np.concatenate([slab for _, slab in probability_slabs(logits, grid, config)], axis=1)
+    return np.stack([to_scan_axes(channel, grid) for channel in whole])
+
+
+def segment(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmentation:
+    """Return the most probable label and its probability at each voxel; of two equal ones the first listed.
+
+    Args:
+        logits: (C, D, H, W) float16 on the network's grid.
+        grid: leads back to the scan's grid.
+        config: holds label value and temperature of each class.
+    """
+    mask, confidence = (np.empty(grid.scan_shape, dtype, order="F") for dtype in (np.uint8, np.float32))
+    # As files hold them, seen along the network's axes: nothing has to be turned once it is whole.
+    turned = [nib.orientations.apply_orientation(array, grid.orientation) for array in (mask, confidence)]
+    values = [label.value for label in config.labels]
+    for window, probs in _slabs(logits, grid, config):
+        for view, found in zip(turned, most_probable(probs, values), strict=True):
+            view[window] = found.cpu().numpy()
+    return Segmentation(mask, confidence)
+
+
+def most_probable(probs: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the value of the most probable class, uint8, and its probability; of two equal ones the first listed.
+
+    Args:
+        probs: (C, ...) probabilities.
+        values: one for each class.
+    """
+    # torch's and numpy's argmax take several times as long as comparisons, and theirs to bool as those to numbers.
+    highest = probs.amax(dim=0)
+    value, lower, none_yet = torch.full_like(highest, values[0]), torch.empty_like(highest), torch.ones_like(highest)
+    for channel, step in zip(probs, np.diff(values), strict=False):
+        none_yet *= torch.ne(channel, highest, out=lower)
+        value.add_(none_yet, alpha=int(step))
+    return value.to(torch.uint8), highest
+
+
+def reliability_histogram(
+    probs: torch.Tensor, labels: torch.Tensor, structures: Sequence[Sequence[int]] | None = None
+) -> ReliabilityHistogram:
+    """Return the reliability histogram of tensors on any device; as `ReliabilityHistogram.from_probabilities`.
+
+    Counts are integers and sums float64, so that the result is the same on every device but for the order in which
+    the sums were added up.
+
+    Args:
+        probs: (C, ...) probabilities in [0, 1].
+        labels: (...) integers 0 .. C-1 on the same device.
+        structures: the classes that make up each row; by default each class is one.
+
+    Raises:
+        InvalidProbabilities: NaN or a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
+    """
+    probs = probs.float()
+    _reject_invalid(probs, labels)
+    probs, labels = probs.flatten(1), labels.flatten()
+    rows = structures or [(c,) for c in range(len(probs))]
+    count, sum_p, sum_y = [], [], []
+    for classes in rows:
+        p = probs[list(classes)].sum(dim=0).clamp_(max=1)
+        bins = (p * BINS).ceil_().sub_(1).clamp_(0, BINS - 1).long()
+        count.append(torch.bincount(bins, minlength=BINS))
+        sum_p.append(torch.bincount(bins, weights=p.double(), minlength=BINS).double())
+        belongs = torch.isin(labels, torch.tensor(classes, device=labels.device))
+        sum_y.append(torch.bincount(bins[belongs], minlength=BINS))
+    n, p_sum, y_sum = (torch.stack(sums).cpu().numpy() for sums in (count, sum_p, sum_y))
+    return ReliabilityHistogram(n, p_sum, y_sum)
+
+
+def _reject_invalid(probs: torch.Tensor, labels: torch.Tensor) -> None:
+    if probs.shape[1:] != labels.shape:
+        msg = f"Probabilities of {probs.shape[1:].numel()} voxels do not belong to labels of {labels.numel()}."
+        raise InvalidProbabilities(msg)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        msg = f"Labels are {labels.dtype}; expected integers, one class per voxel."
+        raise InvalidProbabilities(msg)
+    # `not (all in range)` also catches NaN, for which every comparison is false.
+    if probs.numel() and not bool(((probs >= 0) & (probs <= 1)).all()):
+        msg = f"Probabilities span {float(probs.min())} to {float(probs.max())}; expected values in [0, 1]. Apply softmax first."
+        raise InvalidProbabilities(msg)
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(probs):
+        msg = f"Labels span {int(labels.min())} to {int(labels.max())}; expected 0 to {len(probs) - 1}."
+        raise InvalidProbabilities(msg)

@@ -1,0 +1,1 @@
+"""What a result is made of: the files in its folder, and how each is written and read."""

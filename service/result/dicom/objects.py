@@ -1,0 +1,38 @@
+"""Kinds of DICOM results -> their files, one Part-10 file (PS3.10) each."""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+from highdicom.base import SOPClass
+
+from service.result.dicom.capture import make_capture
+from service.result.dicom.document import make_document
+from service.result.dicom.outcome import Outcome
+from service.result.dicom.parametricmap import make_parametric_map
+from service.result.dicom.report import make_report
+from service.result.dicom.segmentation import make_bands, make_label_map, make_segmentation
+from service.schemas import DicomObject
+
+MAKERS: Final[Mapping[DicomObject, Callable[[Outcome], SOPClass]]] = {
+    "seg": make_segmentation,
+    "sr": make_report,
+    "sc": make_capture,
+    "pm": make_parametric_map,
+    "bands": make_bands,
+    "labelmap": make_label_map,
+    "pdf": make_document,
+}
+"""What makes each kind of object."""
+
+
+def write_objects(outcome: Outcome, folder: Path, kinds: Collection[DicomObject]) -> None:
+    """Write objects as `<kind>.dcm`; equal outcomes give equal bytes.
+
+    Args:
+        outcome: what they show.
+        folder: where they are written.
+        kinds: which.
+    """
+    for kind in kinds:
+        MAKERS[kind](outcome).save_as(folder / f"{kind}.dcm", enforce_file_format=True)

@@ -1,0 +1,231 @@
+"""What every DICOM result is made from, and what all of them have in common: identity, equipment, UIDs, dates.
+
+UIDs follow from what an object shows, so that the same result gets the same ones and a changed one others: a PACS
+keeps the first object of a UID, whatever comes later.
+"""
+
+import datetime as dt
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.base import SOPClass
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.valuerep import DA, DT, TM
+
+from service import __version__
+from service.bundle.schema import Label
+from service.intake.dicom.source import Source
+from service.schemas import DicomObject, Summary, Superseded
+
+SERIES: Final[Mapping[DicomObject, tuple[int, str]]] = {
+    "seg": (9001, "Segmentation"),
+    "sr": (9002, "Report"),
+    "sc": (9003, "Summary"),
+    "pm": (9004, "Confidence map"),
+    "bands": (9005, "Confidence bands"),
+    "labelmap": (9006, "Label map"),
+    "pdf": (9007, "Summary as PDF"),
+}
+"""Series Number and the beginning of the Series Description of each object."""
+
+MANUFACTURER: Final = "Calibrant"
+
+_OF_A_BODY_PART: Final = ("sc", "pm")
+"""What has no meaning of its own that would say which side it is of."""
+
+_NOTE: Final = "by AI, research use only"
+_REPLACES: Final = "; replaces earlier one"
+_LONG_STRING: Final = 64
+_CHARACTER_SET: Final = "ISO_IR 192"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What computed a result.
+
+    Args:
+        name: of the bundle.
+        version: of the bundle.
+        bundle_sha256: of its manifest.
+        weights_sha256: of its weights.
+        card_sha256: of its calibration card.
+    """
+
+    name: str
+    version: str
+    bundle_sha256: str
+    weights_sha256: str
+    card_sha256: str
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The hashes that name this very model, as parameters of its algorithm."""
+        return {"bundle": self.bundle_sha256, "weights": self.weights_sha256, "card": self.card_sha256}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a card lets one say about a structure without a reference; None where it says nothing.
+
+    Args:
+        dice: estimated Dice coefficient, in [0, 1].
+        volume_low_mm3: lower bound of the volume.
+        volume_high_mm3: upper bound of the volume.
+    """
+
+    dice: float | None = None
+    volume_low_mm3: float | None = None
+    volume_high_mm3: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A result on the slices of its source series.
+
+    Args:
+        source: the series.
+        labels: of the structures, without the background; segment n is the n-th.
+        mask_KRC: (slices, rows, columns) uint8 label values, in the order of the source's slices.
+        confidence_KRC: the same shape, uint8 or uint16: probability of the mask's label over the type's largest number.
+        summary: of the image.
+        model: what computed it.
+        created: when.
+        content: SHA-256 of what is shown.
+        supersedes: the report of an earlier result that this one replaces, e.g. because slices came late.
+        estimates: by label value; no bundle offers any so far.
+    """
+
+    source: Source
+    labels: list[Label]
+    mask_KRC: npt.NDArray[np.uint8]
+    confidence_KRC: npt.NDArray[np.uint8 | np.uint16]
+    summary: Summary
+    model: Model
+    created: dt.datetime
+    content: str
+    supersedes: Superseded | None = None
+    estimates: Mapping[int, Estimate] = field(default_factory=dict)
+
+    @cached_property
+    def images(self) -> list[Dataset]:
+        """Header of a nameless image in the place of each slice."""
+        return self.source.images()
+
+    @cached_property
+    def segments(self) -> npt.NDArray[np.uint8]:
+        """(slices, rows, columns) number of the segment at each voxel, 0 for none."""
+        numbers = np.zeros(256, np.uint8)
+        for number, label in enumerate(self.labels, start=1):
+            numbers[label.value] = number
+        return numbers[self.mask_KRC]
+
+    def key(self, kind: DicomObject) -> str:
+        """Return the SHA-256 of all that an object follows from."""
+        parts = {
+            "instances": sorted(self.source.instances),
+            "model": self.model.parameters,
+            "content": self.content,
+            "object": kind,
+            "calibrant": __version__,
+            "supersedes": self.supersedes.sop_instance_uid if self.supersedes else None,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def uid(self, kind: DicomObject, what: str) -> str:
+        """Return a UID of an object: its instance's, its series' or another (PS3.5 B.2, of a name-based UUID)."""
+        return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{self.key(kind)}/{what}').int}"
+
+    def common(self, kind: DicomObject) -> dict[str, Any]:
+        """Return the arguments that every class of highdicom takes."""
+        number, title = SERIES[kind]
+        return {
+            "series_instance_uid": self.uid(kind, "series"),
+            "series_number": number,
+            "series_description": f"{title} {_NOTE}{_REPLACES if self.supersedes else ''}",
+            "sop_instance_uid": self.uid(kind, "instance"),
+            "instance_number": 1,
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": self.model.name,
+            "software_versions": (f"Calibrant {__version__}", f"{self.model.name} {self.model.version}"[:_LONG_STRING]),
+            "device_serial_number": self.model.bundle_sha256,
+            "content_date": self.created.date(),
+            "content_time": self.created.time(),
+            "specific_character_set": _CHARACTER_SET,
+        }
+
+    def algorithm(self) -> AlgorithmIdentificationSequence:
+        """Return the identification of the model (PS3.3 10.16)."""
+        return AlgorithmIdentificationSequence(
+            name=self.model.name,
+            family=codes.cid7162.ArtificialIntelligence,
+            version=self.model.version,
+            source=MANUFACTURER,
+            parameters=self.model.parameters,
+        )
+
+    def finish(self, made: SOPClass, kind: DicomObject) -> SOPClass:
+        """Give an object whose it is, the true references, and dates and UIDs that do not change; return it."""
+        whose = self.source.identity()
+        made.copy_patient_and_study_information(whose)
+        if kind in _OF_A_BODY_PART:
+            _name_body_part(made, whose)
+        made.InstanceCreationDate, made.InstanceCreationTime = DA(self.created.date()), TM(self.created.time())
+        if "DateOfSecondaryCapture" in made:
+            made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
+        for item in made.get("ContributingEquipmentSequence", []):
+            item.ContributionDateTime = DT(self.created.replace(tzinfo=None))
+        for item in (*made.get("DimensionOrganizationSequence", []), *made.get("DimensionIndexSequence", [])):
+            item.DimensionOrganizationUID = self.uid(kind, "dimensions")
+        self._refer_truly(made)
+        return made
+
+    def _refer_truly(self, made: SOPClass) -> None:
+        """Replace the stand-ins of `Source.images` in references: class of each instance, number of each frame."""
+        classes = self.source.instances
+        for series in made.get("ReferencedSeriesSequence", []):
+            series.ReferencedInstanceSequence = [reference(*each) for each in classes.items()]
+        for item in _sources_of_frames(made):
+            item.ReferencedSOPClassUID = classes[item.ReferencedSOPInstanceUID]
+        for item, frame in self._frames(made):
+            item.ReferencedFrameNumber = frame
+
+    def _frames(self, made: SOPClass) -> Iterator[tuple[Dataset, int]]:
+        """Yield the reference of each frame that was made of a frame of an enhanced instance, with its number."""
+        places = {each.position_mm: each.frame for each in self.source.slices if each.frame}
+        if not places:
+            return
+        known = np.array(list(places))
+        for frame in made.get("PerFrameFunctionalGroupsSequence", []):
+            position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, np.float64)
+            number = list(places.values())[int(np.linalg.norm(known - position, axis=1).argmin())]
+            yield frame.DerivationImageSequence[0].SourceImageSequence[0], number
+
+
+def _name_body_part(made: SOPClass, whose: Dataset) -> None:
+    """Repeat the body part of the source; of one that nobody named it is not known whether there are two (PS3.3 C.7.3.1)."""
+    if whose.get("BodyPartExamined"):
+        made.BodyPartExamined = whose.BodyPartExamined
+    if whose.get("Laterality") or not whose.get("BodyPartExamined"):
+        made.Laterality = whose.get("Laterality") or ""
+
+
+def reference(instance: str, sop_class: str) -> Dataset:
+    """Return an item that refers to an instance (PS3.3 10.8)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+    return item
+
+
+def _sources_of_frames(made: SOPClass) -> Iterator[Dataset]:
+    for frame in made.get("PerFrameFunctionalGroupsSequence", []):
+        for derivation in frame.get("DerivationImageSequence", []):
+            yield from derivation.SourceImageSequence

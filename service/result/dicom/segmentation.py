@@ -1,0 +1,110 @@
+"""Outcome -> segmentation objects (PS3.3 A.51, A.91): the mask as BINARY or LABELMAP, the confidence as bands."""
+
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from highdicom.base import SOPClass
+from highdicom.color import CIELabColor
+from highdicom.seg import Segmentation, SegmentDescription
+from highdicom.sr import CodedConcept
+from pydicom import uid
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from service.bundle.schema import Label
+from service.result.dicom.codes import CONFIDENCE_BANDS, SCHEME, category_of, modifiers_of, type_of
+from service.result.dicom.outcome import Outcome
+from service.schemas import DicomObject
+
+BAND_EDGES: Final = (0.7, 0.9)
+"""Confidence from which the mask counts as moderately and as highly sure; below the first a person should look."""
+
+_BAND_COLORS: Final = ((213, 94, 0), (240, 228, 66), (0, 158, 115))
+_LABEL_LENGTH: Final = 64
+
+
+def make_segmentation(outcome: Outcome) -> SOPClass:
+    """Return the mask as BINARY segmentation, one segment a structure; planes without voxels have no frame.
+
+    Where the mask is empty each segment has one frame, on the middle slice: a segmentation has at least one.
+    """
+    return _make(outcome, "seg", outcome.segments, _segments(outcome), "BINARY")
+
+
+def make_label_map(outcome: Outcome) -> SOPClass:
+    """Return the mask as LABELMAP segmentation, packed by RLE; older viewers do not read this class."""
+    return _make(outcome, "labelmap", outcome.segments, _segments(outcome), "LABELMAP")
+
+
+def make_bands(outcome: Outcome) -> SOPClass:
+    """Return the mask's voxels of low, moderate and high confidence as BINARY segmentation, which every viewer shows."""
+    largest = np.iinfo(outcome.confidence_KRC.dtype).max
+    band = np.digitize(outcome.confidence_KRC, [edge * largest for edge in BAND_EDGES]).astype(np.uint8) + 1
+    bands = np.where(outcome.mask_KRC > 0, band, 0).astype(np.uint8)
+    limits = ["0", *(f"{edge:g}" for edge in BAND_EDGES), "1"]
+    described = [
+        _described(
+            outcome,
+            number,
+            f"confidence {limits[number - 1]} to {limits[number]}",
+            (codes.cid7150.SpatialAndRelationalConcept, kind),
+            color,
+        )
+        for number, (kind, color) in enumerate(zip(CONFIDENCE_BANDS, _BAND_COLORS, strict=True), start=1)
+    ]
+    return _make(outcome, "bands", bands, described, "BINARY")
+
+
+def _make(
+    outcome: Outcome,
+    kind: DicomObject,
+    segments: npt.NDArray[np.uint8],
+    described: list[SegmentDescription],
+    form: Literal["BINARY", "LABELMAP"],
+) -> SOPClass:
+    planes = slice(None)
+    if not segments.any():  # highdicom would write every plane of every segment
+        planes = slice(len(segments) // 2, len(segments) // 2 + 1)
+    made = Segmentation(
+        source_images=outcome.images[planes],
+        pixel_array=segments[planes],
+        segmentation_type=form,
+        segment_descriptions=described,
+        transfer_syntax_uid=uid.RLELossless if form == "LABELMAP" else uid.ExplicitVRLittleEndian,
+        content_label=kind.upper(),
+        content_description="Made by software, for research use only",
+        content_qualification="RESEARCH",
+        coding_schemes=[SCHEME] if kind == "bands" else None,
+        **outcome.common(kind),
+    )
+    return outcome.finish(made, kind)
+
+
+def _segments(outcome: Outcome) -> list[SegmentDescription]:
+    return [_of_label(outcome, number, label) for number, label in enumerate(outcome.labels, start=1)]
+
+
+def _of_label(outcome: Outcome, number: int, label: Label) -> SegmentDescription:
+    described = _described(outcome, number, label.name, (category_of(label), type_of(label)), label.color)
+    side, others = modifiers_of(label)
+    modifiers = [each for each in (side, *others) if each is not None]
+    if modifiers:
+        kind = described.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(each) for each in modifiers]
+    return described
+
+
+def _described(
+    outcome: Outcome, number: int, name: str, concept: tuple[Code, Code], color: tuple[int, int, int]
+) -> SegmentDescription:
+    category, kind = concept
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=name[:_LABEL_LENGTH],
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=outcome.algorithm(),
+        display_color=CIELabColor.from_rgb(*color),
+    )

@@ -1,0 +1,70 @@
+"""`frame.json` of a result: all that is needed beside the logits to compute on the scan's grid again.
+
+The bundle may have gone by then, and the scan with it: neither is asked. No torch here: the API reads this file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.schema import Declaration, ServiceConfig
+from service.result.files import FRAME
+
+
+class PartFrame(Declaration):
+    """The place of one part on the scan's voxels."""
+
+    channels: list[int]
+    """Class of the result for each output channel of the network."""
+    to_part: list[list[float]]
+    """(4, 4): voxel index of the scan in the network's axis order to voxel index of the part."""
+    shape: tuple[int, int, int]
+    """Voxels of the part."""
+
+
+class Frame(Declaration):
+    """The place of a case in the scan's file, on the network's grid and in the patient."""
+
+    scan_shape: tuple[int, int, int]
+    """Voxels along i, j and k of the scan as it came."""
+    orientation: list[tuple[int, int]]
+    """Network axis and flip (1 or -1) of each scan axis, as nibabel's orientations."""
+    oriented_shape: tuple[int, int, int]
+    """The scan's shape in the network's axis order."""
+    network_shape: tuple[int, int, int]
+    """Voxels after resampling."""
+    step: tuple[float, float, float]
+    """Voxels of the scan from one voxel of the network to the next, along the network's axes."""
+    affine: list[list[float]]
+    """(4, 4): voxel index (i, j, k, 1) of the scan to RAS millimetres."""
+    header: str
+    """NIfTI header of the scan without its free text, in hexadecimal."""
+    config: ServiceConfig
+    """`service.json` of the bundle: labels, colours, codes and temperatures; of located parts, with the labels of each."""
+    parts: tuple[PartFrame, ...] = ()
+    """Where a locator found the anatomy; empty where the network saw the scan as it is."""
+
+    @property
+    def scan_header(self) -> bytes:
+        """The header that every image of this result repeats."""
+        return bytes.fromhex(self.header)
+
+    @property
+    def affine_ras(self) -> npt.NDArray[np.float64]:
+        """(4, 4) voxel index of the scan to RAS millimetres."""
+        return np.array(self.affine, np.float64)
+
+    @property
+    def values(self) -> list[int]:
+        """Label value of each output channel."""
+        return [label.value for label in self.config.labels]
+
+
+def read_frame(result: Path) -> Frame:
+    """Return the frame of a result.
+
+    Args:
+        result: its folder.
+    """
+    return Frame.model_validate_json((result / FRAME).read_bytes())

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from model_training.config import Recipe
+from model_training.data.case import Case, DataError
+from model_training.evaluation.crossvalidate import train_folds
+from model_training.evaluation.evaluate import measure
+from model_training.evaluation.temperature import Temperatures, _Voxels, calibrate, fitted
+from model_training.training.parallel import ALONE
+
+
+def quiet(_: Case) -> None:
+    """Ignore the progress."""
+
+
+def overconfident(seed: int, inverse: tuple[float, ...], number: int = 20_000) -> _Voxels:
+    """Return voxels whose labels follow softmax(logits * inverse): the best temperatures are 1 / inverse."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn((number, 3), generator=generator)
+    probs = (logits * torch.tensor(inverse)).softmax(dim=1)
+    classes = torch.multinomial(probs, 1, generator=generator)[:, 0]
+    return _Voxels(f"fold{seed}", f"person {seed}", logits, classes)
+
+
+def test_the_scalar_is_the_best_of_a_fine_grid() -> None:
+    """No temperature of a grid in steps of a hundredth has a lower NLL, and the truth is near."""
+    cases = [overconfident(seed, (0.5, 0.5, 0.5)) for seed in (1, 2)]
+
+    (temperature,) = fitted(cases, "scalar")
+
+    def nll(t: float) -> float:
+        return float(np.mean([float(cross_entropy(case.logits.double() / t, case.classes)) for case in cases]))
+
+    grid = np.arange(1.0, 3.0, 0.01)
+    best = grid[np.argmin([nll(t) for t in grid])]
+    assert temperature == pytest.approx(best, abs=0.011)
+    assert temperature == pytest.approx(2.0, rel=0.05)
+    assert nll(temperature) <= min(nll(t) for t in grid) + 1e-9
+
+
+def test_temperatures_per_class_are_found_again() -> None:
+    """Labels drawn with other temperatures for each class give those temperatures back."""
+    assert fitted([overconfident(1, (0.4, 0.8, 1.25), 100_000)], "per-class") == pytest.approx(
+        [2.5, 1.25, 0.8], rel=0.05
+    )
+
+
+def test_a_case_counts_the_same_however_large_it_is() -> None:
+    """A hundred times the voxels of one case do not pull the temperature to its own."""
+    small, large = overconfident(1, (0.5,) * 3, 2_000), overconfident(2, (1.0,) * 3, 2_000)
+    many = _Voxels("fold2", "person 2", large.logits.repeat(100, 1), large.classes.repeat(100))
+
+    assert fitted([small, many], "scalar") == pytest.approx(fitted([small, large], "scalar"), rel=1e-4)
+
+
+def test_temperatures_are_scored_on_folds_that_they_were_not_fitted_on(
+    recipe: Recipe, tiny_msd: Path, tmp_path: Path
+) -> None:
+    """Without a temperature the NLL equals the evaluation's; all voxels of the tiny cases take part."""
+    train_folds(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], seed=0, group=ALONE)
+
+    found = calibrate(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], quiet)
+
+    assert (found.n_cases, found.n_persons, found.folds) == (4, 3, ["fold1", "fold2"])
+    from model_training.evaluation.crossvalidate import networks_of
+
+    cases = [
+        case.sums()
+        for network, held_out in networks_of(recipe, tiny_msd, tmp_path, ["fold1", "fold2"])
+        for case in measure(network, recipe.service, held_out, quiet).cases
+    ]
+    assert found.nll["none"] == pytest.approx(np.mean([case.nll / case.voxels for case in cases]), rel=1e-5)
+    assert found.of_classes("scalar", 3) == [found.scalar] * 3
+    assert found.of_classes("per-class", 3) == found.per_class
+    assert Temperatures.model_validate_json(found.model_dump_json()) == found
+
+
+def test_one_fold_is_not_enough(recipe: Recipe, tmp_path: Path) -> None:
+    """Fitted and scored on the same cases, a temperature would flatter itself."""
+    with pytest.raises(DataError, match="need two folds or more"):
+        calibrate(recipe, tmp_path, tmp_path, ["fold1"], quiet)

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from model_training import recipes
+from model_training.cli import app
+from model_training.config import Recipe
+from model_training.data.case import Case, DataError
+from model_training.evaluation import verify as module
+from model_training.evaluation.verify import distances, verify
+from model_training.export.bundle import export
+from service.bundle.card import Interval
+from service.bundle.description import describe_bundle
+from service.bundle.kind import KINDS, REFERENCE, Kind
+from service.bundle.overlay import measurements_of
+from service.engines import ready
+from service.engines.ready import ready_bundle
+from service.errors import BundleUnsupported
+
+BF16 = Kind("torch", "bf16")
+CPU = torch.device("cpu")
+
+
+def quiet(_: Case) -> None:
+    """Ignore the progress."""
+
+
+@pytest.fixture(autouse=True)
+def everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the machine have torch in both precisions; on a processor without bfloat16 it is emulated."""
+    for place in (module, ready):
+        monkeypatch.setattr(place, "available", lambda _device: [BF16, REFERENCE])
+
+
+@pytest.fixture(name="bundle")
+def bundle_(recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path) -> Path:
+    """Return an exported bundle whose card covers the reference only."""
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet)
+    return tmp_path / "bundle"
+
+
+def test_what_was_verified_may_be_served(bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
+    """An engine that the card lacks is refused before, and serves with its own measurement afterwards."""
+    state = tmp_path / "state"
+    with pytest.raises(BundleUnsupported, match="--verify"):
+        ready_bundle(bundle, CPU, "torch-bf16", state)
+
+    found, moved = verify(bundle, recipe, tiny_msd, BF16, state, quiet)
+
+    served = ready_bundle(bundle, CPU, "torch-bf16", state)
+    assert (served.kind, served.measurement) == (BF16, found)
+    assert {case.case for case in found.cases} == {"c1"}
+    assert max(moved.values()) <= 5e-3
+
+
+def test_an_engine_that_moves_a_figure_is_not_kept(
+    bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the tolerance there is no overlay, and the message says how far it was."""
+    torch.manual_seed(5)
+    monkeypatch.setattr(module, "run_by", lambda *_: nn.Conv3d(1, 3, 1))
+
+    with pytest.raises(BundleUnsupported, match="differs from the card's by"):
+        verify(bundle, recipe, tiny_msd, BF16, tmp_path / "state", quiet)
+
+    assert set(measurements_of(describe_bundle(bundle), tmp_path / "state")) == {REFERENCE}
+
+
+def test_other_cases_than_the_cards_prove_nothing(
+    tiny_bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path
+) -> None:
+    """The tiny card is about other persons than the data set holds."""
+    with pytest.raises(DataError, match="does not hold the cases"):
+        verify(tiny_bundle, recipe, tiny_msd, BF16, tmp_path, quiet)
+
+
+def test_what_the_machine_lacks_cannot_be_verified(
+    bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path
+) -> None:
+    """The refusal lists what there is."""
+    with pytest.raises(BundleUnsupported, match="it has torch-bf16, torch-fp32"):
+        verify(bundle, recipe, tiny_msd, KINDS["openvino-fp32"], tmp_path, quiet)
+
+
+def test_distances_by_hand(tiny_bundle: Path) -> None:
+    """A DSC that is 0.01 lower is a distance of 0.01, all else 0."""
+    stated = describe_bundle(tiny_bundle).card.measurements[0]
+    dsc = stated.scores["dsc"]
+    assert dsc.value is not None
+    moved = Interval(value=dsc.value - 0.01, low=dsc.low, high=dsc.high)
+    found = stated.model_copy(update={"scores": stated.scores | {"dsc": moved}})
+
+    furthest = {name: gap for name, gap in distances(found, stated).items() if gap}
+
+    assert furthest == {"foreground dsc": pytest.approx(0.01)}
+
+
+def test_the_command_verifies(
+    bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`calibrant calibrate --verify` measures, says how far figures moved, and keeps it in the state directory."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
+    command = ["calibrate", "tiny", "--data", str(tiny_msd), "--verify", str(bundle), "--engine", "torch-bf16"]
+
+    without_state = CliRunner().invoke(app, command, env={"CALIBRANT_STATE_DIR": None})
+    result = CliRunner().invoke(app, [*command, "--state", str(tmp_path / "state")])
+
+    assert without_state.exit_code == 2
+    assert result.exit_code == 0, result.output
+    assert "torch-bf16 may be served" in result.output
+    assert BF16 in measurements_of(describe_bundle(bundle), tmp_path / "state")

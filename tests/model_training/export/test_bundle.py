@@ -1,0 +1,193 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from model_training.config import Recipe
+from model_training.data.case import Case
+from model_training.data.layouts.msd import read_msd
+from model_training.evaluation.evaluate import differences, measure
+from model_training.export import bundle as module
+from model_training.export.bundle import export
+from service.bundle.card import Locating, Measurement
+from service.bundle.kind import REFERENCE, Kind
+from service.bundle.network import build_network
+from service.bundle.reader import load_bundle
+from service.bundle.schema import Locator, ServiceConfig
+from service.errors import BundleInvalid, EngineDisagrees
+from service.pipeline.run import run_case
+
+
+def quiet(_: Case) -> None:
+    """Ignore the progress."""
+
+
+@pytest.fixture
+def bundle(recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path) -> Path:
+    """Return the folder of an exported bundle."""
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet)
+    return tmp_path / "bundle"
+
+
+def test_the_bundle_holds_what_the_contract_lists(bundle: Path) -> None:
+    """Every file of docs/bundle.md is there and nothing else."""
+    files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert files == {
+        "LICENSE",
+        "MANIFEST.json",
+        "calibration.json",
+        "configs/inference.json",
+        "configs/metadata.json",
+        "docs/README.md",
+        "models/model.safetensors",
+        "service.json",
+    }
+
+
+def test_its_card_speaks_of_the_persons_that_training_never_saw(bundle: Path, recipe: Recipe, tiny_msd: Path) -> None:
+    """The card holds the validation split, its scores replay, and its features are those of its cases."""
+    loaded = load_bundle(bundle, torch.device("cpu"))
+    card = loaded.description.card
+    (measurement,) = card.measurements
+    assert [case.case for case in measurement.cases] == ["c1"]
+    assert (card.population.n_cases, card.population.n_persons) == (1, 1)
+    cases = read_msd(tiny_msd, str)["fold2"]
+    assert differences(measure(loaded.network, recipe.service, cases, quiet), measurement) == {}
+    assert {r.feature: r.values for r in card.shift_references} == {
+        "extent_mm_1": [10.0],
+        "extent_mm_2": [9.0],
+        "extent_mm_3": [8.0],
+        "spacing_mm_1": [1.0],
+        "spacing_mm_2": [1.0],
+        "spacing_mm_3": [1.0],
+    }
+
+
+def test_each_further_engine_is_measured(
+    recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card lists the reference first and then each kind on the same cases; one that fails its check is left out."""
+    broken = Kind("openvino", "bf16")
+    run_by = module.run_by
+
+    def some_break(kind: Kind, network: nn.Module, config: ServiceConfig) -> nn.Module:
+        if kind == broken:
+            msg = "no"
+            raise EngineDisagrees(msg)
+        return run_by(kind, network, config)
+
+    monkeypatch.setattr(module, "run_by", some_break)
+
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, kinds=[broken, Kind("torch", "bf16"), REFERENCE])
+
+    measurements = load_bundle(tmp_path / "bundle", torch.device("cpu")).description.card.measurements
+    assert [(each.engine, each.precision) for each in measurements] == [("torch", "fp32"), ("torch", "bf16")]
+    assert [[case.case for case in each.cases] for each in measurements] == [["c1"], ["c1"]]
+    assert measurements[0].cases != measurements[1].cases
+
+
+def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> None:
+    """Both JSON files are valid by the frozen JSON schemas, as an independent validator reads them."""
+    import json
+
+    schemas = Path(__file__).parents[3] / "service" / "bundle" / "schemas"
+    for file, schema in {"calibration.json": "calibration-card-1.0.json", "service.json": "service-1.0.json"}.items():
+        jsonschema.validate(json.loads((bundle / file).read_text()), json.loads((schemas / schema).read_text()))
+
+
+def test_an_existing_folder_is_never_overwritten(bundle: Path, recipe: Recipe, trained: Path, tiny_msd: Path) -> None:
+    """A bundle is immutable: exporting over one is refused and leaves it as it was."""
+    before = (bundle / "MANIFEST.json").read_bytes()
+    with pytest.raises(BundleInvalid, match="immutable"):
+        export(recipe, tiny_msd, trained, bundle, quiet)
+    assert (bundle / "MANIFEST.json").read_bytes() == before
+
+
+def test_a_bundle_that_computes_something_else_is_refused(
+    recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Export ends with the bundle read back and one case computed again; a differing sum leaves nothing behind."""
+    honest, calls = module.measure, []
+
+    def forgetful(*arguments: object) -> Measurement:
+        measurement = honest(*arguments)  # type: ignore[arg-type]
+        calls.append(arguments)
+        cases = [case.model_copy(update={"brier": float(len(calls))}) for case in measurement.cases]
+        return measurement.model_copy(update={"cases": cases})
+
+    monkeypatch.setattr(module, "measure", forgetful)
+    with pytest.raises(BundleInvalid, match="something else"):
+        export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet)
+    assert list(tmp_path.glob("*bundle*")) == []
+
+
+def test_monai_runs_it_to_the_same_mask(bundle: Path, tiny_msd: Path, tmp_path: Path) -> None:
+    """`python -m monai.bundle run`, which shares none of our pipeline, gives our mask voxel by voxel."""
+    scan = tiny_msd / "imagesTr" / "d1.nii.gz"
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(bundle), "--scan", str(scan)]
+    command += ["--config_file", str(bundle / "configs" / "inference.json"), "--output_dir", str(tmp_path / "monai")]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    (theirs,) = (tmp_path / "monai").rglob("*.nii.gz")
+
+    (tmp_path / "ours").mkdir()
+    run_case(scan, load_bundle(bundle, torch.device("cpu")), tmp_path / "ours", lambda _stage, _done: None)
+    ours = nib.Nifti1Image.from_filename(tmp_path / "ours" / "mask.nii.gz")
+    np.testing.assert_array_equal(nib.Nifti1Image.from_filename(theirs).get_fdata(), ours.get_fdata())
+
+
+@pytest.fixture
+def locator_run(tiny_locator: Locator, tmp_path: Path) -> Path:
+    """Return the folder of a locator's run that was measured."""
+    run = tmp_path / "locator"
+    run.mkdir()
+    (run / "locator.json").write_text(tiny_locator.model_dump_json())
+    save_file(build_network(tiny_locator.network).state_dict(), run / "locator.safetensors")
+    found = Locating(
+        heads=1,
+        scans=4,
+        boxes_hold=3,
+        distance_mm_median=1.5,
+        distance_mm_p95=4.25,
+        empty_scans=4,
+        found_in_empty=1,
+        seed=0,
+    )
+    (run / "locating.json").write_text(found.model_dump_json())
+    return run
+
+
+def test_a_bundle_with_a_locator_says_how_well_it_does(
+    recipe: Recipe, trained: Path, tiny_msd: Path, locator_run: Path, tiny_locator: Locator, tmp_path: Path
+) -> None:
+    """Weights, declaration and what was measured are in the bundle; the model card repeats it in words."""
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, locator_run)
+    loaded = load_bundle(tmp_path / "bundle", torch.device("cpu"))
+    assert loaded.locator is not None
+    assert loaded.description.config.locator == tiny_locator
+    located = loaded.description.card.locating
+    assert located is not None
+    assert (located.boxes_hold, located.validated_on_experts) == (3, False)
+    text = " ".join((tmp_path / "bundle" / "docs" / "README.md").read_text().split())
+    assert "Locating** in a larger scan was not validated against expert labels" in text
+    assert (
+        "3 had boxes that hold 99 % of every structure; a box lies 1.5 mm off its middle (median; 95 % within 4.2 mm). In 1 of 4 scans"
+        in text
+    )
+
+
+def test_a_locator_that_was_not_measured_is_not_exported(
+    recipe: Recipe, trained: Path, tiny_msd: Path, locator_run: Path, tmp_path: Path
+) -> None:
+    """The message names the command; no bundle is left."""
+    (locator_run / "locating.json").unlink()
+    with pytest.raises(BundleInvalid, match="calibrant measure-locator"):
+        export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, locator_run)
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,521 @@
+"""The losses against a literal transcription of the paper's equations, loop by loop in float64.
+
+Edges and weights as in the authors' code (cai4cai/Average-Calibration-Losses): linspace(0, 1 + eps, M + 1).
+"""
+
+from collections.abc import Callable
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from torch.nn.functional import one_hot
+
+from model_training.losses.ace import ACEDiceCELoss, HardL1ACELoss, SoftL1ACELoss
+from service.calibration.histogram import ReliabilityHistogram
+from service.calibration.scores import ace
+
+EPS = 2.0**-23
+EMPTY = 0.01
+"""A soft bin of less weight than this is empty."""
+
+Reference = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+Loss = type[HardL1ACELoss] | type[SoftL1ACELoss]
+
+
+def hard_reference(p: torch.Tensor, y: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return ``mean_k |P_k - Y_k|`` of one class over the bins ``e_(k-1) < p <= e_k`` that are not empty."""
+    edges = [k * (1 + EPS) / bins for k in range(bins + 1)]
+    gaps = []
+    for low, high in pairwise(edges):
+        inside = (p <= high) & ((p > low) | (low == 0))
+        if inside.any():
+            gaps.append((p[inside].mean() - y[inside].mean()).abs())
+    return torch.stack(gaps).mean()
+
+
+def soft_reference(p: torch.Tensor, y: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return the same over triangular weights: 1 at the centre of a bin, 0 at its neighbours', 1 beyond the outermost."""
+    width = (1 + EPS) / bins
+    gaps = []
+    for k in range(bins):
+        distance = (p - (k + 0.5) * width) / width
+        w = (1 - distance.abs()).clamp(min=0)
+        if k == 0:
+            w = torch.where(distance < 0, 1.0, w)
+        if k == bins - 1:
+            w = torch.where(distance > 0, 1.0, w)
+        n = w.sum()
+        if n >= EMPTY:
+            gaps.append(((w * p).sum() / n - (w * y).sum() / n).abs())
+    return torch.stack(gaps).mean()
+
+
+def reference_loss(
+    one_class: Reference, p: torch.Tensor, y: torch.Tensor, *, bins: int, ignore_empty: bool
+) -> torch.Tensor:
+    """Return the mean over images and classes; an ignored class contributes 0 and still counts."""
+    terms = [
+        one_class(p[b, c], y[b, c], bins) * (0.0 if ignore_empty and not y[b, c].any() else 1.0)
+        for b, c in product(range(p.shape[0]), range(p.shape[1]))
+    ]
+    return torch.stack(terms).mean()
+
+
+def random_batch(seed: int, *, classes: int = 4, present: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (2, C, 5, 6, 7) and labels (2, 1, 5, 6, 7) that hold the first so many classes."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, classes, 5, 6, 7, generator=generator)
+    return logits, torch.randint(present, (2, 1, 5, 6, 7), generator=generator)
+
+
+BOTH = pytest.mark.parametrize(
+    ("loss", "reference"), [(HardL1ACELoss, hard_reference), (SoftL1ACELoss, soft_reference)], ids=["hard", "soft"]
+)
+EITHER = pytest.mark.parametrize("loss", [HardL1ACELoss, SoftL1ACELoss], ids=["hard", "soft"])
+
+
+@BOTH
+@pytest.mark.parametrize("bins", [20, 7])
+@pytest.mark.parametrize("ignore_empty", [True, False], ids=["ignore absent", "count absent"])
+def test_value_and_gradient_follow_the_equations(
+    loss: Loss,
+    reference: Reference,
+    bins: int,
+    ignore_empty: bool,  # noqa: FBT001 - parametrised
+) -> None:
+    """Loss and gradient with respect to the logits equal the transcription's; one class of four is absent."""
+    logits, labels = random_batch(1, present=3)
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    y = one_hot(labels[:, 0], 4).movedim(-1, 1).double()
+
+    value = loss(bins, softmax=True, to_onehot_y=True, ignore_empty_classes=ignore_empty)(ours, labels)
+    expected = reference_loss(
+        reference, theirs.softmax(dim=1).flatten(2), y.flatten(2), bins=bins, ignore_empty=ignore_empty
+    )
+    value.backward()
+    expected.backward()
+
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert relative_error(ours.grad, theirs.grad) < 1e-4
+
+
+@BOTH
+def test_bins_at_their_edges(loss: Loss, reference: Reference) -> None:
+    """Probabilities 0, 1 and every k/20 fall where the equations put them."""
+    p = torch.cat([torch.arange(21) / 20, torch.arange(40) / 40])[None, None]
+    y = (torch.arange(61) % 3 == 0).float()[None, None]
+
+    value = loss()(p, y)
+
+    expected = reference_loss(reference, p.double(), y.double(), bins=20, ignore_empty=True)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("present", [4, 2])
+def test_hard_loss_is_the_mean_ace_of_the_histograms(present: int) -> None:
+    """The loss is the ACE that the card reports, averaged over images and classes, absent ones as 0 or as they are."""
+    logits, labels = random_batch(2, present=present)
+    probs = logits.double().softmax(dim=1).float().numpy()
+    scores = np.stack(
+        [
+            ace(ReliabilityHistogram.from_probabilities(image, label[0]), include_absent=True)
+            for image, label in zip(probs, labels.numpy(), strict=True)
+        ]
+    )
+
+    ignored = HardL1ACELoss(softmax=True, to_onehot_y=True)(logits, labels).item()
+    counted = HardL1ACELoss(softmax=True, to_onehot_y=True, ignore_empty_classes=False)(logits, labels).item()
+
+    assert ignored == pytest.approx(scores[:, :present].sum() / scores.size, abs=1e-6)
+    assert counted == pytest.approx(scores.mean(), abs=1e-6)
+
+
+def test_hard_loss_of_four_voxels() -> None:
+    """Gaps 0.25 in bin 4 (2 voxels) and 0.25 in bin 14 (2 voxels); the gradient is the gap's sign / (2 bins * 2)."""
+    p = torch.tensor([[[0.25, 0.25, 0.75, 0.75]]], requires_grad=True)
+    y = torch.tensor([[[0.0, 1.0, 0.0, 1.0]]])
+
+    value = HardL1ACELoss()(p, y)
+    value.backward()
+
+    assert value.item() == 0.25
+    assert p.grad is not None
+    assert p.grad.flatten().tolist() == [-0.25, -0.25, 0.25, 0.25]
+
+
+def test_soft_loss_of_two_voxels() -> None:
+    """With 2 bins p = 0.375 gives 3/4 to the lower and 1/4 to the upper, p = 0.75 all to the upper: gaps 3/8 and 1/8.
+
+    Upper bin: (1/4 * 3/8 + 1 * (3/4 - 1)) / (1/4 + 1) = -1/8.
+    """
+    p, y = torch.tensor([[[0.375, 0.75]]]), torch.tensor([[[0.0, 1.0]]])
+
+    assert SoftL1ACELoss(2)(p, y).item() == pytest.approx(1 / 4)
+
+
+def test_soft_loss_has_the_gradient_of_its_value() -> None:
+    """Finite differences confirm the gradient, through values and memberships, away from kinks."""
+    position = torch.tensor([0.3, 0.6, 0.8, 1.2, 1.7, 2.4, 2.7, 3.3, 3.6, 4.2, 4.4, 4.7], dtype=torch.float64)
+    p = (position / 5).view(1, 2, 6).requires_grad_()
+    y = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 1, 1], dtype=torch.float64).view(1, 2, 6)
+    loss = SoftL1ACELoss(5, reduction="none", ignore_empty_classes=False)
+
+    assert torch.autograd.gradcheck(lambda p: loss(p, y), (p,))
+
+
+def test_hard_loss_has_the_gradient_of_its_value() -> None:
+    """Finite differences confirm it for double logits through softmax, away from the edges of the bins."""
+    logits = torch.tensor([[0.3, -0.7, 1.1, 0.2], [-0.4, 0.9, 0.1, -1.3]], dtype=torch.float64)[None].requires_grad_()
+    labels = torch.tensor([[[0, 1, 1, 0]]])
+    edges = logits.softmax(dim=1) * 5
+    assert ((edges - edges.round()).abs() > 1e-3).all()
+    loss = HardL1ACELoss(5, softmax=True, to_onehot_y=True, reduction="none")
+
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), (logits,))
+
+
+@EITHER
+def test_empty_bins_do_not_lower_the_mean(loss: Loss) -> None:
+    """Two voxels fill two of 20 bins with gaps of 0.025; the other 18 are left out."""
+    p = torch.tensor([[[0.025, 0.975]]])
+    y = torch.tensor([[[0.0, 1.0]]])
+
+    assert loss()(p, y).item() == pytest.approx(0.025)
+
+
+def test_a_soft_bin_of_less_than_a_hundredth_of_a_voxel_is_empty() -> None:
+    """With 2 bins a voxel at 0.2525 lends 0.005 to the upper bin, whose gap 0.2525 does not count; one at 0.26 does.
+
+    A second voxel at 0.25 with y = 1 moves the lower bin's gap alone.
+    """
+    y = torch.tensor([[[0.0, 1.0]]])
+
+    def value(p: float) -> float:
+        return float(SoftL1ACELoss(2)(torch.tensor([[[p, 0.25]]]), y))
+
+    lower = abs((0.995 * 0.2525 + 0.25 - 1) / 1.995)
+    assert value(0.2525) == pytest.approx(lower)
+    lower = abs((0.98 * 0.26 + 0.25 - 1) / 1.98)
+    assert value(0.26) == pytest.approx((lower + 0.26) / 2)
+
+
+@EITHER
+def test_gradients_are_finite_where_bins_are_empty(loss: Loss) -> None:
+    """Empty bins, absent classes and perfect predictions leave no NaN in the gradient."""
+    logits = torch.zeros(1, 3, 2, 2, 2).requires_grad_()
+    with torch.no_grad():
+        logits[:, 0, 0] = 100.0
+
+    loss(softmax=True, to_onehot_y=True)(logits, torch.zeros(1, 1, 2, 2, 2)).backward()
+
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+@EITHER
+def test_an_absent_class_contributes_zero(loss: Loss) -> None:
+    """With p = 0.5 everywhere and labels of class 0 alone, class 1 adds 0 or its gap 0.5 to the mean of two."""
+    p = torch.full((1, 2, 4), 0.5)
+    y = torch.tensor([1.0, 0.0]).view(1, 2, 1).expand(1, 2, 4)
+
+    assert loss()(p, y).item() == pytest.approx(0.25)
+    assert loss(ignore_empty_classes=False)(p, y).item() == pytest.approx(0.5)
+    assert loss(include_background=False)(p, y).item() == 0.0
+
+
+@EITHER
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(loss: Loss, value: float) -> None:
+    """A network that diverged is reported as such, with the remedy, before it reaches the bins."""
+    logits, labels = random_batch(3)
+    logits[0, 1, 2, 3, 4] = value
+
+    with pytest.raises(ValueError, match=r"output is not finite.*lower the learning rate or clip gradients"):
+        loss(softmax=True, to_onehot_y=True)(logits, labels)
+
+
+@EITHER
+def test_shapes_that_disagree_are_refused(loss: Loss) -> None:
+    """A target on another grid, or with other classes, is never broadcast."""
+    logits, labels = random_batch(4)
+
+    with pytest.raises(ValueError, match="does not fit: expected"):
+        loss(softmax=True, to_onehot_y=True)(logits, labels[..., :1])
+    with pytest.raises(ValueError, match="does not fit: expected"):
+        loss(softmax=True)(logits, labels)
+
+
+@pytest.mark.parametrize(("binning", "loss"), [("hard", HardL1ACELoss), ("soft", SoftL1ACELoss)])
+def test_the_terms_add_up(binning: str, loss: Loss) -> None:
+    """The total is Dice + CE plus the weighted ACE, each equal to the loss of its name."""
+    logits, labels = random_batch(5)
+
+    terms = ACEDiceCELoss(binning, 0.3).terms(logits, labels)  # type: ignore[arg-type]
+
+    assert list(terms) == ["total", "dice_ce", "ace"]
+    assert terms["ace"].item() == loss(softmax=True, to_onehot_y=True)(logits, labels).item()
+    assert terms["total"].item() == pytest.approx(terms["dice_ce"].item() + 0.3 * terms["ace"].item(), rel=1e-6)
+
+
+def test_without_weight_only_dice_and_cross_entropy_remain() -> None:
+    """Weight 0 is MONAI's DiceCELoss, value and gradient."""
+    logits, labels = random_batch(6)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    dice_ce = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
+
+    total = ACEDiceCELoss("hard", 0.0)(ours, labels)
+    expected = dice_ce(theirs, labels)
+    total.backward()
+    expected.backward()
+
+    assert total.item() == expected.item()
+    assert relative_error(ours.grad, theirs.grad) < 1e-6
+
+
+def test_bfloat16_logits_lose_nothing_but_their_own_digits() -> None:
+    """Under mixed precision softmax is taken in float32 and the sums in float64."""
+    logits, labels = random_batch(7)
+    loss = HardL1ACELoss(softmax=True, to_onehot_y=True)
+
+    expected = loss(logits.bfloat16().double(), labels).item()
+    assert loss(logits.bfloat16(), labels).item() == pytest.approx(expected, abs=1e-7)
+
+
+@EITHER
+def test_autocast_changes_nothing(loss: Loss) -> None:
+    """Within a region of mixed precision the loss of float32 logits and its gradient are what they are outside."""
+    logits, labels = random_batch(16)
+    inside, outside = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    function = loss(softmax=True, to_onehot_y=True)
+
+    expected = function(outside, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = function(inside, labels)
+    expected.backward()
+    value.backward()
+
+    assert value.dtype == torch.float32
+    assert value.item() == expected.item()
+    assert inside.grad is not None
+    assert outside.grad is not None
+    assert torch.equal(inside.grad, outside.grad)
+
+
+@BOTH
+def test_sigmoid_and_multi_label_targets(loss: Loss, reference: Reference) -> None:
+    """Overlapping regions are each a question of their own, also with soft targets: value and gradient."""
+    generator = torch.Generator().manual_seed(8)
+    logits, target = torch.randn(2, 3, 9, 8, generator=generator), torch.rand(2, 3, 9, 8, generator=generator)
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+
+    value = loss(sigmoid=True)(ours, target)
+    expected = reference_loss(
+        reference, theirs.sigmoid().flatten(2), target.double().flatten(2), bins=20, ignore_empty=True
+    )
+    value.backward()
+    expected.backward()
+
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert relative_error(ours.grad, theirs.grad) < 1e-4
+    assert loss(other_act=torch.sigmoid)(logits, target).item() == value.item()
+
+
+@EITHER
+@pytest.mark.parametrize("shape", [(24,), (6, 4), (2, 3, 4)], ids=["1-D", "2-D", "3-D"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_labels_and_their_one_hot_say_the_same(loss: Loss, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """However labels are given and voxels arranged, the loss and its gradient are those of the voxels in a row."""
+    generator = torch.Generator().manual_seed(14)
+    logits, labels = torch.randn(2, 3, 24, generator=generator), torch.randint(3, (2, 1, 24), generator=generator)
+    row, label_grid, one_hot_grid = (logits.clone().requires_grad_() for _ in range(3))
+
+    expected = loss(softmax=True, to_onehot_y=True)(row, labels)
+    of_labels = loss(softmax=True, to_onehot_y=True)(
+        label_grid.reshape(2, 3, *shape), labels.to(dtype).reshape(2, 1, *shape)
+    )
+    encoded = one_hot(labels[:, 0], 3).movedim(-1, 1).to(dtype).reshape(2, 3, *shape)
+    of_one_hot = loss(softmax=True)(one_hot_grid.reshape(2, 3, *shape), encoded)
+    for value in (expected, of_labels, of_one_hot):
+        value.backward()
+
+    assert of_labels.item() == of_one_hot.item() == expected.item()
+    assert row.grad is not None
+    assert row.grad.any()
+    for grid in (label_grid, one_hot_grid):
+        assert grid.grad is not None
+        assert torch.equal(grid.grad, row.grad)
+
+
+@EITHER
+def test_ignored_voxels_count_for_nothing(loss: Loss) -> None:
+    """Value and gradient are those of the image without the voxels of the ignored label."""
+    logits, labels = random_batch(9)
+    labels[:, :, 3:] = 255
+    whole, part = logits.clone().requires_grad_(), logits[:, :, :3].clone().requires_grad_()
+
+    value = loss(softmax=True, to_onehot_y=True, ignore_index=255)(whole, labels)
+    expected = loss(softmax=True, to_onehot_y=True)(part, labels[:, :, :3])
+    value.backward()
+    expected.backward()
+
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert whole.grad is not None
+    assert relative_error(whole.grad[:, :, :3], part.grad) < 1e-6
+    assert not whole.grad[:, :, 3:].any()
+
+
+@EITHER
+def test_a_class_whose_label_is_ignored_is_absent(loss: Loss) -> None:
+    """Ignoring the background leaves it no voxel: it contributes 0, or is left out of the mean."""
+    logits, labels = random_batch(15)
+    options = {"softmax": True, "to_onehot_y": True, "ignore_index": 0}
+
+    each = loss(reduction="none", **options)(logits, labels)
+    left_out = loss(leave_out_empty_classes=True, **options)(logits, labels)
+
+    assert not each[:, 0].any()
+    assert (each[:, 1:] > 0).all()
+    assert left_out.item() == pytest.approx(each[:, 1:].mean().item())
+
+
+@EITHER
+def test_reductions_and_weights(loss: Loss) -> None:
+    """`none` has a value per image and class, the sum and the mean are its own, weights multiply the classes."""
+    logits, labels = random_batch(10)
+    options = {"softmax": True, "to_onehot_y": True}
+
+    each = loss(reduction="none", **options)(logits, labels)
+
+    assert each.shape == (2, 4, 1, 1, 1)
+    assert loss(reduction="sum", **options)(logits, labels).item() == pytest.approx(each.sum().item())
+    weighted = loss(weight=[0, 1, 2, 0], **options)(logits, labels).item()
+    assert weighted == pytest.approx((each[:, 1].sum() + 2 * each[:, 2].sum()).item() / 8)
+
+
+@EITHER
+def test_absent_classes_can_be_left_out_of_the_mean(loss: Loss) -> None:
+    """Left out, an absent class does not dilute the mean of those that are there."""
+    logits, labels = random_batch(11, present=2)
+    each = loss(reduction="none", softmax=True, to_onehot_y=True)(logits, labels)
+
+    value = loss(softmax=True, to_onehot_y=True, leave_out_empty_classes=True)(logits, labels).item()
+
+    assert value == pytest.approx(each[:, :2].mean().item())
+
+
+def test_right_closes_hard_bins_on_the_left() -> None:
+    """P = 0.05 falls into bin 0 by default and into bin 1 with `right`, p = 1 into the last bin either way."""
+    p = torch.tensor([[[0.04, 0.05, 0.08, 1.0]]])
+    y = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+
+    assert HardL1ACELoss()(p, y).item() == pytest.approx((0.045 + 0.92 + 0) / 3)
+    assert HardL1ACELoss(right=True)(p, y).item() == pytest.approx((0.04 + abs(0.065 - 0.5) + 0) / 3)
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigmoid": True, "softmax": True}, "exclude each other"),
+        ({"ignore_index": 255}, "needs labels"),
+        ({"num_bins": 0}, "expected 1 to 253"),
+        ({"num_bins": 254}, "expected 1 to 253"),
+        ({"weight": [1.0, -1.0]}, "at least 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(loss: Loss, options: dict[str, object], message: str) -> None:
+    """An option that excludes another or lies out of range is an error at once."""
+    with pytest.raises(ValueError, match=message):
+        loss(**options)  # type: ignore[arg-type]
+
+
+@EITHER
+def test_a_weight_per_counted_class_is_needed(loss: Loss) -> None:
+    """Three weights for four classes are an error, not a broadcast."""
+    logits, labels = random_batch(12)
+    with pytest.raises(ValueError, match="3 weights for 4"):
+        loss(softmax=True, to_onehot_y=True, weight=[1, 1, 1])(logits, labels)
+
+
+@pytest.mark.parametrize("binning", ["hard", "soft"])
+def test_deep_supervision_takes_the_sum(binning: str) -> None:
+    """MONAI's DeepSupervisionLoss scores each scale with it, halving the weight and the labels from scale to scale."""
+    generator = torch.Generator().manual_seed(13)
+    labels = torch.randint(3, (1, 1, 8, 8, 8), generator=generator).float()
+    scales = [torch.randn(1, 3, n, n, n, generator=generator) for n in (8, 4)]
+    loss = ACEDiceCELoss(binning, 0.3)  # type: ignore[arg-type]
+
+    value = DeepSupervisionLoss(loss)(scales, labels).item()
+
+    smaller = torch.nn.functional.interpolate(labels, size=(4, 4, 4), mode="nearest-exact")
+    assert value == pytest.approx(loss(scales[0], labels).item() + loss(scales[1], smaller).item() / 2)
+
+
+@pytest.mark.parametrize("binning", ["hard", "soft"])
+def test_terms_of_several_scales_are_those_of_monai(binning: str) -> None:
+    """A list of scales gives MONAI's DeepSupervisionLoss of the sum, value and gradient, and so does each term."""
+    generator = torch.Generator().manual_seed(17)
+    labels = torch.randint(3, (2, 1, 8, 8, 8), generator=generator).to(torch.uint8)
+    scales = [torch.randn(2, 3, n, n, n, generator=generator) for n in (8, 4, 2)]
+    ours, theirs = ([scale.clone().requires_grad_() for scale in scales] for _ in range(2))
+    loss = ACEDiceCELoss(binning, 0.3)  # type: ignore[arg-type]
+
+    terms = loss.terms(ours, labels)
+    expected = DeepSupervisionLoss(loss)(theirs, labels.float())
+    terms["total"].backward()
+    expected.backward()
+
+    assert terms["total"].item() == pytest.approx(expected.item(), rel=1e-6)
+    for scale, of_monai in zip(ours, theirs, strict=True):
+        assert relative_error(scale.grad, of_monai.grad) < 1e-6
+    for name, function in (("dice_ce", loss.dice_ce), ("ace", loss.ace)):
+        assert terms[name].item() == pytest.approx(
+            DeepSupervisionLoss(function)(scales, labels.float()).item(), rel=1e-6
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@EITHER
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 3}, {"weight": [1.0, 2.0, 0.5, 0.0]}], ids=str)
+def test_a_gpu_gives_what_the_processor_gives(loss: Loss, options: dict[str, object]) -> None:
+    """Value and gradient on CUDA equal those on the CPU but for the order of float64 sums."""
+    logits, labels = random_batch(18)
+    here, there = logits.clone().requires_grad_(), logits.cuda().requires_grad_()
+    function = loss(softmax=True, to_onehot_y=True, **options)  # type: ignore[arg-type]
+
+    expected = function(here, labels)
+    value = function(there, labels.cuda())
+    expected.backward()
+    value.backward()
+
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert there.grad is not None
+    assert there.grad.is_cuda
+    assert relative_error(there.grad.cpu(), here.grad) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_all_terms_on_a_gpu() -> None:
+    """Dice + CE + ACE of two scales, in bfloat16 under autocast, equal those of the same logits on the CPU."""
+    generator = torch.Generator().manual_seed(19)
+    labels = torch.randint(3, (2, 1, 8, 8, 8), generator=generator).float()
+    scales = [torch.randn(2, 3, n, n, n, generator=generator).bfloat16() for n in (8, 4)]
+    loss = ACEDiceCELoss("soft", 0.3)
+
+    expected = loss.terms(scales, labels)
+    with torch.autocast("cuda", torch.bfloat16):
+        terms = loss.terms([scale.cuda() for scale in scales], labels.cuda())
+
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-4)
+
+
+def relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Return the L2 norm of the difference over that of what was expected."""
+    assert found is not None
+    assert expected is not None
+    return float((found.double() - expected.double()).norm() / expected.double().norm())

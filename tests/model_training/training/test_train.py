@@ -1,0 +1,408 @@
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import CalibrationErrorMetric, CalibrationReduction
+from monai.networks.nets import UNet
+from safetensors.torch import load_file
+
+from model_training.config import Recipe, Schedule
+from model_training.data.case import Case, DataError, Sample, load_sample
+from model_training.data.layouts.msd import read_msd
+from model_training.data.transforms import one_model_for_both_sides, small_affine_about_foreground
+from model_training.evaluation.evaluate import measure
+from model_training.training.checkpoint import NAME as CHECKPOINT
+from model_training.training.parallel import ALONE
+from model_training.training.progress import Progress
+from model_training.training.train import OutOfMemory, draw_batch, learning_rate_factor, train, validation_scores
+from service.bundle.network import build_network
+from service.bundle.schema import Network, Region, ServiceConfig
+from service.calibration.histogram import ReliabilityHistogram
+from service.calibration.scores import ace
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tiny_msd: Path, tmp_path: Path, recipe: Recipe) -> Run:
+    """Return the function that trains into a folder of a name, with a seed and other fields of the recipe."""
+
+    def train_into(name: str, *, seed: int = 0, **fields: object) -> Path:
+        changed = dataclasses.replace(recipe, **fields)  # type: ignore[arg-type]
+        with Progress(changed.schedule.steps) as progress:
+            train(changed, tiny_msd, tmp_path / name, seed=seed, group=ALONE, watchers=[progress])
+        return tmp_path / name
+
+    return train_into
+
+
+def killed_at(step: int) -> Callable[..., None]:
+    """Return what takes the place of `Progress.step` and stops the run at a step."""
+
+    def killed(self: Progress, done: int, epoch: float, terms: dict[str, float]) -> None:
+        del self, epoch, terms
+        if done == step:
+            raise KeyboardInterrupt
+
+    return killed
+
+
+def test_the_same_seed_gives_the_same_weights(run: Run) -> None:
+    """Order, augmentation and first weights all follow from the seed; another seed gives other weights."""
+    first, again, other = (
+        load_file(run(name, seed=seed) / "model.safetensors") for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_training_starts_from_the_weights_of_the_seed(run: Run, recipe: Recipe, tiny_config: ServiceConfig) -> None:
+    """Steps too small to move anything leave what the seed draws; steps of the recipe's size do not."""
+    still = dataclasses.replace(recipe.schedule, learning_rate=1e-30)
+    torch.manual_seed(5)
+    first = build_network(tiny_config.network).state_dict()
+
+    unmoved, moved = (
+        load_file(path / "model.safetensors") for path in (run("a", seed=5, schedule=still), run("b", seed=5))
+    )
+
+    assert first.keys() == unmoved.keys() == moved.keys()
+    assert all(torch.allclose(unmoved[name], first[name]) for name in first)
+    assert not any(torch.allclose(moved[name], first[name]) for name in first if name.endswith("conv.weight"))
+
+
+def test_the_record_says_how_the_weights_came_about(run: Run) -> None:
+    """Seed, data, loss and the validation at every second and at the last step are written down."""
+    record = json.loads((run("a", seed=7, binning="soft", ace_weight=0.5) / "training.json").read_bytes())
+
+    assert (record["recipe"], record["seed"], record["steps"], record["train_cases"]) == ("tiny", 7, 3, 3)
+    assert (record["train_splits"], record["binning"]) == (["fold1"], "soft")
+    assert (record["ace_weight"], record["ace_after"]) == (0.5, 1)
+    assert [entry["step"] for entry in record["history"]] == [2, 3]
+    assert all(0 <= entry[f"validation_{name}"] <= 1 for entry in record["history"] for name in ("dsc", "ace"))
+
+
+def test_ace_joins_after_its_steps(run: Run) -> None:
+    """With two steps of Dice and cross-entropy alone the second step has no ACE in its total, the third has."""
+    history = json.loads((run("a", ace_weight=0.5, ace_after=2) / "training.json").read_bytes())["history"]
+
+    second, third = ((entry["total"], entry["dice_ce"], entry["ace"]) for entry in history)
+    assert second[0] == second[1]
+    assert third[0] == pytest.approx(third[1] + 0.5 * third[2], rel=1e-5)
+    assert third[2] > 0
+
+
+def test_validation_does_not_change_the_weights(run: Run, recipe: Recipe) -> None:
+    """Looking at the validation cases more often gives the same weights: nothing is chosen by them."""
+    often = dataclasses.replace(recipe.schedule, validate_every=1)
+
+    seldom, watched = (load_file(path / "model.safetensors") for path in (run("a"), run("b", schedule=often)))
+
+    assert all(torch.equal(seldom[name], watched[name]) for name in seldom)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    run: Run, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Interrupted at any step and called again, a run ends with the weights and the history of one that was not."""
+    schedule = dataclasses.replace(recipe.schedule, steps=6, validate_every=2)
+    whole = run("whole", schedule=schedule)
+
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr(Progress, "step", killed_at(step))
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", schedule=schedule)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    resumed = run("killed", schedule=schedule)
+
+    first, second = (load_file(path / "model.safetensors") for path in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = [json.loads((path / "training.json").read_bytes()) for path in (whole, resumed)]
+    assert records[0]["history"] == records[1]["history"]
+    assert sorted(path.name for path in resumed.iterdir()) == ["model.safetensors", "training.json"]
+
+
+def test_a_folder_of_another_run_is_refused(run: Run, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of another seed is not gone on from, and a finished run is not trained over."""
+    often = dataclasses.replace(recipe.schedule, validate_every=1)
+
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr(Progress, "step", killed_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            run("a", schedule=often)
+
+    with pytest.raises(DataError, match="another recipe, seed or data set"):
+        run("a", seed=1, schedule=often)
+    run("a", schedule=often)
+    with pytest.raises(DataError, match="finished run"):
+        run("a", schedule=often)
+
+
+def test_batches_follow_from_seed_and_step(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
+    """The same seed and step draw the same batch whatever was drawn before; another step or seed another."""
+    samples = [load_sample(case, tiny_config) for case in read_msd(tiny_msd, str)["fold1"]]
+    augment = one_model_for_both_sides(tiny_config)
+
+    images = [draw_batch(samples, augment, 2, seed=s, step=t)[0] for s, t in ((1, 5), (1, 6), (2, 5), (1, 5))]
+
+    assert torch.equal(images[0], images[3])
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+def test_a_batch_holds_every_patch_of_its_images(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
+    """Two images of four patches each make a batch of eight, plain tensors, each patch beside its own label."""
+    samples = [load_sample(case, tiny_config) for case in read_msd(tiny_msd, str)["fold1"]]
+
+    images, labels = draw_batch(samples, small_affine_about_foreground(tiny_config), 2, seed=0, step=1)
+
+    assert images.shape == labels.shape == (8, 1, 8, 8, 8)
+    assert type(images) is type(labels) is torch.Tensor
+    for image, label in zip(images, labels, strict=True):
+        means = [float(image[label == value].mean()) for value in label.unique()]
+        assert means == sorted(means)
+
+
+def test_training_lowers_the_loss(run: Run, recipe: Recipe) -> None:
+    """Forty steps on two boxes are enough for a loss well below the first one."""
+    schedule = dataclasses.replace(recipe.schedule, steps=40, validate_every=1)
+
+    history = json.loads((run("a", schedule=schedule) / "training.json").read_bytes())["history"]
+
+    first, last = (sum(entry["total"] for entry in part) / 5 for part in (history[:5], history[-5:]))
+    assert last < 0.85 * first
+
+
+def test_a_missing_case_stops_training_before_it_starts(run: Run, tiny_msd: Path) -> None:
+    """A data set that is not as the recipe expects leaves no folder of weights behind."""
+    (tiny_msd / "imagesTr" / "a2.nii.gz").unlink()
+
+    with pytest.raises(DataError, match=r"imagesTr/a2\.nii\.gz was not found"):
+        run("a")
+    assert not (tiny_msd.parent / "a").exists()
+
+
+def test_a_run_until_a_step_stops_there_and_goes_on_later(run: Run, recipe: Recipe, tiny_msd: Path) -> None:
+    """It leaves a checkpoint and no weights; called again without an end, the run reaches the weights of a whole one."""
+    recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, steps=5))
+    whole = load_file(run("whole", schedule=recipe.schedule) / "model.safetensors")
+    part = tiny_msd.parent / "part"
+
+    train(recipe, tiny_msd, part, seed=0, group=ALONE, until=3)
+    assert sorted(path.name for path in part.iterdir()) == [CHECKPOINT, "samples"]
+    train(recipe, tiny_msd, part, seed=0, group=ALONE, until=3)
+    train(recipe, tiny_msd, part, seed=0, group=ALONE)
+
+    assert sorted(path.name for path in part.iterdir()) == ["model.safetensors", "training.json"]
+    weights = load_file(part / "model.safetensors")
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+def test_steps_of_dice_and_cross_entropy_belong_to_every_loss(recipe: Recipe, tiny_msd: Path) -> None:
+    """A checkpoint from before mL1-ACE joined is gone on from with any loss that joins no earlier, seed and data equal."""
+    run = tiny_msd.parent / "run"
+    train(recipe.with_loss("hard", 1.0, after=2), tiny_msd, run, seed=0, group=ALONE, until=2)
+
+    for other in (recipe.with_loss("soft", 0.3, after=2), recipe.with_loss("soft", 0.0, after=3)):
+        train(other, tiny_msd, run, seed=0, group=ALONE, until=2)
+    refused = [
+        (recipe.with_loss("hard", 1.0, after=1), 0),
+        (recipe.with_loss("hard", 1.0, after=2), 1),
+        (dataclasses.replace(recipe.with_loss("hard", 1.0, after=2), train_splits=("fold2",)), 0),
+        (dataclasses.replace(recipe.with_loss("hard", 1.0, after=2), augmentation=small_affine_about_foreground), 0),
+    ]
+    for other, seed in refused:
+        with pytest.raises(DataError, match="another recipe, seed or data set"):
+            train(other, tiny_msd, run, seed=seed, group=ALONE, until=2)
+
+
+def test_steps_with_ace_belong_to_their_own_loss(recipe: Recipe, tiny_msd: Path) -> None:
+    """A checkpoint from after mL1-ACE joined is refused to another binning, weight or first step of it."""
+    run = tiny_msd.parent / "run"
+    own = recipe.with_loss("hard", 1.0, after=1)
+    train(own, tiny_msd, run, seed=0, group=ALONE, until=2)
+
+    for other in (("soft", 1.0, 1), ("hard", 0.5, 1), ("hard", 1.0, 0), ("hard", 1.0, 2)):
+        with pytest.raises(DataError, match="another recipe, seed or data set"):
+            train(recipe.with_loss(*other[:2], after=other[2]), tiny_msd, run, seed=0, group=ALONE)
+    train(own, tiny_msd, run, seed=0, group=ALONE)
+    assert (run / "training.json").exists()
+
+
+def test_weights_are_there_whole_or_not_at_all(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the weights are written, a run is unfinished; called again it writes them from its checkpoint."""
+
+    def dies(tensors: object, path: Path) -> None:
+        del tensors
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr("model_training.training.train.save_file", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run("a")
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+    assert not (tmp_path / "a" / "training.json").exists()
+
+    again, whole = (load_file(run(name) / "model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+    ids=["GPU", "CPU", "Python"],
+)
+def test_memory_that_runs_out_is_explained(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The message names the device, the step's images and patches and three remedies; the last checkpoint is kept."""
+    with monkeypatch.context() as scarce:
+        scarce.setattr(UNet, "forward", fails_in_step(3, error))
+        with pytest.raises(OutOfMemory) as told:
+            run("a")
+
+    assert told.value.__cause__ is error
+    message = str(told.value)
+    assert message.startswith("cpu ran out of memory over a step of 2 images in patches of 8 x 8 x 8.")
+    for remedy in ("a device with more memory", "torchrun", "-small variant", "last checkpoint is kept"):
+        assert remedy in message
+    assert (tmp_path / "a" / CHECKPOINT).is_file()
+    again, whole = (load_file(run(name) / "model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("out of memory?")])
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What torch says about anything else reaches the caller as it is."""
+    monkeypatch.setattr(UNet, "forward", fails_in_step(1, error))
+
+    with pytest.raises(type(error)) as told:
+        run("a")
+
+    assert told.value is error
+
+
+def fails_in_step(step: int, error: Exception) -> Callable[..., torch.Tensor]:
+    """Return a forward pass of UNet that fails in a training step, counted from 1."""
+    forward, steps = UNet.forward, [0]
+
+    def fails(self: UNet, x: torch.Tensor) -> torch.Tensor:
+        steps[0] += self.training
+        if steps[0] == step:
+            raise error
+        return forward(self, x)
+
+    return fails
+
+
+def test_a_deeply_supervised_network_is_trained_and_measured(run: Run, recipe: Recipe, tiny_msd: Path) -> None:
+    """SegResNetDS with two scales trains two steps on both, Dice + CE counting 1 and 1/2, and its finest is measured."""
+
+    def trained(name: str, scales: int) -> tuple[torch.nn.Module, list[dict[str, float]], ServiceConfig]:
+        arguments = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "norm": "instance"}
+        shape = {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": scales}
+        network = Network(name="SegResNetDS", arguments=arguments | shape)
+        service = recipe.service.model_copy(update={"network": network})
+        schedule = dataclasses.replace(recipe.schedule, steps=2, validate_every=1)
+        folder = run(name, service=service, schedule=schedule)
+        found = build_network(network)
+        found.load_state_dict(load_file(folder / "model.safetensors"))
+        return found.eval(), json.loads((folder / "training.json").read_bytes())["history"], service
+
+    _, one, _ = trained("one", 1)
+    network, two, service = trained("two", 2)
+    measurement = measure(network, service, read_msd(tiny_msd, str)["test"], lambda _: None)
+
+    assert [entry["step"] for entry in two] == [1, 2]
+    assert 1.3 < two[0]["dice_ce"] / one[0]["dice_ce"] < 1.7
+    assert measurement.scores["dsc"].value is not None
+
+
+def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    """Four steps up, then half a cosine over eight: a half at its middle, almost 0 at the last step."""
+    schedule = Schedule(steps=12, warmup_steps=4, batch_size=1, learning_rate=1.0, weight_decay=0.0, validate_every=1)
+
+    factors = [learning_rate_factor(step, schedule) for step in (0, 1, 2, 3, 4, 6, 8, 10, 12)]
+
+    root = math.sqrt(0.5)
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, (1 + root) / 2, 0.5, (1 - root) / 2, 0])
+
+
+def test_validation_scores_is_the_mean_over_present_structures(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
+    """A network that knows structure 1 and calls structure 2 background scores 1 and 0; absent ones do not count."""
+    sample = load_sample(read_msd(tiny_msd, str)["test"][0], tiny_config)
+    only_front = Sample(sample.case, sample.image, torch.where(sample.label == 1, 1, 0).to(torch.uint8))
+    network = Knows(sample.label == 1, like=sample.image)
+
+    assert validation_scores(network, [sample], tiny_config, ALONE)["dsc"] == 0.5
+    assert validation_scores(network, [only_front], tiny_config, ALONE)["dsc"] == 1.0
+    assert network.training
+
+
+def test_validation_scores_are_those_of_monai_and_of_the_histogram(tiny_config: ServiceConfig) -> None:
+    """On an image of one window: the ACE of each structure that is there, averaged; by region the probabilities summed."""
+    torch.manual_seed(3)
+    network = build_network(tiny_config.network)
+    case = Case("a1", "A", (Path("image"),), Path("label"))
+    image, label = torch.randn(1, 8, 8, 8), torch.randint(3, (1, 8, 8, 8), dtype=torch.uint8)
+    no_back = torch.where(label == 2, 0, label)
+    with torch.inference_mode():
+        probs = network.eval()(image[None]).softmax(dim=1)
+
+    found = validation_scores(network, [Sample(case, image, label), Sample(case, image, no_back)], tiny_config, ALONE)
+
+    metric = CalibrationErrorMetric(
+        num_bins=20, include_background=False, calibration_reduction=CalibrationReduction.AVERAGE
+    )
+    metric(
+        probs.expand(2, -1, -1, -1, -1),
+        torch.nn.functional.one_hot(torch.cat([label, no_back]).long(), 3).movedim(-1, 1),
+    )
+    (front, back), (front_alone, _) = metric.get_buffer().tolist()
+    assert found["ace"] == pytest.approx((front + back + front_alone) / 3, abs=1e-6)
+
+    config = tiny_config.model_copy(update={"regions": [Region(name="both", labels=[1, 2])]})
+    both = validation_scores(network, [Sample(case, image, label)], config, ALONE)
+    histogram = ReliabilityHistogram.from_probabilities(probs[0].numpy(), label[0].numpy(), [(1, 2)])
+    predicted, reference = probs[0].argmax(dim=0).numpy() > 0, label[0].numpy() > 0
+    assert both["ace"] == pytest.approx(ace(histogram)[0], abs=1e-6)
+    assert both["dsc"] == pytest.approx(2 * (predicted & reference).sum() / (predicted.sum() + reference.sum()))
+
+
+def test_without_a_structure_there_is_no_score(tiny_config: ServiceConfig) -> None:
+    """Images of background alone, or none at all, have no DSC and no ACE; nothing is warned about."""
+    case = Case("a1", "A", (Path("image"),), Path("label"))
+    empty = Sample(case, torch.randn(1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.uint8))
+
+    for samples in ([], [empty]):
+        scores = validation_scores(build_network(tiny_config.network), samples, tiny_config, ALONE)
+        assert np.isnan([scores["dsc"], scores["ace"]]).all()
+
+
+class Knows(torch.nn.Module):
+    """Recognises the voxels of a mask by their intensities, which all differ."""
+
+    def __init__(self, mask: torch.Tensor, like: torch.Tensor) -> None:
+        """Remember the intensities."""
+        super().__init__()
+        self.intensities = like[mask]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits (1, 3, ...) in favour of class 1 where the intensity is known, else of class 0."""
+        known = torch.isin(image[:, 0], self.intensities).float()
+        return torch.stack([1 - known, known, torch.zeros_like(known)], dim=1)

@@ -1,0 +1,142 @@
+"""What the tests of the batch share: a summary, a segmenter that computes nothing, a display that remembers."""
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from service.commands.batch.case import Case
+from service.commands.batch.journal import Line
+from service.commands.batch.results import Segmented
+from service.commands.batch.segmenter import Show
+from service.schemas import Statement, Structure, Summary
+
+IDENTITY = f"tiny-model@{'0' * 64}"
+
+
+class FakeSegmenter:
+    """Answers with a mask that is the scan's own bytes; a scan that begins with an error's name raises it."""
+
+    identity = IDENTITY
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+        self.calls: list[tuple[bytes, str]] = []
+        self.raises: dict[bytes, BaseException] = {}
+        self.during: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+    def segment(self, scan: Path, key: str, show: Show) -> Segmented:
+        """Remember the call and answer."""
+        content = scan.read_bytes()
+        self.calls.append((content, key))
+        show("infer")
+        self.during()
+        if content in self.raises:
+            raise self.raises[content]
+        return Segmented(b"mask of " + content, b"confidence", self.summary)
+
+
+class Told:
+    """A display that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, str | None, bool]] = []
+        self.said: list[str] = []
+
+    def begin(self, case: str) -> None:
+        """Forget it."""
+
+    def show(self, case: str, doing: str) -> None:
+        """Forget it."""
+
+    def end(self, case: str, line: Line | None, *, before: bool = False) -> None:
+        """Keep it."""
+        self.ended.append((case, line.state if line else None, before))
+
+    def say(self, text: str) -> None:
+        """Keep it."""
+        self.said.append(text)
+
+
+@pytest.fixture
+def summary() -> Summary:
+    """Return a summary of two structures, one of them empty."""
+    return Summary(
+        model=IDENTITY,
+        structures=[
+            Structure(label=1, name="front", voxels=1234, volume_ml=1.234, mean_confidence=0.8765),
+            Structure(label=2, name="back", voxels=0, volume_ml=0.0, mean_confidence=None),
+        ],
+        foreground_confidence=0.8765,
+        statement=Statement(
+            status="withdrawn",
+            text="Withdrawn: unlike.",
+            reasons=["extent along axis 1: 9.0 mm", "spacing"],
+            dataset="d",
+            split="s",
+            protocol="held-out",
+            n_persons=2,
+            n_cases=2,
+            date=dt.date(2026, 1, 31),
+            engine="torch",
+            precision="fp32",
+            figures=None,
+        ),
+        warnings=["Two orientations."],
+    )
+
+
+@pytest.fixture
+def segmenter(summary: Summary) -> FakeSegmenter:
+    """Return a segmenter that computes nothing."""
+    return FakeSegmenter(summary)
+
+
+@pytest.fixture
+def told() -> Told:
+    """Return a display that keeps what it was told."""
+    return Told()
+
+
+@pytest.fixture
+def make_cases(tmp_path: Path) -> Callable[..., list[Case]]:
+    """Return the function that writes a file for each name, which is also its content, and makes cases of them."""
+
+    def make(*names: str) -> list[Case]:
+        folder = tmp_path / "scans"
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / f"{name}.nii").write_text(name)
+        return [Case.of_file(name, folder / f"{name}.nii") for name in names]
+
+    return make
+
+
+@pytest.fixture
+def make_line() -> Callable[..., Line]:
+    """Return the function that makes a line of a log."""
+
+    def make(case: str = "a", **fields: Any) -> Line:  # noqa: ANN401 - whatever the line's field holds
+        return Line.model_validate(
+            {
+                "case": case,
+                "key": "k",
+                "input_sha256": "ab" * 32,
+                "model": IDENTITY,
+                "state": "failed" if fields.get("problem") else "succeeded",
+                "attempt": 1,
+                "finished": "2026-01-31T12:00:00Z",
+                "seconds": 1.0,
+                **fields,
+            }
+        )
+
+    return make

@@ -1,0 +1,46 @@
+import hashlib
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from service.commands.batch.case import Case, sha256_of
+
+
+def test_results_are_named_by_case_and_model() -> None:
+    """BIDS wants letters and digits only in a value: the model's hyphens go, its hash too."""
+    files = Case.of_file("a", Path("a.nii")).results(Path("out"), "tiny-model@0123")
+
+    assert files.mask == Path("out/a/a_seg-tinymodel_dseg.nii.gz")
+
+
+def test_a_scan_is_opened_where_it_lies() -> None:
+    """Nothing is copied."""
+    with Case.of_file("a", Path("a.nii")).opened() as path:
+        assert path == Path("a.nii")
+
+
+def test_a_series_is_one_zip_the_same_bytes_each_time(tmp_path: Path) -> None:
+    """The hash of the input must not depend on the moment; the zip is gone afterwards."""
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        path.write_text(path.name)
+    case = Case("s", tuple(paths), PurePosixPath("s"), "s", is_series=True)
+    hashes = []
+    for _ in range(2):
+        with case.opened() as path:
+            hashes.append(sha256_of(path))
+            with zipfile.ZipFile(path) as archive:
+                assert [archive.read(name) for name in archive.namelist()] == [b"one", b"two"]
+        paths[0].touch()
+        assert not path.exists()
+
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("content", [b"", b"voxels" * 300_000])
+def test_the_hash_is_that_of_the_bytes(tmp_path: Path, content: bytes) -> None:
+    """As hashlib computes it of the whole."""
+    (tmp_path / "f").write_bytes(content)
+
+    assert sha256_of(tmp_path / "f") == hashlib.sha256(content).hexdigest()

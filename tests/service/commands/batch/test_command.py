@@ -1,0 +1,102 @@
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from service.commands.batch.case import Case
+from service.commands.batch.command import Request, run_command
+from service.commands.batch.journal import Shard
+from service.errors import ConstantVolume, ServerUnreachable, SourceError
+
+Fake = Any
+"""A segmenter of conftest."""
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, segmenter: Fake, make_cases: Callable[..., list[Case]], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return the function that runs the command over the scans a, b and c: exit code and what it prints."""
+    make_cases("a", "b", "c")
+    monkeypatch.setattr("service.commands.batch.command.Local", lambda _: segmenter)
+    monkeypatch.setattr(sys, "argv", ["/bin/calibrant", "batch", "my scans", "-o", "out"])
+
+    def start(**options: Any) -> tuple[int, str]:  # noqa: ANN401 - of the request
+        file = io.StringIO()
+        request = Request(**{"source": tmp_path / "scans", "out": tmp_path / "out", "url": None, **options})
+        return run_command(request, Console(file=file, width=200)), file.getvalue()
+
+    return start
+
+
+def test_a_batch_says_what_it_does_and_what_came_of_it(run: Run, tmp_path: Path, segmenter: Fake) -> None:
+    """Model, notice, one line a case, the sum, and where the tables are."""
+    code, said = run()
+    out = tmp_path / "out"
+
+    assert code == 0
+    assert said.startswith(f"3 cases; {segmenter.identity} on this machine. For research use only.")
+    assert "[3/3] c: succeeded in" in said
+    assert "3 of 3 cases succeeded, 0 failed, 0 are left." in said
+    assert f"Tables: {out / 'cases.csv'}" in said
+    assert {path.name for path in out.iterdir()} == {
+        *("a", "b", "c", "logs", "cases.csv", "structures.csv"),
+        *("dataset_description.json", "README.md", ".bidsignore"),
+    }
+    assert "(3 cases were done before)" in run()[1]
+
+
+def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path, segmenter: Fake) -> None:
+    """Cases and what is left out with the reason; no model is even looked for."""
+    (tmp_path / "scans" / "notes.txt").touch()
+    code, said = run(dry_run=True, shard=Shard(2, 3))
+
+    assert (code, segmenter.calls) == (0, [])
+    assert "b.nii" in said
+    assert "a.nii" not in said
+    assert "left out: no scan" in said
+    assert "3 cases, 1 files left out." in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_do_is_an_error(run: Run) -> None:
+    """The number of files that were left out hints at why."""
+    with pytest.raises(SourceError, match=r"3 files were left out\. --dry-run shows which and why"):
+        run(pattern="*.mha")
+
+
+def test_failures_are_listed_at_the_end(run: Run, segmenter: Fake) -> None:
+    """With title and detail, so that nobody has to search the log."""
+    segmenter.raises[b"b"] = ConstantVolume("All are 42.")
+    code, said = run()
+
+    assert code == 4
+    assert "2 of 3 cases succeeded, 1 failed, 0 are left." in said
+    assert "  b: The volume holds one intensity only: All are 42." in said
+
+
+def test_a_batch_that_ends_early_says_how_to_go_on(
+    run: Run, segmenter: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The very command, quoted; the tables hold what was done."""
+    segmenter.raises[b"b"] = ServerUnreachable("gone")
+    request = Request(tmp_path / "scans", tmp_path / "out", None)
+    with pytest.raises(ServerUnreachable):
+        run_command(request, Console())
+
+    assert "Go on with: calibrant batch 'my scans' -o out\n" in capsys.readouterr().out
+    assert (tmp_path / "out" / "cases.csv").read_text().count("\n") == 2
+    segmenter.raises.clear()
+    assert "(1 cases were done before)" in run()[1]
+
+
+def test_a_shard_does_its_part(run: Run, segmenter: Fake) -> None:
+    """And says which."""
+    _, said = run(shard=Shard(3, 3))
+
+    assert said.startswith("1 cases, shard 3 of 3;")
+    assert [content for content, _ in segmenter.calls] == [b"c"]

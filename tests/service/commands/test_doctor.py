@@ -1,0 +1,163 @@
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.commands import doctor
+from service.commands.doctor import Finding, examine, filesystem_of, report
+from service.errors import DecoderCrashed
+from service.settings import Settings
+from service.storage.keys import add_key
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALIBRANT_STATE_DIR", str(tmp_path / "state"))
+
+
+def only(findings: Iterator[Finding]) -> Finding:
+    """Return the one finding of a check."""
+    (found,) = findings
+    return found
+
+
+def test_a_sound_machine_has_no_failure() -> None:
+    """Every check has its line; where something is wrong, what to do stands beside it."""
+    findings = examine()
+
+    assert [each for each in findings if each.verdict == "fail"] == []
+    assert {each.check for each in findings} == {
+        *("calibrant", "libraries", "device", "machine", "state directory", "model", "keys", "sandbox", "port"),
+    }
+    assert all(each.do for each in findings if each.verdict != "ok")
+
+
+def test_settings_that_cannot_be_used_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an end of the examination."""
+    monkeypatch.setenv("CALIBRANT_MAX_WAIT_S", "-1")
+    *_, last = examine()
+
+    assert (last.check, last.verdict) == ("settings", "fail")
+    assert "MAX_WAIT_S" in last.found
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the remedy."""
+    monkeypatch.setattr(doctor, "LIBRARIES", ("numpy", "no-such-library"))
+    *_, found = doctor._versions()
+
+    assert (found.verdict, found.found) == ("fail", "missing: no-such-library")
+
+
+def test_a_device_that_is_not_there_is_a_failure() -> None:
+    """A GPU that does not exist is found before the first scan is."""
+    assert only(doctor._device(Settings(device="cuda:77"))).verdict == "fail"
+    assert only(doctor._device(Settings(device="nonsense"))).verdict == "fail"
+
+
+def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is enough for small scans."""
+    monkeypatch.setattr(doctor, "LEAST_MEMORY_BYTES", 1 << 60)
+
+    assert only(doctor._machine()).verdict == "warn"
+
+
+def test_a_state_directory_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    """Here because a file stands in its way."""
+    (tmp_path / "file").touch()
+    found = only(doctor._state_directory(tmp_path / "file" / "state"))
+
+    assert found.verdict == "fail"
+    assert "CALIBRANT_STATE_DIR" in found.do
+
+
+def test_a_state_directory_on_a_network_share_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's locks do not hold there."""
+    monkeypatch.setattr(doctor, "filesystem_of", lambda _: "nfs4")
+    found = only(doctor._state_directory(tmp_path))
+
+    assert (found.verdict, "local disk" in found.do) == ("fail", True)
+
+
+def test_little_space_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what frees some."""
+    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 1 << 60)
+
+    assert only(doctor._state_directory(tmp_path)).verdict == "warn"
+
+
+def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    """The deepest mount point above the folder counts, also one with a blank in its name."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/x {tmp_path}/a\\040share nfs4 rw 0 0\n")
+    (tmp_path / "a share" / "state").mkdir(parents=True)
+
+    assert filesystem_of(tmp_path / "a share" / "state", mounts) == "nfs4"
+    assert filesystem_of(tmp_path, mounts) == "ext4"
+    assert filesystem_of(tmp_path, tmp_path / "none") == ""
+
+
+def test_a_broken_bundle_is_a_warning_no_bundle_a_failure(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The others can still be served."""
+    monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
+    (tiny_bundle / "LICENSE").write_text("changed")
+    assert [each.verdict for each in doctor._bundles()] == ["ok", "warn"]
+
+    (tmp_path / "none").mkdir()
+    monkeypatch.setattr("service.commands.predict.SHIPPED", tmp_path / "none")
+    assert [each.verdict for each in doctor._bundles()] == ["warn", "fail"]
+
+    monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tmp_path / "gone"))
+    assert [each.verdict for each in doctor._bundles()] == ["fail"]
+
+
+def test_a_file_of_keys_is_looked_at(tmp_path: Path) -> None:
+    """None, a good one, one that others can read, an empty one and a broken one."""
+    path = tmp_path / "keys.json"
+    assert only(doctor._keys(None)).verdict == "ok"
+    assert only(doctor._keys(path)).verdict == "fail"
+    add_key(path, "lab", admin=False)
+    assert only(doctor._keys(path)).verdict == "ok"
+    path.chmod(0o644)
+    assert (only(doctor._keys(path)).verdict, only(doctor._keys(path)).do) == ("warn", f"chmod 600 {path}")
+    path.write_text("{")
+    assert only(doctor._keys(path)).verdict == "fail"
+
+
+def test_a_sandbox_that_does_not_work_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scan could be read; a kernel without Landlock is a warning."""
+    monkeypatch.setattr("service.intake.landlock.landlock_version", lambda: 0)
+    assert only(doctor._sandbox()).verdict == "warn"
+
+    def die(_: object) -> None:
+        raise DecoderCrashed("died")  # noqa: EM101 - a test's message
+
+    monkeypatch.setattr("service.intake.sandbox.decode_sandboxed", die)
+    assert (only(doctor._sandbox()).verdict, only(doctor._sandbox()).do) == ("fail", "died")
+
+
+def test_a_port_that_is_taken_is_a_warning() -> None:
+    """It may be our own service."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert only(doctor._port(listener.getsockname()[1])).verdict == "warn"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        free = listener.getsockname()[1]
+    assert only(doctor._port(free)).verdict == "ok"
+
+
+def test_the_report_has_a_line_each(tmp_path: Path) -> None:
+    """Verdict, check, what was found, and below what to do."""
+    del tmp_path
+    findings = [Finding(check="a", verdict="ok", found="x"), Finding(check="b", verdict="warn", found="y", do="z")]
+
+    assert report(findings).splitlines() == [
+        "ok    a                x",
+        "warn  b                y",
+        "                       z",
+    ]

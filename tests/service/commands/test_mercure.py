@@ -1,0 +1,178 @@
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from service.bundle.registry import DEFAULT_MODEL
+from service.commands.mercure import ModuleSettings, Report, read_settings, run_module
+from service.errors import NoDicom, SettingsError, SourceError
+from tests.dicom_series import CANARY_ID, CANARY_NAME, series_of_nifti
+
+MERCURE = [sys.executable, "-m", "service", "mercure"]
+
+
+def task(**settings: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    """Return a task.json as mercure's processor writes it for one module."""
+    return {
+        "id": "b0a8d8a2-0000-11ef-8000-0242ac120002",
+        "info": {"action": "both", "uid": "1.2.3", "uid_type": "series", "mrn": CANARY_ID, "acc": "CANARY-ACC"},
+        "process": {
+            "module_name": "calibrant",
+            "module_config": {"docker_tag": "calibrant", "settings": {}},
+            "settings": settings,
+            "retain_input_images": False,
+        },
+        "dispatch": {},
+    }
+
+
+@pytest.fixture(name="folders")
+def folders_(tmp_path: Path) -> tuple[Path, Path]:
+    """Return the two folders that mercure makes; the first holds the task only."""
+    inbox, outbox = tmp_path / "in", tmp_path / "out"
+    inbox.mkdir()
+    outbox.mkdir()
+    (inbox / "task.json").write_text(json.dumps(task()))
+    return inbox, outbox
+
+
+def put(inbox: Path, images: list[Dataset]) -> None:
+    """Write images as mercure names them, each with its tags beside it."""
+    for image in images:
+        path = inbox / f"{image.SeriesInstanceUID}#{image.SOPInstanceUID}"
+        pydicom.dcmwrite(path.with_name(f"{path.name}.dcm"), image, enforce_file_format=True)
+        path.with_name(f"{path.name}.tags").write_text(json.dumps({"PatientName": str(image.PatientName)}))
+
+
+def test_a_study_is_segmented_as_mercure_runs_it(
+    folders: tuple[Path, Path], hippocampus: Path, slices_of: Callable[..., list[Dataset]]
+) -> None:
+    """A real series becomes SEG, SR and picture; a series of another kind beside it is named; nobody is.
+
+    The command itself with mercure's two variables; of the objects a reader of DICOM finds as many voxels of each
+    structure as the summary says, in the study of the images.
+    """
+    inbox, outbox = folders
+    images = series_of_nifti(hippocampus / "imagesTr" / "hippocampus_003.nii.gz")
+    put(inbox, images)
+    other = slices_of()
+    put(inbox, [*other[:2], *other[3:]])
+    environment = os.environ | {"MERCURE_IN_DIR": str(inbox), "MERCURE_OUT_DIR": str(outbox)}
+
+    run = subprocess.run(MERCURE, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+    assert run.returncode == 0, run.stderr
+    result = json.loads((outbox / "result.json").read_text())
+    assert result["model"].startswith(f"{DEFAULT_MODEL}@")
+    (segmented,) = result["segmented"]
+    assert segmented["images"] == len(images)
+    assert [each["code"] for each in result["refused"]] == ["missing-slices"]
+    assert result["__mercure_notification"]["requested"] is True
+    for text in (segmented["summary"]["statement"]["text"], result["refused"][0]["detail"], "research use only"):
+        assert text in result["__mercure_notification"]["text"]
+        assert text in run.stdout
+    assert sorted(outbox.glob("*.dcm")) == sorted(outbox / name for name in segmented["files"])
+    found = {name.partition("#")[2]: pydicom.dcmread(outbox / name) for name in segmented["files"]}
+    assert {name: each.Modality for name, each in found.items()} == {"seg.dcm": "SEG", "sr.dcm": "SR", "sc.dcm": "OT"}
+    for each, name in zip(found.values(), segmented["files"], strict=True):
+        assert (each.StudyInstanceUID, each.PatientName) == (images[0].StudyInstanceUID, CANARY_NAME)
+        assert name.startswith(f"{each.SeriesInstanceUID}#")
+    assert voxels_of(found["seg.dcm"]) == {each["label"]: each["voxels"] for each in segmented["summary"]["structures"]}
+    for text in (run.stdout, run.stderr, (outbox / "result.json").read_text()):
+        assert not any(word in text for word in ("CANARY", "CNRY", images[0].SeriesInstanceUID))
+
+
+def voxels_of(segmentation: Dataset) -> dict[int, int]:
+    """Return how many voxels each segment has, frame by frame (PS3.3 C.8.20)."""
+    frames = segmentation.pixel_array.reshape(int(segmentation.NumberOfFrames), -1)
+    counts: Counter[int] = Counter()
+    for frame, groups in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        counts[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(np.count_nonzero(frame))
+    return dict(counts)
+
+
+def test_nothing_but_refusals_is_a_failure_that_is_told(
+    folders: tuple[Path, Path], slices_of: Callable[..., list[Dataset]]
+) -> None:
+    """Mercure keeps the reason, and the module ends with it."""
+    inbox, outbox = folders
+    images = slices_of()
+    put(inbox, images[:2] + images[3:])
+
+    with pytest.raises(Exception, match="missing") as caught:
+        run_module(inbox, outbox)
+
+    result = json.loads((outbox / "result.json").read_text())
+    assert result["segmented"] == []
+    assert [each["detail"] for each in result["refused"]] == [str(caught.value)]
+    assert [*outbox.iterdir()] == [outbox / "result.json"]
+
+
+def test_results_of_others_are_no_series(folders: tuple[Path, Path], slices_of: Callable[..., list[Dataset]]) -> None:
+    """A folder of segmentations and reports only, such as a module before this one leaves, holds nothing to segment."""
+    inbox, outbox = folders
+    images = slices_of()
+    for image in images:
+        image.Modality = "SEG"
+    put(inbox, images)
+
+    with pytest.raises(SourceError, match="no series of CT, MR or PET"):
+        run_module(inbox, outbox)
+
+    assert [*outbox.iterdir()] == []
+
+
+def test_settings_are_those_of_the_task(folders: tuple[Path, Path]) -> None:
+    """What the page of the module says, with our defaults for the rest."""
+    inbox, _ = folders
+    assert read_settings(inbox) == ModuleSettings() == ModuleSettings(objects=["seg", "sr", "sc"])
+
+    (inbox / "task.json").write_text(json.dumps(task(model="tiny", objects=["seg", "pdf"])))
+    assert read_settings(inbox) == ModuleSettings(model="tiny", objects=["seg", "pdf"])
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "task.json has no settings"),
+        ("CANARY", "task.json has no settings"),
+        ("{}", "task.json has no settings"),
+        (json.dumps({"process": [task()["process"]]}), "task.json has no settings"),
+        (json.dumps(task(modle="CANARY")), "modle cannot be used"),
+        (json.dumps(task(objects=["CANARY"])), "objects.0 cannot be used"),
+        (json.dumps(task(objects=[])), "objects cannot be used"),
+    ],
+    ids=["none", "no JSON", "empty", "list", "misspelt", "unknown object", "no object"],
+)
+def test_settings_that_cannot_be_used_are_named(folders: tuple[Path, Path], content: str | None, named: str) -> None:
+    """A misspelt setting would be ignored without a word; the sentence shows what is expected, not what was found."""
+    inbox, _ = folders
+    (inbox / "task.json").unlink()
+    if content is not None:
+        (inbox / "task.json").write_text(content)
+
+    with pytest.raises(SettingsError, match=named) as caught:
+        read_settings(inbox)
+
+    assert "CANARY" not in str(caught.value)
+
+
+def test_somebody_is_notified_when_somebody_should_look() -> None:
+    """On request only: a statement that was withdrawn, or a refusal; not when everything is as it should be."""
+
+    def requested(status: str, *refused: dict[str, Any]) -> bool:
+        segmented = {"images": 1, "files": [], "summary": {"statement": {"text": "Text.", "status": status}}}
+        document = Report("m@0", [segmented], list(refused)).document()
+        return bool(document["__mercure_notification"]["requested"])
+
+    refusal = {"images": 1, "code": NoDicom.code, "detail": "None."}
+    assert (requested("holds"), requested("withdrawn"), requested("holds", refusal)) == (False, True, True)

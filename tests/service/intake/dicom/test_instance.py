@@ -1,0 +1,312 @@
+import copy
+import hashlib
+import random
+import subprocess
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from service import errors
+from service.errors import ScanError
+from service.intake.dicom.instance import Slice, read_instance
+from tests.dicom_checks import program
+
+Slices = Callable[..., list[Dataset]]
+Save = Callable[[Dataset], bytes]
+
+
+@pytest.fixture
+def image(slices_of: Slices) -> Dataset:
+    """Return the third CT image of the phantom."""
+    return slices_of()[2]
+
+
+def read(content: bytes) -> Slice:
+    """Return the one slice of a file."""
+    (found,) = read_instance(content, with_voxels=True)
+    return found
+
+
+def test_a_slice_is_what_its_tags_say(image: Dataset, dicom_file: Save) -> None:
+    """Place, directions and spacing as written, voxels as pydicom decodes them."""
+    found = read(dicom_file(image))
+
+    assert (found.series, found.instance, found.frame, found.frame_of_reference) == ("1.2.5", "1.2.3.3", 0, "1.2.6")
+    assert (found.localizer, found.inverted, found.shape, found.rescale) == (False, False, (5, 4), (1.0, 0.0))
+    np.testing.assert_allclose(found.position_mm, image.ImagePositionPatient)
+    np.testing.assert_allclose(found.orientation.ravel(), image.ImageOrientationPatient, atol=1e-6)
+    np.testing.assert_allclose(found.spacing_mm, [1.5, 1], atol=1e-3)
+    assert found.digest == hashlib.sha256(image.PixelData).digest()
+    np.testing.assert_array_equal(found.intensities(), image.pixel_array)
+    assert found.intensities().dtype == np.float32
+
+
+def test_slope_and_intercept_are_applied(image: Dataset, dicom_file: Save) -> None:
+    """Intensities are slope * stored + intercept, e.g. Hounsfield units."""
+    image.RescaleSlope, image.RescaleIntercept = "0.5", "-1024"
+
+    np.testing.assert_array_equal(read(dicom_file(image)).intensities(), image.pixel_array * 0.5 - 1024)
+
+
+def test_monochrome1_is_not_inverted(image: Dataset, dicom_file: Save) -> None:
+    """It speaks of the display (PS3.3 C.7.6.3.1.2), not of the numbers."""
+    image.PhotometricInterpretation = "MONOCHROME1"
+    found = read(dicom_file(image))
+
+    assert found.inverted
+    np.testing.assert_array_equal(found.intensities(), image.pixel_array)
+
+
+def test_checking_keeps_no_voxels(image: Dataset, dicom_file: Save) -> None:
+    """A series of a thousand slices is checked without holding them all."""
+    (found,) = read_instance(dicom_file(image), with_voxels=False)
+    assert found.dataset is None
+
+
+def slices_or_refusal(content: bytes) -> list[Slice] | ScanError:
+    """Read a file; any exception but a ScanError is passed on."""
+    try:
+        return read_instance(content, with_voxels=True)
+    except ScanError as refusal:
+        return refusal
+
+
+@pytest.mark.parametrize(
+    "transfer_syntax",
+    [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless],
+    ids=lambda each: each.keyword,
+)
+def test_lossless_transfer_syntaxes_give_the_same_voxels(
+    transfer_syntax: uid.UID, slices_of: Slices, dicom_file: Save
+) -> None:
+    """Compressed by pydicom's encoders, decoded like the native ones."""
+    array = np.random.default_rng(3).integers(0, 4000, (64, 48, 2)).astype(np.uint16)
+    image = slices_of(array)[1]
+    if transfer_syntax.is_compressed:
+        image.compress(transfer_syntax, generate_instance_uid=False)
+    else:
+        image.file_meta.TransferSyntaxUID = transfer_syntax
+
+    np.testing.assert_array_equal(read(dicom_file(image)).intensities(), array[..., 1].T)
+
+
+@pytest.mark.parametrize(("predictor", "syntax"), [("+e1", uid.JPEGLosslessSV1), ("+el", uid.JPEGLossless)])
+def test_jpeg_lossless_of_dcmtk_is_read(
+    predictor: str, syntax: uid.UID, slices_of: Slices, dicom_file: Save, tmp_path: Path
+) -> None:
+    """The encoding of older archives, written by DCMTK and decoded by GDCM: the same voxels."""
+    array = np.random.default_rng(4).integers(0, 4000, (64, 48, 2)).astype(np.uint16)
+    (tmp_path / "native.dcm").write_bytes(dicom_file(slices_of(array)[1]))
+    command = [program("dcmcjpeg", "dcmtk"), predictor, "+un", "native.dcm", "packed.dcm"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    content = (tmp_path / "packed.dcm").read_bytes()
+
+    assert syntax.encode() in content
+    np.testing.assert_array_equal(read(content).intensities(), array[..., 1].T)
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFF0, 0x7FFFFFFF], ids=["4 GB", "2 GB"])
+def test_a_name_longer_than_the_file_is_a_refusal(length: int, image: Dataset, dicom_file: Save) -> None:
+    """A length that is claimed costs no memory."""
+    content = dicom_file(image)
+    at = content.index(b"\x10\x00\x10\x00PN")
+    long = content[:at] + b"\x10\x00\x10\x00UT\0\0" + length.to_bytes(4, "little") + content[at + 8 :]
+    tracemalloc.start()
+    with pytest.raises(ScanError):
+        read_instance(long, with_voxels=False)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_big_endian_voxels_are_read(slices_of: Slices, dicom_file: Save) -> None:
+    """The retired byte order still stands in archives."""
+    image = slices_of()[2]
+    expected = image.pixel_array
+    image["PixelData"].value = expected.astype(">i2").tobytes()
+    image.file_meta.TransferSyntaxUID = uid.ExplicitVRBigEndian
+
+    np.testing.assert_array_equal(read(dicom_file(image)).intensities(), expected)
+
+
+@pytest.mark.parametrize("transfer_syntax", [uid.DeflatedExplicitVRLittleEndian, uid.JPEGBaseline8Bit, uid.MPEG2MPML])
+def test_other_transfer_syntaxes_are_refused(transfer_syntax: uid.UID, image: Dataset, dicom_file: Save) -> None:
+    """Deflated ones before anything is inflated."""
+    del image.PixelData
+    image.file_meta.TransferSyntaxUID = transfer_syntax
+    with pytest.raises(errors.UnsupportedTransferSyntax):
+        read_instance(dicom_file(image), with_voxels=False)
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless])
+def test_a_damaged_stream_is_refused_when_it_is_decoded(syntax: uid.UID, slices_of: Slices, dicom_file: Save) -> None:
+    """Zeros in place of a compressed image; a stream of other extents."""
+    image = slices_of(np.ones((64, 64, 1), np.int16))[0]
+    image.compress(syntax, generate_instance_uid=False)
+    good = image.PixelData
+    image.PixelData = good[:16] + bytes(len(good) - 16)
+    damaged = read(dicom_file(image))
+    image.PixelData, image.Rows = good, 65
+    smaller = read(dicom_file(image))
+
+    for found in (damaged, smaller):
+        with pytest.raises(errors.UndecodableVoxels):
+            found.intensities()
+
+
+@pytest.mark.parametrize("sop_class", [uid.SegmentationStorage, uid.RTStructureSetStorage, uid.BasicTextSRStorage])
+def test_what_is_no_scan_has_no_slices(sop_class: uid.UID, image: Dataset, dicom_file: Save) -> None:
+    """Segmentations, structures and reports are left to others."""
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = sop_class
+    assert read_instance(dicom_file(image), with_voxels=True) == []
+
+
+def test_a_dicomdir_has_no_slices(image: Dataset, dicom_file: Save) -> None:
+    """It is not opened: it would name other files."""
+    image.file_meta.MediaStorageSOPClassUID = uid.MediaStorageDirectoryStorage
+    image.SOPClassUID = uid.MediaStorageDirectoryStorage
+    assert read_instance(dicom_file(image), with_voxels=True) == []
+
+
+REFUSED = [
+    ({"ImagePositionPatient": None}, errors.MissingOrientation),
+    ({"ImageOrientationPatient": None}, errors.MissingOrientation),
+    ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, errors.InvalidAffine),
+    ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, errors.InvalidAffine),
+    ({"ImageOrientationPatient": [1e30, 0, 0, 0, 1, 0]}, errors.InvalidAffine),
+    ({"ImagePositionPatient": [1e9, 0, 0]}, errors.InvalidAffine),
+    ({"PixelSpacing": None}, errors.InvalidSpacing),
+    ({"PixelSpacing": [0, 1]}, errors.InvalidSpacing),
+    ({"PixelSpacing": [1, -1]}, errors.InvalidSpacing),
+    ({"PhotometricInterpretation": "RGB"}, errors.UnsupportedVoxelType),
+    ({"PhotometricInterpretation": "PALETTE COLOR"}, errors.UnsupportedVoxelType),
+    ({"SamplesPerPixel": 3}, errors.UnsupportedVoxelType),
+    ({"BitsAllocated": 1}, errors.UnsupportedVoxelType),
+    ({"BitsAllocated": 64}, errors.UnsupportedVoxelType),
+    ({"ModalityLUTSequence": Sequence([Dataset()])}, errors.UnsupportedVoxelType),
+    ({"RescaleSlope": "0"}, errors.InvalidHeader),
+    ({"Rows": 6}, errors.PayloadTruncated),
+    ({"Rows": 4}, errors.PayloadTooLong),
+    ({"NumberOfFrames": "2"}, errors.PayloadTruncated),
+    ({"PixelData": None}, errors.PayloadTruncated),
+    ({"Rows": None}, errors.InvalidHeader),
+    ({"SeriesInstanceUID": None}, errors.InvalidHeader),
+]
+
+
+@pytest.mark.parametrize(("tags", "error"), REFUSED, ids=str)
+def test_each_fault_is_refused_for_its_own_reason(
+    tags: dict[str, Any], error: type[ScanError], image: Dataset, dicom_file: Save, canary: str
+) -> None:
+    """Headers are checked before any voxel is decoded, and nothing of them is repeated."""
+    for name, value in tags.items():
+        if value is None:
+            delattr(image, name)
+        else:
+            setattr(image, name, value)
+
+    with pytest.raises(ScanError) as refusal:
+        read_instance(dicom_file(image), with_voxels=False)
+
+    assert type(refusal.value) is error
+    assert canary not in refusal.value.detail
+
+
+def test_numbers_that_are_none_are_refused(image: Dataset, dicom_file: Save) -> None:
+    """A decimal string of NaN, which Python would read."""
+    image.ImagePositionPatient = ["1.25", "20", "34"]
+    content = dicom_file(image).replace(b"1.25", b"nan ")
+    with pytest.raises(errors.InvalidAffine):
+        read_instance(content, with_voxels=False)
+
+
+def test_directions_are_made_orthonormal(image: Dataset, dicom_file: Save) -> None:
+    """Three digits are enough for a file; the grid is at right angles all the same."""
+    image.ImageOrientationPatient = ["0.866", "-0.499", "0.03", "0.5", "0.866", "0"]
+    found = read(dicom_file(image))
+
+    np.testing.assert_allclose(found.orientation @ found.orientation.T, np.eye(2), atol=1e-15)
+    np.testing.assert_allclose(found.orientation.ravel(), image.ImageOrientationPatient, atol=2e-3)
+
+
+def test_nesting_without_end_is_a_refusal(image: Dataset, dicom_file: Save) -> None:
+    """20,000 sequences in one another end the process of other readers."""
+    nested = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 20_000
+    content = dicom_file(image)
+    at = content.index(b"\x08\x00\x60\x00CS")
+    with pytest.raises(ScanError):
+        read_instance(content[:at] + nested + content[at:], with_voxels=False)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_damaged_file_is_read_or_refused_never_a_crash(
+    seed: int, image: Dataset, dicom_file: Save, canary: str
+) -> None:
+    """Bytes changed anywhere end in slices or a ScanError, and without the file's text."""
+    chance = random.Random(seed)  # noqa: S311 - a test's seed
+    content = bytearray(dicom_file(image))
+    for _ in range(chance.randint(1, 6)):
+        content[chance.randrange(128, len(content))] = chance.randrange(256)
+
+    outcome = slices_or_refusal(bytes(content))
+
+    if isinstance(outcome, ScanError):
+        assert canary not in outcome.detail
+
+
+def enhanced(images: list[Dataset]) -> Dataset:
+    """Return one enhanced CT object of single-frame ones, by the words of PS3.3 C.7.6.16."""
+    one = copy.deepcopy(images[0])
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = uid.EnhancedCTImageStorage
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = one.PixelSpacing, one.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Sequence([measures]), Sequence([plane])
+    one.SharedFunctionalGroupsSequence = Sequence([shared])
+    one.PerFrameFunctionalGroupsSequence = Sequence([])
+    for number, image in enumerate(images):
+        frame, place, rescale = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = image.ImagePositionPatient
+        rescale.RescaleSlope, rescale.RescaleIntercept = str(number + 1), "-10"
+        frame.PlanePositionSequence = Sequence([place])
+        frame.PixelValueTransformationSequence = Sequence([rescale])
+        one.PerFrameFunctionalGroupsSequence.append(frame)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(one, name)
+    one.NumberOfFrames = len(images)
+    one["PixelData"].value = b"".join(image.PixelData for image in images)
+    return one
+
+
+@pytest.mark.parametrize("compress", [False, True], ids=["native", "RLE"])
+def test_frames_of_an_enhanced_object_are_slices(compress: bool, slices_of: Slices, dicom_file: Save) -> None:  # noqa: FBT001 - a parameter of the test
+    """Each frame has its own place and slope, and shares what the object says once."""
+    images = slices_of()
+    whole = enhanced(images)
+    if compress:
+        whole.compress(uid.RLELossless, generate_instance_uid=False)
+
+    frames = read_instance(dicom_file(whole), with_voxels=True)
+
+    assert [frame.frame for frame in frames] == list(range(6))
+    for number, (frame, single) in enumerate(zip(frames, images, strict=True)):
+        np.testing.assert_allclose(frame.position_mm, single.ImagePositionPatient)
+        np.testing.assert_allclose(frame.spacing_mm, single.PixelSpacing)
+        np.testing.assert_array_equal(frame.intensities(), single.pixel_array * (number + 1.0) - 10)
+    assert len({frame.digest for frame in frames}) == 6
+
+
+def test_an_enhanced_object_without_places_is_refused(slices_of: Slices, dicom_file: Save) -> None:
+    """A frame whose group is missing lies nowhere."""
+    whole = enhanced(slices_of())
+    del whole.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence
+    with pytest.raises(errors.MissingOrientation):
+        read_instance(dicom_file(whole), with_voxels=False)
+    del whole.PerFrameFunctionalGroupsSequence[5]
+    with pytest.raises(ScanError):
+        read_instance(dicom_file(whole), with_voxels=False)

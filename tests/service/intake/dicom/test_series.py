@@ -1,0 +1,378 @@
+import copy
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+import SimpleITK
+from highdicom import get_volume_from_series
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from service import errors
+from service.errors import ScanError
+from service.intake.dicom import series as reader
+from service.intake.formats.geometry import lps_to_ras
+from service.volume import Volume
+from tests.dicom_series import series_of_array
+
+Slices = Callable[..., list[Dataset]]
+Save = Callable[[Dataset], bytes]
+Zip = Callable[..., bytes]
+
+
+@pytest.fixture
+def images(slices_of: Slices) -> list[Dataset]:
+    """Return sixteen oblique CT images in Hounsfield units."""
+    array = np.random.default_rng(2).integers(0, 3000, (6, 7, 16)).astype(np.uint16)
+    affine = np.eye(4)
+    affine[:3, :3] = nib.eulerangles.euler2mat(0.3, -0.5, 0.9) * [0.75, 0.8, 2.5]
+    affine[:3, 3] = (-20, 30, -40)
+    return slices_of(array, affine, slope="1")
+
+
+@pytest.fixture(scope="module")
+def real_images(real_series: Path) -> list[Dataset]:
+    """Return the 78 images of a real CT series."""
+    return [pydicom.dcmread(path) for path in sorted(real_series.iterdir())]
+
+
+def decode(content: bytes) -> Volume:
+    """Return the volume of a zip, which checking accepts, too."""
+    reader.check(io.BytesIO(content))
+    return reader.decode(io.BytesIO(content))
+
+
+def refuse(content: bytes) -> ScanError:
+    """Return the refusal of a zip, on which checking and decoding agree."""
+    with pytest.raises(ScanError) as checking:
+        reader.check(io.BytesIO(content))
+    with pytest.raises(ScanError) as decoding:
+        reader.decode(io.BytesIO(content))
+    assert type(checking.value) is type(decoding.value)
+    assert checking.value.detail == decoding.value.detail
+    return checking.value
+
+
+def from_itk(paths: list[Path]) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float64]]:
+    """Return voxels (i, j, k) and RAS affine of a good series as ITK and GDCM read it."""
+    series = SimpleITK.ImageSeriesReader()
+    names = series.GetGDCMSeriesFileNames(str(paths[0].parent))
+    series.SetFileNames(names)
+    image = series.Execute()
+    lps = np.eye(4)
+    lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    lps[:3, 3] = image.GetOrigin()
+    return SimpleITK.GetArrayFromImage(image).T, lps_to_ras(lps)
+
+
+def test_a_real_series_is_read_as_by_itk(real_series: Path, real_images: list[Dataset], zip_of: Zip) -> None:
+    """78 slices of a real CT: voxels in Hounsfield units and affine are those of ITK and GDCM."""
+    array, affine = from_itk(sorted(real_series.iterdir()))
+
+    volume = decode(zip_of(real_images))
+
+    np.testing.assert_array_equal(volume.array_CDHW[0], array)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-6)
+    assert volume.warnings == ()
+
+
+def test_a_series_of_another_scanner_is_read_as_by_itk(real_series: Path, zip_of: Zip) -> None:
+    """Three slices with signed voxels and private tags, some of them damaged."""
+    paths = sorted((real_series.parents[1] / "dcmqi_ct" / "ct-3slice").iterdir())
+    array, affine = from_itk(paths)
+
+    volume = decode(zip_of({path.name: path.read_bytes() for path in paths}))
+
+    np.testing.assert_array_equal(volume.array_CDHW[0], array)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
+
+
+def test_an_oblique_series_is_read_as_by_itk_and_highdicom(
+    images: list[Dataset], zip_of: Zip, dicom_file: Save, tmp_path: Path
+) -> None:
+    """Files in any order, intensities with an intercept of -1024, axes column, row, slice."""
+    random.Random(0).shuffle(images)  # noqa: S311 - a test's seed
+    for n, image in enumerate(images):
+        (tmp_path / str(n)).write_bytes(dicom_file(image))
+    array, affine = from_itk(sorted(tmp_path.iterdir()))
+    other = get_volume_from_series(images)
+
+    volume = decode(zip_of(images))
+
+    np.testing.assert_array_equal(volume.array_CDHW[0], array)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-4)
+    # highdicom counts slices along column x row.
+    np.testing.assert_array_equal(volume.array_CDHW[0], other.array.T[:, :, ::-1])
+
+
+def test_the_header_of_the_results_is_nifti(images: list[Dataset], zip_of: Zip) -> None:
+    """It describes the same grid; nibabel reads it."""
+    volume = decode(zip_of(images))
+    header = nib.Nifti1Header(volume.header)
+
+    assert header.get_data_shape() == volume.shape == (6, 7, 16)
+    np.testing.assert_allclose(header.get_best_affine(), volume.affine, atol=1e-4)
+
+
+def test_each_slice_has_its_own_slope(images: list[Dataset], zip_of: Zip) -> None:
+    """PET and some MR write another slope for each slice."""
+    expected = decode(zip_of(images)).array_CDHW[0] + 1024
+    for k, image in enumerate(images):
+        image.RescaleSlope, image.RescaleIntercept = str(k + 1), "0"
+
+    np.testing.assert_array_equal(decode(zip_of(images)).array_CDHW[0], expected * np.arange(1, 17))
+
+
+def test_what_is_no_image_is_left_out_with_a_warning(images: list[Dataset], zip_of: Zip, dicom_file: Save) -> None:
+    """Letters, a DICOMDIR, a zip in the zip, a report: named by their number."""
+    report = copy.deepcopy(images[0])
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = uid.BasicTextSRStorage
+    files = {str(n): dicom_file(image) for n, image in enumerate(images)}
+    files |= {"a.txt": b"letter", "b.zip": zip_of({"a": b"a"}), "report": dicom_file(report)}
+
+    assert decode(zip_of(files)).warnings == (
+        "2 files of the zip are not DICOM and were left out.",
+        "1 DICOM files of the zip are no CT, MR or PET images and were left out.",
+    )
+
+
+def test_a_zip_without_images_is_refused(zip_of: Zip, canary: str) -> None:
+    """The message counts what was there."""
+    refusal = refuse(zip_of({canary: b"letter", "b": b""}))
+
+    assert type(refusal) is errors.NoDicom
+    assert "0 other DICOM files and 2 files that are not DICOM" in refusal.detail
+    assert type(refuse(zip_of({}))) is errors.NoDicom
+
+
+def test_two_series_are_refused_with_their_number(images: list[Dataset], zip_of: Zip) -> None:
+    """None of them is chosen for the user; no identifier is repeated."""
+    images[3].SeriesInstanceUID = "1.2.99.7"
+    images[4].SeriesInstanceUID = "1.2.99.8"
+    refusal = refuse(zip_of(images))
+
+    assert type(refusal) is errors.MultipleSeries
+    assert refusal.detail.startswith("3 series were found in the zip; one is expected.")
+    assert "1.2" not in refusal.detail
+
+
+def test_two_frames_of_reference_are_refused(images: list[Dataset], zip_of: Zip) -> None:
+    """Their positions have nothing to do with one another."""
+    images[3].FrameOfReferenceUID = "1.2.99.7"
+    assert type(refuse(zip_of(images))) is errors.MultipleSeries
+
+
+@pytest.mark.parametrize("says_so", [True, False], ids=["by its type", "by its orientation"])
+def test_a_localizer_is_left_out_with_a_warning(says_so: bool, images: list[Dataset], zip_of: Zip) -> None:  # noqa: FBT001 - a parameter of the test
+    """ITK would stack it with the rest."""
+    expected = decode(zip_of(images))
+    localizer = copy.deepcopy(images[0])
+    localizer.SOPInstanceUID = localizer.file_meta.MediaStorageSOPInstanceUID = "1.2.77"
+    localizer.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    if says_so:
+        localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    found = decode(zip_of([localizer, *images]))
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    assert found.warnings == (
+        "1 images of the series are localizers or lie in another orientation, and were left out.",
+    )
+
+
+@pytest.mark.parametrize("tag", ["ImageOrientationPatient", "PixelSpacing"])
+def test_several_stacks_are_refused(tag: str, images: list[Dataset], zip_of: Zip) -> None:
+    """Four images of another orientation or voxel size are no localizers."""
+    for image in images[:4]:
+        setattr(image, tag, [0, 1, 0, 0, 0, -1] if tag == "ImageOrientationPatient" else [1, 1])
+    refusal = refuse(zip_of(images))
+
+    assert type(refusal) is errors.MultipleSeries
+    assert "2 stacks of different orientation, size or voxel size, of 4, 12 images" in refusal.detail
+
+
+def test_orientations_rounded_differently_are_one(images: list[Dataset], zip_of: Zip) -> None:
+    """A ten-thousandth is how files are rounded, not another orientation."""
+    image = images[5]
+    image.ImageOrientationPatient = [f"{float(cosine):.4f}" for cosine in image.ImageOrientationPatient]
+
+    assert decode(zip_of(images)).shape == (6, 7, 16)
+
+
+def test_copies_are_left_out_with_a_warning(images: list[Dataset], zip_of: Zip) -> None:
+    """The same file twice, under another name."""
+    expected = decode(zip_of(images))
+    found = decode(zip_of([*images, images[4], images[5]]))
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    assert found.warnings == ("2 files of the zip are copies of others and were left out.",)
+
+
+@pytest.mark.parametrize("tag", ["PixelData", "ImagePositionPatient", "RescaleSlope"])
+def test_one_identifier_for_two_images_is_refused(
+    tag: str, images: list[Dataset], zip_of: Zip, dicom_file: Save
+) -> None:
+    """Voxels, place or slope differ: which one is meant nobody knows."""
+    other = pydicom.dcmread(io.BytesIO(dicom_file(images[4])))
+    setattr(other, tag, {"PixelData": bytes(84), "ImagePositionPatient": [1, 2, 3], "RescaleSlope": "2"}[tag])
+
+    assert type(refuse(zip_of([*images, other]))) is errors.DuplicateInstance
+
+
+def test_time_points_are_refused(slices_of: Slices, zip_of: Zip) -> None:
+    """Two images in each place, under identifiers of their own."""
+    later = slices_of(np.full((4, 5, 6), 7, np.int16))
+    for n, image in enumerate(later):
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+    refusal = refuse(zip_of([*slices_of(), *later]))
+
+    assert type(refusal) is errors.DuplicateInstance
+    assert refusal.detail.startswith("6 of 12 slices lie where another")
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "words"),
+    [
+        ("TemporalPositionIdentifier", ("1", "2"), "2 time points were found"),
+        ("EchoTime", ("4.6", "92"), "2 echo times were found"),
+        ("AcquisitionNumber", ("1", "2"), "2 acquisitions were found"),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), "2 kinds of image were found"),
+    ],
+)
+def test_what_shares_a_place_is_told_apart_in_numbers(
+    tag: str, values: tuple[object, object], words: str, slices_of: Slices, zip_of: Zip
+) -> None:
+    """Time points, echoes, acquisitions, magnitude and phase: counted, none of them chosen."""
+    first, later = slices_of(), slices_of(np.full((4, 5, 6), 7, np.int16))
+    for n, (one, other) in enumerate(zip(first, later, strict=True)):
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+        setattr(one, tag, values[0])
+        setattr(other, tag, values[1])
+    refusal = refuse(zip_of([*first, *later]))
+
+    assert type(refusal) is errors.DuplicateInstance
+    assert words in refusal.detail
+    assert "92" not in refusal.detail
+
+
+def test_two_echoes_beside_each_other_are_uneven_for_a_reason(slices_of: Slices, zip_of: Zip) -> None:
+    """Their slices lie between one another; the refusal says what was mixed."""
+    first, later = slices_of(), slices_of(np.full((4, 5, 6), 7, np.int16))
+    for n, (one, other) in enumerate(zip(first, later, strict=True)):
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+        other.ImagePositionPatient[2] = float(other.ImagePositionPatient[2]) + 0.7
+        one.EchoTime, other.EchoTime = "4.6", "92"
+    refusal = refuse(zip_of([*first, *later]))
+
+    assert type(refusal) is errors.IrregularSpacing
+    assert "2 echo times were found" in refusal.detail
+
+
+def test_a_volume_of_two_acquisitions_is_one(slices_of: Slices, zip_of: Zip) -> None:
+    """A scanner may count twice along one stack: only what shares a place is in doubt."""
+    images = slices_of()
+    for k, image in enumerate(images):
+        image.AcquisitionNumber = 1 + k // 3
+
+    assert decode(zip_of(images)).shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize("placed", [True, False], ids=["with positions", "without"])
+def test_secondary_captures_need_a_place(placed: bool, images: list[Dataset], zip_of: Zip) -> None:  # noqa: FBT001 - a parameter of the test
+    """Some scanners store whole series so; a screen shot lies nowhere in the patient."""
+    expected = decode(zip_of(images))
+    for image in images:
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
+        if not placed:
+            del image.ImagePositionPatient
+    if placed:
+        np.testing.assert_array_equal(decode(zip_of(images)).array_CDHW, expected.array_CDHW)
+    else:
+        refusal = refuse(zip_of(images))
+        assert type(refusal) is errors.MissingOrientation
+        assert "not screen shots" in refusal.detail
+
+
+def test_an_enhanced_object_is_the_series_that_it_was_made_of(zip_of: Zip) -> None:
+    """Highdicom's converter packs single MR images into one; the volume stays what it was, in the same place."""
+    from highdicom.legacy import LegacyConvertedEnhancedMRImage
+
+    affine = np.eye(4)
+    affine[:3, :3] = nib.eulerangles.euler2mat(0.3, -0.5, 0.9) * [0.75, 0.8, 2.5]
+    array = np.random.default_rng(2).integers(0, 3000, (6, 7, 16)).astype(np.int16)
+    images = series_of_array(array, affine)
+    whole = LegacyConvertedEnhancedMRImage(
+        legacy_datasets=images,
+        series_instance_uid="1.2.3",
+        series_number=1,
+        sop_instance_uid="1.2.4",
+        instance_number=1,
+    )
+    expected, found = decode(zip_of(images)), decode(zip_of([whole]))
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-6)
+
+
+def test_odd_text_and_private_attributes_do_no_harm(images: list[Dataset], zip_of: Zip, dicom_file: Save) -> None:
+    """An unknown character set, text that is none in it, private blocks and sequences: the voxels count."""
+    expected = decode(zip_of(images)).array_CDHW
+    for image in images:
+        image.SpecificCharacterSet = "ISO_IR 192"
+        image.add_new(0x00091010, "LO", "CALIBRANT TEST")
+        image.add_new(0x00091011, "UN", bytes(range(256)) * 99)
+        image.PatientID = "\u00ff"
+    odd = {str(n): dicom_file(image).replace(b"ISO_IR 192", b"ISO_IR 999") for n, image in enumerate(images)}
+
+    np.testing.assert_array_equal(decode(zip_of(odd)).array_CDHW, expected)
+
+
+def test_monochrome1_is_told(images: list[Dataset], zip_of: Zip) -> None:
+    """Its intensities are used as stored, and a warning says so."""
+    expected = decode(zip_of(images)).array_CDHW
+    for image in images:
+        image.PhotometricInterpretation = "MONOCHROME1"
+    found = decode(zip_of(images))
+
+    np.testing.assert_array_equal(found.array_CDHW, expected)
+    assert found.warnings == (
+        "The images ask to be displayed inverted (MONOCHROME1); their intensities were used as stored.",
+    )
+
+
+FAULTS: dict[str, tuple[Callable[[list[Dataset]], list[Dataset]], type[ScanError]]] = {
+    "a slice is missing": (lambda images: images[:30] + images[31:], errors.MissingSlices),
+    "four slices are missing": (lambda images: images[:30] + images[34:], errors.MissingSlices),
+    "tilted by 15 degrees": (lambda images: _moved(images, lambda k: [0, k * 2 * 0.268, 0]), errors.GantryTilt),
+    "30 % more and less": (lambda images: _moved(images, lambda k: [0, 0, k % 2 * 0.6]), errors.IrregularSpacing),
+    "mixed sizes": (lambda images: _cropped(images, 20), errors.MultipleSeries),
+}
+
+
+def _moved(images: list[Dataset], by_mm: Callable[[int], list[float]]) -> list[Dataset]:
+    for k, image in enumerate(images):
+        image.ImagePositionPatient = [a + b for a, b in zip(image.ImagePositionPatient, by_mm(k), strict=True)]
+    return images
+
+
+def _cropped(images: list[Dataset], count: int) -> list[Dataset]:
+    for image in images[:count]:
+        image.Rows, image.PixelData = 256, image.PixelData[: 256 * 512 * 2]
+    return images
+
+
+@pytest.mark.parametrize(("edit", "error"), FAULTS.values(), ids=FAULTS)
+def test_a_real_series_with_a_fault_is_refused(
+    edit: Callable[[list[Dataset]], list[Dataset]], error: type[ScanError], real_series: Path, zip_of: Zip
+) -> None:
+    """What ITK's series reader accepts in silence is refused by its name."""
+    images = [pydicom.dcmread(path) for path in sorted(real_series.iterdir())]
+
+    assert type(refuse(zip_of(edit(images)))) is error

@@ -1,0 +1,144 @@
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import InvalidAffine, InvalidSpacing, UnsupportedDimensions, VolumeTooLarge
+from service.intake.formats.geometry import (
+    MAX_VOXELS,
+    checked_affine,
+    lps_to_ras,
+    nifti_header,
+    reject_affine,
+    reject_shape,
+    reject_spacing,
+)
+
+
+def _read(header: bytes) -> nib.Nifti1Header:
+    return {348: nib.Nifti1Header, 540: nib.Nifti2Header}[len(header)](header)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (512, 512, 2048), (2, 3, 4, 1, 1)])
+def test_one_volume_is_accepted(shape: tuple[int, ...]) -> None:
+    """Two voxels along each axis suffice, 2^29 are the most, and trailing axes of 1 do not count."""
+    reject_shape(shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "words"),
+    [
+        ((4, 5), UnsupportedDimensions, "An image of 4 x 5 was found"),
+        ((4, 1, 5), UnsupportedDimensions, "at least 2 voxels along each axis"),
+        ((4, 5, 6, 2), UnsupportedDimensions, "A 4-D image of 4 x 5 x 6 x 2"),
+        ((512, 512, 2049), VolumeTooLarge, f"at most {MAX_VOXELS} voxels"),
+        ((2**62, 2**62, 2**62), VolumeTooLarge, "Crop or downsample"),
+    ],
+)
+def test_other_shapes_are_refused(shape: tuple[int, ...], error: type[Exception], words: str) -> None:
+    """The message says what was found and what is expected; large numbers do not overflow."""
+    with pytest.raises(error, match=words):
+        reject_shape(shape)
+
+
+@pytest.mark.parametrize("mm", [0, -1, np.nan, np.inf])
+def test_a_voxel_size_is_positive_and_finite(mm: float) -> None:
+    """One bad axis of three is enough."""
+    with pytest.raises(InvalidSpacing):
+        reject_spacing(np.array([1, mm, 1]))
+
+
+@pytest.mark.parametrize("element", [(0, 0, np.nan), (1, 3, np.inf), (2, 2, 0), (0, 1, 0.01)])
+def test_an_affine_is_finite_regular_and_at_right_angles(element: tuple[int, int, float]) -> None:
+    """Each of the three faults is refused."""
+    affine = np.eye(4)
+    affine[element[0], element[1]] = element[2]
+    with pytest.raises(InvalidAffine):
+        reject_affine(affine)
+
+
+def test_a_checked_affine_has_its_axes_as_columns(oblique: npt.NDArray[np.float64]) -> None:
+    """Three columns and an origin become the matrix."""
+    np.testing.assert_array_equal(checked_affine(oblique[:3, :3], oblique[:3, 3]), oblique)
+
+
+@pytest.mark.parametrize(
+    ("axes", "origin", "error"),
+    [
+        (np.diag([1, 1, 0]), [0, 0, 0], InvalidSpacing),
+        (np.diag([1, 1, 1e-30]), [0, 0, 0], InvalidSpacing),
+        (np.diag([1, 1, 1e308]), [0, 0, 0], InvalidAffine),
+        (np.eye(3), [0, 2e6, 0], InvalidAffine),
+        (np.eye(3), [0, np.nan, 0], InvalidAffine),
+        (np.eye(3) + np.eye(3, k=1) * 0.1, [0, 0, 0], InvalidAffine),
+    ],
+)
+def test_what_float32_or_a_body_cannot_hold_is_refused(
+    axes: npt.NDArray[np.float64], origin: list[float], error: type[Exception]
+) -> None:
+    """Sizes below a nanometre, coordinates beyond a kilometre, shear."""
+    with pytest.raises(error):
+        checked_affine(axes, origin)
+
+
+def test_lps_and_ras_differ_in_the_signs_of_two_rows(oblique: npt.NDArray[np.float64]) -> None:
+    """Left becomes right, posterior anterior; twice is nothing."""
+    flipped = lps_to_ras(oblique)
+
+    np.testing.assert_array_equal(flipped[:2], -oblique[:2])
+    np.testing.assert_array_equal(flipped[2:], oblique[2:])
+    np.testing.assert_array_equal(lps_to_ras(flipped), oblique)
+
+
+def test_the_header_of_results_is_what_nibabel_would_write(oblique: npt.NDArray[np.float64]) -> None:
+    """Shape, type, millimetres, and both orientations, which nibabel reads back within 0.0001 mm."""
+    header = _read(nifti_header((4, 5, 6), oblique, np.int16))
+
+    assert header.get_data_shape() == (4, 5, 6)
+    assert header.get_data_dtype() == np.int16
+    assert header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(header.get_zooms(), np.linalg.norm(oblique[:3, :3], axis=0), rtol=1e-6)
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 1)
+    np.testing.assert_allclose(header.get_sform(), oblique, atol=1e-4)
+    np.testing.assert_allclose(header.get_qform(), oblique, atol=1e-3)
+
+
+def test_a_quaternion_that_cannot_say_it_is_left_out() -> None:
+    """Axes that miss the right angle by a cosine of 0.0009 are within tolerance, but no rotation over 300 voxels."""
+    affine = np.eye(4)
+    affine[0, 1] = 9e-4
+    reject_affine(affine)
+
+    header = _read(nifti_header((300, 300, 300), affine, np.float32))
+
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
+    np.testing.assert_allclose(header.get_best_affine(), affine, atol=1e-7)
+
+
+def test_a_long_axis_needs_nifti_2() -> None:
+    """NIfTI-1 counts to 32767."""
+    assert len(nifti_header((32767, 2, 2), np.eye(4), np.uint8)) == 348
+    assert _read(nifti_header((32768, 2, 2), np.eye(4), np.uint8)).get_data_shape() == (32768, 2, 2)
+
+
+@given(
+    st.permutations([0, 1, 2]),
+    st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
+    st.tuples(*[st.floats(0.1, 10)] * 3),
+    st.tuples(*[st.floats(-999, 999)] * 3),
+)
+def test_any_permutation_and_flip_survives_the_header(
+    order: list[int],
+    signs: tuple[float, ...],
+    spacing: tuple[float, ...],
+    origin: tuple[float, ...],
+) -> None:
+    """The sform is the affine rounded to float32: below 0.0001 mm within a metre."""
+    affine = checked_affine(np.eye(3)[order] * signs * spacing, origin)
+
+    header = _read(nifti_header((40, 50, 60), affine, np.float32))
+
+    np.testing.assert_allclose(header.get_sform(), affine, atol=1e-4)
+    assert int(header["qform_code"]) == 1

@@ -1,0 +1,140 @@
+import gzip
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.errors import CalibrantError, EmptyBody, NonFiniteVoxels, ScanError, UnrecognisedFormat
+from service.intake.decode import MAX_VOXELS, check_scan, decode_scan
+
+Hostile = tuple[bytes, type[CalibrantError]]
+Nifti = Callable[..., bytes]
+
+
+@pytest.fixture(name="write")
+def write_(tmp_path: Path) -> Callable[[bytes], Path]:
+    """Return the function that writes a file under the name that its first bytes ask for."""
+
+    def write(content: bytes) -> Path:
+        path = tmp_path / ("scan.nii.gz" if content.startswith(b"\x1f\x8b") else "scan.nii")
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def test_every_hostile_file_is_refused_for_its_own_reason(undecodable: Hostile, write: Callable[[bytes], Path]) -> None:
+    """Each fault has one error class, so that its code can be relied on."""
+    content, error = undecodable
+
+    with pytest.raises(ScanError) as refusal:
+        decode_scan(write(content))
+
+    assert type(refusal.value) is error
+
+
+def test_no_refusal_repeats_text_of_the_file(
+    undecodable: Hostile, write: Callable[[bytes], Path], canary: str, tmp_path: Path
+) -> None:
+    """Neither header text, nor content, nor the path of the file is in the message."""
+    with pytest.raises(ScanError) as refusal:
+        decode_scan(write(undecodable[0]))
+
+    assert canary not in refusal.value.detail
+    assert str(tmp_path) not in refusal.value.detail
+    assert refusal.value.detail.endswith(".")
+
+
+def test_checking_finds_all_but_the_intensities(undecodable: Hostile, write: Callable[[bytes], Path]) -> None:
+    """`check_scan` refuses what `decode_scan` refuses, except that it does not look at intensities."""
+    content, error = undecodable
+    path = write(content)
+
+    if error is NonFiniteVoxels:
+        check_scan(path)
+    else:
+        with pytest.raises(ScanError) as refusal:
+            check_scan(path)
+        assert type(refusal.value) is error
+
+
+def test_a_scale_beyond_float32_is_refused(nifti: Nifti, write: Callable[[bytes], Path]) -> None:
+    """Intensities that the scale takes out of float32 are not finite, and are refused as such without a warning."""
+    with pytest.raises(NonFiniteVoxels):
+        decode_scan(write(nifti(scl_slope=3e38)))
+
+
+@pytest.mark.parametrize("magnitude", [1e39, 1e300])
+def test_float64_beyond_float32_is_refused(magnitude: float, nifti: Nifti, write: Callable[[bytes], Path]) -> None:
+    """The network computes in float32: intensities that are infinite there cannot be segmented."""
+    array = np.linspace(0, 1, 120).reshape(4, 5, 6) * magnitude
+
+    with pytest.raises(NonFiniteVoxels):
+        decode_scan(write(nifti(array)))
+
+
+def test_a_name_means_nothing(nifti: Nifti, tmp_path: Path) -> None:
+    """Uploads have no extension: the first bytes decide whether gzip is unpacked."""
+    plain, packed = tmp_path / "a.nii.gz", tmp_path / "b"
+    plain.write_bytes(nifti())
+    packed.write_bytes(gzip.compress(nifti()))
+
+    np.testing.assert_array_equal(decode_scan(plain).array_CDHW, decode_scan(packed).array_CDHW)
+
+
+def test_the_message_counts_the_useless_voxels(nifti: Nifti, write: Callable[[bytes], Path]) -> None:
+    """One NaN and one infinity in 8 voxels are 2 of 8."""
+    array = np.array([np.nan, np.inf, 0, 1, 2, 3, 4, 5], np.float32).reshape(2, 2, 2)
+
+    with pytest.raises(NonFiniteVoxels, match=r"^2 of 8 voxels are NaN"):
+        decode_scan(write(nifti(array)))
+
+
+def test_every_format_gives_the_same_volume_in_the_same_place(
+    nifti: Nifti,
+    nrrd: Nifti,
+    mha: Nifti,
+    slices_of: Callable[..., Any],
+    zip_of: Callable[..., bytes],
+    write: Callable[[bytes], Path],
+) -> None:
+    """The phantom as NIfTI, NRRD, MetaImage, plain and compressed, and DICOM: equal voxels, affines within 0.0001 mm."""
+    expected = decode_scan(write(nifti()))
+    voxels = np.asarray(expected.array_CDHW[0], "<i2").tobytes(order="F")
+    others = [
+        nrrd(),
+        nrrd(gzip.compress(voxels), encoding="gzip"),
+        mha(),
+        mha(zlib.compress(voxels), CompressedData="True"),
+        zip_of(slices_of()),
+    ]
+
+    for content in others:
+        found = decode_scan(write(content))
+        np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+        np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+        assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (b"", EmptyBody, "0 bytes"),
+        (b"This is a letter.", UnrecognisedFormat, "not NIfTI, NRRD, MetaImage or zip"),
+        (bytes(128) + b"DICM", UnrecognisedFormat, "Send all files of its series in one .zip"),
+    ],
+)
+def test_what_no_format_reads_is_told_what_is_read(
+    content: bytes, error: type[ScanError], words: str, write: Callable[[bytes], Path]
+) -> None:
+    """The refusal says what to send instead, for one DICOM file too."""
+    with pytest.raises(error, match=words):
+        check_scan(write(content))
+
+
+def test_the_limit_of_voxels_is_that_of_the_formats() -> None:
+    """Preprocessing takes the limit from here."""
+    assert MAX_VOXELS == 512 * 512 * 2048

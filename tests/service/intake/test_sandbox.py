@@ -1,0 +1,479 @@
+import gzip
+import mmap
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from service import errors
+from service.intake import sandbox
+from service.intake.decode import decode_scan
+from service.intake.landlock import landlock_version
+from service.intake.sandbox import Limits, check_sandboxed, decode_sandboxed
+from tests.dicom_checks import program
+
+Hostile = tuple[bytes, type[errors.CalibrantError]]
+
+Nifti = Callable[..., bytes]
+
+MEBIBYTE = 1 << 20
+
+
+class Watched:
+    """The forkserver's context, which keeps every process that it starts."""
+
+    def __init__(self) -> None:
+        self.started: list[BaseProcess] = []
+        self._context = sandbox._PROCESSES
+        self.Pipe = self._context.Pipe
+
+    def Process(self, **options: Any) -> BaseProcess:  # noqa: N802, ANN401 - as the context spells it
+        """Return a process that has not been started."""
+        self.started.append(self._context.Process(**options))
+        return self.started[-1]
+
+
+def _settle() -> None:
+    """Wait until the last process has ended and the next one waits."""
+    for thread in threading.enumerate():
+        if thread.name == sandbox._PREPARING:
+            thread.join()
+
+
+def _nobody_waits() -> None:
+    """End the process that waits for the next file."""
+    _settle()
+    with suppress(queue.Empty):
+        sandbox._NEXT.get_nowait().end()
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Return the processes that are started from now on."""
+    _nobody_waits()
+    watched = Watched()
+    monkeypatch.setattr(sandbox, "_PROCESSES", watched)
+    return watched
+
+
+@pytest.fixture
+def scan(nifti: Nifti, tmp_path: Path) -> Path:
+    """Return a small scan."""
+    path = tmp_path / "scan.nii"
+    path.write_bytes(nifti())
+    return path
+
+
+@pytest.fixture(scope="module")
+def slow_scan(nifti: Nifti, patch: Nifti, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of 4 MB that is a valid scan of 4 GB: seconds of decompression, and as much memory as it says.
+
+    Its voxels are gzip members of 16 MB of zeros each, one after the other.
+    """
+    header = patch(nifti(np.zeros((2, 2, 2))), dim_1=512, dim_2=512, dim_3=2048)[:352]
+    member = gzip.compress(bytes(16 * MEBIBYTE))
+    path = tmp_path_factory.mktemp("slow") / "scan.nii.gz"
+    path.write_bytes(gzip.compress(header) + member * 256)
+    return path
+
+
+@pytest.fixture(name="decoding")
+def decoding_(watched: Watched, slow_scan: Path) -> Iterator[tuple[int, list[BaseException]]]:
+    """Yield the id of a process that decodes a slow scan, and where its error will stand once it has ended."""
+    found: list[BaseException] = []
+
+    def decode() -> None:
+        try:
+            check_sandboxed(slow_scan, Limits(memory_bytes=4 << 30, seconds=59))
+        except BaseException as error:  # noqa: BLE001 - handed over to the test
+            found.append(error)
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not watched.started or not (watched.started[0].pid and _is_confined(watched.started[0].pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    pid = watched.started[0].pid
+    assert pid is not None
+    yield pid, found
+    thread.join()
+
+
+def _limits_of(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
+    return {line[:26].strip(): line[26:].split()[:2] for line in lines}
+
+
+def _is_confined(pid: int) -> bool:
+    return _limits_of(pid)["Max core file size"] == ["0", "0"]  # the last that is set
+
+
+def test_the_sandbox_returns_what_decoding_returns(scan: Path) -> None:
+    """Voxels, type, affine, header and warnings come back unchanged, as native numbers."""
+    expected, found = decode_scan(scan), decode_sandboxed(scan)
+
+    assert found.array_CDHW.dtype == expected.array_CDHW.dtype
+    assert np.array_equal(found.array_CDHW, expected.array_CDHW)
+    assert found.affine.tobytes() == expected.affine.tobytes()
+    assert (found.header, found.warnings) == (expected.header, expected.warnings)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"scl_slope": 0.5}, {"endianness": ">"}, {"version": 2}, {"qoffset_x": 1}],
+    ids=["scaled", "big-endian", "NIfTI-2", "with a warning"],
+)
+def test_every_kind_of_scan_passes_the_pipe(fields: dict[str, Any], nifti: Nifti, tmp_path: Path) -> None:
+    """Nothing is lost between the processes, whatever the file's version, byte order and scale."""
+    path = tmp_path / "scan"
+    path.write_bytes(nifti(**fields))
+
+    expected, found = decode_scan(path), decode_sandboxed(path)
+
+    assert found.array_CDHW.tobytes() == expected.array_CDHW.tobytes()
+    assert found.affine.tobytes() == expected.affine.tobytes()
+    assert (found.header, found.warnings) == (expected.header, expected.warnings)
+
+
+@pytest.mark.parametrize("kind", ["NRRD", "NRRD gzip", "MHA", "MHA zlib"])
+def test_other_formats_pass_the_pipe(kind: str, nrrd: Nifti, mha: Nifti, tmp_path: Path) -> None:
+    """NRRD and MetaImage are read in the confined process as outside of it."""
+    voxels = np.arange(120, dtype="<i2").tobytes()
+    path = tmp_path / "scan"
+    path.write_bytes(
+        {
+            "NRRD": lambda: nrrd(voxels),
+            "NRRD gzip": lambda: nrrd(gzip.compress(voxels), encoding="gzip"),
+            "MHA": lambda: mha(voxels),
+            "MHA zlib": lambda: mha(zlib.compress(voxels), CompressedData="True"),
+        }[kind]()
+    )
+
+    expected, found = decode_scan(path), decode_sandboxed(path)
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    assert found.header == expected.header
+
+
+@pytest.mark.parametrize(
+    "transfer_syntax",
+    [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless],
+    ids=lambda each: each.keyword,
+)
+def test_dicom_needs_no_file_but_its_own(
+    transfer_syntax: uid.UID, slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """Every decoder is in memory before the process is confined: it could load none of them afterwards."""
+    images = slices_of(np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.int16))
+    for image in images:
+        if transfer_syntax.is_compressed:
+            image.compress(transfer_syntax, generate_instance_uid=False)
+        else:
+            image.file_meta.TransferSyntaxUID = transfer_syntax
+    path = tmp_path / "scan"
+    path.write_bytes(zip_of(images))
+    check_sandboxed(path)
+
+    expected, found = decode_scan(path), decode_sandboxed(path)
+
+    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+def test_jpeg_lossless_needs_no_file_but_its_own(
+    slices_of: Callable[..., list[Dataset]], dicom_file: Callable[[Dataset], bytes], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """GDCM's decoder is there, too, when the process is confined; DCMTK has written the files."""
+    array = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint16)
+    files = {}
+    for number, image in enumerate(slices_of(array)):
+        native, packed = tmp_path / f"{number}.native", tmp_path / f"{number}.packed"
+        native.write_bytes(dicom_file(image))
+        subprocess.run([program("dcmcjpeg", "dcmtk"), "+e1", "+un", str(native), str(packed)], check=True)
+        files[str(number)] = packed.read_bytes()
+    path = tmp_path / "scan"
+    path.write_bytes(zip_of(files))
+
+    np.testing.assert_array_equal(decode_sandboxed(path).array_CDHW[0], array)
+
+
+def test_what_names_the_patient_comes_along(
+    slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """The headers that DICOM results are made with, as decoding alone gives them; of NIfTI there are none."""
+    path = tmp_path / "scan"
+    path.write_bytes(zip_of(slices_of()))
+
+    assert decode_sandboxed(path).source == decode_scan(path).source
+    assert decode_scan(path).source is not None
+
+
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
+def test_a_confined_process_reads_the_scan_and_nothing_else(scan: Path) -> None:
+    """Inside, /etc/passwd cannot be opened; the scan can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads; the child uses none
+        child = os.fork()
+    if child == 0:
+        sandbox._confine(scan, Limits(memory_bytes=1 << 40))  # it has all that the tests before it took
+        try:
+            Path("/etc/passwd").read_bytes()
+        except PermissionError:
+            os._exit(len(scan.read_bytes()) % 100)
+        os._exit(200)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == scan.stat().st_size % 100
+
+
+def test_a_kernel_without_landlock_is_told_once(
+    scan: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decoding goes on; the log says what is not kept from it."""
+    monkeypatch.setattr(sandbox, "landlock_version", lambda: 0)
+    sandbox._warn_without_landlock.cache_clear()
+
+    check_sandboxed(scan)
+    check_sandboxed(scan)
+
+    sandbox._warn_without_landlock.cache_clear()
+    assert [record.getMessage()[:27] for record in caplog.records] == ["This kernel has no Landlock"]
+
+
+def test_a_volume_of_many_megabytes_passes_the_pipe(nifti: Nifti, tmp_path: Path) -> None:
+    """Far more than a pipe holds at once arrives whole and in order."""
+    array = np.random.default_rng(8).integers(-1000, 3000, (200, 150, 100)).astype(np.int16)
+    path = tmp_path / "scan"
+    path.write_bytes(nifti(array))
+
+    assert np.array_equal(decode_sandboxed(path).array_CDHW[0], array)
+
+
+def test_checking_looks_at_the_whole_file_and_returns_nothing(scan: Path, nifti: Nifti, tmp_path: Path) -> None:
+    """A good file passes; one byte less is found."""
+    check_sandboxed(scan)
+    (tmp_path / "cut").write_bytes(nifti()[:-1])
+
+    with pytest.raises(errors.PayloadTruncated):
+        check_sandboxed(tmp_path / "cut")
+
+
+def test_an_error_keeps_its_class_and_its_words(undecodable: Hostile, tmp_path: Path) -> None:
+    """The caller meets the same error as without the sandbox, so no code was missing in there."""
+    content, error = undecodable
+    path = tmp_path / "scan"
+    path.write_bytes(content)
+    with pytest.raises(errors.ScanError) as expected:
+        decode_scan(path)
+    with pytest.raises(errors.ScanError) as found:
+        decode_sandboxed(path)
+
+    assert type(found.value) is type(expected.value) is error
+    assert found.value.detail == expected.value.detail
+
+
+def test_a_decoder_that_takes_too_long_is_stopped(slow_scan: Path, watched: Watched) -> None:
+    """The deadline holds in wall time, and the process is gone when the error arrives."""
+    started = time.monotonic()
+
+    with pytest.raises(errors.DecoderDeadline, match=r"^Decoding took longer than 1 s and was stopped\."):
+        check_sandboxed(slow_scan, Limits(seconds=0.6))
+
+    assert 0.5 < time.monotonic() - started < 10
+    with pytest.raises(ValueError, match="closed"):
+        watched.started[0].is_alive()
+
+
+def test_a_decoder_that_dies_is_reported(decoding: tuple[int, list[BaseException]]) -> None:
+    """A killed process is the file's fault, not a crash of the service."""
+    pid, found = decoding
+
+    os.kill(pid, signal.SIGKILL)
+
+    deadline = time.monotonic() + 20
+    while not found:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert type(found[0]) is errors.DecoderCrashed
+    assert found[0].status == 422
+
+
+def test_the_limits_are_those_of_the_process(decoding: tuple[int, list[BaseException]]) -> None:
+    """Memory, processor time, file size, open files and core dumps of the living process are limited, softly and hard."""
+    limits = _limits_of(decoding[0])
+
+    assert limits["Max address space"] == [str(4 << 30)] * 2
+    assert limits["Max cpu time"] == ["60"] * 2
+    assert limits["Max file size"] == ["0"] * 2
+    assert limits["Max open files"] == ["64"] * 2
+    assert limits["Max core file size"] == ["0"] * 2
+    os.kill(decoding[0], signal.SIGKILL)
+
+
+def test_what_a_decoder_prints_goes_nowhere(decoding: tuple[int, list[BaseException]]) -> None:
+    """Standard output and error are the null device: a library's message could repeat the file."""
+    opened = [Path(f"/proc/{decoding[0]}/fd/{n}").readlink() for n in (1, 2)]
+    os.kill(decoding[0], signal.SIGKILL)
+
+    assert opened == [Path(os.devnull)] * 2
+
+
+def test_a_scan_beyond_the_memory_limit_is_too_large(slow_scan: Path) -> None:
+    """4 GB of voxels do not fit 1 GiB: the refusal says so, and the service's own memory is not touched."""
+    with pytest.raises(errors.VolumeTooLarge, match=r"^The volume needs more than the 1 GiB that decoding may use\."):
+        decode_sandboxed(slow_scan, Limits(memory_bytes=1 << 30))
+
+
+def test_a_file_that_is_not_there_is_an_error_of_the_decoder(tmp_path: Path) -> None:
+    """An unexpected failure ends the child without a word, and the caller is told that it died."""
+    with pytest.raises(errors.DecoderCrashed):
+        check_sandboxed(tmp_path / "missing")
+
+
+def test_many_files_are_decoded_at_a_time(scan: Path) -> None:
+    """Threads do not take one another's answers."""
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(decode_sandboxed(scan).array_CDHW.tobytes())) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == [decode_scan(scan).array_CDHW.tobytes()] * 8
+
+
+def test_a_sandbox_costs_little(scan: Path, tmp_path: Path) -> None:
+    """The processes are forked, not started: the quickest of nine takes less than a tenth of a second.
+
+    It is measured from a script that begins as `calibrant` does, since multiprocessing imports that in every process.
+    """
+    script = tmp_path / "calibrant"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from service.commands.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    from service.intake.sandbox import decode_sandboxed\n"
+        "    for _ in range(10):\n"
+        "        started = time.monotonic()\n"
+        "        decode_sandboxed(Path(sys.argv[1]))\n"
+        "        print(time.monotonic() - started)\n"
+    )
+    found = subprocess.run([sys.executable, script, scan], check=True, capture_output=True, text=True)
+
+    first, *others = map(float, found.stdout.split())
+    assert min(others) < 0.1, (first, others)
+
+
+def test_the_shared_memory_keeps_its_size() -> None:
+    """A child that shrank it under its parent's mapping would kill the parent; it costs nothing while it is empty."""
+    shared = sandbox._shared_memory(1 << 40)
+    try:
+        assert os.fstat(shared).st_blocks == 0
+        for size in (0, 1 << 41):
+            with pytest.raises(PermissionError):
+                os.ftruncate(shared, size)
+    finally:
+        os.close(shared)
+
+
+def test_nobody_can_write_to_sealed_memory() -> None:
+    """While somebody has it mapped for writing it cannot be sealed; once it is, nobody can, whoever holds a descriptor."""
+    shared = sandbox._shared_memory(mmap.PAGESIZE)
+    try:
+        with mmap.mmap(shared, mmap.PAGESIZE) as memory:
+            assert not sandbox._sealed(shared)
+            memory[:6] = b"voxels"
+        assert sandbox._sealed(shared)
+        with pytest.raises(PermissionError):
+            mmap.mmap(shared, mmap.PAGESIZE)
+        with pytest.raises(PermissionError):
+            os.pwrite(shared, b"others", 0)
+        assert os.pread(shared, 6, 0) == b"voxels"
+    finally:
+        os.close(shared)
+
+
+@pytest.fixture
+def seals(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return what came of each attempt to seal the memory of a scan."""
+    found: list[bool] = []
+    seal = sandbox._sealed
+    monkeypatch.setattr(sandbox, "_sealed", lambda shared: found.append(seal(shared)) or found[-1])
+    return found
+
+
+def test_the_voxels_outlive_the_child_and_cannot_be_changed(seals: list[bool], watched: Watched, scan: Path) -> None:
+    """What is computed with is what was decoded: nobody can write to the memory any more, and soon nobody is there."""
+    found = decode_sandboxed(scan)
+
+    assert seals == [True]
+    assert not found.array_CDHW.flags.writeable
+    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+    _settle()
+    with pytest.raises(ValueError, match="closed"):
+        watched.started[0].is_alive()
+    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+
+
+def test_a_child_that_could_still_write_is_dead_before_its_voxels_are_seen(
+    monkeypatch: pytest.MonkeyPatch, watched: Watched, scan: Path
+) -> None:
+    """A hostile file may have taken it over and kept the memory mapped."""
+    monkeypatch.setattr(sandbox, "_sealed", lambda _shared: False)
+
+    found = decode_sandboxed(scan)
+
+    with pytest.raises(ValueError, match="closed"):
+        watched.started[0].is_alive()
+    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+
+
+def test_the_process_for_the_next_scan_waits_for_it(watched: Watched, scan: Path) -> None:
+    """Each is used once; one that died while it waited is replaced, and one whose parent ends is gone."""
+    check_sandboxed(scan)
+    waiting = sandbox._NEXT.get(timeout=10)
+    sandbox._NEXT.put(waiting)
+    assert watched.started[1:] == [waiting.process]
+    check_sandboxed(scan)
+    _settle()
+    with pytest.raises(ValueError, match="closed"):
+        waiting.process.is_alive()
+
+    dead = sandbox._NEXT.get(timeout=10)
+    dead.process.kill()
+    dead.process.join()
+    sandbox._NEXT.put(dead)
+    check_sandboxed(scan)
+
+    left = sandbox._NEXT.get(timeout=10)
+    left.pipe.close()
+    left.process.join(10)
+    assert left.process.exitcode == 0
+
+
+def test_the_first_scan_does_not_wait_for_the_server_of_processes() -> None:
+    """Started ahead, it has its readers imported when a scan comes: that takes longer than one to decode."""
+    code = (
+        "import time; from multiprocessing import forkserver; from service.intake.sandbox import start_sandbox\n"
+        "start_sandbox(); print(forkserver._forkserver._forkserver_pid is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "True\n"

@@ -1,0 +1,62 @@
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+
+from service.errors import AmbiguousSeries, PacsBadResponse, SeriesChanged, SeriesNotFound, UnsuitableSeries
+from service.jobs.pacs.series import Request, choose_series, reject_other_images, reject_ours
+from service.pacs.selection import Selection, Series, digest_of
+
+CT, MR = Series("1.2", "1.2.1", "CT", instances=40), Series("1.2", "1.2.2", "MR", instances=20)
+SEG = Series("1.2", "1.2.3", "SEG", instances=1)
+
+
+def choose(*found: Series, series: str | None = None, **select: Any) -> Series:  # noqa: ANN401 - fields of a selection
+    """Return what is chosen of what a source holds."""
+    source: Any = SimpleNamespace(find_series=lambda **_: list(found))
+    request = Request("lab", "clinic", "1.2", series, Selection(**select), "m@0", ("seg",), "clinic")
+    return choose_series(source, request)
+
+
+def test_one_series_is_chosen() -> None:
+    """By its UID, by what it is like, or because there is no other; results are never among them."""
+    assert choose(CT, MR, series="1.2.2") == MR
+    assert choose(CT, MR, modality="CT") == CT
+    assert choose(CT, SEG) == CT
+
+
+def test_nobody_guesses() -> None:
+    """None, several, or one that is a result: each is an error of its own."""
+    with pytest.raises(SeriesNotFound, match="2 series"):
+        choose(CT, MR, modality="PT")
+    with pytest.raises(SeriesNotFound):
+        choose(SEG)
+    with pytest.raises(AmbiguousSeries, match="of 40, 20 images"):
+        choose(CT, MR)
+    with pytest.raises(UnsuitableSeries):
+        choose(CT, SEG, series="1.2.3")
+
+
+def test_other_images_than_those_that_were_asked_for_are_refused() -> None:
+    """More of them is another job; fewer, or none, is an answer to be asked for again."""
+    told = ["1.1", "1.2"]
+    reject_other_images(["1.2", "1.1", "1.1"], told, digest_of(told))
+    with pytest.raises(SeriesChanged, match="3 images"):
+        reject_other_images(["1.1", "1.2", "1.3"], ["1.1", "1.2", "1.3"], digest_of(told))
+    with pytest.raises(PacsBadResponse, match="1 images of a series of 2"):
+        reject_other_images(["1.1"], told, digest_of(told))
+
+
+def test_files_of_our_own_making_are_refused(
+    slices_of: Callable[..., list[Dataset]], dicom_file: Callable[[Dataset], bytes]
+) -> None:
+    """The others pass as they are, and are noted."""
+    images = slices_of()
+    files, seen = [dicom_file(image) for image in images], []
+    assert list(reject_ours(iter(files), seen)) == files
+    assert seen == [image.SOPInstanceUID for image in images]
+    images[3].Manufacturer = "Calibrant"
+    with pytest.raises(UnsuitableSeries):
+        list(reject_ours(iter([dicom_file(image) for image in images]), []))

@@ -1,0 +1,653 @@
+import datetime as dt
+import errno
+import json
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbos import DBOS
+
+from service.errors import (
+    CalibrantError,
+    IdempotencyKeyReused,
+    InferenceCrashed,
+    InferenceDeadline,
+    JobFinished,
+    JobNotFound,
+    NonFiniteVoxels,
+    ScanNotFound,
+    StorageFull,
+)
+from service.jobs.segmentation import queue as segment
+from service.jobs.segmentation.queue import AHEAD_S, MAX_ATTEMPTS, POLL_S, QUEUE, WORKFLOW, JobQueue
+from service.jobs.segmentation.status import Order
+from service.result.files import RESULT, SUMMARY
+from service.schemas import FINISHED, Job
+from service.storage.local import StateDirectory
+
+Submit = Callable[..., Job]
+FakeExecutor = Any
+"""Of conftest.py, as is `Service`: test folders are no packages."""
+Service = Any
+
+
+def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, state: StateDirectory, model: str) -> None:
+    """Success publishes one result; an error of the scan or of the disk is the job's problem, and is not tried again.
+
+    One queue for all of these, because launching DBOS takes a second.
+    """
+    good = finish("good")
+    assert (good.state, good.progress, good.stage, good.problem) == ("succeeded", 1.0, None, None)
+    assert (good.model, good.seconds) == (model, {"decode": 0.5})
+    assert good.links.mask == f"/v1/segmentations/{good.id}/mask"
+    result = state.result(good.id)
+    assert result is not None
+    assert (result / "mask").read_text() == "good"
+
+    for error in (NonFiniteVoxels("3 of 9 voxels."), StorageFull("No space."), CalibrantError("It failed.")):
+        executor.errors["bad"] = [error]
+        executor.calls.clear()
+        bad = finish("bad")
+        assert (bad.state, bad.progress, bad.links.mask) == ("failed", 0.0, None)
+        assert bad.problem is not None
+        found = (bad.problem.type, bad.problem.title, bad.problem.status, bad.problem.detail)
+        assert found == (f"/problems/{error.code}", error.title, error.status, error.detail)
+        assert executor.calls == ["bad"]
+        assert state.result(bad.id) is None
+
+    assert [*state.work.iterdir()] == []
+
+
+def test_a_state_directory_that_cannot_be_written_fails_the_job(
+    finish: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full or read-only disk under a running job is said as such, without a path, and the next job is taken."""
+
+    def full(_: StateDirectory, job: str) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(state.work / job))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(StateDirectory, "begin_attempt", full)
+        failed = finish("good")
+
+    assert failed.problem is not None
+    assert failed.problem.type == "/problems/insufficient-storage"
+    assert failed.problem.detail == "The state directory could not be written (No space left on device)."
+    assert finish("good").state == "succeeded"
+
+
+def test_a_case_that_kills_the_child_is_tried_again(
+    finish: Submit, executor: FakeExecutor, state: StateDirectory
+) -> None:
+    """Two deaths and then success is a success, each attempt in a folder of its own; three deaths are the failure."""
+    executor.errors["unlucky"] = [InferenceCrashed("died"), InferenceDeadline("late")]
+    assert finish("unlucky").state == "succeeded"
+    assert executor.calls == ["unlucky"] * MAX_ATTEMPTS
+    assert len(set(executor.folders)) == MAX_ATTEMPTS
+
+    executor.errors["deadly"] = [InferenceCrashed("died")] * MAX_ATTEMPTS
+    deadly = finish("deadly")
+    assert deadly.state == "failed"
+    assert deadly.problem is not None
+    assert deadly.problem.type == "/problems/inference-crashed"
+    assert executor.calls.count("deadly") == MAX_ATTEMPTS
+    assert state.result(deadly.id) is None
+    assert finish("next").state == "succeeded"
+
+
+def test_an_idempotency_key_names_one_job(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+    """The same key and scan is the same job while it runs and afterwards; with another scan or model it is refused."""
+    first = submit("slow", "one key")
+    assert executor.entered.wait(10)
+    assert submit("slow", "one key").id == first.id
+    running = queue.find("local", first.id)
+    assert (running.state, running.stage, running.progress) == ("running", "infer", 0.25)
+    waiting = submit("other")
+    assert (waiting.state, waiting.stage, waiting.progress) == ("queued", None, 0.0)
+    assert queue.wait("local", first.id, 0.2).state == "running"
+    executor.released.set()
+    assert queue.wait("local", first.id, 10).state == "succeeded"
+
+    again = submit("slow", "one key")
+    assert (again.id, again.state) == (first.id, "succeeded")
+    assert executor.calls.count("slow") == 1
+    for scan, other in (("other", {}), ("slow", {"model": "other@0"})):
+        with pytest.raises(IdempotencyKeyReused, match="Send a new key"):
+            submit(scan, "one key", **other)
+    assert submit("slow", "another key").id != first.id
+    assert submit("slow").id != submit("slow").id
+
+
+def test_an_unknown_job_is_said(queue: JobQueue) -> None:
+    """An id that nobody was given is JobNotFound, for looking and for waiting."""
+    with pytest.raises(JobNotFound):
+        queue.find("local", uuid.uuid4().hex)
+    with pytest.raises(JobNotFound):
+        queue.wait("local", "", 5)
+
+
+def test_a_model_that_was_removed_fails_the_job(finish: Submit, queue: JobQueue, executor: FakeExecutor) -> None:
+    """A job whose bundle is gone when its turn comes ends with model-not-found instead of hanging."""
+    known = dict(queue.registry.ready)
+    queue.registry.ready.clear()
+    try:
+        job = finish("good")
+    finally:
+        queue.registry.ready.update(known)
+
+    assert job.problem is not None
+    assert job.problem.type == "/problems/model-not-found"
+    assert executor.calls == []
+
+
+def test_a_published_result_is_not_computed_again(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+    """A job that was interrupted between its rename and its record finds the result and is done."""
+    result = queue.state.result(queue.wait("local", submit("another").id, 20).id)
+    assert result is not None
+    identifier = segment.identifier_of("local", "published")
+    attempt = queue.state.begin_attempt(identifier)
+    for name in (RESULT, SUMMARY):
+        (attempt / name).write_bytes((result / name).read_bytes())
+    queue.state.publish(identifier, attempt)
+    executor.calls.clear()
+
+    job = submit("good", "published")
+
+    assert queue.wait("local", job.id, 20).state == "succeeded"
+    assert executor.calls == []
+
+
+def test_the_next_launch_finishes_what_was_left(
+    service: Service, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job that ran at the end and the one behind it are both finished by the next service; neither is a failure."""
+    monkeypatch.setattr(segment, "DRAIN_S", 0.2)
+    identifiers = [submit(scan).id for scan in ("slow", "waits")]
+    assert executor.entered.wait(10)
+    service.close()
+    assert executor.calls == ["slow"]
+    assert all(service.state.result(identifier) is None for identifier in identifiers)
+
+    again = service.launch()
+    service.executor.released.set()
+
+    assert [again.wait("local", identifier, 20).state for identifier in identifiers] == ["succeeded", "succeeded"]
+    assert sorted(service.executor.calls) == ["slow", "waits"]
+    assert all(service.state.result(identifier) is not None for identifier in identifiers)
+
+
+def test_results_outlive_a_restart(service: Service, finish: Submit, executor: FakeExecutor, submit: Submit) -> None:
+    """A finished job, its key and a failure are the same after the next launch, and nothing is computed again."""
+    executor.errors["bad"] = [NonFiniteVoxels("3 of 9 voxels.")]
+    before = [finish(scan, f"{scan} key") for scan in ("good", "bad")]
+    assert [job.state for job in before] == ["succeeded", "failed"]
+    service.close()
+
+    again = service.launch()
+
+    assert [again.find("local", job.id) for job in before] == before
+    assert [submit(scan, f"{scan} key") for scan in ("good", "bad")] == before
+    with pytest.raises(IdempotencyKeyReused):
+        submit("another", "good key")
+    assert service.executor.calls == []
+
+
+def test_closing_lets_a_job_finish(service: Service, executor: FakeExecutor, submit: Submit) -> None:
+    """A job that needs a moment more when the service is asked to end is finished, then the executor is stopped."""
+    job = submit("slow")
+    assert executor.entered.wait(10)
+    threading.Timer(0.3, executor.released.set).start()
+    service.close()
+
+    assert service.state.result(job.id) is not None
+    assert not executor.ready
+
+
+def test_the_database_is_kept_as_it_was_decided(queue: JobQueue, finish: Submit) -> None:
+    """Write-ahead log, and JSON instead of pickles: what lies in the database can be read by anything."""
+    job = finish("good")
+    with closing(sqlite3.connect(queue.state.database)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        (inputs,) = database.execute("SELECT inputs FROM workflow_input WHERE workflow_uuid = ?", (job.id,)).fetchone()
+
+    assert json.loads(inputs)["positionalArgs"][:3] == ["local", job.scan, job.model]
+
+
+def test_the_next_job_leaves_the_queue_shortly_before_a_case_ends(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit
+) -> None:
+    """It is still called queued until its turn, can be cancelled, and takes no third one along; afterwards one at a time."""
+    running = submit("slow")
+    assert executor.entered.wait(10)
+    first, second, third = (submit(text).id for text in ("first", "second", "third"))
+    time.sleep(AHEAD_S)
+    assert _out_of_the_queue() == [running.id]
+
+    executor.progress = 0.999
+    while len(_out_of_the_queue()) < 2:
+        time.sleep(0.01)
+
+    job = queue.find("local", first)
+    assert (job.state, job.stage, job.queue_position) == ("queued", None, 1)
+    assert [job.id for job in queue.page("local", "queued", None, 3)] == [third, second, first]
+    assert [job.id for job in queue.page("local", "running", None, 3)] == [running.id]
+    assert queue.count() == {"queued": 3, "running": 1}
+    assert queue.cancel("local", first).state == "cancelled"
+    time.sleep(3 * POLL_S)
+    assert _out_of_the_queue() == [running.id]
+
+    executor.released.set()
+    assert [queue.wait("local", each, 10).state for each in (second, third)] == ["succeeded"] * 2
+    assert sorted(executor.calls) == ["second", "slow", "third"]
+    assert DBOS.retrieve_queue(QUEUE).worker_concurrency == 1
+
+
+def _out_of_the_queue() -> list[str]:
+    return [status.workflow_id for status in DBOS.list_workflows(status="PENDING", name=WORKFLOW)]
+
+
+def test_who_waits_is_woken_by_the_end(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look at the database while the job runs, and a few when it has ended; other jobs' ends cost a look, too."""
+    monkeypatch.setattr(segment, "LOOK_S", 60)
+    looks: list[float] = []
+    find = JobQueue.find
+    monkeypatch.setattr(JobQueue, "find", lambda *arguments: looks.append(time.monotonic()) or find(*arguments))
+    job = submit("slow and waited for")
+    assert executor.entered.wait(20)
+    released: list[float] = []
+
+    def release() -> None:
+        released.append(time.monotonic())
+        executor.released.set()
+
+    threading.Timer(0.5, release).start()
+    found = queue.wait("local", job.id, 30)
+
+    assert found.state == "succeeded"
+    assert time.monotonic() - released[0] < 10
+    assert sum(look < released[0] for look in looks) == 1
+
+
+@pytest.mark.parametrize(
+    ("look_s", "end"),
+    [
+        (60, lambda queue, job: queue.cancel("local", job)),
+        (0.1, lambda _queue, job: DBOS.cancel_workflow(job)),
+    ],
+    ids=["told", "without a word, as DBOS may give one up"],
+)
+def test_who_waits_for_a_job_that_never_runs_does_not_wait_for_ever(
+    look_s: float,
+    end: Callable[[JobQueue, str], object],
+    queue: JobQueue,
+    executor: FakeExecutor,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cancellation wakes who waits at once; what ends without one is seen at the next look."""
+    monkeypatch.setattr(segment, "LOOK_S", look_s)
+    submit("slow before it")
+    assert executor.entered.wait(20)
+    job = submit("never run")
+    threading.Timer(0.3, end, (queue, job.id)).start()
+
+    started = time.monotonic()
+    assert queue.wait("local", job.id, 30).state == "cancelled"
+    assert time.monotonic() - started < 10
+
+
+def test_urgent_jobs_overtake_those_that_wait(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+    """Order of computation, position and estimate follow priority, then age; the job that runs is not interrupted."""
+    running = submit("slow")
+    assert executor.entered.wait(10)
+    waiting = {
+        text: submit(text, priority=priority).id
+        for text, priority in (("b", "background"), ("n1", "normal"), ("n2", "normal"), ("u", "urgent"))
+    }
+    queue._seconds.clear()
+    queue._seconds.extend([2.0, 4.0])
+
+    jobs = {text: queue.find("local", identifier) for text, identifier in waiting.items()}
+
+    assert {text: job.queue_position for text, job in jobs.items()} == {"u": 1, "n1": 2, "n2": 3, "b": 4}
+    assert {text: job.eta_s for text, job in jobs.items()} == {"u": 6.0, "n1": 9.0, "n2": 12.0, "b": 15.0}
+    assert {text: job.priority for text, job in jobs.items()} == {
+        "u": "urgent",
+        "n1": "normal",
+        "n2": "normal",
+        "b": "background",
+    }
+    now = queue.find("local", running.id)
+    assert (now.queue_position, now.eta_s, now.priority) == (None, 3.0, "normal")
+    executor.released.set()
+    assert queue.wait("local", waiting["b"], 20).state == "succeeded"
+    assert executor.calls == ["slow", "u", "n1", "n2", "b"]
+
+
+def test_the_first_job_has_no_estimate(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+    """Before anything was measured nothing is promised."""
+    queue._seconds.clear()
+    running = submit("slow")
+    assert executor.entered.wait(10)
+
+    found = queue.find("local", running.id), submit("next")
+
+    assert [job.eta_s for job in found] == [None, None]
+
+
+def pages(queue: JobQueue, owner: str, limit: int, after_each: Callable[[], object] = lambda: None) -> list[str]:
+    """Return the ids of all pages, one after the other."""
+    found: list[str] = []
+    before = None
+    while page := queue.page(owner, None, before, limit):
+        found += [job.id for job in page]
+        before = (round(page[-1].created.timestamp() * 1000), page[-1].id)
+        after_each()
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7])
+@pytest.mark.parametrize("milliseconds", [1, 0, 0.5], ids=["one each", "all in one", "two each"])
+def test_pages_hold_every_job_once(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, limit: int, milliseconds: float
+) -> None:
+    """7 jobs come out once each, the newest first, also if several were made in one millisecond or come meanwhile."""
+    owner = f"pages-{uuid.uuid4().hex}"
+    submit("slow")
+    assert executor.entered.wait(10)
+    jobs = [submit(f"{n}", owner=owner).id for n in range(7)]
+    with closing(sqlite3.connect(queue.state.database, timeout=20)) as database, database:
+        for n, job in enumerate(jobs):
+            created = 1_700_000_000_123 + int(n * milliseconds)
+            database.execute("UPDATE workflow_status SET created_at = ? WHERE workflow_uuid = ?", (created, job))
+
+    found = pages(queue, owner, limit, lambda: submit("new", owner=owner))
+
+    assert found == jobs[::-1]
+
+
+def test_jobs_are_listed_by_state_and_owner(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+    """A filter shows the jobs of that state only, each of the five, and nobody sees another owner's."""
+    owner = f"states-{uuid.uuid4().hex}"
+    executor.errors["bad"] = [NonFiniteVoxels("3 of 9 voxels.")]
+    jobs = {
+        "succeeded": queue.wait(owner, submit("good", owner=owner).id, 20),
+        "failed": queue.wait(owner, submit("bad", owner=owner).id, 20),
+        "running": submit("slow", owner=owner),
+    }
+    assert executor.entered.wait(10)
+    jobs["cancelled"] = queue.cancel(owner, submit("dropped", owner=owner).id)
+    jobs["queued"] = submit("waits", owner=owner)
+
+    for state, job in jobs.items():
+        assert [(each.id, each.state) for each in queue.page(owner, state, None, 9)] == [(job.id, state)]  # type: ignore[arg-type]
+    assert len(queue.page(owner, None, None, 9)) == 5
+    assert queue.page("somebody-else", None, None, 9) == []
+
+
+def test_another_owners_job_is_unknown(queue: JobQueue, submit: Submit) -> None:
+    """Looking, waiting, cancelling and erasing say the same as for an id that nobody was given; the job is untouched."""
+    job = submit("good", "their key", owner="they")
+    messages = set()
+    for identifier in (job.id, uuid.uuid4().hex):
+        for act in (
+            lambda i: queue.find("we", i),
+            lambda i: queue.wait("we", i, 1),
+            lambda i: queue.cancel("we", i),
+            lambda i: queue.erase("we", i),
+        ):
+            with pytest.raises(JobNotFound) as caught:
+                act(identifier)
+            messages.add(caught.value.detail)
+
+    assert len(messages) == 1
+    assert queue.wait("they", job.id, 20).state == "succeeded"
+    assert submit("good", "their key", owner="we").id != job.id
+
+
+def test_a_queued_job_is_cancelled(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+    """It is never begun, says so, and cancelling it again changes nothing."""
+    submit("slow")
+    assert executor.entered.wait(10)
+    waiting = submit("waits")
+
+    cancelled = queue.cancel("local", waiting.id)
+
+    assert (cancelled.state, cancelled.progress, cancelled.queue_position) == ("cancelled", 0.0, None)
+    assert cancelled.problem is not None
+    assert cancelled.problem.type == "/problems/job-cancelled"
+    assert cancelled.finished is not None
+    assert queue.cancel("local", waiting.id).model_dump(exclude={"finished"}) == cancelled.model_dump(
+        exclude={"finished"}
+    )
+    executor.released.set()
+    assert queue.wait("local", submit("next").id, 20).state == "succeeded"
+    assert executor.calls == ["slow", "next"]
+
+
+@pytest.mark.parametrize("text", ["slow", "deaf"])
+def test_a_running_job_is_cancelled(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, state: StateDirectory, text: str
+) -> None:
+    """It leaves nothing behind, also if its computation ends as if nothing had been said; the next job is untouched."""
+    job = submit(text)
+    following = submit("next")
+    assert executor.entered.wait(10)
+
+    assert queue.cancel("local", job.id).state == "cancelled"
+    if text == "deaf":
+        executor.released.set()
+
+    assert queue.wait("local", following.id, 20).state == "succeeded"
+    assert queue.cancel("local", job.id).state == "cancelled"
+    assert state.result(job.id) is None
+    assert not (state.work / job.id).exists()
+    assert queue._cancelled == set()
+
+
+def test_a_finished_job_cannot_be_cancelled(
+    queue: JobQueue, executor: FakeExecutor, finish: Submit, state: StateDirectory
+) -> None:
+    """A success keeps its result, a failure its problem."""
+    executor.errors["bad"] = [NonFiniteVoxels("3 of 9 voxels.")]
+    for text, word in (("good", "succeeded"), ("bad", "failed")):
+        job = finish(text)
+        with pytest.raises(JobFinished, match=f"The job has {word}"):
+            queue.cancel("local", job.id)
+        assert queue.find("local", job.id) == job
+    assert state.result(finish("good").id) is not None
+
+
+def test_a_job_that_is_cancelled_while_it_ends_ends_once(
+    queue: JobQueue, submit: Submit, state: StateDirectory
+) -> None:
+    """Whoever is first stands: the answer, the state from then on and the result agree, whenever the cancellation comes."""
+    outcomes = set()
+    for wait_ms in (*range(0, 60, 4), *range(60, 180, 20)):
+        job = submit("good")
+        time.sleep(wait_ms / 1000)
+        try:
+            answer = queue.cancel("local", job.id).state
+        except JobFinished:
+            answer = "succeeded"
+        found = queue.wait("local", job.id, 20).state
+        assert found == answer
+        outcomes.add(found)
+        while job.id in queue._live:
+            time.sleep(0.001)
+        assert (state.result(job.id) is not None) == (found == "succeeded")
+        assert queue.find("local", job.id).state == found
+
+    assert outcomes == {"cancelled", "succeeded"}
+
+
+def test_a_cancellation_while_the_result_is_published_takes_it_away(
+    queue: JobQueue, submit: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was cancelled between the last window and its record has no result on the disk."""
+    publish, cancelled = StateDirectory.publish, threading.Event()
+
+    def publish_late(self: StateDirectory, job: str, attempt: Path) -> None:
+        DBOS.cancel_workflow(job)
+        publish(self, job, attempt)
+        cancelled.set()
+
+    with monkeypatch.context() as late:
+        late.setattr(StateDirectory, "publish", publish_late)
+        job = submit("good")
+        assert cancelled.wait(20)
+
+    assert queue.cancel("local", job.id).state == "cancelled"
+    while job.id in queue._live:
+        time.sleep(0.001)
+    assert queue.cancel("local", job.id).state == "cancelled"
+    assert state.result(job.id) is None
+
+
+def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation between the queue and the first report is seen before any work is done."""
+    reject, seen = segment.reject_cancelled, threading.Event()
+
+    def cancel_first(identifier: str) -> None:
+        DBOS.cancel_workflow(identifier)
+        seen.set()
+        reject(identifier)
+
+    with monkeypatch.context() as race:
+        race.setattr(segment, "reject_cancelled", cancel_first)
+        job = submit("good")
+        assert seen.wait(20)
+    assert queue.wait("local", submit("next").id, 20).state == "succeeded"
+
+    assert queue.find("local", job.id).state == "cancelled"
+    assert executor.calls == ["next"]
+
+
+def rows_of(state: StateDirectory, job: str) -> int:
+    """Return how many rows of the job database mention a job."""
+    with closing(sqlite3.connect(state.database)) as database:
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        with_job = [
+            name
+            for name in names
+            if "workflow_uuid" in {column[1] for column in database.execute(f"PRAGMA table_info({name})")}
+        ]
+        count = "SELECT count(*) FROM {} WHERE workflow_uuid = ?"
+        return sum(database.execute(count.format(name), (job,)).fetchone()[0] for name in with_job)
+
+
+@pytest.mark.parametrize("when", ["queued", "running", "deaf", "succeeded", "failed", "cancelled"])
+def test_an_erased_job_is_gone(
+    queue: JobQueue, executor: FakeExecutor, submit: Submit, state: StateDirectory, when: str
+) -> None:
+    """Whatever it was doing: no row, no file, no scan remains, the id is unknown and its key can be used anew."""
+    text, key = {"running": f"slow {when}", "deaf": f"deaf {when}"}.get(when, f"text {when}"), f"key {when}"
+    executor.errors[f"text {when}"] = [NonFiniteVoxels("3 of 9 voxels.")] if when == "failed" else []
+    if when in ("queued", "cancelled"):
+        submit("slow")
+    job = submit(text, key)
+    if when in ("succeeded", "failed"):
+        assert queue.wait("local", job.id, 20).state == when
+    else:
+        assert executor.entered.wait(10)
+    if when == "cancelled":
+        queue.cancel("local", job.id)
+    assert rows_of(state, job.id) > 0
+
+    queue.erase("local", job.id)
+
+    assert not state.scan("local", job.scan).exists()
+    with pytest.raises(JobNotFound):
+        queue.find("local", job.id)
+    with pytest.raises(JobNotFound):
+        queue.erase("local", job.id)
+    again = submit("another text", key)
+    assert again.id == job.id
+    executor.released.set()
+    assert queue.wait("local", again.id, 20).state == "succeeded"
+    result = state.result(again.id)
+    assert result is not None
+    assert (result / "mask").read_text() == "another text"
+    queue.erase("local", again.id)
+    assert queue.wait("local", submit("last").id, 20).state == "succeeded"
+    assert rows_of(state, job.id) == 0
+    assert not (state.results / job.id).exists()
+    assert not (state.work / job.id).exists()
+
+
+def test_a_scan_outlives_its_job_while_another_needs_it(
+    queue: JobQueue, finish: Submit, submit: Submit, state: StateDirectory
+) -> None:
+    """The last job of an owner takes the scan along; another owner's copy is another file."""
+    first, second = finish("shared"), finish("shared")
+    theirs = submit("shared", owner="they")
+
+    queue.erase("local", first.id)
+    assert state.scan("local", first.scan).exists()
+    queue.erase("local", second.id)
+
+    assert not state.scan("local", first.scan).exists()
+    assert state.scan("they", theirs.scan).exists()
+    assert queue.wait("they", theirs.id, 20).state == "succeeded"
+
+
+def test_a_job_of_a_scan_that_was_erased_meanwhile_is_refused(queue: JobQueue, finish: Submit, model: str) -> None:
+    """Nobody is promised a segmentation of a scan that is no longer there."""
+    job = finish("fleeting")
+    queue.erase("local", job.id)
+
+    with pytest.raises(ScanNotFound, match="upload it again"):
+        queue.submit(Order("local", job.scan, model, ("mask",)))
+
+
+def test_results_of_no_job_are_swept_at_launch(service: Service, finish: Submit, state: StateDirectory) -> None:
+    """What an erased job published in its last moment goes with the next launch; results of jobs stay."""
+    kept = finish("kept")
+    orphan = state.results / uuid.uuid4().hex
+    orphan.mkdir()
+    (orphan / RESULT).write_text("{}")
+    service.close()
+
+    service.launch()
+
+    assert not orphan.exists()
+    assert state.result(kept.id) is not None
+
+
+def test_old_jobs_are_erased_whoever_owns_them(
+    queue: JobQueue,
+    executor: FakeExecutor,
+    submit: Submit,
+    state: StateDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of what finished before a time nothing remains; a job that runs stays, and is counted."""
+    theirs = queue.wait("they", submit("old", owner="they").id, 20)
+    gone = queue.wait("they", submit("old", owner="they").id, 20)
+    assert theirs.state in FINISHED
+    running = submit("slow")
+    assert executor.entered.wait(10)
+
+    erase = JobQueue.erase
+
+    def erase_first(self: JobQueue, owner: str, identifier: str) -> None:
+        if identifier == gone.id:  # its owner is faster
+            erase(self, owner, identifier)
+        erase(self, owner, identifier)
+
+    monkeypatch.setattr(JobQueue, "erase", erase_first)
+    assert queue.erase_finished(dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)) >= 2
+
+    assert state.result(theirs.id) is None
+    assert queue.find("local", running.id).state == "running"
+    assert queue.count() == {"queued": 0, "running": 1}

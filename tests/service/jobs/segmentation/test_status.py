@@ -1,0 +1,154 @@
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbos import WorkflowStatus
+
+from service.errors import BY_CODE, CalibrantError, JobAbandoned, NonFiniteVoxels, ServerProblem
+from service.jobs.segmentation.status import PRIORITIES, Live, Order, Place, describe_job, problem_of
+from service.result.files import RESULT
+from service.schemas import CaseResult, Links
+
+HERE = "/v1/segmentations/7f"
+
+
+def _status(status: str, **fields: Any) -> WorkflowStatus:  # noqa: ANN401 - whatever DBOS's field holds
+    found = WorkflowStatus()
+    found.workflow_id = "7f"
+    found.created_at = 1_700_000_000_500
+    found.input = {"args": ["they", "scan", "model@0", ["mask", "summary"]], "kwargs": {}}
+    defaults = {"output": None, "completed_at": None, "priority": 2, "recovery_attempts": 1}
+    for name, value in {"status": status, **defaults, **fields}.items():
+        setattr(found, name, value)
+    return found
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    """Return the folder of a published result."""
+    seconds = {"decode": 0.5, "infer": 2.0}
+    content = CaseResult(model="model@0", device="cpu", engine="torch", precision="fp32", seconds=seconds, files={})
+    (tmp_path / RESULT).write_text(content.model_dump_json())
+    return tmp_path
+
+
+def test_a_succeeded_job_leads_to_its_files(result: Path) -> None:
+    """It has links to what was asked for, device and seconds of each stage, progress 1 and no stage."""
+    job = describe_job(_status("SUCCESS", completed_at=1_700_000_002_000), Live("store", 0.5), Place(), result)
+
+    assert (job.id, job.state, job.model, job.stage, job.progress) == ("7f", "succeeded", "model@0", None, 1.0)
+    assert job.seconds == {"decode": 0.5, "infer": 2.0}
+    assert (job.links.self, job.links.mask, job.links.summary) == (HERE, f"{HERE}/mask", f"{HERE}/summary")
+    assert (job.links.events, job.links.cancel, job.links.confidence) == (None, None, None)
+    assert job.problem is None
+    assert (job.scan, job.device, job.outputs, job.attempts) == ("scan", "cpu", ["mask", "summary"], 1)
+    assert job.created == dt.datetime(2023, 11, 14, 22, 13, 20, 500_000, dt.UTC)
+    assert job.finished == dt.datetime(2023, 11, 14, 22, 13, 22, 0, dt.UTC)
+
+
+def test_a_succeeded_job_whose_result_was_removed_has_no_links() -> None:
+    """Nothing is promised that is not there."""
+    job = describe_job(_status("SUCCESS"), Live(), Place(), None)
+
+    assert (job.state, job.links, job.seconds) == ("succeeded", Links(self=HERE), {})
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "stage", "progress"),
+    [
+        ("ENQUEUED", "queued", None, 0.0),
+        ("DELAYED", "queued", None, 0.0),
+        ("PENDING", "running", "infer", 0.25),
+    ],
+)
+def test_an_unfinished_job_shows_its_stage_only_while_it_runs(
+    status: str, state: str, stage: str | None, progress: float
+) -> None:
+    """A queued job shows no stage, not even one left over from an interrupted attempt."""
+    job = describe_job(_status(status), Live("infer", 0.25), Place(), None)
+
+    assert (job.state, job.stage, job.progress, job.problem) == (state, stage, progress, None)
+    assert job.links == Links(self=HERE, events=f"{HERE}/events", cancel=f"{HERE}/cancel")
+    assert job.attempts == (0 if state == "queued" else 1)
+
+
+def test_a_running_job_shows_no_links_to_an_early_result(result: Path) -> None:
+    """Between publishing and DBOS's record the job still runs."""
+    job = describe_job(_status("PENDING"), Live("store", 0.0), Place(), result)
+
+    assert (job.state, job.links, job.seconds) == (
+        "running",
+        Links(self=HERE, events=f"{HERE}/events", cancel=f"{HERE}/cancel"),
+        {},
+    )
+
+
+def test_a_failure_is_the_problem_of_its_error() -> None:
+    """The recorded code and detail become the problem document of that error class."""
+    output = {"attempts": 1, "failure": {"code": "non-finite-voxels", "detail": "3 of 9 voxels."}}
+    job = describe_job(_status("SUCCESS", output=output), Live("decode", 0.0), Place(), None)
+
+    assert (job.state, job.stage, job.progress) == ("failed", None, 0.0)
+    assert job.problem == problem_of(NonFiniteVoxels("3 of 9 voxels."))
+
+
+@pytest.mark.parametrize("status", ["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"])
+def test_a_job_that_dbos_gave_up_is_abandoned(status: str) -> None:
+    """What ended without an outcome of ours is a failure that says so, never a job that runs for ever."""
+    job = describe_job(_status(status), Live(), Place(), None)
+
+    assert job.state == "failed"
+    assert job.problem is not None
+    assert job.problem.type == f"/problems/{JobAbandoned.code}"
+    assert "Send the scan again" in job.problem.detail
+
+
+def test_a_cancelled_job_is_no_failure(result: Path) -> None:
+    """It has a state of its own, and leads to no result, not even to one that was published at the last moment."""
+    job = describe_job(_status("CANCELLED"), Live("infer", 0.5), Place(), result)
+
+    assert (job.state, job.progress, job.stage, job.links) == ("cancelled", 0.0, None, Links(self=HERE))
+    assert job.problem is not None
+    assert (job.problem.type, job.problem.status) == ("/problems/job-cancelled", 409)
+
+
+@pytest.mark.parametrize(("number", "word"), [(1, "urgent"), (2, "normal"), (3, "background"), (0, "normal")])
+def test_a_priority_is_a_word(number: int, word: str) -> None:
+    """DBOS's number is never shown; a job without one is normal."""
+    assert describe_job(_status("ENQUEUED", priority=number), Live(), Place(), None).priority == word
+    assert sorted(PRIORITIES, key=lambda name: PRIORITIES[name]) == ["urgent", "normal", "background"]
+
+
+def test_the_place_is_that_of_the_queue() -> None:
+    """Position and estimate are shown as they were counted."""
+    job = describe_job(_status("ENQUEUED"), Live(), Place(3, 12.5), None)
+
+    assert (job.queue_position, job.eta_s) == (3, 12.5)
+
+
+def test_attempts_count_through_restarts() -> None:
+    """Two lives of the service and three attempts in the second are four beginnings."""
+    job = describe_job(
+        _status("SUCCESS", recovery_attempts=2, output={"attempts": 3, "failure": None}), Live(), Place(), None
+    )
+
+    assert job.attempts == 4
+
+
+def test_an_order_is_what_the_workflow_was_given() -> None:
+    """Arguments and order lead to each other; a workflow without input belongs to nobody."""
+    order = Order("they", "scan", "model@0", ("mask", "summary"))
+
+    assert order.arguments == ("they", "scan", "model@0", ["mask", "summary"])
+    assert Order.of(_status("PENDING")) == order
+    assert Order.of(_status("PENDING", input=None)) == Order("", "", "", ())
+
+
+@pytest.mark.parametrize("error", [kind for kind in BY_CODE.values() if kind is not ServerProblem])
+def test_every_error_has_a_problem_document(error: type[CalibrantError]) -> None:
+    """Type, title and status are those of the class, the detail is that of the error."""
+    problem = problem_of(error("What to do."))
+
+    assert (problem.type, problem.title) == (f"/problems/{error.code}", error.title)
+    assert (problem.status, problem.detail) == (error.status, "What to do.")

@@ -1,0 +1,158 @@
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from service.intake.dicom.series import decode
+from service.intake.dicom.source import Source
+from service.result.dicom.objects import write_objects
+from service.result.dicom.outcome import Outcome
+from service.result.dicom.segmentation import BAND_EDGES, make_bands, make_label_map, make_segmentation
+from service.volume import Volume
+from tests.dicom_checks import faults_of, labels_by_place
+from tests.dicom_series import series_of_array, zip_of_series
+
+Changed = Callable[..., Outcome]
+VALUES = np.array([0, 11, 12, 21])
+"""Label values by segment number."""
+
+
+def saved(made: Dataset) -> Dataset:
+    """Return an object as another program reads it."""
+    file = io.BytesIO()
+    made.save_as(file, enforce_file_format=True)
+    file.seek(0)
+    return pydicom.dcmread(file)
+
+
+def test_the_mask_lies_where_the_patient_lies(outcome: Outcome, volume: Volume, mask: npt.NDArray[np.uint8]) -> None:
+    """Every pixel of an oblique series by its coordinates; planes that are empty have no frame."""
+    made = saved(make_segmentation(outcome))
+
+    np.testing.assert_array_equal(VALUES[labels_by_place(made, volume.affine, mask.shape)], mask)
+    assert made.NumberOfFrames == 3 + 4
+
+
+@pytest.mark.parametrize("turn", [np.diag([1.0, 1, -1, 1]), np.diag([-1.0, 1, 1, 1])], ids=["k", "i"])
+def test_a_left_handed_grid_is_no_other_place(
+    turn: npt.NDArray[np.float64], outcome: Outcome, affine: npt.NDArray[np.float64], mask: npt.NDArray[np.uint8]
+) -> None:
+    """The volume's k runs against the files' then; the mask goes with the volume."""
+    array = np.arange(mask.size, dtype=np.int16).reshape(mask.shape)
+    volume = decode(io.BytesIO(zip_of_series(series_of_array(array, affine @ turn))))
+    assert volume.source is not None
+    turned = replace(outcome, source=Source.model_validate_json(volume.source))
+
+    found = labels_by_place(saved(make_segmentation(turned)), volume.affine, mask.shape)
+
+    np.testing.assert_array_equal(VALUES[found], mask)
+
+
+def test_highdicom_reads_the_same_volume(outcome: Outcome, volume: Volume, mask: npt.NDArray[np.uint8]) -> None:
+    """Its reader's array and matrix put every voxel in the same place of the patient."""
+    found = hd.seg.Segmentation.from_dataset(saved(make_segmentation(outcome))).get_volume(combine_segments=True)
+    index = np.argwhere(found.array > 0)
+    lps = (found.affine @ np.c_[index, np.ones(len(index))].T)[:3]
+    ras = np.diag([-1.0, -1, 1]) @ lps
+    places = np.rint((np.linalg.inv(volume.affine) @ np.vstack([ras, np.ones(len(index))]))[:3]).astype(int)
+
+    here = np.zeros_like(mask)
+    here[tuple(places)] = VALUES[found.array[tuple(index.T)]]
+    np.testing.assert_array_equal(here, mask)
+
+
+def test_segments_say_what_they_are(outcome: Outcome) -> None:
+    """Names, codes with side and end, colours within a step of the bundle's, and the model by its hashes."""
+    first, second, third = saved(make_segmentation(outcome)).SegmentSequence
+
+    kind = first.SegmentedPropertyTypeCodeSequence[0]
+    assert (first.SegmentLabel, kind.CodeValue, kind.CodeMeaning) == ("left hippocampus", "5366008", "Hippocampus")
+    modifiers = [item.CodeMeaning for item in kind.SegmentedPropertyTypeModifierCodeSequence]
+    assert modifiers == ["Left", "Anterior"]
+    assert second.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Morphologically Abnormal Structure"
+    assert third.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
+    color = hd.color.CIELabColor.from_dicom_value(first.RecommendedDisplayCIELabValue).to_rgb(clip=True)
+    np.testing.assert_allclose(color, (230, 159, 0), atol=1)
+    (algorithm,) = first.SegmentationAlgorithmIdentificationSequence
+    assert algorithm.AlgorithmParameters == f"bundle={'b' * 64},weights={'w' * 64},card={'c' * 64}"
+
+
+def test_every_instance_is_referred_to(outcome: Outcome, series: list[Dataset]) -> None:
+    """Viewers find the series by it; each frame names the slice that it lies on."""
+    made = saved(make_segmentation(outcome))
+    (referenced,) = made.ReferencedSeriesSequence
+
+    assert referenced.SeriesInstanceUID == series[0].SeriesInstanceUID
+    instances = [item.ReferencedSOPInstanceUID for item in referenced.ReferencedInstanceSequence]
+    assert sorted(instances) == sorted(image.SOPInstanceUID for image in series)
+    places = {image.SOPInstanceUID: [float(mm) for mm in image.ImagePositionPatient] for image in series}
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        source = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        np.testing.assert_allclose(frame.PlanePositionSequence[0].ImagePositionPatient, places[source])
+
+
+def test_frames_of_an_enhanced_instance_are_referred_to_by_number(outcome: Outcome) -> None:
+    """One instance, named once; each frame of the mask with the number of the frame that it lies on."""
+    slices = [
+        each.model_copy(update={"instance": "1.2.3", "sop_class": uid.EnhancedMRImageStorage, "frame": 8 - k})
+        for k, each in enumerate(outcome.source.slices)
+    ]
+    made = saved(make_segmentation(replace(outcome, source=outcome.source.model_copy(update={"slices": slices}))))
+
+    assert len(made.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 1
+    numbers = [
+        frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        for frame in made.PerFrameFunctionalGroupsSequence
+    ]
+    assert sorted(numbers) == sorted([8 - k for k in (2, 3, 4)] + [8 - k for k in (3, 4, 5, 6)])
+
+
+def test_an_empty_mask_is_a_result(outcome: Outcome, mask: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    """Nothing was found: each segment has a frame of zeros, every instance is referred to, and the object is valid."""
+    empty = replace(outcome, mask_KRC=np.zeros_like(mask.T))
+    write_objects(empty, tmp_path, ["seg", "bands", "labelmap", "sr", "sc"])
+    made = pydicom.dcmread(tmp_path / "seg.dcm")
+
+    assert made.NumberOfFrames == 3
+    assert len(made.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 8
+    assert not made.pixel_array.any()
+    assert faults_of(tmp_path / "seg.dcm") == []
+
+
+@pytest.mark.filterwarnings("ignore:The number of bytes of compressed pixel data")  # of frames this small
+def test_a_label_map_is_the_same_mask(outcome: Outcome, mask: npt.NDArray[np.uint8]) -> None:
+    """Packed by RLE; segment 0 is the background."""
+    made = saved(make_label_map(outcome))
+
+    assert made.file_meta.TransferSyntaxUID == uid.RLELossless
+    assert made.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
+    found = hd.seg.Segmentation.from_dataset(made).get_volume(combine_segments=True)
+    assert {int(n): int((found.array == n).sum()) for n in (1, 2, 3)} == {
+        n: int((mask == VALUES[n]).sum()) for n in (1, 2, 3)
+    }
+
+
+def test_bands_divide_the_mask_by_its_confidence(outcome: Outcome, volume: Volume) -> None:
+    """Each voxel of the mask is in the band of its confidence, and no other voxel is in any."""
+    made = saved(make_bands(outcome))
+    found = labels_by_place(made, volume.affine, volume.shape)
+
+    confidence = outcome.confidence_KRC.T / 255
+    expected = np.where(outcome.mask_KRC.T > 0, 1 + (confidence >= BAND_EDGES[0]) + (confidence >= BAND_EDGES[1]), 0)
+    np.testing.assert_array_equal(found, expected)
+    assert [item.SegmentLabel for item in made.SegmentSequence] == [
+        "confidence 0 to 0.7",
+        "confidence 0.7 to 0.9",
+        "confidence 0.9 to 1",
+    ]
+    kinds = [item.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator for item in made.SegmentSequence]
+    assert kinds == ["99CALIBRANT"] * 3
+    assert made.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99CALIBRANT"

@@ -1,0 +1,111 @@
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from service.bundle.description import describe_bundle
+from service.bundle.registry import SHIPPED
+from service.result.bids import label_table, write_zip
+from service.result.files import FRAME
+from service.result.frame import Frame
+
+STEM = "sub-7f/anat/sub-7f_space-orig_seg-hippocampusmr"
+
+
+@pytest.fixture(name="result")
+def result_(tmp_path: Path) -> Path:
+    """Return the folder of a result of the shipped bundle."""
+    folder = tmp_path / "result"
+    folder.mkdir()
+    frame = Frame(
+        scan_shape=(1, 1, 1), orientation=[(0, 1), (1, 1), (2, 1)], oriented_shape=(1, 1, 1), network_shape=(1, 1, 1), step=(1, 1, 1),
+        affine=[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], header="",
+        config=describe_bundle(SHIPPED / "hippocampus-mr").config,
+    )  # fmt: skip
+    (folder / FRAME).write_text(frame.model_dump_json())
+    for name in ("mask.nii.gz", "confidence.nii.gz", "summary.json", "result.json", "logits.npy.gz"):
+        (folder / name).write_bytes(f"content of {name}".encode())
+    return folder
+
+
+def zipped(result: Path) -> zipfile.ZipFile:
+    """Return the zip of a result."""
+    out = result.parent / "bundle.zip"
+    write_zip(result, "7f", out)
+    return zipfile.ZipFile(out)
+
+
+def test_names_are_those_of_bids_derivatives(result: Path) -> None:
+    """Each image stands beside its sidecars; the logits, which are no derivative, are left out."""
+    with zipped(result) as archive:
+        assert archive.namelist() == [
+            "dataset_description.json",
+            "README.md",
+            ".bidsignore",
+            f"{STEM}_dseg.nii.gz",
+            f"{STEM}_dseg.json",
+            f"{STEM}_dseg.tsv",
+            f"{STEM}_desc-confidence_probseg.nii.gz",
+            f"{STEM}_desc-confidence_probseg.json",
+            "sub-7f/sub-7f_summary.json",
+            "sub-7f/sub-7f_result.json",
+        ]
+        assert archive.testzip() is None
+        assert archive.read(f"{STEM}_dseg.nii.gz") == b"content of mask.nii.gz"
+        assert {each.compress_type for each in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert json.loads(archive.read("dataset_description.json"))["DatasetType"] == "derivative"
+        assert json.loads(archive.read(f"{STEM}_dseg.json"))["SpatialReference"] == "orig"
+
+
+def test_the_label_table_holds_values_names_and_colours(result: Path) -> None:
+    """The .tsv is read by its header: index, name, abbreviation, color."""
+    with zipped(result) as archive:
+        rows = list(csv.DictReader(io.StringIO(archive.read(f"{STEM}_dseg.tsv").decode()), delimiter="\t"))
+
+    assert rows == [
+        {"index": "0", "name": "background", "abbreviation": "BAC", "color": "#000000"},
+        {"index": "1", "name": "anterior hippocampus", "abbreviation": "AH", "color": "#e69f00"},
+        {"index": "2", "name": "posterior hippocampus", "abbreviation": "PH", "color": "#56b4e9"},
+    ]
+
+
+def test_the_same_result_gives_the_same_bytes(result: Path) -> None:
+    """No hour is in the zip."""
+    digests = set()
+    for _ in range(2):
+        with zipped(result) as archive:
+            assert {each.date_time for each in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        digests.add(hashlib.sha256((result.parent / "bundle.zip").read_bytes()).hexdigest())
+
+    assert len(digests) == 1
+
+
+def test_what_was_not_kept_is_left_out_with_its_sidecars(result: Path) -> None:
+    """A table of labels without a mask would describe nothing."""
+    (result / "mask.nii.gz").unlink()
+
+    with zipped(result) as archive:
+        assert not any("_dseg" in name for name in archive.namelist())
+        assert f"{STEM}_desc-confidence_probseg.json" in archive.namelist()
+
+
+def test_a_modality_that_bids_lacks_has_a_folder_that_is_ignored(result: Path) -> None:
+    """CT has no data type in BIDS."""
+    frame = json.loads((result / FRAME).read_bytes())
+    frame["config"]["modality"] = "CT"
+    (result / FRAME).write_text(json.dumps(frame))
+
+    with zipped(result) as archive:
+        assert "sub-7f/ct/sub-7f_space-orig_seg-hippocampusmr_dseg.nii.gz" in archive.namelist()
+        assert "**/ct" in archive.read(".bidsignore").decode().splitlines()
+
+
+def test_a_name_of_one_word_is_abbreviated(result: Path) -> None:
+    """Three letters stand for one word, initials for several."""
+    frame = Frame.model_validate_json((result / FRAME).read_bytes())
+
+    assert label_table(frame).decode().splitlines()[1].split("\t")[2] == "BAC"

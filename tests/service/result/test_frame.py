@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from service.bundle.schema import ServiceConfig
+from service.result.files import FRAME
+from service.result.frame import Frame, read_frame
+
+
+@pytest.fixture(name="frame")
+def frame_(tiny_config: ServiceConfig) -> Frame:
+    """Return a frame with numbers that no float32 holds."""
+    return Frame(
+        scan_shape=(2, 3, 4),
+        orientation=[(2, -1), (0, 1), (1, 1)],
+        oriented_shape=(3, 4, 2),
+        network_shape=(3, 5, 2),
+        step=(1, 1, 1),
+        affine=[[0, 0.1, 0, -1 / 3], [0, 0, 0.7, 5], [-0.3, 0, 0, 9], [0, 0, 0, 1]],
+        header=bytes(348).hex(),
+        config=tiny_config,
+    )
+
+
+def test_a_frame_comes_back_to_the_last_bit(frame: Frame, tmp_path: Path) -> None:
+    """The JSON file keeps every float64 of the affine, the header's bytes and the bundle's declaration."""
+    (tmp_path / FRAME).write_text(frame.model_dump_json())
+
+    found = read_frame(tmp_path)
+
+    assert found == frame
+    assert found.affine_ras[0, 3] == -1 / 3
+    assert found.scan_header == bytes(348)
+    assert found.values == [0, 1, 2]
+
+
+def test_a_frame_of_another_kind_is_refused(frame: Frame) -> None:
+    """An unknown field is an error: a later version must not be misread."""
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        Frame.model_validate(frame.model_dump() | {"shear": 1})
+
+
+def test_the_affine_is_float64(frame: Frame) -> None:
+    """Affines are never rounded to what NIfTI's header holds."""
+    assert frame.affine_ras.dtype == np.float64
