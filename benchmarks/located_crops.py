@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from model_training.data.case import Case, read_case
-from model_training.evaluation.evaluate import Prediction
+from model_training.evaluation.evaluate import CasePrediction
 from model_training.locator.synthesis import random_turn
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from service.bundle.card import Measurement
@@ -39,7 +39,7 @@ CHI_95 = 2.795
 
 def located(
     bundle: LoadedBundle, case: Case, error_mm: float, degrees: float, rng: np.random.Generator
-) -> tuple[Prediction, npt.NDArray[np.float64]] | None:
+) -> tuple[CasePrediction, npt.NDArray[np.float64]] | None:
     """Return what the network says of a case in a box that was located, and how far the box rests from the labels' middle.
 
     Args:
@@ -67,7 +67,7 @@ def located(
     probs = probabilities(logits, placement.grid(wide, config), config.located)[: len(config.labels)]
     probs = probs[(slice(None), *[slice(MARGIN, -MARGIN)] * 3)]
     spacing = tuple(round(float(mm), 4) for mm in volume.spacing_mm)
-    found = Prediction(case, probs, probs.argmax(axis=0).astype(np.uint8), reference, spacing)  # type: ignore[arg-type]  # of three
+    found = CasePrediction(case, probs, probs.argmax(axis=0).astype(np.uint8), reference, spacing)  # type: ignore[arg-type]  # of three
     return found, placement.placed[0].centre_mm - middle_mm
 
 

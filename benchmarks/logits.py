@@ -13,7 +13,7 @@ from isal import isal_zlib
 from page import PAGE, publish, table
 from pipeline import PLANS, out_of
 
-from service.bundle.kind import KINDS
+from service.bundle.engine_kind import ENGINE_KINDS
 from service.result.logits import GZIP_LEVEL, GZIP_WINDOW, encode_logits, read_logits
 
 REPEATS = 5
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the table to docs/results/speed.md")
     rows = []
-    engine = next(iter(KINDS.values())).name
+    engine = next(iter(ENGINE_KINDS.values())).name
     for key, plan in PLANS.items():
         logits = read_logits(out_of(key, engine))
         found = measured(logits)

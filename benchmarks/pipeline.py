@@ -28,7 +28,7 @@ from model_training.evaluation.evaluate import this_platform
 from model_training.evaluation.verify import verify
 from model_training.recipes import RECIPES
 from service.bundle.description import describe_bundle
-from service.bundle.kind import KINDS, REFERENCE
+from service.bundle.engine_kind import ENGINE_KINDS, REFERENCE
 from service.bundle.overlay import measurements_of
 from service.engines.machine import available
 from service.executors.embedded import ENVIRONMENT
@@ -90,13 +90,17 @@ def engines_of(subject: Subject, plan: Plan, data: Path) -> list[str]:
     """Return the pipelines to be compared, after measuring the engines that the card of the bundle lacks."""
     bundle = describe_bundle(subject.bundle)
     here = available(torch.device("cpu"))
-    for kind in here:
-        if kind not in measurements_of(bundle, STATE):
+    for engine_kind in here:
+        if engine_kind not in measurements_of(bundle, STATE):
             folder = {"hippocampus-mr": "Task04_Hippocampus", "acdc17-small": "ACDC"}[bundle.config.name]
             recipe = RECIPES[bundle.config.name.removesuffix("-mr")]
-            verify(subject.bundle, recipe, data / folder, kind, STATE, lambda _case: None)
+            verify(subject.bundle, recipe, data / folder, engine_kind, STATE, lambda _case: None)
     left_out = [REFERENCE] if plan.slow and len(here) > 1 else []
-    names = [kind.name for kind in reversed(KINDS.values()) if kind in here and kind not in left_out]
+    names = [
+        engine_kind.name
+        for engine_kind in reversed(ENGINE_KINDS.values())
+        if engine_kind in here and engine_kind not in left_out
+    ]
     return [STOCK, *names, names[-1] + SAME_FILES]
 
 
@@ -174,8 +178,8 @@ def agreement_table(key: str, subject: Subject, names: list[str], measured: dict
     values = describe_bundle(subject.bundle).config.labels
     (stock_file,) = out_of(key, STOCK).glob("*_mask.nii.gz")
     stock = mask_of(stock_file)
-    ours = [name for name in names if name in KINDS]
-    fp32 = out_of(key, next(name for name in ours if KINDS[name].precision == "fp32"))
+    ours = [name for name in names if name in ENGINE_KINDS]
+    fp32 = out_of(key, next(name for name in ours if ENGINE_KINDS[name].precision == "fp32"))
     rows = []
     for name in ours:
         found = agreement(out_of(key, name), fp32, subject.reference)

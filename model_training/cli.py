@@ -124,7 +124,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
 
     from service.engines.machine import available
 
-    identity = write_bundle(chosen, data, run, out, _show, locator, kinds=available(torch.device("cpu")))
+    identity = write_bundle(chosen, data, run, out, _show, locator, engine_kinds=available(torch.device("cpu")))
     typer.echo(f"{identity} is in {out}, read back and checked.")
 
 
@@ -199,8 +199,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     out.write_text(temperatures.model_dump_json(indent=2) + "\n")
     typer.echo(f"{temperatures.n_cases} cases of {temperatures.n_persons} persons ({', '.join(folds)}), out of fold")
     typer.echo(f"  scalar {temperatures.scalar:.4f}; per class {' '.join(f'{t:.4f}' for t in temperatures.per_class)}")
-    for kind, nll in temperatures.nll.items():
-        typer.echo(f"  NLL {kind:10} {nll:.5f}")
+    for scaling, nll in temperatures.nll.items():
+        typer.echo(f"  NLL {scaling:10} {nll:.5f}")
     typer.echo(f"Next: calibrant export {recipe} ... --temperature {out} [--per-class]")
 
 
@@ -294,22 +294,24 @@ def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, stat
 
     from model_training.evaluation.verify import verify
     from service.bundle.description import describe_bundle
-    from service.bundle.kind import KINDS
+    from service.bundle.engine_kind import ENGINE_KINDS
     from service.engines.machine import available
 
     if state is None:
         typer.echo("--state, or CALIBRANT_STATE_DIR, must name the service's state directory.", err=True)
         raise typer.Exit(2)
-    if engine is not None and engine not in KINDS:
-        typer.echo(f"There is no engine {engine}; there are: {', '.join(KINDS)}.", err=True)
+    if engine is not None and engine not in ENGINE_KINDS:
+        typer.echo(f"There is no engine {engine}; there are: {', '.join(ENGINE_KINDS)}.", err=True)
         raise typer.Exit(2)
     card = describe_bundle(bundle).card
-    missing = [kind for kind in available(torch.device("cpu")) if card.measurement(*kind) is None]
-    for kind in [KINDS[engine]] if engine else missing:
-        found, moved = verify(bundle, recipe, data, kind, state, _show)
+    missing = [engine_kind for engine_kind in available(torch.device("cpu")) if card.measurement(*engine_kind) is None]
+    for engine_kind in [ENGINE_KINDS[engine]] if engine else missing:
+        found, moved = verify(bundle, recipe, data, engine_kind, state, _show)
         _print_scores(recipe.validation_split, found)
         furthest = max(moved, key=lambda name: moved[name])
-        typer.echo(f"{kind.name} may be served; furthest from the card's float32: {furthest}, by {moved[furthest]:.2g}")
+        typer.echo(
+            f"{engine_kind.name} may be served; furthest from the card's float32: {furthest}, by {moved[furthest]:.2g}"
+        )
 
 
 def _folds(recipe: "Recipe", data: Path, numbers: list[int] | None) -> list[str]:

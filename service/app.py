@@ -13,7 +13,7 @@ from service.api import events, health, login, models, problems, reference, resu
 from service.api import metrics as metrics_route
 from service.api import pacs as dicomjobs
 from service.api.auth import Sessions
-from service.api.deps import Parts
+from service.api.deps import Services
 from service.api.hosts import KnownHosts
 from service.api.metrics import CountedRequests
 from service.api.monailabel import idle, infer, info, session
@@ -26,9 +26,9 @@ from service.executors.on_demand import derive_dicom
 from service.intake.sandbox import start_sandbox
 from service.jobs.database import open_database
 from service.jobs.pacs.arrivals import Arrivals
-from service.jobs.pacs.queue import DicomJobs
+from service.jobs.pacs.queue import PacsJobs
 from service.jobs.retention import Policy, Sweeper
-from service.jobs.segmentation.queue import JobQueue
+from service.jobs.segmentation.queue import SegmentationJobs
 from service.observability.metrics import Metrics
 from service.pacs.config import read_pacs_file
 from service.schemas import RESEARCH_USE_ONLY
@@ -69,8 +69,8 @@ def create_app(settings: Settings) -> FastAPI:
         )
         executor.start()
         start_sandbox("service.derived.dicom")
-        jobs = JobQueue(state, registry, executor, metrics, database)
-        dicom = DicomJobs(jobs, state, pacs, derive_dicom, settings.case_deadline_s)
+        jobs = SegmentationJobs(state, registry, executor, metrics, database)
+        dicom = PacsJobs(jobs, state, pacs, derive_dicom, settings.case_deadline_s)
         arrivals = Arrivals(dicom, pacs, registry, state)
         sweeper = Sweeper(jobs, state, _policy(settings), dicom)
         try:
@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
             await run_in_threadpool(dicom.start)
             sweeper.start()
             sessions = Sessions(settings.session_hours)
-            app.state.parts = Parts(settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals)
+            app.state.services = Services(settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals)
             arrivals.start()
             yield
             await run_in_threadpool(arrivals.stop)

@@ -713,7 +713,7 @@ class ServerProblem(ClientError):
         detail: str,
         status: int,
         *,
-        kind: str = "about:blank",
+        problem_type: str = "about:blank",
         title: str = "",
         retry_after_s: float | None = None,
     ) -> None:
@@ -722,13 +722,13 @@ class ServerProblem(ClientError):
         Args:
             detail: what was found, what was expected, what to do.
             status: HTTP status of the answer, or of the problem of a failed job.
-            kind: `type` of the problem document, `/problems/` and the code of one of these errors.
+            problem_type: `type` of the problem document, `/problems/` and the code of one of these errors.
             title: of the problem document.
             retry_after_s: seconds after which the server wants to be asked again.
         """
         super().__init__(detail)
         self.status = status
-        self.kind = kind
+        self.problem_type = problem_type
         self.title = title or type(self).title
         self.retry_after_s = retry_after_s
 

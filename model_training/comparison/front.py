@@ -13,7 +13,7 @@ from service.calibration.cohort import estimate
 _COLOURS: Final = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
-def draw_front(comparison: Comparison, kind: Format) -> bytes:
+def draw_front(comparison: Comparison, picture_format: Format) -> bytes:
     """Return the picture: DSC to the right, macro ACE and its excess over the floor upwards, better down and right.
 
     Filled points are without a temperature, hollow ones with the fitted one; bars are 95 % intervals.
@@ -45,5 +45,5 @@ def draw_front(comparison: Comparison, kind: Format) -> bytes:
     figure.axes[0].legend(fontsize=8)
     figure.suptitle(f"{comparison.cases} Hollow: with a fitted temperature. Bars: 95 % intervals.", fontsize=9)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110)
+    figure.savefig(buffer, format=picture_format, dpi=110)
     return buffer.getvalue()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from model_training.comparison.run import TEMPERATURES, Run
 from model_training.data.case import DataError
-from service.calibration.cohort import REPLICATES, CaseSums, Estimate, cohort_draws, estimate
+from service.calibration.cohort import REPLICATES, BootstrapEstimate, CaseSums, cohort_draws, estimate
 
 BASELINE: Final = "dice-ce"
 """Configuration that the others are set beside, without a temperature."""
@@ -116,7 +116,7 @@ class Comparison:
     cases: str
     figures: dict[tuple[str, bool], dict[str, npt.NDArray[np.float64]]]
 
-    def changes(self, key: tuple[str, bool]) -> dict[str, Estimate]:
+    def changes(self, key: tuple[str, bool]) -> dict[str, BootstrapEstimate]:
         """Return the differences of a configuration to the baseline: DSC in points, all else in per cent of it."""
         draws, baseline = self.figures[key], self.figures[BASELINE, False]
         changes = {name: 100 * (draws[name] / baseline[name] - 1) for name in FIGURES}
@@ -179,6 +179,6 @@ def _row(key: tuple[str, bool], cells: list[str]) -> str:
     return f"| {name} | {'fitted' if scaled else 'none'} | {' | '.join(cells)} |"
 
 
-def _spelt(found: Estimate, form: str) -> str:
+def _spelt(found: BootstrapEstimate, form: str) -> str:
     value, low, high = (form.format(x) for x in (found.value, found.low, found.high))
     return f"{value} ({low} to {high})"

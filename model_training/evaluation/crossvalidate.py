@@ -16,7 +16,7 @@ from model_training.training.parallel import Group
 from model_training.training.progress import Progress
 from model_training.training.train import WEIGHTS, train
 from service.bundle.card import Measurement
-from service.bundle.kind import REFERENCE
+from service.bundle.engine_kind import REFERENCE
 from service.bundle.network import build_network
 
 MEASUREMENT: Final = "out-of-fold.json"

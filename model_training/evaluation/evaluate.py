@@ -20,9 +20,9 @@ from model_training.config import Recipe
 from model_training.data.case import Case, read_case
 from model_training.evaluation.surfaces import SurfaceScores, structure_surfaces
 from service.bundle.card import CaseRecord, Measurement, Population, Precision
-from service.bundle.kind import REFERENCE, Kind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.reader import LoadedBundle
-from service.bundle.schema import ServiceConfig, Structure
+from service.bundle.schema import ServiceConfig, StructureChannels
 from service.calibration.cohort import measure_case
 from service.calibration.scores import ace
 from service.pipeline.infer import infer
@@ -34,7 +34,7 @@ TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
+class CasePrediction:
     """What a network says about a labelled case, beside its reference, on the native grid.
 
     Args:
@@ -51,7 +51,7 @@ class Prediction:
     reference_DHW: npt.NDArray[np.uint8]
     spacing_mm: tuple[float, float, float]
 
-    def record(self, structures: Sequence[Structure]) -> CaseRecord:
+    def record(self, structures: Sequence[StructureChannels]) -> CaseRecord:
         """Return the sums that a card holds of this case."""
         rows = [(0,), *(structure.channels for structure in structures)]
         d, h, w = self.mask_DHW.shape
@@ -111,14 +111,14 @@ def evaluate(
     config, tolerance_mm = bundle.description.config, recipe.nsd_tolerance_mm
     surfaces: dict[str, list[SurfaceScores]] = {}
 
-    def look(seen: Prediction) -> None:
+    def look(seen: CasePrediction) -> None:
         if tolerance_mm is not None:
             surfaces[seen.case.name] = structure_surfaces(
                 seen.reference_DHW, seen.mask_DHW, config.structures, seen.spacing_mm, tolerance_mm
             )
 
     return Evaluation(
-        measurement=measure(bundle.network, config, cases, done, look, bundle.kind),
+        measurement=measure(bundle.network, config, cases, done, look, bundle.engine_kind),
         structures=[structure.name for structure in config.structures],
         surfaces=None if tolerance_mm is None else surfaces,
         nsd_tolerance_mm=tolerance_mm,
@@ -138,8 +138,8 @@ def measure(
     config: ServiceConfig,
     cases: Sequence[Case],
     done: Callable[[Case], None],
-    look: Callable[[Prediction], None] | None = None,
-    kind: Kind = REFERENCE,
+    look: Callable[[CasePrediction], None] | None = None,
+    engine_kind: EngineKind = REFERENCE,
 ) -> Measurement:
     """Return what the network scores on the cases, on their native grids.
 
@@ -149,7 +149,7 @@ def measure(
         cases: labelled cases that the network was not trained on.
         done: called after each case.
         look: given each prediction, of which only one is held at a time, for scores that a card does not hold.
-        kind: engine and precision that run the network.
+        engine_kind: engine and precision that run the network.
 
     Raises:
         DataError: a label file does not fit.
@@ -163,7 +163,7 @@ def measure(
             look(prediction)
         done(case)
     structures = [structure.name for structure in config.structures]
-    return Measurement.of(*kind, this_platform(), records, structures)
+    return Measurement.of(*engine_kind, this_platform(), records, structures)
 
 
 def measure_one(
@@ -175,7 +175,7 @@ def measure_one(
 
 def predictions(
     network: nn.Module, config: ServiceConfig, case: Case, temperatures: Sequence[Sequence[float]]
-) -> list[Prediction]:
+) -> list[CasePrediction]:
     """Return what the network says about one case, once for each choice of a temperature per class.
 
     Raises:
@@ -189,7 +189,8 @@ def predictions(
         choices = [config.model_copy(update={"temperature": temperature}) for temperature in temperatures]
         probs_by_choice = [probabilities(logits, grid, choice) for choice in choices]
     return [
-        Prediction(case, probs, probs.argmax(axis=0).astype(np.uint8), classes, (x, y, z)) for probs in probs_by_choice
+        CasePrediction(case, probs, probs.argmax(axis=0).astype(np.uint8), classes, (x, y, z))
+        for probs in probs_by_choice
     ]
 
 

@@ -13,7 +13,7 @@ from service.bundle.figures import CaseDiagrams, Format, draw_reliability
 from service.bundle.reliability import reliability_of
 from service.calibration.scores import ace, ece, mce
 
-KINDS: Final[tuple[Format, ...]] = ("png", "svg")
+PICTURE_FORMATS: Final[tuple[Format, ...]] = ("png", "svg")
 """Every picture is written as each."""
 
 
@@ -73,10 +73,10 @@ def write_results(out: Path, evaluation: Evaluation) -> list[Path]:
         writer.writerow(COLUMNS)
         writer.writerows([_cell(value) for value in asdict(row).values()] for row in rows_of(evaluation))
     reliability = reliability_of(evaluation.measurement.cases, evaluation.structures, evaluation.source)
-    files = [out / "reliability.json", *(out / f"reliability.{kind}" for kind in KINDS)]
+    files = [out / "reliability.json", *(out / f"reliability.{picture_format}" for picture_format in PICTURE_FORMATS)]
     files[0].write_text(reliability.model_dump_json(indent=2) + "\n")
-    for kind, picture in zip(KINDS, files[1:], strict=True):
-        picture.write_bytes(draw_reliability(reliability, kind))
+    for picture_format, picture in zip(PICTURE_FORMATS, files[1:], strict=True):
+        picture.write_bytes(draw_reliability(reliability, picture_format))
     images = out / "images"
     _write_images(images, evaluation)
     return [table, *files, images]
@@ -88,8 +88,8 @@ def _write_images(folder: Path, evaluation: Evaluation) -> None:
     for record in evaluation.measurement.cases:
         reliability = reliability_of([record], evaluation.structures, f"{evaluation.source}: {record.case}")
         (folder / f"{record.case}.json").write_text(reliability.model_dump_json() + "\n")
-        for kind in KINDS:
-            (folder / f"{record.case}.{kind}").write_bytes(diagrams.draw(reliability, kind))
+        for picture_format in PICTURE_FORMATS:
+            (folder / f"{record.case}.{picture_format}").write_bytes(diagrams.draw(reliability, picture_format))
 
 
 def _rows_of_case(record: CaseRecord, evaluation: Evaluation) -> list[Row]:

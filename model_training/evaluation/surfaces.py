@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.schema import Structure
+from service.bundle.schema import StructureChannels
 from service.derived.surfaces import hd95_mm, nsd
 
 
@@ -30,7 +30,7 @@ class SurfaceScores:
 def structure_surfaces(
     reference: npt.NDArray[np.uint8],
     mask: npt.NDArray[np.uint8],
-    structures: Sequence[Structure],
+    structures: Sequence[StructureChannels],
     spacing_mm: Sequence[float],
     tolerance_mm: float,
 ) -> list[SurfaceScores]:

@@ -24,7 +24,7 @@ from service.pipeline.preprocess import preprocess, to_scan_grid
 VOXELS_PER_CASE: Final = 200_000
 """At most so many voxels of a case take part, drawn at random: each case counts the same."""
 
-Kind = Literal["scalar", "per-class"]
+Scaling = Literal["scalar", "per-class"]
 
 
 class Temperatures(Declaration):
@@ -42,9 +42,9 @@ class Temperatures(Declaration):
     """NLL in nats, mean over voxels, then cases: ``none``, ``scalar``, ``per-class``. Each fold is scored with the
     temperatures that were fitted on the others."""
 
-    def of_classes(self, kind: Kind, classes: int) -> list[float]:
+    def of_classes(self, scaling: Scaling, classes: int) -> list[float]:
         """Return the temperature of each class, as `service.json` holds it."""
-        return [self.scalar] * classes if kind == "scalar" else self.per_class
+        return [self.scalar] * classes if scaling == "scalar" else self.per_class
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,9 +106,9 @@ def _voxels_of(
     return _Voxels(fold, case.person, drawn, torch.from_numpy(classes[chosen].astype(np.int64)))
 
 
-def fitted(cases: Sequence[_Voxels], kind: Kind) -> list[float]:
+def fitted(cases: Sequence[_Voxels], scaling: Scaling) -> list[float]:
     """Return the temperature or temperatures of the lowest mean NLL over the cases."""
-    number = 1 if kind == "scalar" else cases[0].logits.shape[1]
+    number = 1 if scaling == "scalar" else cases[0].logits.shape[1]
     with torch.inference_mode(False):
         log_inverse = torch.zeros(number, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
@@ -140,7 +140,7 @@ def _cross_fitted_nll(cases: Sequence[_Voxels], folds: Sequence[str]) -> dict[st
             "scalar": fitted(others, "scalar"),
             "per-class": fitted(others, "per-class"),
         }
-        for kind, temperatures in choices.items():
+        for scaling, temperatures in choices.items():
             inverse = 1 / torch.tensor(temperatures, dtype=torch.float64)
-            totals[kind] += sum(float(_nll(case, inverse)) for case in cases if case.fold == fold)
-    return {kind: total / len(cases) for kind, total in totals.items()}
+            totals[scaling] += sum(float(_nll(case, inverse)) for case in cases if case.fold == fold)
+    return {scaling: total / len(cases) for scaling, total in totals.items()}

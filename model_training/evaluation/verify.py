@@ -10,7 +10,7 @@ from model_training.config import Recipe
 from model_training.data.case import Case, DataError
 from model_training.evaluation.evaluate import measure
 from service.bundle.card import Measurement, Precision
-from service.bundle.kind import REFERENCE, Kind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
 from service.bundle.reader import load_bundle
 from service.engines.machine import available
@@ -22,7 +22,7 @@ TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 
 
 
 def verify(
-    root: Path, recipe: Recipe, data: Path, kind: Kind, state: Path, done: Callable[[Case], None]
+    root: Path, recipe: Recipe, data: Path, engine_kind: EngineKind, state: Path, done: Callable[[Case], None]
 ) -> tuple[Measurement, dict[str, float]]:
     """Measure a bundle with an engine and keep that in the state directory: from then on it may be served with it.
 
@@ -30,7 +30,7 @@ def verify(
         root: folder of the bundle.
         recipe: that it was made by.
         data: folder of the data set.
-        kind: engine and precision.
+        engine_kind: engine and precision.
         state: directory of the service.
         done: called after each case.
 
@@ -43,8 +43,8 @@ def verify(
         DataError: the data set does not hold the card's cases.
     """
     bundle = load_bundle(root, torch.device("cpu"))
-    if kind not in available(bundle.device):
-        msg = f"This machine does not have {kind.name}; it has {', '.join(each.name for each in available(bundle.device))}."
+    if engine_kind not in available(bundle.device):
+        msg = f"This machine does not have {engine_kind.name}; it has {', '.join(each.name for each in available(bundle.device))}."
         raise BundleUnsupported(msg)
     stated = bundle.description.card.measurement(*REFERENCE)
     cases = recipe.cases(data)[recipe.validation_split]
@@ -52,12 +52,12 @@ def verify(
         msg = f"{data} does not hold the cases that the card was measured on. Give the folder of that data set."
         raise DataError(msg)
     cache = state / FOLDER / bundle.description.sha256
-    network = run_by(kind, bundle.network, bundle.description.config, cache)
-    found = measure(network, bundle.description.config, cases, done, kind=kind)
+    network = run_by(engine_kind, bundle.network, bundle.description.config, cache)
+    found = measure(network, bundle.description.config, cases, done, engine_kind=engine_kind)
     moved = distances(found, stated)
     largest = max(moved.values(), default=0.0)
-    if not largest <= TOLERANCE[kind.precision]:  # NaN, too
-        msg = f"A figure differs from the card's by {largest:.2g}; at most {TOLERANCE[kind.precision]:g} is accepted of {kind.name}. Serve with another engine."
+    if not largest <= TOLERANCE[engine_kind.precision]:  # NaN, too
+        msg = f"A figure differs from the card's by {largest:.2g}; at most {TOLERANCE[engine_kind.precision]:g} is accepted of {engine_kind.name}. Serve with another engine."
         raise BundleUnsupported(msg)
     write_overlay(state, bundle.description, found)
     return found, moved

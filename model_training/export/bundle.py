@@ -22,7 +22,7 @@ from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
 from model_training.training import train
 from service.bundle.card import CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference
 from service.bundle.description import CARD, CONFIG, LOCATOR, WEIGHTS
-from service.bundle.kind import REFERENCE, Kind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.manifest import sha256_of, write_manifest
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
@@ -40,7 +40,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     done: Callable[[Case], None],
     locator: Path | None = None,
     *,
-    kinds: Sequence[Kind] = (REFERENCE,),
+    engine_kinds: Sequence[EngineKind] = (REFERENCE,),
 ) -> str:
     """Write the bundle of a run, and of a locator's run where there is one, to the folder `out`; return its identity.
 
@@ -57,7 +57,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     # Beside its place until it is proved: a folder of that name is a bundle that holds.
     with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
         draft = Path(folder) / "bundle"
-        identity = _write(recipe, data, run, draft, done, locator, kinds)
+        identity = _write(recipe, data, run, draft, done, locator, engine_kinds)
         draft.rename(out)
     return identity
 
@@ -74,7 +74,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
     out: Path,
     done: Callable[[Case], None],
     locator: Path | None,
-    kinds: Sequence[Kind],
+    engine_kinds: Sequence[EngineKind],
 ) -> str:
     (out / WEIGHTS).parent.mkdir(parents=True)
     shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
@@ -92,7 +92,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
         weights_sha256=sha256_of(out / WEIGHTS),
         config_sha256=sha256_of(out / CONFIG),
         population=recipe.population(cases),
-        measurements=[measurement, *_further(network, recipe, cases, done, kinds)],
+        measurements=[measurement, *_further(network, recipe, cases, done, engine_kinds)],
         shift_references=_shift_references(measurement.cases),
         locating=located,
     )
@@ -103,16 +103,20 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
 
 
 def _further(
-    network: nn.Module, recipe: Recipe, cases: list[Case], done: Callable[[Case], None], kinds: Sequence[Kind]
+    network: nn.Module,
+    recipe: Recipe,
+    cases: list[Case],
+    done: Callable[[Case], None],
+    engine_kinds: Sequence[EngineKind],
 ) -> list[Measurement]:
     """Return what the network scores run by other engines; one that computes something else is left out."""
     found = []
-    for kind in kinds:
-        if kind == REFERENCE:
+    for engine_kind in engine_kinds:
+        if engine_kind == REFERENCE:
             continue
         with suppress(EngineDisagrees):
-            engine = run_by(kind, network, recipe.service)
-            found.append(measure(engine, recipe.service, cases, done, kind=kind))
+            engine = run_by(engine_kind, network, recipe.service)
+            found.append(measure(engine, recipe.service, cases, done, engine_kind=engine_kind))
     return found
 
 

@@ -22,7 +22,7 @@ NAME: Final = "checkpoint.safetensors"
 
 
 @dataclass(slots=True)
-class Position:
+class TrainingPosition:
     """How far a run has come."""
 
     step: int = 0
@@ -34,7 +34,7 @@ class Position:
 
 
 def save_checkpoint(
-    run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, position: Position, identity: str
+    run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, position: TrainingPosition, identity: str
 ) -> None:
     """Replace the checkpoint in the run's folder.
 
@@ -55,7 +55,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, identity: Callable[[int], str]
-) -> Position:
+) -> TrainingPosition:
     """Bring network and optimiser to where the run's checkpoint stands and return its position; 0 without one.
 
     Args:
@@ -68,7 +68,7 @@ def load_checkpoint(
         DataError: the checkpoint is damaged, or belongs to another recipe, seed or data set.
     """
     if not (run / NAME).is_file():
-        return Position()
+        return TrainingPosition()
     try:
         with safe_open(run / NAME, framework="pt") as file:
             facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -84,7 +84,7 @@ def load_checkpoint(
     state = optimiser.state_dict()
     state["state"] = _moments(_part(tensors, "optimiser."))
     optimiser.load_state_dict(state)
-    return Position(int(facts["step"]), float(facts["seconds"]), json.loads(facts["history"]))
+    return TrainingPosition(int(facts["step"]), float(facts["seconds"]), json.loads(facts["history"]))
 
 
 def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

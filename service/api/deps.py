@@ -9,8 +9,8 @@ from service.api.auth import Sessions, caller
 from service.bundle.registry import Registry
 from service.errors import Forbidden
 from service.jobs.pacs.arrivals import Arrivals
-from service.jobs.pacs.queue import DicomJobs
-from service.jobs.segmentation.queue import JobQueue
+from service.jobs.pacs.queue import PacsJobs
+from service.jobs.segmentation.queue import SegmentationJobs
 from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.storage.keys import Keys, Owner
@@ -18,31 +18,31 @@ from service.storage.local import StateDirectory
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Services:
     """The parts of one running service."""
 
     settings: Settings
     state: StateDirectory
     registry: Registry
-    jobs: JobQueue
+    jobs: SegmentationJobs
     keys: Keys | None
     sessions: Sessions
     metrics: Metrics
-    dicom: DicomJobs
+    dicom: PacsJobs
     arrivals: Arrivals
 
 
-async def _parts(request: Request) -> Parts:  # async: not in the thread pool, which may be full
-    parts: Parts = request.app.state.parts
-    return parts
+async def _parts(request: Request) -> Services:  # async: not in the thread pool, which may be full
+    services: Services = request.app.state.services
+    return services
 
 
-PartsDep = Annotated[Parts, Depends(_parts)]
+ServicesDep = Annotated[Services, Depends(_parts)]
 """The parts, as a route's argument."""
 
 
-def _caller(request: Request, parts: PartsDep) -> Owner:
-    return caller(request, parts.keys, parts.sessions)
+def _caller(request: Request, services: ServicesDep) -> Owner:
+    return caller(request, services.keys, services.sessions)
 
 
 def _administrator(owner: Annotated[Owner, Depends(_caller)]) -> Owner:

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from fastapi import Request, Response
 
-from service.api.deps import Parts
+from service.api.deps import Services
 from service.api.files import Answer
 from service.api.negotiation import choose
 from service.executors.on_demand import derive_dicom
@@ -45,17 +45,17 @@ def choose_form(request: Request, result: Path, wanted: _Format | None, offers: 
     return choose(request, wanted, there, note=_FOR_SERIES)
 
 
-def answer_object(request: Request, parts: Parts, result: Path, kind: DicomObject) -> Response:
+def answer_object(request: Request, services: Services, result: Path, dicom_object: DicomObject) -> Response:
     """Answer with one object of a result, `<kind>.dcm`."""
-    answer = Answer(request, result, f"{kind}.dcm", DICOM, varies=True)
+    answer = Answer(request, result, f"{dicom_object}.dcm", DICOM, varies=True)
 
     def write(scratch: Path) -> Path:
-        return derive_dicom(result, scratch, (kind,), parts.settings.case_deadline_s)[0]
+        return derive_dicom(result, scratch, (dicom_object,), services.settings.case_deadline_s)[0]
 
-    return answer.made(f"dicom {kind}", parts.state.incoming, write)
+    return answer.made(f"dicom {dicom_object}", services.state.incoming, write)
 
 
-def answer_zip(request: Request, parts: Parts, result: Path, kinds: Collection[DicomObject]) -> Response:
+def answer_zip(request: Request, services: Services, result: Path, kinds: Collection[DicomObject]) -> Response:
     """Answer with several objects of a result in one zip.
 
     Raises:
@@ -66,8 +66,8 @@ def answer_zip(request: Request, parts: Parts, result: Path, kinds: Collection[D
     def write(scratch: Path) -> Path:
         out = scratch / "dicom.zip"
         with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-            for path in derive_dicom(result, scratch, kinds, parts.settings.case_deadline_s):
+            for path in derive_dicom(result, scratch, kinds, services.settings.case_deadline_s):
                 archive.writestr(zipfile.ZipInfo(path.name, _EPOCH), path.read_bytes())
         return out
 
-    return Answer(request, result, "dicom.zip", _ZIP).made(f"dicom {' '.join(kinds)}", parts.state.incoming, write)
+    return Answer(request, result, "dicom.zip", _ZIP).made(f"dicom {' '.join(kinds)}", services.state.incoming, write)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import OwnerDep, PartsDep
+from service.api.deps import OwnerDep, ServicesDep
 from service.api.problems import RESPONSES
 from service.errors import JobNotFound
 from service.schemas import FINISHED, Job
@@ -20,9 +20,9 @@ LOOK_EVERY_S: Final = 0.2
 """Seconds between two looks at the job."""
 
 
-def _known(job_id: str, parts: PartsDep, owner: OwnerDep) -> None:
+def _known(job_id: str, services: ServicesDep, owner: OwnerDep) -> None:
     # Before the answer begins: a stream that has begun has no status any more.
-    parts.jobs.find(owner.name, job_id)
+    services.jobs.find(owner.name, job_id)
 
 
 @router.get(
@@ -30,7 +30,7 @@ def _known(job_id: str, parts: PartsDep, owner: OwnerDep) -> None:
 )
 async def stream_events(
     job_id: str,
-    parts: PartsDep,
+    services: ServicesDep,
     owner: OwnerDep,
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
@@ -40,7 +40,7 @@ async def stream_events(
     """
     while True:
         try:
-            job = await run_in_threadpool(parts.jobs.find, owner.name, job_id)
+            job = await run_in_threadpool(services.jobs.find, owner.name, job_id)
         except JobNotFound:
             return
         identifier = _identifier(job)

@@ -5,7 +5,7 @@ Both read flags only and run on the event loop: an outage that fills the thread 
 
 from fastapi import APIRouter, Response, status
 
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 
 router = APIRouter(prefix="/v2/health", tags=["health"])
 
@@ -17,9 +17,9 @@ async def is_live() -> dict[str, bool]:
 
 
 @router.get("/ready", operation_id="isReady", responses={503: {"description": 'Not ready: `{"ready": false}`'}})
-async def is_ready(parts: PartsDep, response: Response) -> dict[str, bool]:
+async def is_ready(services: ServicesDep, response: Response) -> dict[str, bool]:
     """Return whether a model is in service, its process alive and the database there; 503 if not."""
-    ready = bool(parts.registry.ready) and parts.jobs.ready
+    ready = bool(services.registry.ready) and services.jobs.ready
     if not ready:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return {"ready": ready}

@@ -29,5 +29,5 @@ class KnownHosts:
 
 
 def _without_port(host: str) -> str:
-    parts = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", host)
-    return parts[1] if parts else ""
+    services = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", host)
+    return services[1] if services else ""

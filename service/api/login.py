@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Request, Response, status
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from service.api.auth import COOKIE
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 
 router = APIRouter(tags=["login"], include_in_schema=False)
 
@@ -48,27 +48,27 @@ def show_login() -> HTMLResponse:
 
 
 @router.post("/login")
-def log_in(request: Request, parts: PartsDep, key: Annotated[str, Form(max_length=200)]) -> Response:
+def log_in(request: Request, services: ServicesDep, key: Annotated[str, Form(max_length=200)]) -> Response:
     """Set the cookie and lead on to the routes; the page again for an unknown key."""
-    owner = parts.keys.owner_of(key.strip()) if parts.keys else None
+    owner = services.keys.owner_of(key.strip()) if services.keys else None
     if owner is None:
         return HTMLResponse(_PAGE.format(alert=_ALERT), status.HTTP_401_UNAUTHORIZED, headers=_HEADERS)
     answer = RedirectResponse("/docs", status.HTTP_303_SEE_OTHER)
     answer.set_cookie(
         COOKIE,
-        parts.sessions.begin(owner),
-        max_age=int(parts.sessions.seconds),
+        services.sessions.begin(owner),
+        max_age=int(services.sessions.seconds),
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https" or parts.settings.behind_proxy,
+        secure=request.url.scheme == "https" or services.settings.behind_proxy,
     )
     return answer
 
 
 @router.post("/logout")
-def log_out(request: Request, parts: PartsDep) -> Response:
+def log_out(request: Request, services: ServicesDep) -> Response:
     """Forget the session and its cookie."""
-    parts.sessions.end(request.cookies.get(COOKIE, ""))
+    services.sessions.end(request.cookies.get(COOKIE, ""))
     answer = RedirectResponse("/login", status.HTTP_303_SEE_OTHER)
     answer.delete_cookie(COOKIE)
     return answer

@@ -6,7 +6,7 @@ import structlog
 from fastapi import APIRouter, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.deps import OwnerDep, PartsDep
+from service.api.deps import OwnerDep, ServicesDep
 from service.api.problems import RESPONSES
 from service.observability.metrics import CONTENT_TYPE, Metrics
 
@@ -16,9 +16,9 @@ router = APIRouter(tags=["health"], responses=RESPONSES)
 
 
 @router.get("/metrics", operation_id="getMetrics", response_class=Response)
-def get_metrics(parts: PartsDep, _: OwnerDep) -> Response:
+def get_metrics(services: ServicesDep, _: OwnerDep) -> Response:
     """Return the metrics in Prometheus's text format."""
-    return Response(parts.metrics.text(parts.jobs.count()), media_type=CONTENT_TYPE)
+    return Response(services.metrics.text(services.jobs.count()), media_type=CONTENT_TYPE)
 
 
 class CountedRequests:

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, status
 
-from service.api.deps import AdministratorDep, OwnerDep, PartsDep
+from service.api.deps import AdministratorDep, OwnerDep, ServicesDep
 from service.api.negotiation import choose
 from service.api.problems import RESPONSES
 from service.bundle.card import CalibrationCard, Interval
@@ -14,7 +14,7 @@ from service.bundle.figures import draw_reliability
 from service.bundle.registry import DEFAULT_MODEL
 from service.bundle.reliability import reliability_of
 from service.bundle.schema import Code
-from service.bundle.statement import state
+from service.bundle.statement import statement_of
 from service.errors import NotAcceptable, SettingsError
 from service.schemas import Card, CardMeasurement, Figure, LabelDetail, Model, Models, Reliability
 
@@ -42,45 +42,45 @@ _PICTURES: Final[dict[str, dict[str, str]]] = {"image/png": {}, "image/svg+xml":
 
 
 @router.get("", operation_id="listModels")
-def list_models(parts: PartsDep, _: OwnerDep) -> Models:
+def list_models(services: ServicesDep, _: OwnerDep) -> Models:
     """Return every installed model, those that cannot be served with the reason why."""
-    ready = [_describe(description) for description in list(parts.registry.ready.values())]
-    unloaded = [_out_of_service(description) for description in list(parts.registry.unloaded.values())]
-    broken = [Model(name=name, ready=False, why_not=why) for name, why in list(parts.registry.broken.items())]
+    ready = [_describe(description) for description in list(services.registry.ready.values())]
+    unloaded = [_out_of_service(description) for description in list(services.registry.unloaded.values())]
+    broken = [Model(name=name, ready=False, why_not=why) for name, why in list(services.registry.broken.items())]
     return Models(models=ready + unloaded + broken, default=DEFAULT_MODEL)
 
 
 @router.get("/{name}", operation_id="getModel")
-def get_model(name: str, parts: PartsDep, _: OwnerDep) -> Model:
+def get_model(name: str, services: ServicesDep, _: OwnerDep) -> Model:
     """Return one installed model with its calibration card."""
-    unloaded = parts.registry.unloaded.get(name)
-    description = unloaded or parts.registry.find(name)
+    unloaded = services.registry.unloaded.get(name)
+    description = unloaded or services.registry.find(name)
     model = _out_of_service(description) if unloaded else _describe(description)
     return model.model_copy(update={"card": _card(description.card)})
 
 
 @router.post("/{name}/load", operation_id="loadModel")
-def load_model(name: str, parts: PartsDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
+def load_model(name: str, services: ServicesDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
     """Serve a bundle as it lies on the disk now: a new one, a new version, or one that was taken out of service.
 
     A new version replaces the earlier one; jobs that wait for the earlier one fail.
     """
     with _CHANGING:
-        earlier = parts.registry.ready.get(name)
-        description = parts.registry.load(name)
-        parts.state.remember_unloaded(parts.registry.unloaded)
+        earlier = services.registry.ready.get(name)
+        description = services.registry.load(name)
+        services.state.remember_unloaded(services.registry.unloaded)
     if earlier is not None and earlier.identity != description.identity:
-        tasks.add_task(parts.jobs.executor.forget, earlier)
+        tasks.add_task(services.jobs.executor.forget, earlier)
     return _describe(description)
 
 
 @router.post("/{name}/unload", operation_id="unloadModel")
-def unload_model(name: str, parts: PartsDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
+def unload_model(name: str, services: ServicesDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
     """Take a model out of service, also after a restart: a case that runs ends well, jobs that wait for it fail."""
     with _CHANGING:
-        description = parts.registry.unload(name)
-        parts.state.remember_unloaded(parts.registry.unloaded)
-    tasks.add_task(parts.jobs.executor.forget, description)
+        description = services.registry.unload(name)
+        services.state.remember_unloaded(services.registry.unloaded)
+    tasks.add_task(services.jobs.executor.forget, description)
     return _out_of_service(description)
 
 
@@ -90,9 +90,11 @@ def unload_model(name: str, parts: PartsDep, _: AdministratorDep, tasks: Backgro
     response_model=Reliability,
     responses={200: {"content": _PICTURES}},
 )
-def get_reliability(request: Request, name: str, parts: PartsDep, _: OwnerDep, form: FormatQuery = None) -> Response:
+def get_reliability(
+    request: Request, name: str, services: ServicesDep, _: OwnerDep, form: FormatQuery = None
+) -> Response:
     """Return the reliability diagram of the card's cases: as JSON, or drawn as PNG or SVG."""
-    description = parts.registry.unloaded.get(name) or parts.registry.find(name)
+    description = services.registry.unloaded.get(name) or services.registry.find(name)
     wanted = choose(request, form, _FORMATS)
     # The identity names the card, and the card is all that is drawn; the drawing itself may change with the version.
     headers = {"ETag": f'W/"{description.sha256}-{wanted}"', "Vary": "Accept"}
@@ -103,10 +105,10 @@ def get_reliability(request: Request, name: str, parts: PartsDep, _: OwnerDep, f
     return Response(content, media_type=_MEDIA_TYPES[wanted], headers=headers)
 
 
-def _drawn(reliability: Reliability, kind: Literal["png", "svg"]) -> bytes:
+def _drawn(reliability: Reliability, picture_format: Literal["png", "svg"]) -> bytes:
     try:
         with _DRAWING:
-            return draw_reliability(reliability, kind)
+            return draw_reliability(reliability, picture_format)
     except SettingsError as error:
         msg = "This service has no matplotlib, so it draws no pictures. Ask for application/json."
         raise NotAcceptable(msg) from error
@@ -144,7 +146,7 @@ def _describe(description: BundleDescription) -> Model:
             )
             for label in config.every_label
         ],
-        statement=state(description.card, description.card.measurements[0], reasons=[]),
+        statement=statement_of(description.card, description.card.measurements[0], reasons=[]),
         reliability=f"/v1/models/{config.name}/reliability",
     )
 

@@ -30,13 +30,13 @@ def describe(app: FastAPI) -> None:
 def problem_types() -> dict[str, str]:
     """Return every ``type`` of a problem document with one sentence."""
     never_sent = (ClientError, SettingsError)
-    kinds = {code: kind for code, kind in BY_CODE.items() if not issubclass(kind, never_sent) and _is_leaf(kind)}
-    sentences = {code: (kind.__doc__ or "").splitlines()[0] for code, kind in kinds.items()}
+    errors = {code: error for code, error in BY_CODE.items() if not issubclass(error, never_sent) and _is_leaf(error)}
+    sentences = {code: (error.__doc__ or "").splitlines()[0] for code, error in errors.items()}
     return {f"/problems/{code}": sentence for code, sentence in (sentences | _PLAIN_HTTP).items()}
 
 
-def _is_leaf(kind: type[CalibrantError]) -> bool:
-    return kind is CalibrantError or not kind.__subclasses__()
+def _is_leaf(error: type[CalibrantError]) -> bool:
+    return error is CalibrantError or not error.__subclasses__()
 
 
 def _list_problems(problem: dict[str, Any]) -> None:

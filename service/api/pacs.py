@@ -7,12 +7,12 @@ from fastapi import APIRouter, Header, Query, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import AdministratorDep, OwnerDep, Parts, PartsDep
+from service.api.deps import AdministratorDep, OwnerDep, Services, ServicesDep
 from service.api.document import described, receive_document
 from service.api.problems import RESPONSES
 from service.bundle.registry import DEFAULT_MODEL
 from service.errors import PacsNotFound, Unauthorized
-from service.jobs.pacs.series import Request as Wanted
+from service.jobs.pacs.series import PacsRequest
 from service.pacs.check import examine_pacs
 from service.pacs.config import PacsName
 from service.pacs.selection import Selection
@@ -67,75 +67,77 @@ class DicomRequest(BaseModel):
 async def create_dicom_job(
     request: Request,
     response: Response,
-    parts: PartsDep,
+    services: ServicesDep,
     owner: OwnerDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> DicomJob:
     """Segment a series of a PACS and store the results in a PACS; the same series with the same images is the same job."""
     asked = await receive_document(request, DicomRequest)
-    wanted = Wanted(
+    wanted = PacsRequest(
         owner=owner.name,
         pacs=asked.pacs,
         study=asked.study,
         series=asked.series,
         select=asked.select,
-        model=parts.registry.find(asked.model).identity,
+        model=services.registry.find(asked.model).identity,
         objects=tuple(dict.fromkeys(asked.objects)),
         destination=asked.destination or asked.pacs,
     )
-    job = await run_in_threadpool(parts.dicom.submit, wanted, idempotency_key)
+    job = await run_in_threadpool(services.dicom.submit, wanted, idempotency_key)
     response.headers["Location"] = job.links.self
     return job
 
 
 @router.get("/dicom/jobs", operation_id="listDicomJobs")
-def list_dicom_jobs(parts: PartsDep, owner: OwnerDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> DicomJobList:
+def list_dicom_jobs(
+    services: ServicesDep, owner: OwnerDep, limit: Annotated[int, Query(ge=1, le=200)] = 50
+) -> DicomJobList:
     """Return the caller's DICOM jobs, the newest first."""
-    return DicomJobList(jobs=parts.dicom.page(owner.name, limit))
+    return DicomJobList(jobs=services.dicom.page(owner.name, limit))
 
 
 @router.get("/dicom/jobs/{job_id}", operation_id="getDicomJob")
-def get_dicom_job(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> DicomJob:
+def get_dicom_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> DicomJob:
     """Return the state of a job, and what of its objects is stored."""
-    return parts.dicom.find(owner.name, job_id)
+    return services.dicom.find(owner.name, job_id)
 
 
 @router.post("/dicom/jobs/{job_id}/cancel", operation_id="cancelDicomJob", status_code=status.HTTP_202_ACCEPTED)
-def cancel_dicom_job(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> DicomJob:
+def cancel_dicom_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> DicomJob:
     """Stop a job, also while it waits for a PACS; what is stored there stays."""
-    return parts.dicom.cancel(owner.name, job_id)
+    return services.dicom.cancel(owner.name, job_id)
 
 
 @router.delete("/dicom/jobs/{job_id}", operation_id="deleteDicomJob", status_code=status.HTTP_204_NO_CONTENT)
-def delete_dicom_job(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> None:
+def delete_dicom_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> None:
     """Erase a job with its scan, its results and its objects here; the PACS keeps what it has."""
-    parts.dicom.erase(owner.name, job_id)
+    services.dicom.erase(owner.name, job_id)
 
 
 @router.get("/dicom/deadletters", operation_id="listDeadLetters")
-def list_dead_letters(parts: PartsDep, owner: OwnerDep) -> DicomJobList:
+def list_dead_letters(services: ServicesDep, owner: OwnerDep) -> DicomJobList:
     """Return the caller's jobs of which something could not be delivered, with the reasons."""
-    return DicomJobList(jobs=parts.dicom.dead_letters(owner.name))
+    return DicomJobList(jobs=services.dicom.dead_letters(owner.name))
 
 
 @router.post("/dicom/deadletters/{job_id}/retry", operation_id="retryDeadLetter", status_code=status.HTTP_202_ACCEPTED)
-def retry_dead_letter(job_id: JobId, parts: PartsDep, owner: OwnerDep) -> DicomJob:
+def retry_dead_letter(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> DicomJob:
     """Send what was given up once more; what is stored already is not sent again."""
-    return parts.dicom.retry(owner.name, job_id)
+    return services.dicom.retry(owner.name, job_id)
 
 
 @router.get("/dicom/pacs", operation_id="listPacs")
-def list_pacs(parts: PartsDep, owner: OwnerDep) -> PacsNames:  # noqa: ARG001 - it must be somebody
+def list_pacs(services: ServicesDep, owner: OwnerDep) -> PacsNames:  # noqa: ARG001 - it must be somebody
     """Return the names of the PACS that are configured; their addresses are the operator's business."""
-    return PacsNames(pacs=list(parts.dicom.file.pacs))
+    return PacsNames(pacs=list(services.dicom.file.pacs))
 
 
 @router.post("/dicom/pacs/{name}/test", operation_id="testPacs")
-def examine(name: PacsName, parts: PartsDep, owner: AdministratorDep) -> PacsHealth:  # noqa: ARG001 - as above
+def examine(name: PacsName, services: ServicesDep, owner: AdministratorDep) -> PacsHealth:  # noqa: ARG001 - as above
     """Try whether a PACS answers, finds, gives and takes; nothing is stored. For administrators."""
-    checks = examine_pacs(parts.dicom.file.find(name))
+    checks = examine_pacs(services.dicom.file.find(name))
     ok = all(check.ok for check in checks)
-    return PacsHealth(pacs=name, ok=ok, circuit=parts.dicom.breaker(name).state, checks=checks)
+    return PacsHealth(pacs=name, ok=ok, circuit=services.dicom.breaker(name).state, checks=checks)
 
 
 @router.post(
@@ -146,18 +148,18 @@ def examine(name: PacsName, parts: PartsDep, owner: AdministratorDep) -> PacsHea
 )
 async def tell_of_series(
     request: Request,
-    parts: PartsDep,
+    services: ServicesDep,
     x_calibrant_secret: Annotated[str, Header(max_length=200)] = "",
 ) -> None:
     """Take a hint of Orthanc's script that a series is stable; it is looked up afterwards, and the rules decide."""
-    pacs = _sender(parts, x_calibrant_secret)
+    pacs = _sender(services, x_calibrant_secret)
     told = await receive_document(request, ArrivedSeries)
-    await run_in_threadpool(parts.arrivals.note, pacs, told.series)
+    await run_in_threadpool(services.arrivals.note, pacs, told.series)
 
 
-def _sender(parts: Parts, secret: str) -> str:
+def _sender(services: Services, secret: str) -> str:
     """Return the PACS whose secret it is."""
-    hook = parts.dicom.file.webhook
+    hook = services.dicom.file.webhook
     if hook is None:
         msg = "No [webhook] is configured. Orthanc's changes can be followed without one: see docs/pacs.md."
         raise PacsNotFound(msg)

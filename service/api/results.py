@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from service.api.deps import OwnerDep, Parts, PartsDep
+from service.api.deps import OwnerDep, Services, ServicesDep
 from service.api.dicomresults import DICOM, answer_object, answer_zip, choose_form
 from service.api.files import Answer, kept
 from service.api.problems import RESPONSES
@@ -79,12 +79,14 @@ def _get(path: str, operation_id: str, *media_types: str, **options: Any) -> Cal
 
 
 @_get("/mask", "getMask", NIFTI, NRRD, DICOM)
-def get_mask(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, form: MaskFormatQuery = None) -> Response:
+def get_mask(
+    request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, form: MaskFormatQuery = None
+) -> Response:
     """Return the mask on the scan's own grid, uint8 label values: NIfTI (.nii.gz), 3D Slicer's .seg.nrrd or DICOM SEG."""
-    result = result_of(parts, owner, job_id)
+    result = result_of(services, owner, job_id)
     chosen = choose_form(request, result, form, _MASKS)
     if chosen == "dcm":
-        return answer_object(request, parts, result, "seg")
+        return answer_object(request, services, result, "seg")
     if chosen == "nii.gz":
         return Answer(request, result, MASK, NIFTI, varies=True).stored()
     stored = kept(result, MASK)
@@ -96,78 +98,78 @@ def get_mask(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, fo
         return out
 
     answer = Answer(request, result, "mask.seg.nrrd", NRRD, varies=True)
-    return answer.made("mask.seg.nrrd", parts.state.incoming, write)
+    return answer.made("mask.seg.nrrd", services.state.incoming, write)
 
 
 @_get("/confidence", "getConfidence", NIFTI, DICOM)
 def get_confidence(
     request: Request,
     job_id: str,
-    parts: PartsDep,
+    services: ServicesDep,
     owner: OwnerDep,
-    kind: VoxelTypeQuery = "uint8",
+    voxel_type: VoxelTypeQuery = "uint8",
     form: MapFormatQuery = None,
 ) -> Response:
     """Return the confidence of the mask's label at each voxel: NIfTI (.nii.gz), in [1/C, 1] after scl_slope, or DICOM parametric map."""
-    result = result_of(parts, owner, job_id)
+    result = result_of(services, owner, job_id)
     if choose_form(request, result, form, _MAPS) == "dcm":
-        return answer_object(request, parts, result, "pm")
-    if kind == "uint8":
+        return answer_object(request, services, result, "pm")
+    if voxel_type == "uint8":
         return Answer(request, result, CONFIDENCE, NIFTI, varies=True).stored()
-    return _computed(request, parts, result, "confidence", kind)
+    return _computed(request, services, result, "confidence", voxel_type)
 
 
 @_get("/probabilities", "getProbabilities", NIFTI)
 def get_probabilities(
-    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, kind: VoxelTypeQuery = "float32"
+    request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, voxel_type: VoxelTypeQuery = "float32"
 ) -> Response:
     """Return the calibrated probabilities, 4-D NIfTI (.nii.gz): a volume per label, in the order of the model's labels."""
-    return _computed(request, parts, result_of(parts, owner, job_id), "probabilities", kind)
+    return _computed(request, services, result_of(services, owner, job_id), "probabilities", voxel_type)
 
 
 @_get("/uncertainty", "getUncertainty", NIFTI)
 def get_uncertainty(
-    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, kind: VoxelTypeQuery = "float32"
+    request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, voxel_type: VoxelTypeQuery = "float32"
 ) -> Response:
     """Return the entropy of the probabilities over ln C, NIfTI (.nii.gz), in [0, 1]."""
-    return _computed(request, parts, result_of(parts, owner, job_id), "uncertainty", kind)
+    return _computed(request, services, result_of(services, owner, job_id), "uncertainty", voxel_type)
 
 
 @_get("/summary", "getSummary", response_model=Summary)
 def get_summary(
-    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, form: SummaryFormatQuery = None
+    request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, form: SummaryFormatQuery = None
 ) -> Response:
     """Return the image-level calibration summary: JSON, or DICOM structured report."""
-    result = result_of(parts, owner, job_id)
+    result = result_of(services, owner, job_id)
     if choose_form(request, result, form, _SUMMARIES) == "dcm":
-        return answer_object(request, parts, result, "sr")
+        return answer_object(request, services, result, "sr")
     return Answer(request, result, SUMMARY, "application/json", varies=True).stored()
 
 
 @_get("/dicom.zip", "getDicom", ZIP)
 def get_dicom(
-    request: Request, job_id: str, parts: PartsDep, owner: OwnerDep, objects: ObjectsQuery = None
+    request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, objects: ObjectsQuery = None
 ) -> Response:
     """Return DICOM objects in one zip; they belong to the study of the scan, which was a DICOM series."""
     kinds = tuple(dict.fromkeys(objects or DEFAULT_OBJECTS))
-    return answer_zip(request, parts, result_of(parts, owner, job_id), kinds)
+    return answer_zip(request, services, result_of(services, owner, job_id), kinds)
 
 
 @_get("/bundle.zip", "getBundle", ZIP)
-def get_bundle(request: Request, job_id: str, parts: PartsDep, owner: OwnerDep) -> Response:
+def get_bundle(request: Request, job_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
     """Return mask, confidence, label table and summary in one zip, named in the style of BIDS derivatives; of a DICOM series DICOM objects, too."""
-    result = result_of(parts, owner, job_id)
+    result = result_of(services, owner, job_id)
 
     def write(scratch: Path) -> Path:
         out = scratch / "bundle.zip"
-        made = derive_dicom(result, scratch, seconds=parts.settings.case_deadline_s) if offers_dicom(result) else []
+        made = derive_dicom(result, scratch, seconds=services.settings.case_deadline_s) if offers_dicom(result) else []
         write_zip(result, job_id, out, made)
         return out
 
-    return Answer(request, result, "bundle.zip", ZIP).made(f"zip of {job_id}", parts.state.incoming, write)
+    return Answer(request, result, "bundle.zip", ZIP).made(f"zip of {job_id}", services.state.incoming, write)
 
 
-def result_of(parts: Parts, owner: Owner, job_id: str) -> Path:
+def result_of(services: Services, owner: Owner, job_id: str) -> Path:
     """Return the folder of an owner's finished job.
 
     Raises:
@@ -175,21 +177,21 @@ def result_of(parts: Parts, owner: Owner, job_id: str) -> Path:
         ResultNotReady: it has not finished.
         ResultUnavailable: it did not succeed.
     """
-    job = parts.jobs.find(owner.name, job_id)
+    job = services.jobs.find(owner.name, job_id)
     if job.state in ("queued", "running"):
         msg = f"The segmentation is {job.state}. Ask for {job.links.self} until it has succeeded."
         raise ResultNotReady(msg)
-    folder = parts.state.result(job_id)
+    folder = services.state.result(job_id)
     if job.problem is not None or folder is None:
         msg = f"The segmentation has {job.state}; its state says why. Mend the cause and send the scan again."
         raise ResultUnavailable(msg)
     return folder
 
 
-def _computed(request: Request, parts: Parts, result: Path, content: Content, kind: VoxelType) -> Response:
+def _computed(request: Request, services: Services, result: Path, content: Content, voxel_type: VoxelType) -> Response:
     answer = Answer(request, result, f"{content}.nii.gz", NIFTI)
     return answer.made(
-        f"{content} as {kind}",
-        parts.state.incoming,
-        lambda scratch: derive_map(result, scratch, content, kind, parts.settings.case_deadline_s),
+        f"{content} as {voxel_type}",
+        services.state.incoming,
+        lambda scratch: derive_map(result, scratch, content, voxel_type, services.settings.case_deadline_s),
     )

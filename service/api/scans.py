@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response, status
 
-from service.api.deps import OwnerDep, PartsDep
+from service.api.deps import OwnerDep, ServicesDep
 from service.api.problems import RESPONSES
 from service.api.upload import SCAN_BODY, receive_scan
 from service.schemas import Scan
@@ -11,20 +11,20 @@ router = APIRouter(prefix="/v1/scans", tags=["scans"], responses=RESPONSES)
 
 
 @router.post("", operation_id="uploadScan", status_code=status.HTTP_201_CREATED, openapi_extra=SCAN_BODY)
-async def upload_scan(request: Request, response: Response, parts: PartsDep, owner: OwnerDep) -> Scan:
+async def upload_scan(request: Request, response: Response, services: ServicesDep, owner: OwnerDep) -> Scan:
     """Keep a scan. Its id is the SHA-256 of the file: sent twice it is the same scan."""
-    scan = await receive_scan(request, parts, owner.name)
+    scan = await receive_scan(request, services, owner.name)
     response.headers["Location"] = f"/v1/scans/{scan.id}"
     return scan
 
 
 @router.get("/{scan_id}", operation_id="getScan")
-def get_scan(scan_id: str, parts: PartsDep, owner: OwnerDep) -> Scan:
+def get_scan(scan_id: str, services: ServicesDep, owner: OwnerDep) -> Scan:
     """Return that a scan is there, and its size."""
-    return parts.state.find_scan(owner.name, scan_id)
+    return services.state.find_scan(owner.name, scan_id)
 
 
 @router.delete("/{scan_id}", operation_id="deleteScan", status_code=status.HTTP_204_NO_CONTENT)
-def delete_scan(scan_id: str, parts: PartsDep, owner: OwnerDep) -> None:
+def delete_scan(scan_id: str, services: ServicesDep, owner: OwnerDep) -> None:
     """Erase a scan that no segmentation needs."""
-    parts.jobs.erase_scan(owner.name, scan_id)
+    services.jobs.erase_scan(owner.name, scan_id)

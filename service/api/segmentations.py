@@ -9,12 +9,12 @@ from fastapi import APIRouter, Header, Query, Request, Response, status
 from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import OwnerDep, PartsDep
+from service.api.deps import OwnerDep, ServicesDep
 from service.api.problems import RESPONSES
 from service.api.upload import SCAN_BODY, receive_scan
 from service.bundle.registry import DEFAULT_MODEL
 from service.errors import InvalidRequest
-from service.jobs.segmentation.status import Order
+from service.jobs.segmentation.status import WorkflowInput
 from service.schemas import FINISHED, Job, Jobs, Output, Priority, State
 
 router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses=RESPONSES)
@@ -31,7 +31,7 @@ RETRY_AFTER_S: Final = 1
 async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many parts
     request: Request,
     response: Response,
-    parts: PartsDep,
+    services: ServicesDep,
     owner: OwnerDep,
     scan: Annotated[str | None, Query(max_length=64, description="Id of an uploaded scan, instead of a body.")] = None,
     model: Annotated[str, Query(max_length=200, description="Name, or name@sha256.")] = DEFAULT_MODEL,
@@ -41,17 +41,17 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Job:
     """Segment a scan. 202 and `Location` as soon as the scan is safe; 200 if it is done within `Prefer: wait=N`."""
-    wait_s = _seconds_to_wait(", ".join(prefer or []), parts.settings.max_wait_s)
-    bundle = parts.registry.find(model)
+    wait_s = _seconds_to_wait(", ".join(prefer or []), services.settings.max_wait_s)
+    bundle = services.registry.find(model)
     if scan is None:
-        stored = await receive_scan(request, parts, owner.name)
+        stored = await receive_scan(request, services, owner.name)
     else:
-        stored = await run_in_threadpool(parts.state.find_scan, owner.name, scan)
+        stored = await run_in_threadpool(services.state.find_scan, owner.name, scan)
     kept = tuple(name for name in ALL_OUTPUTS if name in (outputs or ALL_OUTPUTS))
-    order = Order(owner.name, stored.id, bundle.identity, kept)
-    job = await run_in_threadpool(parts.jobs.submit, order, priority=priority, idempotency_key=idempotency_key)
+    order = WorkflowInput(owner.name, stored.id, bundle.identity, kept)
+    job = await run_in_threadpool(services.jobs.submit, order, priority=priority, idempotency_key=idempotency_key)
     if wait_s:
-        job = await run_in_threadpool(parts.jobs.wait, owner.name, job.id, wait_s)
+        job = await run_in_threadpool(services.jobs.wait, owner.name, job.id, wait_s)
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
     response.headers["Location"] = job.links.self
     if job.state in FINISHED:
@@ -63,34 +63,34 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
 
 @router.get("", operation_id="listSegmentations")
 def list_segmentations(
-    parts: PartsDep,
+    services: ServicesDep,
     owner: OwnerDep,
     state: State | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
 ) -> Jobs:
     """Return the caller's jobs, the newest first."""
-    found = parts.jobs.page(owner.name, state, _before(cursor) if cursor else None, limit + 1)
+    found = services.jobs.page(owner.name, state, _before(cursor) if cursor else None, limit + 1)
     following = _cursor(found[limit - 1]) if len(found) > limit else None
     return Jobs(jobs=found[:limit], next=following)
 
 
 @router.get("/{job_id}", operation_id="getSegmentation")
-def get_segmentation(job_id: str, parts: PartsDep, owner: OwnerDep) -> Job:
+def get_segmentation(job_id: str, services: ServicesDep, owner: OwnerDep) -> Job:
     """Return the state of a job."""
-    return parts.jobs.find(owner.name, job_id)
+    return services.jobs.find(owner.name, job_id)
 
 
 @router.post("/{job_id}/cancel", operation_id="cancelSegmentation", status_code=status.HTTP_202_ACCEPTED)
-def cancel_segmentation(job_id: str, parts: PartsDep, owner: OwnerDep) -> Job:
+def cancel_segmentation(job_id: str, services: ServicesDep, owner: OwnerDep) -> Job:
     """Stop a job, also in the middle of its computation; 409 once it has finished."""
-    return parts.jobs.cancel(owner.name, job_id)
+    return services.jobs.cancel(owner.name, job_id)
 
 
 @router.delete("/{job_id}", operation_id="deleteSegmentation", status_code=status.HTTP_204_NO_CONTENT)
-def delete_segmentation(job_id: str, parts: PartsDep, owner: OwnerDep) -> None:
+def delete_segmentation(job_id: str, services: ServicesDep, owner: OwnerDep) -> None:
     """Erase a job with its results, and its scan unless another job was made from it; stops it first."""
-    parts.jobs.erase(owner.name, job_id)
+    services.jobs.erase(owner.name, job_id)
 
 
 def _cursor(job: Job) -> str:

@@ -7,7 +7,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from service.api.deps import Parts
+from service.api.deps import Services
 from service.api.multipart import file_of
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
 from service.intake.sandbox import check_sandboxed
@@ -38,7 +38,7 @@ FRAME_BYTES: Final = 1 << 16
 """What a form may add to the file: boundaries, headers and other fields."""
 
 
-async def receive_scan(request: Request, parts: Parts, owner: str) -> Scan:
+async def receive_scan(request: Request, services: Services, owner: str) -> Scan:
     """Return the scan of the body, which lies complete, checked and flushed to the disk in the state directory.
 
     The body is the file itself, or a form (multipart/form-data) with one file.
@@ -51,8 +51,8 @@ async def receive_scan(request: Request, parts: Parts, owner: str) -> Scan:
         ScanError: header, geometry or length of the file are at fault.
         StorageFull: no space is left.
     """
-    with Upload(parts.state, owner) as upload:
-        received = await receive_file(request, upload, parts.settings.max_upload_bytes)
+    with Upload(services.state, owner) as upload:
+        received = await receive_file(request, upload, services.settings.max_upload_bytes)
         await run_in_threadpool(check_sandboxed, upload.path)
         return Scan(id=await run_in_threadpool(upload.keep), bytes=received)
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from service.bundle.schema import Declaration
-from service.calibration.cohort import CaseSums, Estimate, class_scores, cohort_scores
+from service.calibration.cohort import BootstrapEstimate, CaseSums, class_scores, cohort_scores
 from service.calibration.histogram import BINS, ReliabilityHistogram
 
 SCHEMA_VERSION: Final = "1.0"
@@ -29,7 +29,7 @@ class Interval(Declaration):
     high: float | None
 
     @classmethod
-    def of(cls, estimate: Estimate) -> "Interval":
+    def of(cls, estimate: BootstrapEstimate) -> "Interval":
         """Return the estimate with NaN as null."""
         value, low, high = (None if np.isnan(x) else x for x in (estimate.value, estimate.low, estimate.high))
         return cls(value=value, low=low, high=high)

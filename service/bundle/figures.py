@@ -30,7 +30,7 @@ _GAP_COLOUR: Final = "#d5754a"
 _DOT_COLOUR: Final = "#0072b2"
 
 
-def draw_reliability(reliability: Reliability, kind: Format) -> bytes:
+def draw_reliability(reliability: Reliability, picture_format: Format) -> bytes:
     """Return a picture of all structures: a column each, the diagram above, the dataset histogram below.
 
     Raises:
@@ -49,7 +49,7 @@ def draw_reliability(reliability: Reliability, kind: Format) -> bytes:
         _draw_images(column[2], structure)
         _draw_counts(column[3], np.array(structure.images).sum(axis=1))
         column[3].set(xlabel="mean predicted probability", ylabel="images")
-    return _saved(figure, kind)
+    return _saved(figure, picture_format)
 
 
 class CaseDiagrams:
@@ -81,7 +81,7 @@ class CaseDiagrams:
             diagram.set_title(name, fontsize=10)
             self._axes.append((diagram, counts))
 
-    def draw(self, reliability: Reliability, kind: Format) -> bytes:
+    def draw(self, reliability: Reliability, picture_format: Format) -> bytes:
         """Return the picture of one image; its structures are those that the figure was laid out for, in order."""
         self._title.set_text(f"{reliability.source}\n{RESEARCH_USE_ONLY}")
         drawn = []
@@ -89,13 +89,13 @@ class CaseDiagrams:
             heading = "this image" if structure.ace is not None else "absent from\nthe reference"
             drawn += _draw_gaps(diagram, structure, heading)
             drawn += _draw_counts(counts, np.array(structure.count))
-        picture = _saved(self._figure, kind)
+        picture = _saved(self._figure, picture_format)
         for artist in drawn:
             artist.remove()
         return picture
 
 
-def draw_distribution(values: Mapping[str, Sequence[float]], label: str, kind: Format) -> bytes:
+def draw_distribution(values: Mapping[str, Sequence[float]], label: str, picture_format: Format) -> bytes:
     """Return a picture of how a figure spreads over cases: a row per structure, a dot per case.
 
     The bar spans the middle half of the cases, the tick is their median. NaN is left out: the figure is undefined there.
@@ -103,7 +103,7 @@ def draw_distribution(values: Mapping[str, Sequence[float]], label: str, kind: F
     Args:
         values: of each case, by structure.
         label: name of the figure, with its unit where it has one.
-        kind: file format.
+        picture_format: file format.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -122,7 +122,7 @@ def draw_distribution(values: Mapping[str, Sequence[float]], label: str, kind: F
     axes.set(yticks=range(len(values)), yticklabels=list(values), ylim=(len(values) - 0.4, -0.45), xlabel=label)
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
-    return _saved(figure, kind)
+    return _saved(figure, picture_format)
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> "Figure":
@@ -137,10 +137,12 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     return figure
 
 
-def _saved(figure: "Figure", kind: Format) -> bytes:
+def _saved(figure: "Figure", picture_format: Format) -> bytes:
     buffer = io.BytesIO()
     with _the_same_each_time():
-        figure.savefig(buffer, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(
+            buffer, format=picture_format, dpi=110, metadata={"Date": None} if picture_format == "svg" else None
+        )
     return buffer.getvalue()
 
 

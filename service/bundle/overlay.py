@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.bundle.card import Measurement
 from service.bundle.description import BundleDescription
-from service.bundle.kind import KINDS, Kind
+from service.bundle.engine_kind import ENGINE_KINDS, EngineKind
 from service.bundle.schema import Declaration
 from service.errors import BundleInvalid
 
@@ -30,7 +30,7 @@ class Overlay(Declaration):
 
 def write_overlay(state: Path, bundle: BundleDescription, measurement: Measurement) -> Path:
     """Keep a measurement in a state directory and return its file; an earlier one of the same kind is replaced."""
-    file = _file(state, bundle, Kind(measurement.engine, measurement.precision))
+    file = _file(state, bundle, EngineKind(measurement.engine, measurement.precision))
     file.parent.mkdir(parents=True, exist_ok=True)
     overlay = Overlay(bundle=bundle.identity, date=dt.datetime.now(dt.UTC).date(), measurement=measurement)
     part = file.with_suffix(".part")
@@ -39,31 +39,37 @@ def write_overlay(state: Path, bundle: BundleDescription, measurement: Measureme
     return file
 
 
-def measurements_of(bundle: BundleDescription, state: Path | None) -> dict[Kind, Measurement]:
+def measurements_of(bundle: BundleDescription, state: Path | None) -> dict[EngineKind, Measurement]:
     """Return what the card holds and, for kinds that it lacks, what a state directory holds.
 
     Raises:
         BundleInvalid: a file there is damaged, or belongs to another bundle.
     """
-    found = {Kind(each.engine, each.precision): each for each in bundle.card.measurements}
+    found = {EngineKind(each.engine, each.precision): each for each in bundle.card.measurements}
     if state is None:
         return found
-    files = {kind: _file(state, bundle, kind) for kind in KINDS.values() if kind not in found}
-    return found | {kind: _read(file, bundle, kind) for kind, file in files.items() if file.is_file()}
+    files = {
+        engine_kind: _file(state, bundle, engine_kind)
+        for engine_kind in ENGINE_KINDS.values()
+        if engine_kind not in found
+    }
+    return found | {
+        engine_kind: _read(file, bundle, engine_kind) for engine_kind, file in files.items() if file.is_file()
+    }
 
 
-def _read(file: Path, bundle: BundleDescription, kind: Kind) -> Measurement:
+def _read(file: Path, bundle: BundleDescription, engine_kind: EngineKind) -> Measurement:
     try:
         overlay = Overlay.model_validate_json(file.read_bytes())
     except ValidationError as error:
         msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory is damaged. Remove it, or measure again: calibrant calibrate --verify."
         raise BundleInvalid(msg) from error
     measured = overlay.measurement
-    if (overlay.bundle, measured.engine, measured.precision) != (bundle.identity, *kind):
+    if (overlay.bundle, measured.engine, measured.precision) != (bundle.identity, *engine_kind):
         msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory was measured with something else. Remove it."
         raise BundleInvalid(msg)
     return measured
 
 
-def _file(state: Path, bundle: BundleDescription, kind: Kind) -> Path:
-    return state / FOLDER / bundle.sha256 / f"{kind.name}.json"
+def _file(state: Path, bundle: BundleDescription, engine_kind: EngineKind) -> Path:
+    return state / FOLDER / bundle.sha256 / f"{engine_kind.name}.json"

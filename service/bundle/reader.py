@@ -10,7 +10,7 @@ from torch import nn
 
 from service.bundle.card import Measurement
 from service.bundle.description import LOCATOR, WEIGHTS, BundleDescription, describe_bundle
-from service.bundle.kind import REFERENCE, Kind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.network import build_network
 from service.bundle.schema import Network
 from service.errors import BundleInvalid
@@ -25,7 +25,7 @@ class LoadedBundle:
         network: windows to logits, as the engine of `kind` runs it.
         device: that computes.
         locator: where it has one, by torch in float32.
-        kind: engine and precision of the network.
+        engine_kind: engine and precision of the network.
         measurement: of this kind, where it was made here; else the card's counts.
     """
 
@@ -33,7 +33,7 @@ class LoadedBundle:
     network: nn.Module
     device: torch.device
     locator: nn.Module | None = None
-    kind: Kind = REFERENCE
+    engine_kind: EngineKind = REFERENCE
     measurement: Measurement | None = None
 
 

@@ -92,7 +92,7 @@ class Region(Declaration):
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class StructureChannels:
     """What a figure speaks about: a name and the output channels whose probabilities are summed for it."""
 
     name: str
@@ -228,13 +228,16 @@ class ServiceConfig(Declaration):
         return self.model_copy(update=update)
 
     @property
-    def structures(self) -> tuple[Structure, ...]:
+    def structures(self) -> tuple[StructureChannels, ...]:
         """What is scored beside the background: the regions where there are any, else each label on its own."""
         if not self.regions:
-            return tuple(Structure(label.name, (channel,)) for channel, label in enumerate(self.labels) if channel)
+            return tuple(
+                StructureChannels(label.name, (channel,)) for channel, label in enumerate(self.labels) if channel
+            )
         channel_of = {label.value: channel for channel, label in enumerate(self.labels)}
         return tuple(
-            Structure(region.name, tuple(channel_of[value] for value in region.labels)) for region in self.regions
+            StructureChannels(region.name, tuple(channel_of[value] for value in region.labels))
+            for region in self.regions
         )
 
     @field_validator("orientation")

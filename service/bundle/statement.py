@@ -12,7 +12,7 @@ FEATURES: Final = ("extent_mm_1", "extent_mm_2", "extent_mm_3", "spacing_mm_1", 
 """Field of view and voxel size along the axes of the bundle's orientation: what a scan is compared by."""
 
 
-def state(card: CalibrationCard, measurement: Measurement, reasons: list[str]) -> Statement:
+def statement_of(card: CalibrationCard, measurement: Measurement, reasons: list[str]) -> Statement:
     """Return what the card says about its population, or why it says nothing about this scan."""
     whom = card.population
     about = f"{whom.n_cases} cases of {whom.n_persons} persons ({whom.dataset}, {whom.split}; {card.date})"

@@ -114,7 +114,7 @@ def _confusion(labels: npt.NDArray[np.integer], mask: npt.NDArray[np.integer], c
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class BootstrapEstimate:
     """A figure with its person-bootstrap percentile interval at `COVERAGE`."""
 
     value: float
@@ -122,7 +122,7 @@ class Estimate:
     high: float
 
 
-def cohort_scores(cases: Sequence[CaseSums], *, seed: int = 0) -> dict[str, Estimate]:
+def cohort_scores(cases: Sequence[CaseSums], *, seed: int = 0) -> dict[str, BootstrapEstimate]:
     """Return every headline figure of a cohort with its interval over persons; keys as `cohort_draws`."""
     return {name: estimate(draws) for name, draws in cohort_draws(cases, person_weights(cases, seed)).items()}
 
@@ -146,7 +146,7 @@ def cohort_draws(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64]) -> d
     return _macro(cases, weights, foreground) | _micro(cases, weights, foreground) | whole
 
 
-def class_scores(cases: Sequence[CaseSums], class_index: int, *, seed: int = 0) -> dict[str, Estimate]:
+def class_scores(cases: Sequence[CaseSums], class_index: int, *, seed: int = 0) -> dict[str, BootstrapEstimate]:
     """Return the figures of one class (keys as `cohort_draws`, without Brier and NLL, which have no class)."""
     weights = person_weights(cases, seed)
     one = slice(class_index, class_index + 1)
@@ -163,7 +163,7 @@ def person_weights(cases: Sequence[CaseSums], seed: int) -> npt.NDArray[np.int64
     return np.vstack([np.ones(len(cases), np.int64), times_drawn[:, owner]])
 
 
-def estimate(draws: Scores) -> Estimate:
+def estimate(draws: Scores) -> BootstrapEstimate:
     """Return the figure of row 0 with the interval of the other rows; NaN where it is undefined.
 
     Args:
@@ -171,10 +171,10 @@ def estimate(draws: Scores) -> Estimate:
     """
     value, resampled = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
     if not resampled.size:
-        return Estimate(value, float("nan"), float("nan"))
+        return BootstrapEstimate(value, float("nan"), float("nan"))
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+    return BootstrapEstimate(value, float(low), float(high))
 
 
 def _macro(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64], classes: slice) -> dict[str, Scores]:

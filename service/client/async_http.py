@@ -12,7 +12,7 @@ from httpx_sse import EventSource
 from tenacity import AsyncRetrying
 
 from service.client import calls
-from service.client.calls import Call, Order, Show, Source, Talk
+from service.client.calls import Call, Order, ScanSource, Show, Talk
 from service.client.events import EventStream
 from service.client.result import Result
 from service.client.retry import PATIENCE_S, Retry
@@ -42,7 +42,7 @@ class AsyncClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
 
@@ -60,7 +60,7 @@ class AsyncClient:
 
     async def segment(
         self,
-        scan: Source,
+        scan: ScanSource,
         model: str | None = None,
         show: Show = lambda _: None,
         *,

@@ -32,7 +32,7 @@ PROMPT: Final = {"Prefer": f"wait={WAIT_S}"}
 _T = TypeVar("_T")
 _Wire = TypeVar("_Wire", bound=Wire)
 
-Source = Path | Scan | str
+ScanSource = Path | Scan | str
 """A file, or a scan that was uploaded, or its id."""
 
 Show = Callable[[Job], None]
@@ -51,7 +51,7 @@ class Order:
         idempotency_key: the same key never makes a second job; a fresh one by default.
     """
 
-    scan: Source
+    scan: ScanSource
     model: str | None = None
     outputs: tuple[Output, ...] = ()
     priority: Priority = "normal"
@@ -211,7 +211,7 @@ def _with_body(call: Call, scan: Path) -> Call:
 
 def _error_of(problem: Problem, retry_after_s: float | None = None) -> ServerProblem:
     return ServerProblem(
-        problem.detail, problem.status, kind=problem.type, title=problem.title, retry_after_s=retry_after_s
+        problem.detail, problem.status, problem_type=problem.type, title=problem.title, retry_after_s=retry_after_s
     )
 
 

@@ -12,7 +12,7 @@ from httpx_sse import EventSource
 from tenacity import Retrying
 
 from service.client import calls
-from service.client.calls import Call, Order, Show, Source, Talk
+from service.client.calls import Call, Order, ScanSource, Show, Talk
 from service.client.events import EventStream
 from service.client.result import Result
 from service.client.retry import PATIENCE_S, Retry
@@ -54,7 +54,7 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -72,7 +72,7 @@ class Client:
 
     def segment(
         self,
-        scan: Source,
+        scan: ScanSource,
         model: str | None = None,
         show: Show = lambda _: None,
         *,

@@ -49,7 +49,7 @@ class Retry:
 
 
 def _is_broken_bundle(error: ServerProblem) -> bool:
-    return issubclass(BY_CODE.get(error.kind.rpartition("/")[2], ServerProblem), BundleError)
+    return issubclass(BY_CODE.get(error.problem_type.rpartition("/")[2], ServerProblem), BundleError)
 
 
 def _pause_s(state: RetryCallState) -> float:

@@ -159,7 +159,7 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
     """
     from rich.console import Console
 
-    from service.commands.batch.command import Request, run_command
+    from service.commands.batch.command import BatchRequest, run_command
     from service.commands.batch.journal import Shard
 
     try:
@@ -167,7 +167,7 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--shard") from error
     where = None if local else url
-    request = Request(source, out, where, model, jobs, part, pattern, dry_run, retry_failed, parquet)
+    request = BatchRequest(source, out, where, model, jobs, part, pattern, dry_run, retry_failed, parquet)
     # Elsewhere than on a terminal rich would break lines after 80 letters.
     raise typer.Exit(run_command(request, Console(width=None if sys.stdout.isatty() else 160)))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.commands.batch.case import Case
+from service.commands.batch.case import BatchCase
 from service.commands.batch.dicom import find_series, is_dicom
 from service.commands.predict import installed
 from service.errors import BY_CODE, CalibrantError, SettingsError, SourceError
@@ -124,7 +124,7 @@ def read_settings(inbox: Path) -> ModuleSettings:
         raise SettingsError(msg) from error
 
 
-def _segment(case: Case, outbox: Path, bundle: "LoadedBundle", objects: list[DicomObject]) -> dict[str, Any]:
+def _segment(case: BatchCase, outbox: Path, bundle: "LoadedBundle", objects: list[DicomObject]) -> dict[str, Any]:
     """Write the objects of a series, under mercure's names, and return what the report holds of it."""
     from service.executors.on_demand import derive_dicom
     from service.intake.dicom.header import read_series_header

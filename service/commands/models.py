@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rich.table import Column, Table
 
-from service.bundle.statement import state
+from service.bundle.statement import statement_of
 from service.client.http import Client
 from service.commands.predict import registry
 from service.schemas import Statement
@@ -37,7 +37,9 @@ def models_here() -> list[Installed]:
     """
     found = registry()
     ready = [
-        Installed(name, each.config.version, each.identity, "", state(each.card, each.card.measurements[0], reasons=[]))
+        Installed(
+            name, each.config.version, each.identity, "", statement_of(each.card, each.card.measurements[0], reasons=[])
+        )
         for name, each in found.ready.items()
     ]
     return ready + [Installed(name, "", "", why, None) for name, why in found.broken.items()]

@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from service.intake.dicom.source import Source
+from service.intake.dicom.source import SourceSeries
 from service.result.dicom.objects import write_objects
-from service.result.dicom.outcome import Model, Outcome
+from service.result.dicom.outcome import ModelIdentity, Outcome
 from service.result.files import CONFIDENCE, MASK, RESULT, SOURCE, SUMMARY
 from service.result.frame import read_frame
 from service.schemas import CaseResult, DicomObject, Summary, Superseded
@@ -35,7 +35,7 @@ def write_dicom(result: Path, folder: Path, objects: Collection[DicomObject], su
         supersedes: the report of an earlier result that this one replaces.
     """
     outcome = read_outcome(result, supersedes)
-    write_objects(outcome, folder, [kind for kind in objects if kind != "pm"])
+    write_objects(outcome, folder, [dicom_object for dicom_object in objects if dicom_object != "pm"])
     if "pm" in objects:
         from service.derived.maps import write_map
 
@@ -57,12 +57,14 @@ def read_outcome(result: Path, supersedes: Superseded | None = None) -> Outcome:
         msg = "the result knows neither its date nor its model's hashes"
         raise ValueError(msg)
     return Outcome(
-        source=Source.model_validate_json(gzip.decompress((result / SOURCE).read_bytes())),
+        source=SourceSeries.model_validate_json(gzip.decompress((result / SOURCE).read_bytes())),
         labels=config.labels[1:],
         mask_KRC=_slices(result / MASK).astype(np.uint8),
         confidence_KRC=_slices(result / CONFIDENCE).astype(np.uint8),
         summary=Summary.model_validate_json((result / SUMMARY).read_bytes()),
-        model=Model(config.name, config.version, case.model.partition("@")[2], case.weights_sha256, case.card_sha256),
+        model=ModelIdentity(
+            config.name, config.version, case.model.partition("@")[2], case.weights_sha256, case.card_sha256
+        ),
         created=case.created,
         content=hashlib.sha256("".join(case.files[name] for name in SHOWN).encode()).hexdigest(),
         supersedes=supersedes,

@@ -36,29 +36,29 @@ def slabs_of(result: Path, frame: Frame) -> Iterator[tuple[slice, Slab]]:
     return probability_slabs(torch.from_numpy(read_logits(result)), grid_of(frame), frame.config)
 
 
-def write_map(result: Path, out: Path, content: Content, kind: VoxelType) -> None:
+def write_map(result: Path, out: Path, content: Content, voxel_type: VoxelType) -> None:
     """Write one .nii.gz on the scan's grid: 4-D with a volume per class for probabilities, 3-D otherwise.
 
     Args:
         result: folder with the logits and the frame.
         out: file to write; a scratch file of the unpacked size lies beside it for a while.
         content: of the voxels.
-        kind: of the voxels.
+        voxel_type: of the voxels.
     """
     frame = read_frame(result)
     classes = len(frame.config.labels)
     volumes = classes if content == "probabilities" else 1
     least = 1 / classes if content == "confidence" else 0.0
-    head = map_header(frame.scan_header, kind, volumes)
+    head = map_header(frame.scan_header, voxel_type, volumes)
     scratch = out.with_name(f"{out.name}.scratch")
     with scratch.open("wb") as file:
         file.write(head)
-        file.truncate(len(head) + volumes * math.prod(frame.scan_shape) * np.dtype(kind).itemsize)
-    voxels = np.memmap(scratch, kind, "r+", len(head), (*frame.scan_shape, volumes), "F")
+        file.truncate(len(head) + volumes * math.prod(frame.scan_shape) * np.dtype(voxel_type).itemsize)
+    voxels = np.memmap(scratch, voxel_type, "r+", len(head), (*frame.scan_shape, volumes), "F")
     turned = [nib.orientations.apply_orientation(voxels[..., v], frame.orientation) for v in range(volumes)]
     for window, probs in slabs_of(result, frame):
         for view, values in zip(turned, _CONTENTS[content](probs), strict=True):
-            view[window] = to_codes(values, kind, least=least)
+            view[window] = to_codes(values, voxel_type, least=least)
             # Written pages belong to the file now, not to this process.
             voxels.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]  # the mmap below a memmap
     del turned, voxels

@@ -4,20 +4,24 @@ from importlib.util import find_spec
 
 import torch
 
-from service.bundle.kind import KINDS, Kind
+from service.bundle.engine_kind import ENGINE_KINDS, EngineKind
 
 
-def available(device: torch.device) -> list[Kind]:
+def available(device: torch.device) -> list[EngineKind]:
     """Return the kinds that a device can run, the fastest first."""
-    return [kind for kind in KINDS.values() if _has_engine(kind, device) and _has_precision(kind, device)]
+    return [
+        engine_kind
+        for engine_kind in ENGINE_KINDS.values()
+        if _has_engine(engine_kind, device) and _has_precision(engine_kind, device)
+    ]
 
 
-def _has_engine(kind: Kind, device: torch.device) -> bool:
-    return kind.engine == "torch" or (device.type == "cpu" and find_spec("openvino") is not None)
+def _has_engine(engine_kind: EngineKind, device: torch.device) -> bool:
+    return engine_kind.engine == "torch" or (device.type == "cpu" and find_spec("openvino") is not None)
 
 
-def _has_precision(kind: Kind, device: torch.device) -> bool:
-    if kind.precision == "fp32":
+def _has_precision(engine_kind: EngineKind, device: torch.device) -> bool:
+    if engine_kind.precision == "fp32":
         return True
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()

@@ -7,7 +7,7 @@ import structlog
 import torch
 from torch import nn
 
-from service.bundle.kind import AUTO, KINDS, REFERENCE, Kind
+from service.bundle.engine_kind import AUTO, ENGINE_KINDS, REFERENCE, EngineKind
 from service.bundle.overlay import measurements_of
 from service.bundle.reader import LoadedBundle, load_bundle
 from service.bundle.schema import ServiceConfig
@@ -40,27 +40,27 @@ def ready_bundle(root: Path, device: torch.device, engine: str = AUTO, state: Pa
     measured = measurements_of(bundle.description, state)
     cache = None if state is None else state / FOLDER / bundle.description.sha256
     config = bundle.description.config
-    for kind in _candidates(engine, available(device)):
-        if kind not in measured:
+    for engine_kind in _candidates(engine, available(device)):
+        if engine_kind not in measured:
             if engine == AUTO:
                 continue
-            raise BundleUnsupported(_not_measured(kind))
+            raise BundleUnsupported(_not_measured(engine_kind))
         try:
-            network = run_by(kind, bundle.network, config, cache)
+            network = run_by(engine_kind, bundle.network, config, cache)
         except EngineDisagrees:
             if engine != AUTO:
                 raise
-            log.warning("engine left out: it does not compute what the network says", engine=kind.name)
+            log.warning("engine left out: it does not compute what the network says", engine=engine_kind.name)
             continue
-        return replace(bundle, network=network, kind=kind, measurement=measured[kind])
+        return replace(bundle, network=network, engine_kind=engine_kind, measurement=measured[engine_kind])
     return bundle
 
 
-def run_by(kind: Kind, network: nn.Module, config: ServiceConfig, cache: Path | None = None) -> nn.Module:
+def run_by(engine_kind: EngineKind, network: nn.Module, config: ServiceConfig, cache: Path | None = None) -> nn.Module:
     """Return the network as an engine runs it: the same mapping of windows to logits, checked.
 
     Args:
-        kind: that the network's device has.
+        engine_kind: that the network's device has.
         network: in evaluation mode, by torch in float32.
         config: size of its windows.
         cache: folder in which engines may keep what they have prepared of this very network.
@@ -68,32 +68,32 @@ def run_by(kind: Kind, network: nn.Module, config: ServiceConfig, cache: Path | 
     Raises:
         EngineDisagrees: it computes something else.
     """
-    if kind == REFERENCE:
+    if engine_kind == REFERENCE:
         return network
     device = next(network.parameters()).device
     window = example_window(len(config.channels), config.patch_size, device)
-    if kind.engine == "openvino":
+    if engine_kind.engine == "openvino":
         from service.engines.openvino_ir import compiled  # an optional package
 
-        found: nn.Module = compiled(network, window, kind.precision, cache)
+        found: nn.Module = compiled(network, window, engine_kind.precision, cache)
     else:
         found = in_bf16(network, window)
-    check(found, network, window, kind.precision)
+    check(found, network, window, engine_kind.precision)
     return found
 
 
-def _candidates(engine: str, here: list[Kind]) -> list[Kind]:
+def _candidates(engine: str, here: list[EngineKind]) -> list[EngineKind]:
     if engine == AUTO:
         return here
-    if engine not in KINDS or KINDS[engine] not in here:
-        names = ", ".join(kind.name for kind in here)
+    if engine not in ENGINE_KINDS or ENGINE_KINDS[engine] not in here:
+        names = ", ".join(engine_kind.name for engine_kind in here)
         msg = f"This machine does not have the engine that was asked for; it has {names}. Set CALIBRANT_ENGINE to one of these, or to {AUTO}."
         raise BundleUnsupported(msg)
-    return [KINDS[engine]]
+    return [ENGINE_KINDS[engine]]
 
 
-def _not_measured(kind: Kind) -> str:
+def _not_measured(engine_kind: EngineKind) -> str:
     return (
-        f"The calibration card has no measurement of {kind.engine} at {kind.precision}: nothing could be said about its "
-        f"results. Measure it here: calibrant calibrate RECIPE --data DIR --verify BUNDLE --engine {kind.name}."
+        f"The calibration card has no measurement of {engine_kind.engine} at {engine_kind.precision}: nothing could be said about its "
+        f"results. Measure it here: calibrant calibrate RECIPE --data DIR --verify BUNDLE --engine {engine_kind.name}."
     )

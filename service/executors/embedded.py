@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import structlog
 
 from service.bundle.description import BundleDescription
-from service.bundle.kind import AUTO
+from service.bundle.engine_kind import AUTO
 from service.errors import (
     BY_CODE,
     BundleIntegrity,
@@ -238,13 +238,13 @@ class EmbeddedExecutor:
 def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> CaseResult:
     told = False
     while True:
-        kind, *content = child.pipe.recv()
-        if kind == "stage":
+        message, *content = child.pipe.recv()
+        if message == "stage":
             report(*content)
             if not told and cancelled():
                 child.pipe.send((_CANCEL, None))
                 told = True
-        elif kind == "failed":
+        elif message == "failed":
             code, detail = content
             raise BY_CODE[code](detail)
         else:
@@ -273,12 +273,12 @@ def _serve(
     pipe.send(("ready",))
     while True:
         try:
-            kind, order = pipe.recv()
+            message, order = pipe.recv()
         except EOFError:
             return
-        if kind == _FORGET:
+        if message == _FORGET:
             bundles.pop(order, None)
-        if kind != _RUN:  # a cancellation came too late: the case was done
+        if message != _RUN:  # a cancellation came too late: the case was done
             continue
         scan, root, identity, out, outputs = order
         try:

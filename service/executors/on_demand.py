@@ -26,14 +26,14 @@ _MEASURED: Final = "measured.json"
 _LABELS: Final = "labels.npy"
 
 
-def derive_map(result: Path, work: Path, content: Content, kind: VoxelType, seconds: float) -> Path:
+def derive_map(result: Path, work: Path, content: Content, voxel_type: VoxelType, seconds: float) -> Path:
     """Return a .nii.gz of the probabilities, the uncertainty or the confidence of a result.
 
     Args:
         result: its folder.
         work: folder that the file is written to.
         content: what it shows.
-        kind: of the voxels.
+        voxel_type: of the voxels.
         seconds: after which it is given up.
 
     Raises:
@@ -42,7 +42,7 @@ def derive_map(result: Path, work: Path, content: Content, kind: VoxelType, seco
     """
     reject_without_logits(result)
     out = work / f"{content}.nii.gz"
-    _in_child(_write_map, result, seconds, out, content, kind)
+    _in_child(_write_map, result, seconds, out, content, voxel_type)
     return out
 
 
@@ -97,7 +97,7 @@ def derive_dicom(
         reject_without_logits(result)
     kinds = tuple(dict.fromkeys(objects))
     _in_child(_write_dicom, result, seconds, work, kinds, supersedes)
-    return [work / f"{kind}.dcm" for kind in kinds]
+    return [work / f"{voxel_type}.dcm" for voxel_type in kinds]
 
 
 def _in_child(work: Callable[..., None], result: Path, seconds: float, *arguments: object) -> None:
@@ -120,10 +120,10 @@ def _in_child(work: Callable[..., None], result: Path, seconds: float, *argument
         raise ExecutionError(msg)
 
 
-def _write_map(result: Path, out: Path, content: Content, kind: VoxelType) -> None:
+def _write_map(result: Path, out: Path, content: Content, voxel_type: VoxelType) -> None:
     from service.derived.maps import write_map
 
-    write_map(result, out, content, kind)
+    write_map(result, out, content, voxel_type)
 
 
 def _write_measured(result: Path, work: Path, model: str) -> None:

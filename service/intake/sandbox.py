@@ -95,14 +95,14 @@ def start_sandbox(*modules: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Child:
+class _DecoderChild:
     """A process that waits for its one file."""
 
     process: "multiprocessing.context.ForkServerProcess"
     pipe: "Connection[Any, Any]"
 
     @classmethod
-    def started(cls) -> "_Child":
+    def started(cls) -> "_DecoderChild":
         """Start one."""
         ours, theirs = _PROCESSES.Pipe()
         process = _PROCESSES.Process(target=_decode_in_child, args=(theirs,), daemon=True)
@@ -122,29 +122,29 @@ _REHEARSED: Final = (256, 256, 8)
 """Voxels of the scan that a process decodes before the one that it waits for."""
 
 _PREPARING: Final = "calibrant-sandbox"
-_NEXT: "Final[queue.Queue[_Child]]" = queue.Queue(maxsize=1)
+_NEXT: "Final[queue.Queue[_DecoderChild]]" = queue.Queue(maxsize=1)
 
 
-def _prepare_next(last: _Child | None = None) -> None:
+def _prepare_next(last: _DecoderChild | None = None) -> None:
     """End the process that decoded the last file and see to it that one waits for the next."""
     if last is not None:
         last.end()
     if _NEXT.empty():
-        child = _Child.started()
+        child = _DecoderChild.started()
         try:
             _NEXT.put_nowait(child)
         except queue.Full:  # another thread was faster
             child.end()
 
 
-def _next_child() -> _Child:
+def _next_child() -> _DecoderChild:
     """Return the process that waits, or a new one."""
     with suppress(queue.Empty):
         child = _NEXT.get_nowait()
         if child.process.is_alive():
             return child
         child.end()
-    return _Child.started()
+    return _DecoderChild.started()
 
 
 def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Final
 
 import structlog
 
-from service.jobs.pacs.queue import DicomJobs
-from service.jobs.segmentation.queue import JobQueue
+from service.jobs.pacs.queue import PacsJobs
+from service.jobs.segmentation.queue import SegmentationJobs
 from service.result.files import LOGITS
 from service.storage.local import StateDirectory
 
@@ -32,7 +32,7 @@ class Policy:
 
 
 def sweep(
-    jobs: JobQueue, state: StateDirectory, policy: Policy, now: dt.datetime, dicom: DicomJobs | None = None
+    jobs: SegmentationJobs, state: StateDirectory, policy: Policy, now: dt.datetime, dicom: PacsJobs | None = None
 ) -> int:
     """Erase what is older than the policy allows and return how many jobs, scans and files of logits that were."""
     removed = 0
@@ -51,7 +51,9 @@ def sweep(
 class Sweeper:
     """Sweeps every few minutes in a thread of its own."""
 
-    def __init__(self, jobs: JobQueue, state: StateDirectory, policy: Policy, dicom: DicomJobs | None = None) -> None:
+    def __init__(
+        self, jobs: SegmentationJobs, state: StateDirectory, policy: Policy, dicom: PacsJobs | None = None
+    ) -> None:
         self._arguments = jobs, state, policy
         self._dicom = dicom
         self._ended = threading.Event()
@@ -76,7 +78,7 @@ class Sweeper:
             self._ended.wait(EVERY_S)
 
 
-def _erase_idle_scans(jobs: JobQueue, state: StateDirectory, before: dt.datetime) -> int:
+def _erase_idle_scans(jobs: SegmentationJobs, state: StateDirectory, before: dt.datetime) -> int:
     removed = 0
     for scan in state.scans.glob("*/*"):
         owner = scan.parent.name

@@ -11,7 +11,7 @@ from service.pacs.selection import Series
 from service.pacs.web import DicomWeb
 
 
-class Source(Protocol):
+class SeriesSource(Protocol):
     """Where series come from: a `Peer`, or `service.pacs.spool.Spool`; every method may raise a `PacsError`."""
 
     def __enter__(self) -> Self:
@@ -19,7 +19,7 @@ class Source(Protocol):
         ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         """End the connection."""
         ...
@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
 
-class Peer(Source, Protocol):
+class Peer(SeriesSource, Protocol):
     """A PACS: `service.pacs.web.DicomWeb` or `service.pacs.dimse.DimsePeer`."""
 
     def holds(self, study: str, series: str, instance: str) -> bool:

@@ -18,7 +18,7 @@ from service.bundle.schema import ServiceConfig
 Progress = Callable[[float], None]
 """Receives the fraction done, in (0, 1]."""
 
-Placement = Literal["device", "device, sums on the CPU", "CPU"]
+ComputedOn = Literal["device", "device, sums on the CPU", "CPU"]
 """Where a case was computed: wholly on the device, its network only, or nothing."""
 
 _SIGMA_PER_WINDOW = 0.125
@@ -50,7 +50,7 @@ def infer(
 
 def infer_within_memory(
     network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress = _unheard
-) -> tuple[torch.Tensor, Placement]:
+) -> tuple[torch.Tensor, ComputedOn]:
     """Return what `infer` returns, and where it was computed: each time the memory runs out one step further down.
 
     A GPU that is too small for the sums over a large scan often still holds a window; then only the sums move. At

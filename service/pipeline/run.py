@@ -16,8 +16,7 @@ from service.errors import BundleUnsupported
 from service.intake.sandbox import decode_sandboxed
 from service.pipeline.centre import Placement, place
 from service.pipeline.grid import Grid, frame_of
-from service.pipeline.infer import Placement as DevicePlacement
-from service.pipeline.infer import infer_within_memory
+from service.pipeline.infer import ComputedOn, infer_within_memory
 from service.pipeline.locate import locate, shows_more
 from service.pipeline.predict import Segmentation, segment
 from service.pipeline.preprocess import preprocess
@@ -80,8 +79,8 @@ def run_case(
         model=description.identity,
         device=str(bundle.device),
         placement=placement,
-        engine=bundle.kind.engine,
-        precision=bundle.kind.precision,
+        engine=bundle.engine_kind.engine,
+        precision=bundle.engine_kind.precision,
         seconds=watch.seconds,
         files=hashes,
         weights_sha256=description.card.weights_sha256,
@@ -113,12 +112,10 @@ def _inputs(volume: Volume, found: Placement | None, config: ServiceConfig) -> t
     return [preprocess(each.volume, config)[0] for each in found.placed], found.grid(volume, config)
 
 
-def _infer_each(
-    bundle: LoadedBundle, images: list[torch.Tensor], report: Report
-) -> tuple[torch.Tensor, DevicePlacement]:
+def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report) -> tuple[torch.Tensor, ComputedOn]:
     """Return the logits of images of one size, (images, C, D, H, W) float16, and where they were computed."""
 
-    def infer_one(n: int, image: torch.Tensor) -> tuple[torch.Tensor, DevicePlacement]:
+    def infer_one(n: int, image: torch.Tensor) -> tuple[torch.Tensor, ComputedOn]:
         def progress(done: float) -> None:
             report("infer", (n + done) / len(images))
 
@@ -158,9 +155,9 @@ def covering_measurement(bundle: LoadedBundle) -> Measurement:
     Raises:
         BundleUnsupported: nobody measured this engine at this precision, so nothing could be said about its results.
     """
-    measurement = bundle.measurement or bundle.description.card.measurement(*bundle.kind)
+    measurement = bundle.measurement or bundle.description.card.measurement(*bundle.engine_kind)
     if measurement is None:
-        msg = f"The calibration card has no measurement of {bundle.kind.engine} at {bundle.kind.precision}, the engine of this service."
+        msg = f"The calibration card has no measurement of {bundle.engine_kind.engine} at {bundle.engine_kind.precision}, the engine of this service."
         raise BundleUnsupported(msg)
     return measurement
 

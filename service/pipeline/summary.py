@@ -8,7 +8,7 @@ import numpy.typing as npt
 from service.bundle.card import Measurement
 from service.bundle.description import BundleDescription
 from service.bundle.schema import Label
-from service.bundle.statement import FEATURES, reasons_to_withdraw, state
+from service.bundle.statement import FEATURES, reasons_to_withdraw, statement_of
 from service.calibration.histogram import BINS, bin_index
 from service.pipeline.centre import Placement
 from service.pipeline.grid import Grid
@@ -63,7 +63,7 @@ def summarise(
         foreground_confidence=float(confidence.mean()) if confidence.size else None,
         expected_accuracy=_expected_accuracy(foreground, confidences[near]),
         located=_located(bundle, placement) if placement else None,
-        statement=state(
+        statement=statement_of(
             bundle.card, measurement, reasons_to_withdraw(features_of(volume, grid, placement), bundle.card)
         ),
         warnings=[*volume.warnings, *(_warnings(placement) if placement else [])],

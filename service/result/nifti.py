@@ -61,32 +61,32 @@ def encode_confidence(confidence: npt.NDArray[np.float32], scan_header: bytes, c
 
 
 def to_codes(
-    values: npt.NDArray[np.float32], kind: VoxelType, *, least: float = 0.0
+    values: npt.NDArray[np.float32], voxel_type: VoxelType, *, least: float = 0.0
 ) -> npt.NDArray[np.uint8 | np.uint16 | np.float32]:
     """Return numbers of [least, 1] as a file stores them; what readers see stays in [least, 1], within a step.
 
     Args:
         values: any shape; rounding may have put them a last digit outside.
-        kind: of the file.
+        voxel_type: of the file.
         least: nothing below it is written, except that float32 is kept as it is.
     """
-    if kind == "float32":
+    if voxel_type == "float32":
         return values.astype(np.float32, copy=False)
-    slope = SLOPES[kind]
+    slope = SLOPES[voxel_type]
     lowest = math.ceil(least / float(slope))
-    return np.clip(np.rint(values / slope), lowest, np.iinfo(kind).max).astype(kind)
+    return np.clip(np.rint(values / slope), lowest, np.iinfo(voxel_type).max).astype(voxel_type)
 
 
-def map_header(scan_header: bytes, kind: VoxelType, volumes: int = 1) -> bytes:
+def map_header(scan_header: bytes, voxel_type: VoxelType, volumes: int = 1) -> bytes:
     """Return all that a .nii of numbers in [0, 1] holds before its voxels; its intent code is 1001 (estimate).
 
     Args:
         scan_header: header of the scan.
-        kind: of the voxels, which are little-endian.
+        voxel_type: of the voxels, which are little-endian.
         volumes: images along the fourth axis.
     """
-    header = _header_like(scan_header, "estimate", kind)
-    header["scl_slope"], header["scl_inter"], header["cal_max"] = SLOPES[kind], 0, 1
+    header = _header_like(scan_header, "estimate", voxel_type)
+    header["scl_slope"], header["scl_inter"], header["cal_max"] = SLOPES[voxel_type], 0, 1
     if volumes > 1:
         header["dim"][0], header["dim"][4:] = 4, (volumes, 1, 1, 1)
     return _block(header)
@@ -103,11 +103,11 @@ def encode_source(source: str) -> bytes:
     return _gzip(source.encode())
 
 
-def _header_like(scan_header: bytes, intent: str, kind: VoxelType = "uint8") -> nib.Nifti1Header:
+def _header_like(scan_header: bytes, intent: str, voxel_type: VoxelType = "uint8") -> nib.Nifti1Header:
     header = _scan_header(scan_header)
     header["descrip"] = f"Calibrant {__version__}, research use only".encode()
     header.set_intent(intent)
-    header.set_data_dtype(np.dtype(kind))
+    header.set_data_dtype(np.dtype(voxel_type))
     header["vox_offset"] = (header.sizeof_hdr + 4 + 15) // 16 * 16
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"], header["cal_max"] = 0, 0
@@ -115,8 +115,8 @@ def _header_like(scan_header: bytes, intent: str, kind: VoxelType = "uint8") -> 
 
 
 def _scan_header(scan_header: bytes) -> nib.Nifti1Header:
-    kind: type[nib.Nifti1Header] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}[len(scan_header)]
-    header = kind(scan_header, check=False).as_byteswapped("<")
+    voxel_type: type[nib.Nifti1Header] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}[len(scan_header)]
+    header = voxel_type(scan_header, check=False).as_byteswapped("<")
     for field in _FREE_TEXT:
         if field in header.structarr.dtype.names:
             header[field] = b""

@@ -29,7 +29,9 @@ class Store:
         """Return this."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         """Wait for what was begun: nobody writes into the folder afterwards."""
         self._beside.shutdown(cancel_futures=True)
 

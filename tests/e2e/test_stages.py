@@ -36,7 +36,7 @@ POINTS = {
     "store": ("service.result.store", "write_durably"),  # of several files the first
     "store, complete": ("service.pipeline.run", "complete"),
     "scan kept": ("service.storage.local", "Upload.keep"),
-    "job committed": ("service.jobs.segmentation.queue", "JobQueue.submit"),
+    "job committed": ("service.jobs.segmentation.queue", "SegmentationJobs.submit"),
     "result published": ("service.storage.local", "StateDirectory.publish"),
 }
 """Where a process can be stopped: the module and the function after which it is."""

@@ -117,10 +117,10 @@ def form_of(params: dict[str, Any], name: str, image: bytes) -> Response:
         image: its bytes.
     """
     boundary = secrets.token_hex(16)
-    parts = [
+    services = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\nContent-Type: application/json\r\n\r\n',
         json.dumps(params),
         f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\nContent-Type: {BINARY}\r\n\r\n',
     ]
-    body = "".join(parts).encode() + image + f"\r\n--{boundary}--\r\n".encode()
+    body = "".join(services).encode() + image + f"\r\n--{boundary}--\r\n".encode()
     return Response(body, media_type=f"multipart/form-data; boundary={boundary}")

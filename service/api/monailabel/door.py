@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.auth import caller
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 from service.storage.keys import LOCAL, Owner
 
 PREFIX: Final = "/monailabel"
@@ -63,10 +63,10 @@ def came_by_secret(request: Request) -> bool:
     return bool(request.scope.get(_LET_IN))
 
 
-def _viewer(request: Request, parts: PartsDep) -> Owner:
+def _viewer(request: Request, services: ServicesDep) -> Owner:
     if came_by_secret(request):
-        return Owner(VIEWER if parts.keys else LOCAL, admin=False)
-    return caller(request, parts.keys, parts.sessions)
+        return Owner(VIEWER if services.keys else LOCAL, admin=False)
+    return caller(request, services.keys, services.sessions)
 
 
 ViewerDep = Annotated[Owner, Depends(_viewer)]

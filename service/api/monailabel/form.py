@@ -6,7 +6,7 @@ from typing import Final
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import Parts
+from service.api.deps import Services
 from service.api.multipart import pieces_of
 from service.api.upload import FRAME_BYTES, limited_body, reject_headers, too_large
 from service.errors import InvalidRequest
@@ -30,12 +30,12 @@ class Sent:
     scan: Scan | None
 
 
-async def receive_form(request: Request, parts: Parts, owner: str, field: str) -> Sent:
+async def receive_form(request: Request, services: Services, owner: str, field: str) -> Sent:
     """Return parameters and scan of a form. Names of files, often full paths, are never looked at.
 
     Args:
         request: its body is the form.
-        parts: of the service.
+        services: of the service.
         owner: whose scan it is.
         field: name of the part that holds the scan.
 
@@ -46,11 +46,11 @@ async def receive_form(request: Request, parts: Parts, owner: str, field: str) -
         ScanError: header, geometry or length of the file are at fault.
         StorageFull: no space is left.
     """
-    limit = parts.settings.max_upload_bytes
+    limit = services.settings.max_upload_bytes
     reject_headers(request, limit)
     params = bytearray()
     received = scan_part = 0
-    with Upload(parts.state, owner) as upload:
+    with Upload(services.state, owner) as upload:
         body = limited_body(request, limit + FRAME_BYTES)
         async for piece in pieces_of(body, request.headers.get("content-type", "")):
             if piece.is_file:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import Parts, PartsDep
+from service.api.deps import Services, ServicesDep
 from service.api.dicomresults import DICOM
 from service.api.monailabel.answer import BINARY, Wish, describe, encode_image, form_of
 from service.api.monailabel.door import PREFIX, ViewerDep
@@ -19,7 +19,7 @@ from service.api.results import result_of
 from service.api.segmentations import ALL_OUTPUTS
 from service.errors import BY_CODE
 from service.executors.on_demand import derive_dicom
-from service.jobs.segmentation.status import Order
+from service.jobs.segmentation.status import WorkflowInput
 from service.schemas import FINISHED, DicomObject, Job, Scan
 from service.storage.keys import Owner
 
@@ -39,7 +39,7 @@ Identifier = Annotated[str, Query(max_length=1000)]
 async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
     request: Request,
     model: str,
-    parts: PartsDep,
+    services: ServicesDep,
     owner: ViewerDep,
     image: Identifier = "",
     session_id: Identifier = "",
@@ -49,28 +49,28 @@ async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
 
     The job is durable and goes on when the client has gone; it is seen below `/v1/segmentations` like any other.
     """
-    bundle = parts.registry.find(model)
-    sent = await receive_form(request, parts, owner.name, "file")
+    bundle = services.registry.find(model)
+    sent = await receive_form(request, services, owner.name, "file")
     wish = Wish.read(sent.params)
-    scan = await _scan_of(parts, owner, session_id, image, sent.scan)
-    order = Order(owner.name, scan.id, bundle.identity, ALL_OUTPUTS)
-    job = await _finished(parts, owner, await run_in_threadpool(parts.jobs.submit, order))
-    result = await run_in_threadpool(result_of, parts, owner, job.id)
+    scan = await _scan_of(services, owner, session_id, image, sent.scan)
+    order = WorkflowInput(owner.name, scan.id, bundle.identity, ALL_OUTPUTS)
+    job = await _finished(services, owner, await run_in_threadpool(services.jobs.submit, order))
+    result = await run_in_threadpool(result_of, services, owner, job.id)
     if output == "dicom_seg":
-        return await run_in_threadpool(_answer_dicom, parts, result)
+        return await run_in_threadpool(_answer_dicom, services, result)
     return await run_in_threadpool(_answer, job, result, wish, output)
 
 
-async def _scan_of(parts: Parts, owner: Owner, session_id: str, image: str, sent: Scan | None) -> Scan:
+async def _scan_of(services: Services, owner: Owner, session_id: str, image: str, sent: Scan | None) -> Scan:
     if session_id:
-        return await run_in_threadpool(parts.state.find_scan, owner.name, session_id)
+        return await run_in_threadpool(services.state.find_scan, owner.name, session_id)
     if sent is not None:
         return sent
     # 3D Slicer names its volume here, too, but always has a session.
-    return await run_in_threadpool(fetch_scan, parts.state, parts.dicom.file, owner.name, image)
+    return await run_in_threadpool(fetch_scan, services.state, services.dicom.file, owner.name, image)
 
 
-async def _finished(parts: Parts, owner: Owner, job: Job) -> Job:
+async def _finished(services: Services, owner: Owner, job: Job) -> Job:
     """Return the job once it has succeeded; nobody holds a thread while it runs.
 
     Raises:
@@ -78,7 +78,7 @@ async def _finished(parts: Parts, owner: Owner, job: Job) -> Job:
     """
     while job.state not in FINISHED:
         await asyncio.sleep(LOOK_EVERY_S)
-        job = await run_in_threadpool(parts.jobs.find, owner.name, job.id)
+        job = await run_in_threadpool(services.jobs.find, owner.name, job.id)
     if job.problem is not None:
         raise BY_CODE[job.problem.type.rpartition("/")[2]](job.problem.detail)
     return job
@@ -94,7 +94,7 @@ def _answer(job: Job, result: Path, wish: Wish, output: Kind) -> Response:
     return form_of(describe(job, result), name, encode_image(result, wish))
 
 
-def _answer_dicom(parts: Parts, result: Path) -> Response:
-    with tempfile.TemporaryDirectory(dir=parts.state.incoming) as scratch:
-        path = derive_dicom(result, Path(scratch), _SEGMENTATION, parts.settings.case_deadline_s)[0]
+def _answer_dicom(services: Services, result: Path) -> Response:
+    with tempfile.TemporaryDirectory(dir=services.state.incoming) as scratch:
+        path = derive_dicom(result, Path(scratch), _SEGMENTATION, services.settings.case_deadline_s)[0]
         return Response(path.read_bytes(), media_type=DICOM)

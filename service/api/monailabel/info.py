@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from service import __version__
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 from service.api.monailabel.door import PREFIX, ViewerDep
 from service.bundle.description import BundleDescription
 from service.schemas import RESEARCH_USE_ONLY
@@ -14,13 +14,13 @@ router = APIRouter(prefix=PREFIX, include_in_schema=False)
 
 
 @router.get("/info")
-def show_info(parts: PartsDep, _: ViewerDep) -> dict[str, Any]:
+def show_info(services: ServicesDep, _: ViewerDep) -> dict[str, Any]:
     """Return every model in service, all of them of the type that is run without a user's points or strokes.
 
     No `config` at the top: 3D Slicer takes that for a server of long ago. Without trainers, strategies and scoring the
     clients leave the panels for those empty.
     """
-    models = {name: _model(description) for name, description in sorted(parts.registry.ready.items())}
+    models = {name: _model(description) for name, description in sorted(services.registry.ready.items())}
     return {
         "name": "Calibrant",
         "description": f"Segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 from service.api.monailabel.door import PREFIX, ViewerDep, came_by_secret
 from service.errors import InvalidRequest, Unauthorized
 
@@ -12,24 +12,24 @@ router = APIRouter(prefix=f"{PREFIX}/auth", include_in_schema=False)
 
 
 @router.get("")
-def show_auth(request: Request, parts: PartsDep) -> dict[str, bool | str]:
+def show_auth(request: Request, services: ServicesDep) -> dict[str, bool | str]:
     """Return whether a token is needed; 3D Slicer asks before every other request."""
-    return {"enabled": parts.keys is not None and not came_by_secret(request), "client_id": "", "realm": "Calibrant"}
+    return {"enabled": services.keys is not None and not came_by_secret(request), "client_id": "", "realm": "Calibrant"}
 
 
 @router.post("/token")
-def make_token(parts: PartsDep, password: Annotated[str, Form(max_length=200)]) -> dict[str, str]:
+def make_token(services: ServicesDep, password: Annotated[str, Form(max_length=200)]) -> dict[str, str]:
     """Return the key as a token.
 
     Raises:
         InvalidRequest: no keys are in use.
         Unauthorized: the key is not known.
     """
-    if parts.keys is None:
+    if services.keys is None:
         msg = "This service uses no keys. Connect without a user name and password."
         raise InvalidRequest(msg)
     key = password.strip()
-    if parts.keys.owner_of(key) is None:
+    if services.keys.owner_of(key) is None:
         msg = "This key is not known here. The password is a key that the operator made with calibrant keys add; the user name does not matter."
         raise Unauthorized(msg)
     return {"access_token": key, "token_type": "Bearer"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 from service.api.monailabel.door import PREFIX, ViewerDep
 from service.api.monailabel.form import receive_form
 from service.errors import InvalidRequest, ScanNotFound
@@ -18,9 +18,9 @@ router = APIRouter(prefix=f"{PREFIX}/session", include_in_schema=False)
 
 
 @router.put("")
-async def begin_session(request: Request, parts: PartsDep, owner: ViewerDep) -> dict[str, Any]:
+async def begin_session(request: Request, services: ServicesDep, owner: ViewerDep) -> dict[str, Any]:
     """Keep the scan of the form's field `files`."""
-    sent = await receive_form(request, parts, owner.name, "files")
+    sent = await receive_form(request, services, owner.name, "files")
     if sent.scan is None:
         msg = "The form holds no file in its field files. Send the scan there."
         raise InvalidRequest(msg)
@@ -28,24 +28,24 @@ async def begin_session(request: Request, parts: PartsDep, owner: ViewerDep) -> 
 
 
 @router.get("/{session_id}")
-def show_session(session_id: str, parts: PartsDep, owner: ViewerDep) -> dict[str, Any] | None:
+def show_session(session_id: str, services: ServicesDep, owner: ViewerDep) -> dict[str, Any] | None:
     """Return a session, or null with 200 where it is gone: 3D Slicer then sends the scan again by itself.
 
     At a 404 it would show an error instead.
     """
     try:
-        return _info(parts.state.find_scan(owner.name, session_id))
+        return _info(services.state.find_scan(owner.name, session_id))
     except ScanNotFound:
         return None
 
 
 @router.delete("/{session_id}")
-def end_session(session_id: str, parts: PartsDep, owner: ViewerDep) -> dict[str, Any] | None:
+def end_session(session_id: str, services: ServicesDep, owner: ViewerDep) -> dict[str, Any] | None:
     """Erase the scan of a session, unless a segmentation was made of it: that takes the scan along when it is erased."""
     try:
-        scan = parts.state.find_scan(owner.name, session_id)
+        scan = services.state.find_scan(owner.name, session_id)
         with suppress(InvalidRequest):  # what says that a segmentation exists
-            parts.jobs.erase_scan(owner.name, session_id)
+            services.jobs.erase_scan(owner.name, session_id)
     except ScanNotFound:
         return None
     return _info(scan)

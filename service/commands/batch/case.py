@@ -18,7 +18,7 @@ _ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class BatchCase:
     """One image to segment.
 
     Args:
@@ -38,7 +38,7 @@ class Case:
     is_series: bool = False
 
     @classmethod
-    def of_file(cls, identifier: str, path: Path, reference: Path | None = None) -> "Case":
+    def of_file(cls, identifier: str, path: Path, reference: Path | None = None) -> "BatchCase":
         """Return the case of a scan whose results go into a folder of its id."""
         return cls(identifier, (path,), PurePosixPath(identifier), identifier, reference)
 
@@ -74,10 +74,10 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class FoundCases:
     """What was found in a source."""
 
-    cases: list[Case] = field(default_factory=list)
+    cases: list[BatchCase] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
 

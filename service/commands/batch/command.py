@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from service.commands.batch.case import Case, Selection
+from service.commands.batch.case import BatchCase, FoundCases
 from service.commands.batch.journal import Journal, Shard
 from service.commands.batch.progress import display
 from service.commands.batch.results import describe_folder
@@ -23,7 +23,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class BatchRequest:
     """What was asked for on the command line.
 
     Args:
@@ -51,7 +51,7 @@ class Request:
     parquet: bool = False
 
 
-def run_command(request: Request, console: Console) -> int:
+def run_command(request: BatchRequest, console: Console) -> int:
     """Do what was asked for and return the exit code.
 
     Raises:
@@ -74,11 +74,11 @@ def run_command(request: Request, console: Console) -> int:
     return tally.exit_code
 
 
-def _segmenter(request: Request) -> Segmenter:
+def _segmenter(request: BatchRequest) -> Segmenter:
     return Local(request.model) if request.url is None else Remote(request.url, request.model)
 
 
-def _run(cases: list[Case], segmenter: Segmenter, request: Request, console: Console) -> Tally:
+def _run(cases: list[BatchCase], segmenter: Segmenter, request: BatchRequest, console: Console) -> Tally:
     with Journal.open(request.out, request.shard) as journal:
         describe_folder(request.out)
         try:
@@ -93,7 +93,7 @@ def _run(cases: list[Case], segmenter: Segmenter, request: Request, console: Con
             write_tables(request.out, parquet=request.parquet)
 
 
-def _heading(cases: list[Case], selection: Selection, segmenter: Segmenter, request: Request) -> str:
+def _heading(cases: list[BatchCase], selection: FoundCases, segmenter: Segmenter, request: BatchRequest) -> str:
     shard = request.shard
     part = f", shard {shard.index} of {shard.count}" if shard.count > 1 else ""
     where = "on this machine" if request.url is None else f"at {request.url}"
@@ -101,7 +101,7 @@ def _heading(cases: list[Case], selection: Selection, segmenter: Segmenter, requ
     return f"{len(cases)} cases{part}{left_out}; {segmenter.identity} {where}. {RESEARCH_USE_ONLY}"
 
 
-def _conclude(tally: Tally, cases: list[Case], request: Request, console: Console) -> None:
+def _conclude(tally: Tally, cases: list[BatchCase], request: BatchRequest, console: Console) -> None:
     succeeded = len(tally.lines) - len(tally.failed)
     left = len(cases) - len(tally.lines)
     before = f" ({len(tally.before)} cases were done before)" if tally.before else ""
@@ -113,7 +113,7 @@ def _conclude(tally: Tally, cases: list[Case], request: Request, console: Consol
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
-def _show_selection(selection: Selection, request: Request, console: Console) -> None:
+def _show_selection(selection: FoundCases, request: BatchRequest, console: Console) -> None:
     table = Table(*(Column(name, overflow="fold") for name in ("case", "file", "results")))
     for case in shard_of(selection.cases, request.shard):
         files = str(case.files[0]) if len(case.files) == 1 else f"{case.files[0].parent} ({len(case.files)} files)"

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from service.commands.batch.case import Case, Selection, Skipped
+from service.commands.batch.case import BatchCase, FoundCases, Skipped
 
 MODALITIES: Final = ("CT", "MR", "PT")
 """Modality (0008,0060) of what can be segmented."""
@@ -16,13 +16,13 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def find_series(files: list[Path]) -> Selection:
+def find_series(files: list[Path]) -> FoundCases:
     """Return a case for each series; its id is the SeriesInstanceUID."""
     if not files:
-        return Selection()
+        return FoundCases()
     from service.intake.dicom.header import read_series_header  # pydicom takes a moment to load
 
-    found = Selection()
+    found = FoundCases()
     by_uid: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         header = read_series_header(path)
@@ -33,6 +33,6 @@ def find_series(files: list[Path]) -> Selection:
         else:
             by_uid[header.uid].append(path)
     found.cases.extend(
-        Case(uid, tuple(paths), PurePosixPath(uid), uid, is_series=True) for uid, paths in by_uid.items()
+        BatchCase(uid, tuple(paths), PurePosixPath(uid), uid, is_series=True) for uid, paths in by_uid.items()
     )
     return found

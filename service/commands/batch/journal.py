@@ -62,9 +62,9 @@ class Line(BaseModel):
         """Whether doing it again would end the same way: the scan itself is at fault."""
         if self.problem is None:
             return True
-        kind = BY_CODE.get(self.problem.type.rpartition("/")[2], CalibrantError)
-        depends_on_machine = issubclass(kind, DecoderCrashed | DecoderDeadline)
-        return issubclass(kind, ScanError) and not depends_on_machine and self.version == __version__
+        error = BY_CODE.get(self.problem.type.rpartition("/")[2], CalibrantError)
+        depends_on_machine = issubclass(error, DecoderCrashed | DecoderDeadline)
+        return issubclass(error, ScanError) and not depends_on_machine and self.version == __version__
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,12 @@ from urllib.parse import parse_qs
 
 from pydantic import ValidationError
 
-from service.commands.batch.case import Case, Selection, Skipped
+from service.commands.batch.case import BatchCase, FoundCases, Skipped
 from service.errors import SourceError, UnsuitableSeries
 from service.pacs.config import read_pacs_file
 from service.pacs.instance import read_instance
 from service.pacs.peer import Peer, open_peer
-from service.pacs.selection import Selection as Profile
-from service.pacs.selection import Series, digest_of, reject_unsuitable
+from service.pacs.selection import Selection, Series, digest_of, reject_unsuitable
 from service.settings import Settings
 from service.storage.durable import write_durably
 
@@ -28,7 +27,7 @@ _PULLED: Final = "pulled"
 _COMPLETE: Final = "complete"
 
 
-def find_pacs_cases(source: Path) -> Selection:
+def find_pacs_cases(source: Path) -> FoundCases:
     """Return a case for each series that fits; its id is the SeriesInstanceUID. They are pulled first.
 
     Args:
@@ -44,29 +43,29 @@ def find_pacs_cases(source: Path) -> Selection:
     wanted = parse_qs(query, keep_blank_values=True)
     places = [{"study": uid} for uid in wanted.pop("study", [])] + [{"series": uid} for uid in wanted.pop("series", [])]
     try:
-        profile = Profile.model_validate({key: values[0] for key, values in wanted.items()})
+        selection = Selection.model_validate({key: values[0] for key, values in wanted.items()})
     except ValidationError as error:
-        known = ", ".join(Profile.model_fields)
+        known = ", ".join(Selection.model_fields)
         msg = f"The query of pacs: cannot be used. It may name study, series, {known}, each with a value of its kind."
         raise SourceError(msg) from error
     settings = Settings.read()
     root = settings.state_dir / _PULLED / name
-    found = Selection()
+    found = FoundCases()
     with open_peer(read_pacs_file(settings.pacs_file).find(name)) as peer:
         series = {each.uid: each for place in places or [{}] for each in peer.find_series(**place)}
         for each in series.values():
-            if reason := _why_not(each, profile):
+            if reason := _why_not(each, selection):
                 found.skipped.append(Skipped(Path(f"{SCHEME}{name}") / each.uid, reason))
             else:
                 files = _pulled(peer, each, root)
-                found.cases.append(Case(each.uid, files, PurePosixPath(each.uid), each.uid, is_series=True))
+                found.cases.append(BatchCase(each.uid, files, PurePosixPath(each.uid), each.uid, is_series=True))
     return found
 
 
-def _why_not(series: Series, profile: Profile) -> str:
+def _why_not(series: Series, selection: Selection) -> str:
     with suppress(UnsuitableSeries):
         reject_unsuitable(series)
-        return "" if profile.fits(series) else "it does not fit the query"
+        return "" if selection.fits(series) else "it does not fit the query"
     return "results or documents, or made by Calibrant"
 
 

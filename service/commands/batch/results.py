@@ -15,7 +15,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from service import __version__
-from service.commands.batch.case import Case
+from service.commands.batch.case import BatchCase
 from service.schemas import RESEARCH_USE_ONLY, Summary
 from service.storage.durable import write_durably
 
@@ -53,7 +53,7 @@ class Sidecar(BaseModel):
     Summary: Summary
 
 
-def write_results(out: Path, case: Case, input_sha256: str, segmented: Segmented) -> tuple[dict[str, str], str]:
+def write_results(out: Path, case: BatchCase, input_sha256: str, segmented: Segmented) -> tuple[dict[str, str], str]:
     """Write the files of a case.
 
     Returns:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.client.retry import PASSING
-from service.commands.batch.case import Case, sha256_of
+from service.commands.batch.case import BatchCase, sha256_of
 from service.commands.batch.journal import Journal, Line, Shard, key_of
 from service.commands.batch.progress import Display
 from service.commands.batch.reference import dsc_of
@@ -102,7 +102,7 @@ class Batch:
     _tally: Tally = field(default_factory=Tally)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, cases: list[Case]) -> Tally:
+    def run(self, cases: list[BatchCase]) -> Tally:
         """Do what is not done yet, and return how every case stands.
 
         Raises:
@@ -120,7 +120,7 @@ class Batch:
                 future.result()
         return self._tally
 
-    def _do(self, case: Case) -> None:
+    def _do(self, case: BatchCase) -> None:
         if self._stop.is_set():
             return
         line = None
@@ -150,7 +150,7 @@ class Batch:
                 self._tally.lines[case.id] = line
             self.display.end(case.id, line, before=case.id in self._tally.before)
 
-    def _segment(self, case: Case, scan: Path, digest: str, key: str, started: float) -> Line | None:
+    def _segment(self, case: BatchCase, scan: Path, digest: str, key: str, started: float) -> Line | None:
         attempt = 1 + len(self.journal.lines_of(case.id, key))
         fields: dict[str, Any] = {"case": case.id, "key": key, "input_sha256": digest, "attempt": attempt}
         try:
@@ -170,7 +170,7 @@ class Batch:
             fields |= {"state": "succeeded", "files": files, "sidecar": sidecar, **_compared(case, segmented)}
         return self._record(fields, started)
 
-    def _unreadable(self, case: Case, error: OSError, started: float) -> Line:
+    def _unreadable(self, case: BatchCase, error: OSError, started: float) -> Line:
         problem = _problem_of(SourceError(f"The file cannot be read ({error.strerror}). Check that it is there."))
         fields = {"case": case.id, "key": "", "input_sha256": "", "attempt": 1, "state": "failed", "problem": problem}
         return self._record(fields, started)
@@ -184,7 +184,7 @@ class Batch:
     @staticmethod
     def _is_no_fault_of(error: CalibrantError) -> bool:
         if isinstance(error, ServerProblem):
-            return error.status in PASSING or error.kind in _KINDS_THAT_END_ALL
+            return error.status in PASSING or error.problem_type in _KINDS_THAT_END_ALL
         return isinstance(error, (*_ENDS_ALL, ClientError))
 
     @contextmanager
@@ -205,12 +205,12 @@ class Batch:
         self.display.say("Interrupted: the cases in flight are finished first. Interrupt again to end at once.")
 
 
-def shard_of(cases: list[Case], shard: Shard) -> list[Case]:
+def shard_of(cases: list[BatchCase], shard: Shard) -> list[BatchCase]:
     """Return the shard's part of the cases: every n-th of them, sorted by id."""
     return sorted(cases, key=lambda case: case.id)[shard.index - 1 :: shard.count]
 
 
-def _compared(case: Case, segmented: Segmented) -> dict[str, Any]:
+def _compared(case: BatchCase, segmented: Segmented) -> dict[str, Any]:
     if case.reference is None:
         return {}
     try:
@@ -220,7 +220,7 @@ def _compared(case: Case, segmented: Segmented) -> dict[str, Any]:
 
 
 def _problem_of(error: CalibrantError) -> Problem:
-    kind = error.kind if isinstance(error, ServerProblem) else f"/problems/{error.code}"
+    kind = error.problem_type if isinstance(error, ServerProblem) else f"/problems/{error.code}"
     return Problem(type=kind, title=error.title, status=error.status, detail=error.detail)
 
 

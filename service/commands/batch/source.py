@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from service.client.files import SUFFIXES, stem_of
-from service.commands.batch.case import ID_PATTERN, Case, Selection, Skipped
+from service.commands.batch.case import ID_PATTERN, BatchCase, FoundCases, Skipped
 from service.commands.batch.dicom import find_series, is_dicom
 from service.errors import SourceError
 
@@ -19,7 +19,7 @@ IMAGE_FOLDERS: Final = ("anat", "ct", "pet")
 _RESULTS: Final = ("_dseg", "_probseg", "_mask", "_defacemask")
 
 
-def find_cases(source: Path, out: Path, pattern: str = "*") -> Selection:
+def find_cases(source: Path, out: Path, pattern: str = "*") -> FoundCases:
     """Return the cases of a source, sorted by id.
 
     Args:
@@ -38,7 +38,7 @@ def find_cases(source: Path, out: Path, pattern: str = "*") -> Selection:
     elif source.suffix.lower() == ".csv":
         found = read_manifest(source)
     elif source.is_file():
-        found = Selection([Case.of_file(_identifier(source.name), source)])
+        found = FoundCases([BatchCase.of_file(_identifier(source.name), source)])
     elif (source / "dataset_description.json").is_file() and any(source.glob("sub-*/")):
         found = _of_bids(source)
     elif source.is_dir():
@@ -46,7 +46,7 @@ def find_cases(source: Path, out: Path, pattern: str = "*") -> Selection:
     else:
         msg = f"{source} was not found. Give a folder, a CSV file with the columns id and path, or a scan."
         raise SourceError(msg)
-    chosen = Selection(skipped=found.skipped)
+    chosen = FoundCases(skipped=found.skipped)
     for case in sorted(found.cases, key=lambda case: case.id):
         if any(fnmatch(path.name, pattern) for path in case.files):
             chosen.cases.append(case)
@@ -56,13 +56,13 @@ def find_cases(source: Path, out: Path, pattern: str = "*") -> Selection:
     return chosen
 
 
-def read_manifest(path: Path) -> Selection:
+def read_manifest(path: Path) -> FoundCases:
     """Return the cases of a CSV file; paths in it are relative to its folder.
 
     Raises:
         SourceError: a column is missing, or an id cannot be one.
     """
-    found = Selection()
+    found = FoundCases()
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"id", "path"} <= set(rows.fieldnames or ()):
@@ -81,16 +81,16 @@ def read_manifest(path: Path) -> Selection:
     return found
 
 
-def _listed(identifier: str, scan: Path, reference: Path | None) -> Case:
+def _listed(identifier: str, scan: Path, reference: Path | None) -> BatchCase:
     """Return the case of a line of a manifest: a file, or a folder that holds one DICOM series."""
-    case = Case.of_file(identifier, scan, reference)
+    case = BatchCase.of_file(identifier, scan, reference)
     if scan.is_file():
         return case
     return replace(case, files=tuple(path for path in _files(scan) if is_dicom(path)) or (scan,), is_series=True)
 
 
-def _of_folder(source: Path, out: Path) -> Selection:
-    found, dicom = Selection(), []
+def _of_folder(source: Path, out: Path) -> FoundCases:
+    found, dicom = FoundCases(), []
     for path in _files(source):
         if path.is_relative_to(out):
             continue
@@ -102,13 +102,13 @@ def _of_folder(source: Path, out: Path) -> Selection:
         elif stem_of(path).endswith(_RESULTS):
             found.skipped.append(Skipped(path, "a mask or map by its name, no scan"))
         else:
-            found.cases.append(Case.of_file(_identifier(path.relative_to(source).as_posix()), path))
+            found.cases.append(BatchCase.of_file(_identifier(path.relative_to(source).as_posix()), path))
     series = find_series(dicom)
-    return Selection(found.cases + series.cases, found.skipped + series.skipped)
+    return FoundCases(found.cases + series.cases, found.skipped + series.skipped)
 
 
-def _of_bids(source: Path) -> Selection:
-    found = Selection()
+def _of_bids(source: Path) -> FoundCases:
+    found = FoundCases()
     for path in (path for subject in sorted(source.glob("sub-*/")) for path in _files(subject)):
         if not path.name.endswith((".nii", ".nii.gz")):
             continue
@@ -120,7 +120,7 @@ def _of_bids(source: Path) -> Selection:
             found.skipped.append(Skipped(path, "not named as a raw image of BIDS"))
         else:
             folder = PurePosixPath(place.relative_to(source).as_posix())
-            found.cases.append(Case(stem, (path,), folder, f"{entities}_space-orig"))
+            found.cases.append(BatchCase(stem, (path,), folder, f"{entities}_space-orig"))
     return found
 
 
@@ -140,8 +140,8 @@ def _identifier(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", stem.replace("/", "_")).lstrip("-._")[:128] or "scan"
 
 
-def _reject_duplicates(cases: list[Case]) -> None:
-    by_name: dict[str, list[Case]] = defaultdict(list)
+def _reject_duplicates(cases: list[BatchCase]) -> None:
+    by_name: dict[str, list[BatchCase]] = defaultdict(list)
     for case in cases:
         by_name[case.id].append(case)
         by_name[f"{case.folder}/{case.stem}"].append(case)

@@ -45,7 +45,7 @@ class SourceSlice(BaseModel):
     """LPS, of the centre of the first voxel: as written, not as the mean distance would have it."""
 
 
-class Source(BaseModel):
+class SourceSeries(BaseModel):
     """A series, its slices in the order of k."""
 
     model_config = ConfigDict(frozen=True)

@@ -14,8 +14,8 @@ import structlog
 
 from service.bundle.registry import Registry
 from service.errors import CalibrantError, PacsError, RequestError, SettingsError, UnsuitableSeries
-from service.jobs.pacs.queue import DicomJobs
-from service.jobs.pacs.series import Request
+from service.jobs.pacs.queue import PacsJobs
+from service.jobs.pacs.series import PacsRequest
 from service.pacs.changes import Orthanc, Position
 from service.pacs.config import RECEIVED, PacsFile, Rule
 from service.pacs.selection import Selection, Series, reject_unsuitable
@@ -36,7 +36,7 @@ _SPOOL_S: Final = 0.5
 class Arrivals:
     """Follows every source that a rule names, each in a thread of its own."""
 
-    def __init__(self, jobs: DicomJobs, file: PacsFile, registry: Registry, state: StateDirectory) -> None:
+    def __init__(self, jobs: PacsJobs, file: PacsFile, registry: Registry, state: StateDirectory) -> None:
         self._jobs = jobs
         self._file = file
         self._registry = registry
@@ -95,7 +95,7 @@ class Arrivals:
     def _submit(self, rule: Rule, series: Series) -> list[str]:
         """Return the id of the job; what is at fault with the series itself is logged, not raised: nobody waits for it."""
         try:
-            request = Request(
+            request = PacsRequest(
                 owner=rule.owner,
                 pacs=rule.pacs,
                 study=series.study,

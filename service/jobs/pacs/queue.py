@@ -32,16 +32,16 @@ from service.errors import (
 )
 from service.executors.embedded import ExecutorStopped
 from service.intake.sandbox import check_sandboxed
-from service.jobs.pacs.series import Request, choose_series, reject_other_images, reject_ours
+from service.jobs.pacs.series import PacsRequest, choose_series, reject_other_images, reject_ours
 from service.jobs.pacs.status import DicomOrder, LiveDicom, describe_dicom_job, inner_of, key_of
-from service.jobs.segmentation.queue import MAX_RECOVERIES, JobQueue, reject_cancelled
-from service.jobs.segmentation.status import Order, problem_of
+from service.jobs.segmentation.queue import MAX_RECOVERIES, SegmentationJobs, reject_cancelled
+from service.jobs.segmentation.status import WorkflowInput, problem_of
 from service.pacs.breaker import Breaker
 from service.pacs.config import RECEIVED, PacsFile
 from service.pacs.delivery import deliver
 from service.pacs.ledger import OBJECTS, Ledger
 from service.pacs.patience import persist
-from service.pacs.peer import Source, open_peer
+from service.pacs.peer import SeriesSource, open_peer
 from service.pacs.selection import digest_of
 from service.pacs.spool import Spool
 from service.pacs.web import write_zip
@@ -71,10 +71,10 @@ Build = Callable[[Path, Path, Collection[DicomObject], float, Superseded | None]
 
 
 @dataclass(slots=True)
-class DicomJobs:
-    """Makes, runs, describes and erases DICOM jobs, beside the `JobQueue` of the same process."""
+class PacsJobs:
+    """Makes, runs, describes and erases DICOM jobs, beside the `SegmentationJobs` of the same process."""
 
-    queue: JobQueue
+    queue: SegmentationJobs
     state: StateDirectory
     file: PacsFile
     build: Build
@@ -130,7 +130,7 @@ class DicomJobs:
         """Return the circuit of a PACS."""
         return self._breakers.setdefault(pacs, Breaker())
 
-    def source(self, pacs: str) -> Source:
+    def source(self, pacs: str) -> SeriesSource:
         """Return a connection to a source by its name.
 
         Raises:
@@ -138,7 +138,7 @@ class DicomJobs:
         """
         return Spool(self.state.received) if pacs == RECEIVED else open_peer(self.file.find(pacs))
 
-    def submit(self, request: Request, key: str | None = None) -> DicomJob:
+    def submit(self, request: PacsRequest, key: str | None = None) -> DicomJob:
         """Return the job for a series; the same one for the same series, images, model, objects and destination.
 
         Args:
@@ -278,7 +278,7 @@ class DicomJobs:
             except JobCancelled:
                 self.queue.erase_scan(order.owner, scan)
                 raise
-            asked = Order(order.owner, scan, order.model, ("mask", "confidence", "summary", "probabilities"))
+            asked = WorkflowInput(order.owner, scan, order.model, ("mask", "confidence", "summary", "probabilities"))
             # DBOS starts no workflow from within a step. This one is a job of its own, as if a user had sent the scan; its
             # key makes a repetition of the step harmless.
             contextvars.Context().run(self.queue.submit, asked, idempotency_key=key_of(identifier))

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from service.errors import AmbiguousSeries, PacsBadResponse, SeriesChanged, SeriesNotFound, UnsuitableSeries
 from service.pacs.instance import read_instance
-from service.pacs.peer import Source
+from service.pacs.peer import SeriesSource
 from service.pacs.selection import Selection, Series, digest_of, reject_unsuitable
 from service.schemas import DicomObject
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PacsRequest:
     """What is asked for; the series is found at the PACS.
 
     Args:
@@ -35,7 +35,7 @@ class Request:
     destination: str
 
 
-def choose_series(source: Source, request: Request) -> Series:
+def choose_series(source: SeriesSource, request: PacsRequest) -> Series:
     """Return the one series that is asked for.
 
     Raises:

@@ -43,7 +43,7 @@ from service.errors import (
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.database import JobDatabase
 from service.jobs.segmentation.ends import Ends
-from service.jobs.segmentation.status import PRIORITIES, Live, Order, Place, describe_job
+from service.jobs.segmentation.status import PRIORITIES, Live, Place, WorkflowInput, describe_job
 from service.observability.metrics import Metrics
 from service.result.files import RESULT, SUMMARY
 from service.schemas import FINISHED, CaseResult, Job, Priority, Stage, State, Summary
@@ -92,7 +92,7 @@ _Outcome = dict[str, Any]
 
 
 @dataclass(slots=True)
-class JobQueue:
+class SegmentationJobs:
     """Submits, runs, describes, cancels and erases jobs; one per process, because DBOS is."""
 
     state: StateDirectory
@@ -133,7 +133,7 @@ class JobQueue:
 
         @DBOS.step(name="run_case")
         def run_case(identifier: str, owner: str, scan: str, model: str, outputs: list[str]) -> _Outcome:
-            return self._run_once(identifier, Order(owner, scan, model, tuple(outputs)))  # type: ignore[arg-type]  # JSON keeps no Literal
+            return self._run_once(identifier, WorkflowInput(owner, scan, model, tuple(outputs)))  # type: ignore[arg-type]  # JSON keeps no Literal
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_RECOVERIES)
         def segment(owner: str, scan: str, model: str, outputs: list[str]) -> _Outcome:
@@ -165,7 +165,7 @@ class JobQueue:
         """Whether the inference process lives and the database answers."""
         return self.executor.ready and self.database.reachable
 
-    def submit(self, order: Order, *, priority: Priority = "normal", idempotency_key: str | None = None) -> Job:
+    def submit(self, order: WorkflowInput, *, priority: Priority = "normal", idempotency_key: str | None = None) -> Job:
         """Return the job for a scan that lies in the state directory; it survives any crash from here on.
 
         Args:
@@ -187,7 +187,7 @@ class JobQueue:
             self.state.find_scan(order.owner, order.scan)
             DBOS.enqueue_workflow(QUEUE, self._segment, *order.arguments)
         status = DBOS.get_workflow_status(identifier)
-        if status is None or Order.of(status) != order:
+        if status is None or WorkflowInput.of(status) != order:
             msg = "The Idempotency-Key was used before for another scan, model or outputs. Send a new key for a new request."
             raise IdempotencyKeyReused(msg)
         return self._describe(status)
@@ -282,7 +282,7 @@ class JobQueue:
         Raises:
             JobNotFound: the owner has none of this id.
         """
-        order = Order.of(self._status(owner, identifier))
+        order = WorkflowInput.of(self._status(owner, identifier))
         self._stop(identifier)
         with self._turn:
             DBOS.delete_workflow(identifier)
@@ -312,7 +312,7 @@ class JobQueue:
         )
         for status in old:
             with suppress(JobNotFound):  # its owner was faster
-                self.erase(Order.of(status).owner, status.workflow_id)
+                self.erase(WorkflowInput.of(status).owner, status.workflow_id)
         return len(old)
 
     def count(self) -> dict[State, int]:
@@ -324,7 +324,7 @@ class JobQueue:
     def uses(self, owner: str, scan: str) -> bool:
         """Return whether any job of an owner was made from a scan."""
         jobs = DBOS.list_workflows(name=WORKFLOW, user=owner, load_output=False)
-        return any(Order.of(status).scan == scan for status in jobs)
+        return any(WorkflowInput.of(status).scan == scan for status in jobs)
 
     def _stop(self, identifier: str) -> None:
         # One statement of the database decides between a job that ends now and this: exactly one of them stands.
@@ -337,7 +337,7 @@ class JobQueue:
     def _status(self, owner: str, identifier: str) -> WorkflowStatus:
         status = DBOS.get_workflow_status(identifier)
         # Another owner's job is answered as one that does not exist.
-        if status is None or status.name != WORKFLOW or Order.of(status).owner != owner:
+        if status is None or status.name != WORKFLOW or WorkflowInput.of(status).owner != owner:
             msg = "No segmentation has this id. It may have been deleted."
             raise JobNotFound(msg)
         return status
@@ -369,7 +369,7 @@ class JobQueue:
         live = self._live.get(status.workflow_id)
         return status.workflow_id in self._ended if live is None else not live.waiting
 
-    def _run_once(self, identifier: str, order: Order) -> _Outcome:
+    def _run_once(self, identifier: str, order: WorkflowInput) -> _Outcome:
         """Publish the result, or return the failure; safe to repeat after a crash at any point."""
         live = self._live[identifier] = Live(waiting=True)
         failure = None
@@ -404,7 +404,7 @@ class JobQueue:
             with suppress(Exception):  # it would only save time
                 self._queue.set_worker_concurrency(jobs)
 
-    def _attempt(self, identifier: str, order: Order, live: Live) -> None:
+    def _attempt(self, identifier: str, order: WorkflowInput, live: Live) -> None:
         bundle = self.registry.find(order.model)
         scan = self.state.scan(order.owner, order.scan)
 
@@ -439,7 +439,7 @@ class JobQueue:
                 self._seconds.append(time.monotonic() - started)
                 return
 
-    def _tell(self, identifier: str, order: Order, failure: dict[str, str] | None) -> None:
+    def _tell(self, identifier: str, order: WorkflowInput, failure: dict[str, str] | None) -> None:
         """Count and log how a job ended."""
         model = order.model.partition("@")[0]
         folder = self.state.result(identifier)

@@ -16,7 +16,7 @@ PRIORITIES: Final[dict[Priority, int]] = {"urgent": 1, "normal": 2, "background"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class WorkflowInput:
     """What was asked for; the arguments of the workflow, in their order.
 
     Args:
@@ -32,7 +32,7 @@ class Order:
     outputs: tuple[Output, ...]
 
     @classmethod
-    def of(cls, status: WorkflowStatus) -> "Order":
+    def of(cls, status: WorkflowStatus) -> "WorkflowInput":
         """Return the order of a workflow."""
         owner, scan, model, outputs = (status.input or {"args": ("", "", "", ())})["args"]
         return cls(owner, scan, model, tuple(outputs))
@@ -71,7 +71,7 @@ def describe_job(status: WorkflowStatus, live: Live, place: Place, result: Path 
         place: in the queue.
         result: folder of the published result, if there is one.
     """
-    order = Order.of(status)
+    order = WorkflowInput.of(status)
     state, problem = _state(status, live)
     running = state == "running"
     done = _case_result(result) if state == "succeeded" else None
@@ -136,7 +136,7 @@ def _time(milliseconds: int | None) -> dt.datetime | None:
     return None if milliseconds is None else dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
-def _kept(order: Order, result: Path | None) -> tuple[Output, ...]:
+def _kept(order: WorkflowInput, result: Path | None) -> tuple[Output, ...]:
     """Return the outputs that are still there: the logits behind probabilities may be erased before the rest."""
     logits = result is not None and (result / LOGITS).is_file()
     return tuple(name for name in order.outputs if name != "probabilities" or logits)

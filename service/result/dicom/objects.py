@@ -34,5 +34,5 @@ def write_objects(outcome: Outcome, folder: Path, kinds: Collection[DicomObject]
         folder: where they are written.
         kinds: which.
     """
-    for kind in kinds:
-        MAKERS[kind](outcome).save_as(folder / f"{kind}.dcm", enforce_file_format=True)
+    for dicom_object in kinds:
+        MAKERS[dicom_object](outcome).save_as(folder / f"{dicom_object}.dcm", enforce_file_format=True)

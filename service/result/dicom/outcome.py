@@ -23,7 +23,7 @@ from pydicom.valuerep import DA, DT, TM
 
 from service import __version__
 from service.bundle.schema import Label
-from service.intake.dicom.source import Source
+from service.intake.dicom.source import SourceSeries
 from service.schemas import DicomObject, Summary, Superseded
 
 SERIES: Final[Mapping[DicomObject, tuple[int, str]]] = {
@@ -49,7 +49,7 @@ _CHARACTER_SET: Final = "ISO_IR 192"
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelIdentity:
     """What computed a result.
 
     Args:
@@ -73,7 +73,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StructureEstimate:
     """What a card lets one say about a structure without a reference; None where it says nothing.
 
     Args:
@@ -104,16 +104,16 @@ class Outcome:
         estimates: by label value; no bundle offers any so far.
     """
 
-    source: Source
+    source: SourceSeries
     labels: list[Label]
     mask_KRC: npt.NDArray[np.uint8]
     confidence_KRC: npt.NDArray[np.uint8 | np.uint16]
     summary: Summary
-    model: Model
+    model: ModelIdentity
     created: dt.datetime
     content: str
     supersedes: Superseded | None = None
-    estimates: Mapping[int, Estimate] = field(default_factory=dict)
+    estimates: Mapping[int, StructureEstimate] = field(default_factory=dict)
 
     @cached_property
     def images(self) -> list[Dataset]:
@@ -128,30 +128,30 @@ class Outcome:
             numbers[label.value] = number
         return numbers[self.mask_KRC]
 
-    def key(self, kind: DicomObject) -> str:
+    def key(self, dicom_object: DicomObject) -> str:
         """Return the SHA-256 of all that an object follows from."""
         parts = {
             "instances": sorted(self.source.instances),
             "model": self.model.parameters,
             "content": self.content,
-            "object": kind,
+            "object": dicom_object,
             "calibrant": __version__,
             "supersedes": self.supersedes.sop_instance_uid if self.supersedes else None,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def uid(self, kind: DicomObject, what: str) -> str:
+    def uid(self, dicom_object: DicomObject, what: str) -> str:
         """Return a UID of an object: its instance's, its series' or another (PS3.5 B.2, of a name-based UUID)."""
-        return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{self.key(kind)}/{what}').int}"
+        return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{self.key(dicom_object)}/{what}').int}"
 
-    def common(self, kind: DicomObject) -> dict[str, Any]:
+    def common(self, dicom_object: DicomObject) -> dict[str, Any]:
         """Return the arguments that every class of highdicom takes."""
-        number, title = SERIES[kind]
+        number, title = SERIES[dicom_object]
         return {
-            "series_instance_uid": self.uid(kind, "series"),
+            "series_instance_uid": self.uid(dicom_object, "series"),
             "series_number": number,
             "series_description": f"{title} {_NOTE}{_REPLACES if self.supersedes else ''}",
-            "sop_instance_uid": self.uid(kind, "instance"),
+            "sop_instance_uid": self.uid(dicom_object, "instance"),
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": self.model.name,
@@ -172,11 +172,11 @@ class Outcome:
             parameters=self.model.parameters,
         )
 
-    def finish(self, made: SOPClass, kind: DicomObject) -> SOPClass:
+    def finish(self, made: SOPClass, dicom_object: DicomObject) -> SOPClass:
         """Give an object whose it is, the true references, and dates and UIDs that do not change; return it."""
         whose = self.source.identity()
         made.copy_patient_and_study_information(whose)
-        if kind in _OF_A_BODY_PART:
+        if dicom_object in _OF_A_BODY_PART:
             _name_body_part(made, whose)
         made.InstanceCreationDate, made.InstanceCreationTime = DA(self.created.date()), TM(self.created.time())
         if "DateOfSecondaryCapture" in made:
@@ -184,7 +184,7 @@ class Outcome:
         for item in made.get("ContributingEquipmentSequence", []):
             item.ContributionDateTime = DT(self.created.replace(tzinfo=None))
         for item in (*made.get("DimensionOrganizationSequence", []), *made.get("DimensionIndexSequence", [])):
-            item.DimensionOrganizationUID = self.uid(kind, "dimensions")
+            item.DimensionOrganizationUID = self.uid(dicom_object, "dimensions")
         self._refer_truly(made)
         return made
 

@@ -31,7 +31,7 @@ from pydicom.sr.coding import Code
 
 from service.bundle.schema import Label
 from service.result.dicom import codes as concepts
-from service.result.dicom.outcome import MANUFACTURER, Estimate, Outcome
+from service.result.dicom.outcome import MANUFACTURER, Outcome, StructureEstimate
 from service.schemas import Structure
 
 _MM3_PER_ML = 1000
@@ -113,7 +113,7 @@ def _structure_group(
         finding_type=concepts.type_of(label),
         finding_sites=_sites(label),
         algorithm_id=_algorithm(outcome),
-        measurements=list(_measurements(structure, outcome.estimates.get(label.value, Estimate()))),
+        measurements=list(_measurements(structure, outcome.estimates.get(label.value, StructureEstimate()))),
         qualitative_evaluations=[
             QualitativeEvaluation(concepts.CUT_OFF, codes.SCT.Yes if structure.truncated else codes.SCT.No)
         ],
@@ -128,7 +128,7 @@ def _sites(label: Label) -> list[FindingSite]:
     return [FindingSite(concepts.type_of(label), side, others[0] if others else None)]
 
 
-def _measurements(structure: Structure, estimate: Estimate) -> Iterator[Measurement]:
+def _measurements(structure: Structure, estimate: StructureEstimate) -> Iterator[Measurement]:
     volume = None if structure.volume_ml is None else structure.volume_ml * _MM3_PER_ML
     yield from _number(codes.SCT.Volume, volume, _UNIT_MM3)
     yield from _number(concepts.VOLUME_LOWER_BOUND, estimate.volume_low_mm3, _UNIT_MM3)

@@ -48,17 +48,17 @@ def make_bands(outcome: Outcome) -> SOPClass:
             outcome,
             number,
             f"confidence {limits[number - 1]} to {limits[number]}",
-            (codes.cid7150.SpatialAndRelationalConcept, kind),
+            (codes.cid7150.SpatialAndRelationalConcept, dicom_object),
             color,
         )
-        for number, (kind, color) in enumerate(zip(CONFIDENCE_BANDS, _BAND_COLORS, strict=True), start=1)
+        for number, (dicom_object, color) in enumerate(zip(CONFIDENCE_BANDS, _BAND_COLORS, strict=True), start=1)
     ]
     return _make(outcome, "bands", bands, described, "BINARY")
 
 
 def _make(
     outcome: Outcome,
-    kind: DicomObject,
+    dicom_object: DicomObject,
     segments: npt.NDArray[np.uint8],
     described: list[SegmentDescription],
     form: Literal["BINARY", "LABELMAP"],
@@ -72,13 +72,13 @@ def _make(
         segmentation_type=form,
         segment_descriptions=described,
         transfer_syntax_uid=uid.RLELossless if form == "LABELMAP" else uid.ExplicitVRLittleEndian,
-        content_label=kind.upper(),
+        content_label=dicom_object.upper(),
         content_description="Made by software, for research use only",
         content_qualification="RESEARCH",
-        coding_schemes=[SCHEME] if kind == "bands" else None,
-        **outcome.common(kind),
+        coding_schemes=[SCHEME] if dicom_object == "bands" else None,
+        **outcome.common(dicom_object),
     )
-    return outcome.finish(made, kind)
+    return outcome.finish(made, dicom_object)
 
 
 def _segments(outcome: Outcome) -> list[SegmentDescription]:
@@ -90,20 +90,20 @@ def _of_label(outcome: Outcome, number: int, label: Label) -> SegmentDescription
     side, others = modifiers_of(label)
     modifiers = [each for each in (side, *others) if each is not None]
     if modifiers:
-        kind = described.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(each) for each in modifiers]
+        dicom_object = described.SegmentedPropertyTypeCodeSequence[0]
+        dicom_object.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(each) for each in modifiers]
     return described
 
 
 def _described(
     outcome: Outcome, number: int, name: str, concept: tuple[Code, Code], color: tuple[int, int, int]
 ) -> SegmentDescription:
-    category, kind = concept
+    category, dicom_object = concept
     return SegmentDescription(
         segment_number=number,
         segment_label=name[:_LABEL_LENGTH],
         segmented_property_category=category,
-        segmented_property_type=kind,
+        segmented_property_type=dicom_object,
         algorithm_type="AUTOMATIC",
         algorithm_identification=outcome.algorithm(),
         display_color=CIELabColor.from_rgb(*color),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from model_training.config import Recipe
 from model_training.data.case import Case, DataError
 from model_training.data.layouts.msd import read_msd
-from model_training.evaluation.evaluate import Prediction, differences, evaluate, measure, measure_one
+from model_training.evaluation.evaluate import CasePrediction, differences, evaluate, measure, measure_one
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.calibration.scores import ace
@@ -111,7 +111,7 @@ def test_differences_name_figures_and_cases(network: torch.nn.Module, recipe: Re
 
 def test_a_look_at_each_prediction_is_given_once(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
     """What is looked at is what is counted: its mask and reference have the record's voxels of each class."""
-    seen: list[Prediction] = []
+    seen: list[CasePrediction] = []
 
     measurement = measure(network, recipe.service, read_msd(tiny_msd, str)["fold1"], quiet, seen.append)
 
@@ -129,7 +129,7 @@ def test_an_evaluation_measures_distances_with_the_spacing_of_the_scan(
     (case,) = read_msd(tiny_msd, str)["fold2"]
     bundle = load_bundle(tiny_bundle, torch.device("cpu"))
     image = nib.Nifti1Image.from_filename(case.images[0]).get_fdata(dtype=np.float32)
-    seen: list[Prediction] = []
+    seen: list[CasePrediction] = []
     affine = np.diag([1.0, 1.0, 3.0, 1.0])
     write_nifti(case.images[0], image, affine)
     write_nifti(case.label, np.zeros(image.shape, np.uint8), affine)

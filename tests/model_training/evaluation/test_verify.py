@@ -14,13 +14,13 @@ from model_training.evaluation.verify import distances, verify
 from model_training.export.bundle import export
 from service.bundle.card import Interval
 from service.bundle.description import describe_bundle
-from service.bundle.kind import KINDS, REFERENCE, Kind
+from service.bundle.engine_kind import ENGINE_KINDS, REFERENCE, EngineKind
 from service.bundle.overlay import measurements_of
 from service.engines import ready
 from service.engines.ready import ready_bundle
 from service.errors import BundleUnsupported
 
-BF16 = Kind("torch", "bf16")
+BF16 = EngineKind("torch", "bf16")
 CPU = torch.device("cpu")
 
 
@@ -51,7 +51,7 @@ def test_what_was_verified_may_be_served(bundle: Path, recipe: Recipe, tiny_msd:
     found, moved = verify(bundle, recipe, tiny_msd, BF16, state, quiet)
 
     served = ready_bundle(bundle, CPU, "torch-bf16", state)
-    assert (served.kind, served.measurement) == (BF16, found)
+    assert (served.engine_kind, served.measurement) == (BF16, found)
     assert {case.case for case in found.cases} == {"c1"}
     assert max(moved.values()) <= 5e-3
 
@@ -82,7 +82,7 @@ def test_what_the_machine_lacks_cannot_be_verified(
 ) -> None:
     """The refusal lists what there is."""
     with pytest.raises(BundleUnsupported, match="it has torch-bf16, torch-fp32"):
-        verify(bundle, recipe, tiny_msd, KINDS["openvino-fp32"], tmp_path, quiet)
+        verify(bundle, recipe, tiny_msd, ENGINE_KINDS["openvino-fp32"], tmp_path, quiet)
 
 
 def test_distances_by_hand(tiny_bundle: Path) -> None:

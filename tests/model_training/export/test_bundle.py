@@ -18,7 +18,7 @@ from model_training.evaluation.evaluate import differences, measure
 from model_training.export import bundle as module
 from model_training.export.bundle import export
 from service.bundle.card import Locating, Measurement
-from service.bundle.kind import REFERENCE, Kind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.bundle.schema import Locator, ServiceConfig
@@ -75,18 +75,20 @@ def test_each_further_engine_is_measured(
     recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The card lists the reference first and then each kind on the same cases; one that fails its check is left out."""
-    broken = Kind("openvino", "bf16")
+    broken = EngineKind("openvino", "bf16")
     run_by = module.run_by
 
-    def some_break(kind: Kind, network: nn.Module, config: ServiceConfig) -> nn.Module:
-        if kind == broken:
+    def some_break(engine_kind: EngineKind, network: nn.Module, config: ServiceConfig) -> nn.Module:
+        if engine_kind == broken:
             msg = "no"
             raise EngineDisagrees(msg)
-        return run_by(kind, network, config)
+        return run_by(engine_kind, network, config)
 
     monkeypatch.setattr(module, "run_by", some_break)
 
-    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, kinds=[broken, Kind("torch", "bf16"), REFERENCE])
+    export(
+        recipe, tiny_msd, trained, tmp_path / "bundle", quiet, kinds=[broken, EngineKind("torch", "bf16"), REFERENCE]
+    )
 
     measurements = load_bundle(tmp_path / "bundle", torch.device("cpu")).description.card.measurements
     assert [(each.engine, each.precision) for each in measurements] == [("torch", "fp32"), ("torch", "bf16")]
@@ -104,7 +106,7 @@ def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> No
 
 
 def test_an_existing_folder_is_never_overwritten(bundle: Path, recipe: Recipe, trained: Path, tiny_msd: Path) -> None:
-    """A bundle is immutable: exporting over one is refused and leaves it as it was."""
+    """A bundle is immutable: exporting over one is refused and leaves it was."""
     before = (bundle / "MANIFEST.json").read_bytes()
     with pytest.raises(BundleInvalid, match="immutable"):
         export(recipe, tiny_msd, trained, bundle, quiet)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model_training.data.case import DataError
-from model_training.training.checkpoint import NAME, Position, load_checkpoint, save_checkpoint
+from model_training.training.checkpoint import NAME, TrainingPosition, load_checkpoint, save_checkpoint
 
 
 def started() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -21,13 +21,13 @@ def started() -> tuple[nn.Module, torch.optim.Optimizer]:
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     """Weights, moments and position are those that were saved, to the last bit."""
     network, optimiser = started()
-    save_checkpoint(tmp_path, network, optimiser, Position(7, 1.5, [{"step": 7, "dsc": 0.1}]), "run")
+    save_checkpoint(tmp_path, network, optimiser, TrainingPosition(7, 1.5, [{"step": 7, "dsc": 0.1}]), "run")
     other = nn.Linear(3, 2)
     moments = torch.optim.AdamW(other.parameters(), lr=0.1)
 
     position = load_checkpoint(tmp_path, other, moments, lambda _step: "run")
 
-    assert position == Position(7, 1.5, [{"step": 7, "dsc": 0.1}])
+    assert position == TrainingPosition(7, 1.5, [{"step": 7, "dsc": 0.1}])
     assert torch.equal(other.weight, network.weight)
     saved, loaded = optimiser.state_dict()["state"], moments.state_dict()["state"]
     assert saved.keys() == loaded.keys()
@@ -39,14 +39,14 @@ def test_without_a_checkpoint_a_run_starts_at_0(tmp_path: Path) -> None:
     """An empty folder changes nothing."""
     network, optimiser = started()
     weight = network.weight.clone()
-    assert load_checkpoint(tmp_path, network, optimiser, lambda _step: "run") == Position(0, 0.0, [])
+    assert load_checkpoint(tmp_path, network, optimiser, lambda _step: "run") == TrainingPosition(0, 0.0, [])
     assert torch.equal(network.weight, weight)
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     """The message names the file and the remedy."""
     network, optimiser = started()
-    save_checkpoint(tmp_path, network, optimiser, Position(), "run")
+    save_checkpoint(tmp_path, network, optimiser, TrainingPosition(), "run")
     with pytest.raises(DataError, match="another recipe, seed or data set"):
         load_checkpoint(tmp_path, network, optimiser, lambda _step: "other run")
     (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:50])
@@ -57,7 +57,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
 def test_the_identity_is_asked_for_the_step_of_the_checkpoint(tmp_path: Path) -> None:
     """Runs may share their first steps: which, the identity decides by the step that the checkpoint stands at."""
     network, optimiser = started()
-    save_checkpoint(tmp_path, network, optimiser, Position(7), "shared until 7")
+    save_checkpoint(tmp_path, network, optimiser, TrainingPosition(7), "shared until 7")
 
     def identity(step: int) -> str:
         return "shared until 7" if step == 7 else "own"
@@ -68,7 +68,7 @@ def test_the_identity_is_asked_for_the_step_of_the_checkpoint(tmp_path: Path) ->
 def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies while it writes leaves the checkpoint before."""
     network, optimiser = started()
-    save_checkpoint(tmp_path, network, optimiser, Position(1), "run")
+    save_checkpoint(tmp_path, network, optimiser, TrainingPosition(1), "run")
 
     def dies(tensors: object, path: Path, **_: object) -> None:
         del tensors
@@ -78,6 +78,6 @@ def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as dying:
         dying.setattr("model_training.training.checkpoint.save_file", dies)
         with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(tmp_path, network, optimiser, Position(2), "run")
+            save_checkpoint(tmp_path, network, optimiser, TrainingPosition(2), "run")
 
     assert load_checkpoint(tmp_path, network, optimiser, lambda _step: "run").step == 1

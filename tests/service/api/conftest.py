@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.api.auth import Sessions
-from service.api.deps import Parts
+from service.api.deps import Services
 from service.app import create_app
 from service.bundle.registry import Registry
 from service.errors import JobNotFound
@@ -108,7 +108,7 @@ def locked(tmp_path: Path, keys_file: Path) -> FastAPI:
     app = create_app(settings)
     state, keys = StateDirectory(settings.state_dir), Keys(keys_file)
     nothing = NoJobs()
-    app.state.parts = Parts(settings, state, Registry(), nothing, keys, Sessions(8), Metrics(), nothing, nothing)  # type: ignore[arg-type]
+    app.state.services = Services(settings, state, Registry(), nothing, keys, Sessions(8), Metrics(), nothing, nothing)  # type: ignore[arg-type]
     return app
 
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from service.api import problems
 from service.api.auth import Sessions
-from service.api.deps import AdministratorDep, OwnerDep, Parts, PartsDep
+from service.api.deps import AdministratorDep, OwnerDep, Services, ServicesDep
 from service.bundle.registry import Registry
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -22,11 +22,11 @@ def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., http
         app = FastAPI()
 
         @app.get("/state")
-        def state(parts: PartsDep) -> str:
-            return parts.state.root.name
+        def state(services: ServicesDep) -> str:
+            return services.state.root.name
 
         jobs = SimpleNamespace()
-        app.state.parts = Parts(
+        app.state.services = Services(
             Settings(), StateDirectory(tmp_path / name), Registry(), jobs, None, Sessions(1), Metrics(), jobs, jobs
         )  # type: ignore[arg-type]
         found.append((app, name))
@@ -52,8 +52,8 @@ def test_a_route_knows_whose_request_it_is(ask: Callable[..., httpx.Response], t
     found = {}
     for keys in (None, Keys(path)):
         nothing = SimpleNamespace()
-        parts = Settings(), StateDirectory(tmp_path), Registry(), nothing, keys, Sessions(1), Metrics()
-        app.state.parts = Parts(*parts, nothing, nothing)  # type: ignore[arg-type]
+        services = Settings(), StateDirectory(tmp_path), Registry(), nothing, keys, Sessions(1), Metrics()
+        app.state.services = Services(*services, nothing, nothing)  # type: ignore[arg-type]
         for key in (None, lab, root):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             answers = [ask(app, "GET", route, headers=headers) for route in ("/who", "/admin")]

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from service.api import health
 from service.api.auth import Sessions
-from service.api.deps import Parts
+from service.api.deps import Services
 from service.bundle.description import describe_bundle
 from service.bundle.registry import Registry
 from service.observability.metrics import Metrics
@@ -33,8 +33,8 @@ def test_ready_needs_a_model_and_jobs_that_can_run(
     app.include_router(health.router)
     registry = Registry({"tiny": describe_bundle(tiny_bundle)} if models else {})
     jobs = SimpleNamespace(ready=alive)
-    parts = Settings(), StateDirectory(tmp_path), registry, jobs, None, Sessions(1), Metrics()
-    app.state.parts = Parts(*parts, jobs, jobs)  # type: ignore[arg-type]
+    services = Settings(), StateDirectory(tmp_path), registry, jobs, None, Sessions(1), Metrics()
+    app.state.services = Services(*services, jobs, jobs)  # type: ignore[arg-type]
 
     answer = ask(app, "GET", "/v2/health/ready")
 

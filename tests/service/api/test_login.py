@@ -77,13 +77,13 @@ def test_every_login_has_a_cookie_of_its_own(ask: Ask, locked: FastAPI, lab_key:
 
 def test_the_cookie_travels_encrypted_where_the_page_did(ask: Ask, locked: FastAPI, lab_key: str) -> None:
     """Secure behind a proxy, which speaks HTTPS for the service, and over HTTPS; else a browser would not send it."""
-    parts = locked.state.parts
+    services = locked.state.services
     assert "secure" not in attributes(log_in(ask, locked, lab_key))
     over_https = ask(locked, "POST", "https://localhost/login", data={"key": lab_key})
     assert "secure" in attributes(over_https)
 
-    settings = parts.settings.model_copy(update={"behind_proxy": True})
-    locked.state.parts = dataclasses.replace(parts, settings=settings)
+    settings = services.settings.model_copy(update={"behind_proxy": True})
+    locked.state.services = dataclasses.replace(services, settings=settings)
 
     assert "secure" in attributes(log_in(ask, locked, lab_key))
 
@@ -130,7 +130,7 @@ def test_what_is_no_form_of_the_page_is_a_problem(
 
 def test_without_keys_there_is_nothing_to_log_in_to(ask: Ask, locked: FastAPI) -> None:
     """No key is right where none is in use."""
-    locked.state.parts = dataclasses.replace(locked.state.parts, keys=None)
+    locked.state.services = dataclasses.replace(locked.state.services, keys=None)
 
     assert log_in(ask, locked, "anything").status_code == 401
 

@@ -9,11 +9,11 @@ import pytest
 from fastapi import FastAPI
 
 from service.api.auth import Sessions
-from service.api.deps import Parts
+from service.api.deps import Services
 from service.app import create_app
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.errors import DeadLetterNotFound, JobNotFound, PacsUnreachable
-from service.jobs.pacs.series import Request
+from service.jobs.pacs.series import PacsRequest
 from service.observability.metrics import Metrics
 from service.pacs.breaker import Breaker
 from service.pacs.config import read_pacs_file
@@ -47,11 +47,11 @@ class Fake:
 
     def __init__(self, file: Path) -> None:
         self.file = read_pacs_file(file)
-        self.requests: list[tuple[Request, str | None]] = []
+        self.requests: list[tuple[PacsRequest, str | None]] = []
         self.hints: list[tuple[str, str]] = []
         self.gone = False
 
-    def submit(self, request: Request, key: str | None) -> DicomJob:
+    def submit(self, request: PacsRequest, key: str | None) -> DicomJob:
         """Note what is asked for."""
         if self.gone:
             msg = "The PACS gave no connection."
@@ -117,8 +117,8 @@ def send(tmp_path: Path, fake: Fake, ask: Callable[..., httpx.Response]) -> Send
     app: FastAPI = create_app(settings)
     state = StateDirectory(settings.state_dir)
     nothing: Any = SimpleNamespace()
-    parts: Any = (settings, state, Registry.scan(SHIPPED), nothing, Keys(keys), Sessions(8), Metrics(), fake, fake)
-    app.state.parts = Parts(*parts)
+    services: Any = (settings, state, Registry.scan(SHIPPED), nothing, Keys(keys), Sessions(8), Metrics(), fake, fake)
+    app.state.services = Services(*services)
 
     def request(method: str, url: str, owner: str | None = "lab", **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
         headers = options.pop("headers", {}) | ({"Authorization": f"Bearer {owners[owner]}"} if owner else {})

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.bundle.card import CalibrationCard, CaseRecord, Interval, Measurement
-from service.calibration.cohort import CaseSums, Estimate, class_scores, cohort_scores
+from service.calibration.cohort import BootstrapEstimate, CaseSums, class_scores, cohort_scores
 from service.calibration.histogram import ReliabilityHistogram
 
 SHAPE, SPACING = (4, 5, 6), (1.0, 1.0, 1.2)
@@ -67,7 +67,7 @@ def test_scores_replay_from_the_stored_sums() -> None:
 
 def test_what_is_undefined_is_null() -> None:
     """NaN is no JSON: the card says null, figure by figure."""
-    interval = Interval.of(Estimate(0.5, float("nan"), float("nan")))
+    interval = Interval.of(BootstrapEstimate(0.5, float("nan"), float("nan")))
 
     assert interval.model_dump_json() == '{"value":0.5,"low":null,"high":null}'
 

@@ -4,11 +4,11 @@ import pytest
 
 from service.bundle.card import Measurement
 from service.bundle.description import describe_bundle
-from service.bundle.kind import REFERENCE, Kind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.overlay import measurements_of, write_overlay
 from service.errors import BundleInvalid
 
-BF16 = Kind("torch", "bf16")
+BF16 = EngineKind("torch", "bf16")
 
 
 @pytest.fixture(name="measured")

@@ -6,7 +6,7 @@ import pytest
 from service.bundle.card import CalibrationCard, Interval, ShiftReference
 from service.bundle.description import describe_bundle
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED
-from service.bundle.statement import FEATURES, MARGIN, reasons_to_withdraw, state
+from service.bundle.statement import FEATURES, MARGIN, reasons_to_withdraw, statement_of
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def card(tiny_bundle: Path) -> CalibrationCard:
 def test_a_statement_that_holds_gives_figures_and_whom_they_are_about(card: CalibrationCard) -> None:
     """It names population, date and engine, and says that it does not describe this image."""
     measurement = card.measurements[0]
-    statement = state(card, measurement, [])
+    statement = statement_of(card, measurement, [])
 
     assert statement.status == "holds"
     assert statement.text.startswith("On 2 cases of 2 persons (two boxes, all; 2026-01-31) ")
@@ -35,7 +35,7 @@ def test_a_statement_that_holds_gives_figures_and_whom_they_are_about(card: Cali
 
 def test_the_text_spells_the_figures_of_the_card(card: CalibrationCard) -> None:
     """Three decimals with the interval; the case's sums give DSC 1 and |0.75 - 1| in one bin, 0.125 in the other."""
-    text = state(card, card.measurements[0], []).text
+    text = statement_of(card, card.measurements[0], []).text
 
     assert "a DSC of 1.000 (1.000 to 1.000)" in text
     assert "an ACE of 0.188 (0.188 to 0.188)" in text
@@ -47,12 +47,12 @@ def test_an_undefined_figure_is_unknown(card: CalibrationCard) -> None:
     scores = card.measurements[0].scores | {"dsc": Interval(value=None, low=None, high=None)}
     measurement = card.measurements[0].model_copy(update={"scores": scores})
 
-    assert "a DSC of unknown and" in state(card, measurement, []).text
+    assert "a DSC of unknown and" in statement_of(card, measurement, []).text
 
 
 def test_a_withdrawn_statement_gives_no_figure(card: CalibrationCard) -> None:
     """It gives the reasons, still names the population, and no figure can be read from it."""
-    statement = state(card, card.measurements[0], ["extent along axis 2: 9.0 mm"])
+    statement = statement_of(card, card.measurements[0], ["extent along axis 2: 9.0 mm"])
 
     assert statement.status == "withdrawn"
     assert statement.figures is None

@@ -6,8 +6,8 @@ import pytest
 
 from service.calibration.cohort import (
     FLOOR_REPLICATES,
+    BootstrapEstimate,
     CaseSums,
-    Estimate,
     class_scores,
     cohort_scores,
     measure_case,
@@ -123,7 +123,7 @@ def test_the_interval_of_two_persons_spans_both() -> None:
     """Of four equally likely draws one holds the first person twice and one the second: the extremes."""
     scores = cohort_scores([SURE, UNSURE])
 
-    assert scores["ace_macro"] == Estimate(0.171875, 0.125, 0.21875)
+    assert scores["ace_macro"] == BootstrapEstimate(0.171875, 0.125, 0.21875)
     assert (scores["dsc"].low, scores["dsc"].high) == pytest.approx((8 / 12, 12 / 16))
 
 

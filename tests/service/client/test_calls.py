@@ -81,7 +81,7 @@ def test_a_failed_job_raises_its_problem(
         ask(answer(*map(make_job, states), requests=requests), "segment", scan)
 
     error = caught.value
-    assert (error.status, error.kind, error.title) == (422, "/problems/constant-volume", "One intensity")
+    assert (error.status, error.problem_type, error.title) == (422, "/problems/constant-volume", "One intensity")
     assert len(requests) == len(states)
 
 
@@ -101,7 +101,7 @@ def test_a_refusal_raises_its_problem(ask: Ask, problem: dict[str, Any]) -> None
     with pytest.raises(ServerProblem, match="All are 42") as caught:
         ask(lambda _: refusal, "models")
 
-    assert (caught.value.status, caught.value.kind) == (413, "/problems/constant-volume")
+    assert (caught.value.status, caught.value.problem_type) == (413, "/problems/constant-volume")
 
 
 @pytest.mark.parametrize("body", ["<html>Bad gateway</html>", "", '{"detail": "Not Found"}', "null"])

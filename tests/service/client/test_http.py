@@ -83,7 +83,7 @@ def test_a_real_server_refuses_a_file_that_is_no_scan(server_url: str, scan: Pat
     with Client(server_url) as client, pytest.raises(ServerProblem, match="not NIfTI") as caught:
         client.segment(scan)
 
-    assert (caught.value.status, caught.value.kind) == (422, "/problems/unrecognised-format")
+    assert (caught.value.status, caught.value.problem_type) == (422, "/problems/unrecognised-format")
 
 
 def test_a_real_server_refuses_an_unknown_model(server_url: str, scan: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_job_of_a_real_server_from_its_scan_to_its_end(server_url: str, real: 
         client.delete(identifier)
         with pytest.raises(ServerProblem) as caught:
             client.find(identifier)
-        assert caught.value.kind == "/problems/job-not-found"
+        assert caught.value.problem_type == "/problems/job-not-found"
 
 
 def test_a_server_that_comes_back_is_waited_for(make_job: Callable[..., dict[str, Any]]) -> None:

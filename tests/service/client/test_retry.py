@@ -36,7 +36,7 @@ def test_a_refusal_stands(status: int) -> None:
 
 def test_a_model_that_cannot_be_served_stays_so() -> None:
     """A broken bundle answers 503, too, but waiting mends nothing."""
-    assert _attempts(ServerProblem("x", 503, kind="/problems/bundle-integrity")) == 1
+    assert _attempts(ServerProblem("x", 503, problem_type="/problems/bundle-integrity")) == 1
 
 
 def test_a_server_that_never_answered_is_not_waited_for() -> None:

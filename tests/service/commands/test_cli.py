@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from service import __version__
 from service.commands import cli
-from service.commands.batch.command import Request
+from service.commands.batch.command import BatchRequest
 from service.commands.batch.journal import Shard
 from service.commands.doctor import Finding, Verdict
 from service.errors import (
@@ -150,9 +150,9 @@ def test_batch_passes_on_what_was_asked_for(
     calibrant: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Every option arrives, --local instead of an address, and the exit code comes back."""
-    seen: list[Request] = []
+    seen: list[BatchRequest] = []
 
-    def run(request: Request, _: object) -> int:
+    def run(request: BatchRequest, _: object) -> int:
         seen.append(request)
         return 4
 
@@ -162,10 +162,10 @@ def test_batch_passes_on_what_was_asked_for(
 
     assert calibrant("batch", tmp_path, "-o", tmp_path / "out", *flags)[0] == 4
     assert calibrant("batch", tmp_path, "-o", tmp_path / "out")[0] == 4
-    every = Request(
+    every = BatchRequest(
         tmp_path, tmp_path / "out", None, "m", 2, Shard(2, 3), "*.nii", dry_run=True, retry_failed=True, parquet=True
     )
-    assert seen == [every, Request(tmp_path, tmp_path / "out", "http://127.0.0.1:8000")]
+    assert seen == [every, BatchRequest(tmp_path, tmp_path / "out", "http://127.0.0.1:8000")]
 
 
 def test_a_batch_without_a_case_is_exit_code_6(calibrant: Command, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.bundle.kind import REFERENCE, Kind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.engines import machine
 from service.engines.machine import available
 
@@ -20,7 +20,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_that_has_everything_runs_every_kind() -> None:
     """The fastest come first, the reference last."""
-    names = [kind.name for kind in available(CPU)]
+    names = [engine_kind.name for engine_kind in available(CPU)]
     assert names == ["openvino-bf16", "torch-bf16", "openvino-fp32", "torch-fp32"]
 
 
@@ -28,7 +28,7 @@ def test_without_the_package_there_is_no_openvino(monkeypatch: pytest.MonkeyPatc
     """The extra is optional."""
     monkeypatch.setattr(machine, "find_spec", lambda _name: None)
 
-    assert available(CPU) == [Kind("torch", "bf16"), REFERENCE]
+    assert available(CPU) == [EngineKind("torch", "bf16"), REFERENCE]
 
 
 def test_a_cpu_without_bfloat16_runs_float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,12 +36,12 @@ def test_a_cpu_without_bfloat16_runs_float32_only(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
 
-    assert available(CPU) == [Kind("openvino", "fp32"), REFERENCE]
+    assert available(CPU) == [EngineKind("openvino", "fp32"), REFERENCE]
 
 
 def test_a_gpu_runs_torch_only() -> None:
     """OpenVINO is used on the CPU."""
-    assert available(GPU) == [Kind("torch", "bf16"), REFERENCE]
+    assert available(GPU) == [EngineKind("torch", "bf16"), REFERENCE]
 
 
 def test_the_cpu_says_what_linux_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,4 +49,4 @@ def test_the_cpu_says_what_linux_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     flags = Path("/proc/cpuinfo").read_text().split()
 
-    assert (Kind("torch", "bf16") in available(CPU)) == ("avx512_bf16" in flags or "amx_tile" in flags)
+    assert (EngineKind("torch", "bf16") in available(CPU)) == ("avx512_bf16" in flags or "amx_tile" in flags)

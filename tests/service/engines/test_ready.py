@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from service.bundle.description import describe_bundle
-from service.bundle.kind import KINDS, REFERENCE, Kind
+from service.bundle.engine_kind import ENGINE_KINDS, REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
 from service.engines import ready
 from service.engines.ready import ready_bundle
@@ -14,13 +14,13 @@ from service.errors import BundleUnsupported, EngineDisagrees
 from service.pipeline.run import covering_measurement
 
 CPU = torch.device("cpu")
-BF16 = Kind("torch", "bf16")
+BF16 = EngineKind("torch", "bf16")
 
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the machine have every kind."""
-    monkeypatch.setattr(ready, "available", lambda _device: list(KINDS.values()))
+    monkeypatch.setattr(ready, "available", lambda _device: list(ENGINE_KINDS.values()))
 
 
 @pytest.fixture(name="state")
@@ -36,7 +36,7 @@ def test_by_default_only_what_the_card_covers_is_used(tiny_bundle: Path) -> None
     """A machine that has faster engines serves with the reference, as long as nobody measured the others."""
     bundle = ready_bundle(tiny_bundle, CPU)
 
-    assert bundle.kind == REFERENCE
+    assert bundle.engine_kind == REFERENCE
     assert covering_measurement(bundle) == bundle.description.card.measurements[0]
 
 
@@ -44,7 +44,7 @@ def test_by_default_the_fastest_that_was_measured_is_used(tiny_bundle: Path, sta
     """A measurement in the state directory lets its engine serve, and is what the statement rests on."""
     bundle = ready_bundle(tiny_bundle, CPU, state=state)
 
-    assert bundle.kind == BF16
+    assert bundle.engine_kind == BF16
     assert covering_measurement(bundle).platform == "here"
 
 
@@ -71,7 +71,7 @@ def test_an_engine_that_computes_something_else_is_left_out(
     with structlog.testing.capture_logs() as logs:
         bundle = ready_bundle(tiny_bundle, CPU, state=state)
 
-    assert bundle.kind == REFERENCE
+    assert bundle.engine_kind == REFERENCE
     assert [line["engine"] for line in logs] == ["torch-bf16"]
     with pytest.raises(EngineDisagrees):
         ready_bundle(tiny_bundle, CPU, "torch-bf16", state)
@@ -96,5 +96,5 @@ def test_openvino_keeps_what_it_prepared(tiny_bundle: Path, tmp_path: Path) -> N
 
     bundle = ready_bundle(tiny_bundle, CPU, state=tmp_path / "state")
 
-    assert bundle.kind == Kind("openvino", "fp32")
+    assert bundle.engine_kind == EngineKind("openvino", "fp32")
     assert list((tmp_path / "state" / "engines" / description.sha256).glob("openvino-*/model.xml"))

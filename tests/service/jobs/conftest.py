@@ -13,8 +13,8 @@ from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.errors import CalibrantError, JobCancelled
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
 from service.jobs.database import open_database
-from service.jobs.segmentation.queue import JobQueue
-from service.jobs.segmentation.status import Order
+from service.jobs.segmentation.queue import SegmentationJobs
+from service.jobs.segmentation.status import WorkflowInput
 from service.observability.metrics import Metrics
 from service.result.files import RESULT, SUMMARY
 from service.schemas import CaseResult, Job, Priority, Report, Statement, Summary
@@ -119,13 +119,15 @@ class Service:
         self.state = StateDirectory.open(root)
         self.registry = registry
         self.executor = FakeExecutor()
-        self.queue: JobQueue | None = None
+        self.queue: SegmentationJobs | None = None
 
-    def launch(self) -> JobQueue:
+    def launch(self) -> SegmentationJobs:
         """Return the running queue; a new one with a new executor if none runs."""
         if self.queue is None:
             self.executor = FakeExecutor()
-            self.queue = JobQueue(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
+            self.queue = SegmentationJobs(
+                self.state, self.registry, self.executor, Metrics(), open_database(self.state, None)
+            )
             self.queue.launch()
         return self.queue
 
@@ -168,7 +170,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Ite
 
 
 @pytest.fixture
-def queue(service: Service) -> Iterator[JobQueue]:
+def queue(service: Service) -> Iterator[SegmentationJobs]:
     """Yield a running, idle queue with an executor that knows nothing of earlier tests."""
     queue, executor = service.launch(), service.executor
     executor.released.set()
@@ -186,7 +188,7 @@ def queue(service: Service) -> Iterator[JobQueue]:
 
 
 @pytest.fixture
-def executor(queue: JobQueue) -> FakeExecutor:
+def executor(queue: SegmentationJobs) -> FakeExecutor:
     """Return the executor of the running queue, whose outcomes a test decides."""
     assert isinstance(queue.executor, FakeExecutor)
     return queue.executor
@@ -199,20 +201,20 @@ def state(service: Service) -> StateDirectory:
 
 
 @pytest.fixture
-def submit(service: Service, queue: JobQueue, model: str) -> Submit:
+def submit(service: Service, queue: SegmentationJobs, model: str) -> Submit:
     """Return the function that stores a scan of this text and submits it."""
 
     def send(
         text: str, key: str | None = None, *, owner: str = "local", priority: Priority = "normal", model: str = model
     ) -> Job:
-        order = Order(owner, service.store(text, owner), model, ("mask", "summary"))
+        order = WorkflowInput(owner, service.store(text, owner), model, ("mask", "summary"))
         return (service.queue or queue).submit(order, priority=priority, idempotency_key=key)
 
     return send
 
 
 @pytest.fixture
-def finish(queue: JobQueue, submit: Submit) -> Submit:
+def finish(queue: SegmentationJobs, submit: Submit) -> Submit:
     """Return the function that submits a scan and waits for the end of its job."""
 
     def run(text: str, key: str | None = None) -> Job:

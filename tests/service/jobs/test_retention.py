@@ -8,7 +8,7 @@ import pytest
 
 from service.jobs import retention
 from service.jobs.retention import Policy, Sweeper, sweep
-from service.jobs.segmentation.queue import JobQueue
+from service.jobs.segmentation.queue import SegmentationJobs
 from service.storage.local import StateDirectory
 
 NOW = dt.datetime(2026, 6, 30, 12, tzinfo=dt.UTC)
@@ -52,7 +52,7 @@ def test_jobs_and_idle_scans_are_erased_after_their_days(state: StateDirectory) 
     old, used, fresh = (make(state.scan("local", name), days) for name, days in (("old", 8), ("used", 8), ("fresh", 6)))
     jobs = Jobs()
 
-    removed = sweep(cast("JobQueue", jobs), state, Policy(7 * DAY, None), NOW)
+    removed = sweep(cast("SegmentationJobs", jobs), state, Policy(7 * DAY, None), NOW)
 
     assert jobs.before == [NOW - 7 * DAY]
     assert removed == 3
@@ -64,7 +64,7 @@ def test_logits_go_before_their_job(state: StateDirectory) -> None:
     old, young = (make(state.results / job / "logits.npy.gz", days) for job, days in (("a", 3), ("b", 1)))
     mask = make(state.results / "a" / "mask.nii.gz", 3)
 
-    assert sweep(cast("JobQueue", Jobs()), state, Policy(None, 2 * DAY), NOW) == 1
+    assert sweep(cast("SegmentationJobs", Jobs()), state, Policy(None, 2 * DAY), NOW) == 1
 
     assert [path.exists() for path in (old, young, mask)] == [False, True, True]
 
@@ -74,7 +74,7 @@ def test_without_a_policy_nothing_is_erased(state: StateDirectory) -> None:
     scan, logits = make(state.scan("local", "old"), 999), make(state.results / "a" / "logits.npy.gz", 999)
     jobs = Jobs()
 
-    assert sweep(cast("JobQueue", jobs), state, Policy(None, None), NOW) == 0
+    assert sweep(cast("SegmentationJobs", jobs), state, Policy(None, None), NOW) == 0
 
     assert scan.exists()
     assert logits.exists()
@@ -91,7 +91,7 @@ def test_the_sweeper_goes_on_after_an_error(state: StateDirectory, monkeypatch: 
 
     monkeypatch.setattr(retention, "sweep", failing)
     monkeypatch.setattr(retention, "EVERY_S", 0.01)
-    sweeper = Sweeper(cast("JobQueue", Jobs()), state, Policy(None, None))
+    sweeper = Sweeper(cast("SegmentationJobs", Jobs()), state, Policy(None, None))
     sweeper.start()
     assert all(swept.acquire(timeout=5) for _ in range(3))
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from service.bundle.description import describe_bundle
-from service.bundle.kind import Kind
+from service.bundle.engine_kind import EngineKind
 from service.bundle.reader import LoadedBundle, load_bundle
 from service.bundle.schema import Window
 from service.engines.torch_bf16 import HalvedOnCPU
@@ -190,7 +190,10 @@ def test_a_result_names_the_engine_that_ran(scan: Path, bundle: LoadedBundle, ou
     network = HalvedOnCPU(bundle.network, torch.contiguous_format)
 
     result = run_case(
-        scan, replace(bundle, network=network, kind=Kind("torch", "bf16"), measurement=measured), out, silent
+        scan,
+        replace(bundle, network=network, engine_kind=EngineKind("torch", "bf16"), measurement=measured),
+        out,
+        silent,
     )
 
     statement = json.loads((out / "summary.json").read_bytes())["statement"]

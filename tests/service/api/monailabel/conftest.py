@@ -177,9 +177,13 @@ class Slicer:
             found = cgi.FieldStorage(
                 fp=response.fp, environ={"REQUEST_METHOD": "POST"}, headers=response.msg, keep_blank_values=True
             )
-            parts = {part.filename or part.name: part.value for part in found.list or []}
+            services = {part.filename or part.name: part.value for part in found.list or []}
             response.close()
-            return response.status, b"", {name: v if isinstance(v, bytes) else v.encode() for name, v in parts.items()}
+            return (
+                response.status,
+                b"",
+                {name: v if isinstance(v, bytes) else v.encode() for name, v in services.items()},
+            )
 
 
 @pytest.fixture

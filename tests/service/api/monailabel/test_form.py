@@ -50,7 +50,7 @@ def test_what_is_no_form_with_a_scan_is_a_problem(
 
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{problem}")
     assert "JANE" not in answer.text
-    state = locked.state.parts.state
+    state = locked.state.services.state
     assert [*state.incoming.iterdir(), *state.scans.glob("*/*")] == []
 
 
@@ -60,11 +60,11 @@ def test_a_file_over_the_limit_is_refused(
     """By its announced length, or as soon as it has become too long; one byte less is taken."""
     import dataclasses
 
-    parts = locked.state.parts
+    services = locked.state.services
 
     def limited(limit: int) -> httpx.Response:
-        settings = parts.settings.model_copy(update={"max_upload_bytes": limit})
-        locked.state.parts = dataclasses.replace(parts, settings=settings)
+        settings = services.settings.model_copy(update={"max_upload_bytes": limit})
+        locked.state.services = dataclasses.replace(services, settings=settings)
         return put(files={"files": ("scan.nii", tiny_scan)})
 
     assert limited(len(tiny_scan) - 1).json()["type"] == "/problems/payload-too-large"

@@ -36,7 +36,7 @@ def test_an_unknown_key_gets_no_token(ask: Ask, locked: FastAPI, password: str) 
 
 def test_without_keys_nobody_is_asked_for_one(ask: Ask, locked: FastAPI) -> None:
     """3D Slicer goes on without a token where none is needed; who sends a password all the same is told so."""
-    locked.state.parts = dataclasses.replace(locked.state.parts, keys=None)
+    locked.state.services = dataclasses.replace(locked.state.services, keys=None)
 
     assert ask(locked, "GET", "/monailabel/auth/").json() == {"enabled": False, "client_id": "", "realm": "Calibrant"}
     assert ask(locked, "GET", f"{TOKEN}/valid").status_code == 200

@@ -146,9 +146,9 @@ def test_an_ohif_that_takes_forms_finds_its_parts(ohif: Ohif, series: list[Datas
 
     found = re.search(r"boundary=([^;]+)", answer.headers["content-type"], re.IGNORECASE)
     assert found
-    parts = [part for part in answer.content.decode().split(f"--{found[1]}") if part.strip()]
-    text = next(part for part in parts if "Content-Type: application/json" in part)
-    file = next(part for part in parts if "Content-Type: application/octet-stream" in part)
+    services = [part for part in answer.content.decode().split(f"--{found[1]}") if part.strip()]
+    text = next(part for part in services if "Content-Type: application/json" in part)
+    file = next(part for part in services if "Content-Type: application/octet-stream" in part)
     told = json.loads(text[text.index("{") : text.rindex("}") + 1])
     content = file.split("\r\n\r\n")[1]
     voxels = voxels_of(bytes(map(ord, content[: content.rindex("\r\n")])), np.uint16)

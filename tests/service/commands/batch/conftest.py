@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import pytest
 
-from service.commands.batch.case import Case
+from service.commands.batch.case import BatchCase
 from service.commands.batch.journal import Line
 from service.commands.batch.results import Segmented
 from service.commands.batch.segmenter import Show
@@ -107,15 +107,15 @@ def told() -> Told:
 
 
 @pytest.fixture
-def make_cases(tmp_path: Path) -> Callable[..., list[Case]]:
+def make_cases(tmp_path: Path) -> Callable[..., list[BatchCase]]:
     """Return the function that writes a file for each name, which is also its content, and makes cases of them."""
 
-    def make(*names: str) -> list[Case]:
+    def make(*names: str) -> list[BatchCase]:
         folder = tmp_path / "scans"
         folder.mkdir(exist_ok=True)
         for name in names:
             (folder / f"{name}.nii").write_text(name)
-        return [Case.of_file(name, folder / f"{name}.nii") for name in names]
+        return [BatchCase.of_file(name, folder / f"{name}.nii") for name in names]
 
     return make
 

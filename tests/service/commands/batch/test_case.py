@@ -4,19 +4,19 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from service.commands.batch.case import Case, sha256_of
+from service.commands.batch.case import BatchCase, sha256_of
 
 
 def test_results_are_named_by_case_and_model() -> None:
     """BIDS wants letters and digits only in a value: the model's hyphens go, its hash too."""
-    files = Case.of_file("a", Path("a.nii")).results(Path("out"), "tiny-model@0123")
+    files = BatchCase.of_file("a", Path("a.nii")).results(Path("out"), "tiny-model@0123")
 
     assert files.mask == Path("out/a/a_seg-tinymodel_dseg.nii.gz")
 
 
 def test_a_scan_is_opened_where_it_lies() -> None:
     """Nothing is copied."""
-    with Case.of_file("a", Path("a.nii")).opened() as path:
+    with BatchCase.of_file("a", Path("a.nii")).opened() as path:
         assert path == Path("a.nii")
 
 
@@ -25,7 +25,7 @@ def test_a_series_is_one_zip_the_same_bytes_each_time(tmp_path: Path) -> None:
     paths = [tmp_path / "one", tmp_path / "two"]
     for path in paths:
         path.write_text(path.name)
-    case = Case("s", tuple(paths), PurePosixPath("s"), "s", is_series=True)
+    case = BatchCase("s", tuple(paths), PurePosixPath("s"), "s", is_series=True)
     hashes = []
     for _ in range(2):
         with case.opened() as path:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.commands.batch.case import Case
-from service.commands.batch.command import Request, run_command
+from service.commands.batch.case import BatchCase
+from service.commands.batch.command import BatchRequest, run_command
 from service.commands.batch.journal import Shard
 from service.errors import ConstantVolume, ServerUnreachable, SourceError
 
@@ -19,7 +19,9 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, segmenter: Fake, make_cases: Callable[..., list[Case]], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(
+    tmp_path: Path, segmenter: Fake, make_cases: Callable[..., list[BatchCase]], monkeypatch: pytest.MonkeyPatch
+) -> Run:
     """Return the function that runs the command over the scans a, b and c: exit code and what it prints."""
     make_cases("a", "b", "c")
     monkeypatch.setattr("service.commands.batch.command.Local", lambda _: segmenter)
@@ -27,7 +29,7 @@ def run(tmp_path: Path, segmenter: Fake, make_cases: Callable[..., list[Case]], 
 
     def start(**options: Any) -> tuple[int, str]:  # noqa: ANN401 - of the request
         file = io.StringIO()
-        request = Request(**{"source": tmp_path / "scans", "out": tmp_path / "out", "url": None, **options})
+        request = BatchRequest(**{"source": tmp_path / "scans", "out": tmp_path / "out", "url": None, **options})
         return run_command(request, Console(file=file, width=200)), file.getvalue()
 
     return start
@@ -84,7 +86,7 @@ def test_a_batch_that_ends_early_says_how_to_go_on(
 ) -> None:
     """The very command, quoted; the tables hold what was done."""
     segmenter.raises[b"b"] = ServerUnreachable("gone")
-    request = Request(tmp_path / "scans", tmp_path / "out", None)
+    request = BatchRequest(tmp_path / "scans", tmp_path / "out", None)
     with pytest.raises(ServerUnreachable):
         run_command(request, Console())
 

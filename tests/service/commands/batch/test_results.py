@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from service.commands.batch.case import Case
+from service.commands.batch.case import BatchCase
 from service.commands.batch.results import Segmented, describe_folder, write_results, write_whole
 from service.schemas import RESEARCH_USE_ONLY, Summary
 
 
 def test_every_file_is_there_and_named_in_the_record(tmp_path: Path, summary: Summary) -> None:
     """Mask, map, table of labels and two sidecars that name bundle, input, software and the notice."""
-    case = Case.of_file("a", Path("a.nii"))
+    case = BatchCase.of_file("a", Path("a.nii"))
     hashes, sidecar = write_results(tmp_path, case, "ab" * 32, Segmented(b"M", b"C", summary))
     stem = "a/a_seg-tinymodel"
 
@@ -86,7 +86,7 @@ def test_the_tree_is_valid_bids(tmp_path: Path, summary: Summary, write_nifti: C
     describe_folder(out)
     for session in ("ses-1", "ses-2"):
         stem = f"sub-1_{session}_acq-x_space-orig"
-        case = Case(stem, (Path("a.nii"),), PurePosixPath(f"sub-1/{session}/anat"), stem)
+        case = BatchCase(stem, (Path("a.nii"),), PurePosixPath(f"sub-1/{session}/anat"), stem)
         write_results(out, case, "ab" * 32, Segmented(image, image, summary))
     (out / "logs").mkdir()
     (out / "logs" / "batch.jsonl").touch()

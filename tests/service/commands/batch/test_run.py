@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 
 from service import errors
-from service.commands.batch.case import Case
+from service.commands.batch.case import BatchCase
 from service.commands.batch.journal import Journal, Shard, read_lines
 from service.commands.batch.run import Batch, Tally, shard_of
 
 Fake = Any
 """A segmenter or a display of conftest."""
 
-MakeCases = Callable[..., list[Case]]
+MakeCases = Callable[..., list[BatchCase]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, segmenter: Fake, told: Fake) -> Callable[..., Tally]:
     """Return the function that runs a batch over cases."""
 
-    def start(cases: list[Case], **options: Any) -> Tally:  # noqa: ANN401 - of the batch
+    def start(cases: list[BatchCase], **options: Any) -> Tally:  # noqa: ANN401 - of the batch
         with Journal.open(tmp_path / "out", Shard()) as journal:
             return Batch(tmp_path / "out", segmenter, journal, told, **options).run(cases)
 
@@ -76,7 +76,7 @@ def test_a_bad_scan_stops_nobody(run: Callable[..., Tally], make_cases: MakeCase
 def test_every_attempt_has_a_key_of_its_own(run: Callable[..., Tally], make_cases: MakeCases, segmenter: Fake) -> None:
     """After a failure of the service the next run makes a new job; without a record it finds the job of the first."""
     cases = make_cases("a")
-    segmenter.raises[b"a"] = errors.ServerProblem("x", 500, kind="/problems/inference-crashed")
+    segmenter.raises[b"a"] = errors.ServerProblem("x", 500, problem_type="/problems/inference-crashed")
     assert run(cases).exit_code == 5
     segmenter.raises[b"a"] = errors.ServerUnreachable("x")
     with pytest.raises(errors.ServerUnreachable):
@@ -93,8 +93,8 @@ def test_every_attempt_has_a_key_of_its_own(run: Callable[..., Tally], make_case
     [
         errors.ServerUnreachable("x"),
         errors.ServerProblem("x", 503),
-        errors.ServerProblem("x", 401, kind="/problems/unauthorized"),
-        errors.ServerProblem("x", 404, kind="/problems/model-not-found"),
+        errors.ServerProblem("x", 401, problem_type="/problems/unauthorized"),
+        errors.ServerProblem("x", 404, problem_type="/problems/model-not-found"),
         errors.BundleIntegrity("x"),
     ],
 )

@@ -83,7 +83,7 @@ class TestRemote(SegmenterContract):
         with Remote(server_url, None) as segmenter, pytest.raises(ServerProblem) as caught:
             segmenter.segment(tmp_path / "s.nii", "bad", lambda _: None)
 
-        assert caught.value.kind == "/problems/unrecognised-format"
+        assert caught.value.problem_type == "/problems/unrecognised-format"
 
     @pytest.mark.parametrize("model", ["nobody", f"{DEFAULT_MODEL}@{'0' * 64}"])
     def test_a_model_that_is_not_there_is_said(self, server_url: str, model: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.commands.batch.case import Case
+from service.commands.batch.case import BatchCase
 from service.commands.batch.journal import Journal, Line, Shard
 from service.commands.batch.results import Segmented, write_results
 from service.commands.batch.table import CASE_COLUMNS, STRUCTURE_COLUMNS, write_tables
@@ -24,7 +24,7 @@ def out(tmp_path: Path, make_line: MakeLine, summary: Summary) -> Path:
             if name == "c":
                 journal.append(make_line("c", problem=PROBLEM, finished="2026-01-31T11:00:00Z"))
             files, sidecar = write_results(
-                tmp_path, Case.of_file(name, Path("x")), "ab" * 32, Segmented(b"M", b"C", summary)
+                tmp_path, BatchCase.of_file(name, Path("x")), "ab" * 32, Segmented(b"M", b"C", summary)
             )
             journal.append(make_line(name, files=files, sidecar=sidecar, dsc={"front": 0.5, "back": None}))
         journal.append(make_line("b", problem=PROBLEM))
@@ -70,7 +70,7 @@ def test_a_structure_that_is_cut_off_has_no_volume(tmp_path: Path, make_line: Ma
     cut = summary.model_copy(
         update={"structures": [front, back.model_copy(update={"volume_ml": None, "truncated": True})]}
     )
-    files, sidecar = write_results(tmp_path, Case.of_file("a", Path("x")), "ab" * 32, Segmented(b"M", b"C", cut))
+    files, sidecar = write_results(tmp_path, BatchCase.of_file("a", Path("x")), "ab" * 32, Segmented(b"M", b"C", cut))
     with Journal.open(tmp_path, Shard()) as journal:
         journal.append(make_line("a", files=files, sidecar=sidecar))
     write_tables(tmp_path)
@@ -104,7 +104,7 @@ def test_two_models_are_two_rows(out: Path, make_line: MakeLine) -> None:
 
 
 def test_parquet_holds_the_same_rows(out: Path) -> None:
-    """As pyarrow itself reads them, with numbers as numbers and what is missing as null."""
+    """As pyarrow itself reads them, with numbers and what is missing as null."""
     parquet = pytest.importorskip("pyarrow.parquet")
     paths = write_tables(out, parquet=True)
     rows = parquet.read_table(out / "structures.parquet").to_pylist()

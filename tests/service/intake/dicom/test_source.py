@@ -10,16 +10,16 @@ from pydicom.sequence import Sequence
 
 from service.intake.dicom.instance import read_instance
 from service.intake.dicom.series import decode
-from service.intake.dicom.source import MAX_HEAD_BYTES, MAX_VALUE_BYTES, Source, describe_source
+from service.intake.dicom.source import MAX_HEAD_BYTES, MAX_VALUE_BYTES, SourceSeries, describe_source
 from service.intake.dicom.stack import stack
 from tests.dicom_series import CANARY_NAME, file_of, series_of_array, zip_of_series
 
 
-def source_of(images: list[Dataset]) -> Source:
+def source_of(images: list[Dataset]) -> SourceSeries:
     """Return what is kept of a series."""
     source = decode(io.BytesIO(zip_of_series(images))).source
     assert source is not None
-    return Source.model_validate_json(source)
+    return SourceSeries.model_validate_json(source)
 
 
 def test_slices_are_kept_in_the_order_of_k_with_their_true_places(series: list[Dataset]) -> None:
@@ -83,7 +83,7 @@ def test_values_that_break_the_standard_do_not_stop_a_scan(series: list[Dataset]
         for image in series
     ]
     slices, _ = stack([read_instance(each, with_voxels=True)[0] for each in content])
-    source = Source.model_validate_json(describe_source(slices))
+    source = SourceSeries.model_validate_json(describe_source(slices))
 
     assert str(source.identity().PatientName) == CANARY_NAME
     assert source.identity().PatientBirthDate == "yesterdy"

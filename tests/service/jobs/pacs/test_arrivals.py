@@ -10,7 +10,7 @@ from service.bundle.registry import Registry
 from service.errors import PacsUnreachable, SeriesNotFound
 from service.jobs.pacs import arrivals as module
 from service.jobs.pacs.arrivals import Arrivals
-from service.jobs.pacs.series import Request
+from service.jobs.pacs.series import PacsRequest
 from service.pacs.changes import Changes
 from service.pacs.config import PacsFile
 from service.pacs.selection import Series
@@ -34,7 +34,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self.series: list[Series] = [CT]
-        self.requests: list[Request] = []
+        self.requests: list[PacsRequest] = []
         self.error: Exception | None = None
 
     def source(self, _: str) -> Any:  # noqa: ANN401 - a source of series
@@ -53,7 +53,7 @@ class Jobs:
         """Return everything."""
         return self.series
 
-    def submit(self, request: Request) -> SimpleNamespace:
+    def submit(self, request: PacsRequest) -> SimpleNamespace:
         """Note the request."""
         self.requests.append(request)
         return SimpleNamespace(id=f"job {len(self.requests)}")
@@ -197,7 +197,7 @@ def test_a_series_that_is_at_fault_stops_nothing(
 ) -> None:
     """Nobody waits for the answer: the next hint is taken."""
 
-    def refuse(_: Request) -> None:
+    def refuse(_: PacsRequest) -> None:
         msg = "gone meanwhile"
         raise SeriesNotFound(msg)
 

@@ -27,10 +27,10 @@ from service.errors import (
 )
 from service.executors.embedded import EmbeddedExecutor
 from service.jobs.database import open_database
-from service.jobs.pacs.queue import DicomJobs
-from service.jobs.pacs.series import Request
+from service.jobs.pacs.queue import PacsJobs
+from service.jobs.pacs.series import PacsRequest
 from service.jobs.pacs.status import DicomOrder, inner_of
-from service.jobs.segmentation.queue import JobQueue
+from service.jobs.segmentation.queue import SegmentationJobs
 from service.observability.metrics import Metrics
 from service.pacs import patience, web
 from service.pacs.config import PacsFile
@@ -112,13 +112,13 @@ class Site:
         self.file = PacsFile.model_validate(
             {"pacs": {"clinic": {"url": self.orthanc.dicomweb, "orthanc": self.orthanc.url}, "gone": {"url": gone}}}
         )
-        self.jobs: DicomJobs
+        self.jobs: PacsJobs
         self.begin()
 
     def begin(self) -> None:
         """Begin, with whatever an earlier life has left."""
-        queue = JobQueue(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
-        self.jobs = DicomJobs(queue, self.state, self.file, build, 10)
+        queue = SegmentationJobs(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
+        self.jobs = PacsJobs(queue, self.state, self.file, build, 10)
         queue.launch(self.jobs.register)
         self.jobs.start()
 
@@ -140,7 +140,7 @@ class Site:
             "objects": ("seg", "sr"),
             "destination": "clinic",
         }
-        return self.jobs.submit(Request(**(request | changes)), key)  # type: ignore[arg-type]
+        return self.jobs.submit(PacsRequest(**(request | changes)), key)  # type: ignore[arg-type]
 
     def wait(self, job: DicomJob, until: Callable[[DicomJob], bool] | None = None) -> DicomJob:
         """Return the job once it has finished, or is as it should be."""

@@ -6,7 +6,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from service.errors import AmbiguousSeries, PacsBadResponse, SeriesChanged, SeriesNotFound, UnsuitableSeries
-from service.jobs.pacs.series import Request, choose_series, reject_other_images, reject_ours
+from service.jobs.pacs.series import PacsRequest, choose_series, reject_other_images, reject_ours
 from service.pacs.selection import Selection, Series, digest_of
 
 CT, MR = Series("1.2", "1.2.1", "CT", instances=40), Series("1.2", "1.2.2", "MR", instances=20)
@@ -16,7 +16,7 @@ SEG = Series("1.2", "1.2.3", "SEG", instances=1)
 def choose(*found: Series, series: str | None = None, **select: Any) -> Series:  # noqa: ANN401 - fields of a selection
     """Return what is chosen of what a source holds."""
     source: Any = SimpleNamespace(find_series=lambda **_: list(found))
-    request = Request("lab", "clinic", "1.2", series, Selection(**select), "m@0", ("seg",), "clinic")
+    request = PacsRequest("lab", "clinic", "1.2", series, Selection(**select), "m@0", ("seg",), "clinic")
     return choose_series(source, request)
 
 

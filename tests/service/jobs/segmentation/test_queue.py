@@ -25,8 +25,8 @@ from service.errors import (
     StorageFull,
 )
 from service.jobs.segmentation import queue as segment
-from service.jobs.segmentation.queue import AHEAD_S, MAX_ATTEMPTS, POLL_S, QUEUE, WORKFLOW, JobQueue
-from service.jobs.segmentation.status import Order
+from service.jobs.segmentation.queue import AHEAD_S, MAX_ATTEMPTS, POLL_S, QUEUE, WORKFLOW, SegmentationJobs
+from service.jobs.segmentation.status import WorkflowInput
 from service.result.files import RESULT, SUMMARY
 from service.schemas import FINISHED, Job
 from service.storage.local import StateDirectory
@@ -101,7 +101,7 @@ def test_a_case_that_kills_the_child_is_tried_again(
     assert finish("next").state == "succeeded"
 
 
-def test_an_idempotency_key_names_one_job(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+def test_an_idempotency_key_names_one_job(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """The same key and scan is the same job while it runs and afterwards; with another scan or model it is refused."""
     first = submit("slow", "one key")
     assert executor.entered.wait(10)
@@ -124,7 +124,7 @@ def test_an_idempotency_key_names_one_job(queue: JobQueue, executor: FakeExecuto
     assert submit("slow").id != submit("slow").id
 
 
-def test_an_unknown_job_is_said(queue: JobQueue) -> None:
+def test_an_unknown_job_is_said(queue: SegmentationJobs) -> None:
     """An id that nobody was given is JobNotFound, for looking and for waiting."""
     with pytest.raises(JobNotFound):
         queue.find("local", uuid.uuid4().hex)
@@ -132,7 +132,9 @@ def test_an_unknown_job_is_said(queue: JobQueue) -> None:
         queue.wait("local", "", 5)
 
 
-def test_a_model_that_was_removed_fails_the_job(finish: Submit, queue: JobQueue, executor: FakeExecutor) -> None:
+def test_a_model_that_was_removed_fails_the_job(
+    finish: Submit, queue: SegmentationJobs, executor: FakeExecutor
+) -> None:
     """A job whose bundle is gone when its turn comes ends with model-not-found instead of hanging."""
     known = dict(queue.registry.ready)
     queue.registry.ready.clear()
@@ -146,7 +148,9 @@ def test_a_model_that_was_removed_fails_the_job(finish: Submit, queue: JobQueue,
     assert executor.calls == []
 
 
-def test_a_published_result_is_not_computed_again(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+def test_a_published_result_is_not_computed_again(
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit
+) -> None:
     """A job that was interrupted between its rename and its record finds the result and is done."""
     result = queue.state.result(queue.wait("local", submit("another").id, 20).id)
     assert result is not None
@@ -209,7 +213,7 @@ def test_closing_lets_a_job_finish(service: Service, executor: FakeExecutor, sub
     assert not executor.ready
 
 
-def test_the_database_is_kept_as_it_was_decided(queue: JobQueue, finish: Submit) -> None:
+def test_the_database_is_kept_as_it_was_decided(queue: SegmentationJobs, finish: Submit) -> None:
     """Write-ahead log, and JSON instead of pickles: what lies in the database can be read by anything."""
     job = finish("good")
     with closing(sqlite3.connect(queue.state.database)) as database:
@@ -220,7 +224,7 @@ def test_the_database_is_kept_as_it_was_decided(queue: JobQueue, finish: Submit)
 
 
 def test_the_next_job_leaves_the_queue_shortly_before_a_case_ends(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit
 ) -> None:
     """It is still called queued until its turn, can be cancelled, and takes no third one along; afterwards one at a time."""
     running = submit("slow")
@@ -253,13 +257,13 @@ def _out_of_the_queue() -> list[str]:
 
 
 def test_who_waits_is_woken_by_the_end(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look at the database while the job runs, and a few when it has ended; other jobs' ends cost a look, too."""
     monkeypatch.setattr(segment, "LOOK_S", 60)
     looks: list[float] = []
-    find = JobQueue.find
-    monkeypatch.setattr(JobQueue, "find", lambda *arguments: looks.append(time.monotonic()) or find(*arguments))
+    find = SegmentationJobs.find
+    monkeypatch.setattr(SegmentationJobs, "find", lambda *arguments: looks.append(time.monotonic()) or find(*arguments))
     job = submit("slow and waited for")
     assert executor.entered.wait(20)
     released: list[float] = []
@@ -286,8 +290,8 @@ def test_who_waits_is_woken_by_the_end(
 )
 def test_who_waits_for_a_job_that_never_runs_does_not_wait_for_ever(
     look_s: float,
-    end: Callable[[JobQueue, str], object],
-    queue: JobQueue,
+    end: Callable[[SegmentationJobs, str], object],
+    queue: SegmentationJobs,
     executor: FakeExecutor,
     submit: Submit,
     monkeypatch: pytest.MonkeyPatch,
@@ -304,7 +308,7 @@ def test_who_waits_for_a_job_that_never_runs_does_not_wait_for_ever(
     assert time.monotonic() - started < 10
 
 
-def test_urgent_jobs_overtake_those_that_wait(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+def test_urgent_jobs_overtake_those_that_wait(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """Order of computation, position and estimate follow priority, then age; the job that runs is not interrupted."""
     running = submit("slow")
     assert executor.entered.wait(10)
@@ -332,7 +336,7 @@ def test_urgent_jobs_overtake_those_that_wait(queue: JobQueue, executor: FakeExe
     assert executor.calls == ["slow", "u", "n1", "n2", "b"]
 
 
-def test_the_first_job_has_no_estimate(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+def test_the_first_job_has_no_estimate(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """Before anything was measured nothing is promised."""
     queue._seconds.clear()
     running = submit("slow")
@@ -343,7 +347,9 @@ def test_the_first_job_has_no_estimate(queue: JobQueue, executor: FakeExecutor, 
     assert [job.eta_s for job in found] == [None, None]
 
 
-def pages(queue: JobQueue, owner: str, limit: int, after_each: Callable[[], object] = lambda: None) -> list[str]:
+def pages(
+    queue: SegmentationJobs, owner: str, limit: int, after_each: Callable[[], object] = lambda: None
+) -> list[str]:
     """Return the ids of all pages, one after the other."""
     found: list[str] = []
     before = None
@@ -357,7 +363,7 @@ def pages(queue: JobQueue, owner: str, limit: int, after_each: Callable[[], obje
 @pytest.mark.parametrize("limit", [1, 3, 7])
 @pytest.mark.parametrize("milliseconds", [1, 0, 0.5], ids=["one each", "all in one", "two each"])
 def test_pages_hold_every_job_once(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, limit: int, milliseconds: float
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, limit: int, milliseconds: float
 ) -> None:
     """7 jobs come out once each, the newest first, also if several were made in one millisecond or come meanwhile."""
     owner = f"pages-{uuid.uuid4().hex}"
@@ -374,7 +380,7 @@ def test_pages_hold_every_job_once(
     assert found == jobs[::-1]
 
 
-def test_jobs_are_listed_by_state_and_owner(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+def test_jobs_are_listed_by_state_and_owner(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """A filter shows the jobs of that state only, each of the five, and nobody sees another owner's."""
     owner = f"states-{uuid.uuid4().hex}"
     executor.errors["bad"] = [NonFiniteVoxels("3 of 9 voxels.")]
@@ -393,7 +399,7 @@ def test_jobs_are_listed_by_state_and_owner(queue: JobQueue, executor: FakeExecu
     assert queue.page("somebody-else", None, None, 9) == []
 
 
-def test_another_owners_job_is_unknown(queue: JobQueue, submit: Submit) -> None:
+def test_another_owners_job_is_unknown(queue: SegmentationJobs, submit: Submit) -> None:
     """Looking, waiting, cancelling and erasing say the same as for an id that nobody was given; the job is untouched."""
     job = submit("good", "their key", owner="they")
     messages = set()
@@ -413,7 +419,7 @@ def test_another_owners_job_is_unknown(queue: JobQueue, submit: Submit) -> None:
     assert submit("good", "their key", owner="we").id != job.id
 
 
-def test_a_queued_job_is_cancelled(queue: JobQueue, executor: FakeExecutor, submit: Submit) -> None:
+def test_a_queued_job_is_cancelled(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """It is never begun, says so, and cancelling it again changes nothing."""
     submit("slow")
     assert executor.entered.wait(10)
@@ -435,7 +441,7 @@ def test_a_queued_job_is_cancelled(queue: JobQueue, executor: FakeExecutor, subm
 
 @pytest.mark.parametrize("text", ["slow", "deaf"])
 def test_a_running_job_is_cancelled(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, state: StateDirectory, text: str
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, state: StateDirectory, text: str
 ) -> None:
     """It leaves nothing behind, also if its computation ends as if nothing had been said; the next job is untouched."""
     job = submit(text)
@@ -454,7 +460,7 @@ def test_a_running_job_is_cancelled(
 
 
 def test_a_finished_job_cannot_be_cancelled(
-    queue: JobQueue, executor: FakeExecutor, finish: Submit, state: StateDirectory
+    queue: SegmentationJobs, executor: FakeExecutor, finish: Submit, state: StateDirectory
 ) -> None:
     """A success keeps its result, a failure its problem."""
     executor.errors["bad"] = [NonFiniteVoxels("3 of 9 voxels.")]
@@ -467,7 +473,7 @@ def test_a_finished_job_cannot_be_cancelled(
 
 
 def test_a_job_that_is_cancelled_while_it_ends_ends_once(
-    queue: JobQueue, submit: Submit, state: StateDirectory
+    queue: SegmentationJobs, submit: Submit, state: StateDirectory
 ) -> None:
     """Whoever is first stands: the answer, the state from then on and the result agree, whenever the cancellation comes."""
     outcomes = set()
@@ -490,7 +496,7 @@ def test_a_job_that_is_cancelled_while_it_ends_ends_once(
 
 
 def test_a_cancellation_while_the_result_is_published_takes_it_away(
-    queue: JobQueue, submit: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+    queue: SegmentationJobs, submit: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that was cancelled between the last window and its record has no result on the disk."""
     publish, cancelled = StateDirectory.publish, threading.Event()
@@ -513,7 +519,7 @@ def test_a_cancellation_while_the_result_is_published_takes_it_away(
 
 
 def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation between the queue and the first report is seen before any work is done."""
     reject, seen = segment.reject_cancelled, threading.Event()
@@ -548,7 +554,7 @@ def rows_of(state: StateDirectory, job: str) -> int:
 
 @pytest.mark.parametrize("when", ["queued", "running", "deaf", "succeeded", "failed", "cancelled"])
 def test_an_erased_job_is_gone(
-    queue: JobQueue, executor: FakeExecutor, submit: Submit, state: StateDirectory, when: str
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, state: StateDirectory, when: str
 ) -> None:
     """Whatever it was doing: no row, no file, no scan remains, the id is unknown and its key can be used anew."""
     text, key = {"running": f"slow {when}", "deaf": f"deaf {when}"}.get(when, f"text {when}"), f"key {when}"
@@ -586,7 +592,7 @@ def test_an_erased_job_is_gone(
 
 
 def test_a_scan_outlives_its_job_while_another_needs_it(
-    queue: JobQueue, finish: Submit, submit: Submit, state: StateDirectory
+    queue: SegmentationJobs, finish: Submit, submit: Submit, state: StateDirectory
 ) -> None:
     """The last job of an owner takes the scan along; another owner's copy is another file."""
     first, second = finish("shared"), finish("shared")
@@ -601,13 +607,15 @@ def test_a_scan_outlives_its_job_while_another_needs_it(
     assert queue.wait("they", theirs.id, 20).state == "succeeded"
 
 
-def test_a_job_of_a_scan_that_was_erased_meanwhile_is_refused(queue: JobQueue, finish: Submit, model: str) -> None:
+def test_a_job_of_a_scan_that_was_erased_meanwhile_is_refused(
+    queue: SegmentationJobs, finish: Submit, model: str
+) -> None:
     """Nobody is promised a segmentation of a scan that is no longer there."""
     job = finish("fleeting")
     queue.erase("local", job.id)
 
     with pytest.raises(ScanNotFound, match="upload it again"):
-        queue.submit(Order("local", job.scan, model, ("mask",)))
+        queue.submit(WorkflowInput("local", job.scan, model, ("mask",)))
 
 
 def test_results_of_no_job_are_swept_at_launch(service: Service, finish: Submit, state: StateDirectory) -> None:
@@ -625,7 +633,7 @@ def test_results_of_no_job_are_swept_at_launch(service: Service, finish: Submit,
 
 
 def test_old_jobs_are_erased_whoever_owns_them(
-    queue: JobQueue,
+    queue: SegmentationJobs,
     executor: FakeExecutor,
     submit: Submit,
     state: StateDirectory,
@@ -638,14 +646,14 @@ def test_old_jobs_are_erased_whoever_owns_them(
     running = submit("slow")
     assert executor.entered.wait(10)
 
-    erase = JobQueue.erase
+    erase = SegmentationJobs.erase
 
-    def erase_first(self: JobQueue, owner: str, identifier: str) -> None:
+    def erase_first(self: SegmentationJobs, owner: str, identifier: str) -> None:
         if identifier == gone.id:  # its owner is faster
             erase(self, owner, identifier)
         erase(self, owner, identifier)
 
-    monkeypatch.setattr(JobQueue, "erase", erase_first)
+    monkeypatch.setattr(SegmentationJobs, "erase", erase_first)
     assert queue.erase_finished(dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)) >= 2
 
     assert state.result(theirs.id) is None

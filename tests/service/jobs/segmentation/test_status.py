@@ -6,7 +6,7 @@ import pytest
 from dbos import WorkflowStatus
 
 from service.errors import BY_CODE, CalibrantError, JobAbandoned, NonFiniteVoxels, ServerProblem
-from service.jobs.segmentation.status import PRIORITIES, Live, Order, Place, describe_job, problem_of
+from service.jobs.segmentation.status import PRIORITIES, Live, Place, WorkflowInput, describe_job, problem_of
 from service.result.files import RESULT
 from service.schemas import CaseResult, Links
 
@@ -138,11 +138,11 @@ def test_attempts_count_through_restarts() -> None:
 
 def test_an_order_is_what_the_workflow_was_given() -> None:
     """Arguments and order lead to each other; a workflow without input belongs to nobody."""
-    order = Order("they", "scan", "model@0", ("mask", "summary"))
+    order = WorkflowInput("they", "scan", "model@0", ("mask", "summary"))
 
     assert order.arguments == ("they", "scan", "model@0", ["mask", "summary"])
-    assert Order.of(_status("PENDING")) == order
-    assert Order.of(_status("PENDING", input=None)) == Order("", "", "", ())
+    assert WorkflowInput.of(_status("PENDING")) == order
+    assert WorkflowInput.of(_status("PENDING", input=None)) == WorkflowInput("", "", "", ())
 
 
 @pytest.mark.parametrize("error", [kind for kind in BY_CODE.values() if kind is not ServerProblem])

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 
 from service.bundle.schema import Code, Label
 from service.intake.dicom.series import decode
-from service.intake.dicom.source import Source
-from service.result.dicom.outcome import Model, Outcome
+from service.intake.dicom.source import SourceSeries
+from service.result.dicom.outcome import ModelIdentity, Outcome
 from service.schemas import ExpectedAccuracy, Statement, Structure, Summary
 from service.volume import Volume
 from tests.dicom_series import small_series, zip_of_series
@@ -64,12 +64,12 @@ def outcome_(volume: Volume, mask: npt.NDArray[np.uint8]) -> Outcome:
     confidence = np.random.default_rng(6).integers(90, 256, mask.shape).astype(np.uint8)
     assert volume.source is not None
     return Outcome(
-        source=Source.model_validate_json(volume.source),
+        source=SourceSeries.model_validate_json(volume.source),
         labels=LABELS,
         mask_KRC=mask.T,
         confidence_KRC=confidence.T,
         summary=summary_of(mask),
-        model=Model("tiny", "0.0.1", "b" * 64, "w" * 64, "c" * 64),
+        model=ModelIdentity("tiny", "0.0.1", "b" * 64, "w" * 64, "c" * 64),
         created=dt.datetime(2026, 3, 4, 5, 6, 7, tzinfo=dt.UTC),
         content="f" * 64,
     )

@@ -5,7 +5,7 @@ import pytest
 from pydicom import uid
 
 from service.result.dicom.capture import make_capture
-from service.result.dicom.outcome import SERIES, Model, Outcome
+from service.result.dicom.outcome import SERIES, ModelIdentity, Outcome
 from service.result.dicom.segmentation import make_segmentation
 from service.schemas import Superseded
 from tests.dicom_series import CANARY_ID, CANARY_NAME
@@ -28,8 +28,8 @@ def test_uids_follow_from_what_is_shown(outcome: Outcome, changed: Changed) -> N
     "fields",
     [
         {"content": "0" * 64},
-        {"model": Model("tiny", "0.0.1", "b" * 64, "0" * 64, "c" * 64)},
-        {"model": Model("tiny", "0.0.1", "b" * 64, "w" * 64, "0" * 64)},
+        {"model": ModelIdentity("tiny", "0.0.1", "b" * 64, "0" * 64, "c" * 64)},
+        {"model": ModelIdentity("tiny", "0.0.1", "b" * 64, "w" * 64, "0" * 64)},
         {"supersedes": Superseded(series_instance_uid="1.2", sop_instance_uid="1.3")},
     ],
     ids=["content", "weights", "card", "supersedes"],

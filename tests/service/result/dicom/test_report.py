@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 
 from service.result.dicom.codes import CUT_OFF, ESTIMATED_DICE, MEAN_CONFIDENCE, VOLUME_LOWER_BOUND, VOLUME_UPPER_BOUND
 from service.result.dicom.objects import write_objects
-from service.result.dicom.outcome import Estimate, Outcome
+from service.result.dicom.outcome import Outcome, StructureEstimate
 from service.result.dicom.report import make_report
 from service.result.dicom.segmentation import make_segmentation
 from service.schemas import Superseded
@@ -72,7 +72,7 @@ def test_highdicom_reads_the_measurements(report: Path) -> None:
 
 def test_there_is_room_for_what_a_card_may_offer(changed: Changed, tmp_path: Path) -> None:
     """A Dice estimate and the bounds of a volume are measurements of their own."""
-    write_objects(changed(estimates={11: Estimate(0.84, 150.0, 210.0)}), tmp_path, ["sr"])
+    write_objects(changed(estimates={11: StructureEstimate(0.84, 150.0, 210.0)}), tmp_path, ["sr"])
     group, *_ = hd.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
     found = {(each.name.value, each.unit.value): each.value for each in group.get_measurements()}
 

@@ -12,7 +12,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from service.intake.dicom.series import decode
-from service.intake.dicom.source import Source
+from service.intake.dicom.source import SourceSeries
 from service.result.dicom.objects import write_objects
 from service.result.dicom.outcome import Outcome
 from service.result.dicom.segmentation import BAND_EDGES, make_bands, make_label_map, make_segmentation
@@ -49,7 +49,7 @@ def test_a_left_handed_grid_is_no_other_place(
     array = np.arange(mask.size, dtype=np.int16).reshape(mask.shape)
     volume = decode(io.BytesIO(zip_of_series(series_of_array(array, affine @ turn))))
     assert volume.source is not None
-    turned = replace(outcome, source=Source.model_validate_json(volume.source))
+    turned = replace(outcome, source=SourceSeries.model_validate_json(volume.source))
 
     found = labels_by_place(saved(make_segmentation(turned)), volume.affine, mask.shape)
 

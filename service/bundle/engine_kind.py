@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 from service.bundle.card import Engine, Precision
 
 
-class Kind(NamedTuple):
+class EngineKind(NamedTuple):
     """An engine and the precision of its arithmetic."""
 
     engine: Engine
@@ -17,11 +17,17 @@ class Kind(NamedTuple):
         return f"{self.engine}-{self.precision}"
 
 
-REFERENCE: Final = Kind("torch", "fp32")
+REFERENCE: Final = EngineKind("torch", "fp32")
 """The one that every machine has, and every other is compared with."""
 
-KINDS: Final = {
-    kind.name: kind for kind in (Kind("openvino", "bf16"), Kind("torch", "bf16"), Kind("openvino", "fp32"), REFERENCE)
+ENGINE_KINDS: Final = {
+    engine_kind.name: engine_kind
+    for engine_kind in (
+        EngineKind("openvino", "bf16"),
+        EngineKind("torch", "bf16"),
+        EngineKind("openvino", "fp32"),
+        REFERENCE,
+    )
 }
 """All by name, the fastest first: docs/results/speed.md."""
 
