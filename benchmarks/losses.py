@@ -95,8 +95,13 @@ def _synchronise(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize(tensor.device)
 
 
-def peak_mb(name: str, shape: tuple[int, ...], device: str, answer: "multiprocessing.Queue[float]") -> None:
-    """Put the peak memory of one pass above what was in use before it."""
+def put_peak_mb(answer: "multiprocessing.Queue[float]", name: str, shape: tuple[int, ...]) -> None:
+    """Put what `peak_mb` returns on the CPU."""
+    answer.put(peak_mb(name, shape, "cpu"))
+
+
+def peak_mb(name: str, shape: tuple[int, ...], device: str) -> float:
+    """Return the peak memory of one pass above what was in use before it."""
     torch.set_num_threads(1)
     logits, labels = batch(shape, device)
     small = batch((1, 2, 8, 8, 8), device)
@@ -108,7 +113,7 @@ def peak_mb(name: str, shape: tuple[int, ...], device: str, answer: "multiproces
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is in use now
     before = _high_water_mb(leaf)
     LOSSES[name](leaf, labels).backward()
-    answer.put(_high_water_mb(leaf) - before)
+    return _high_water_mb(leaf) - before
 
 
 def _high_water_mb(tensor: torch.Tensor) -> float:
@@ -138,8 +143,11 @@ def main() -> None:
                 times[name].append(seconds(loss, logits, labels))
         memory = {}
         for name in LOSSES:
+            if logits.is_cuda:  # torch keeps count of the device's memory: no fresh process is needed
+                memory[name] = peak_mb(name, shape, arguments.device)
+                continue
             answer: multiprocessing.Queue[float] = processes.Queue()
-            process = processes.Process(target=peak_mb, args=(name, shape, arguments.device, answer))
+            process = processes.Process(target=put_peak_mb, args=(answer, name, shape))
             process.start()
             memory[name] = answer.get()
             process.join()

@@ -21,7 +21,6 @@ import torch
 from agreement import agreement, dsc, mask_of
 from page import PAGE, publish, table
 from passes import SAME_FILES, STOCK
-from rewritten import FORMS
 from subjects import CACHE, Subject, cardiac, ct, hippocampus
 
 from model_training.evaluation.evaluate import this_platform
@@ -201,6 +200,8 @@ def _array(labels: Any) -> Any:  # noqa: ANN401 - a script
 
 def rewriting_table(subject: Subject) -> str:
     """Return the milliseconds of a window, on one thread, by engine and by how the network is written."""
+    from rewritten import FORMS  # loads OpenVINO, which is optional
+
     command = [sys.executable, str(HERE / "rewritten.py"), str(subject.bundle)]
     printed = subprocess.run(command, capture_output=True, text=True, env=as_served(1), check=True).stdout
     rows = [
