@@ -266,7 +266,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     for number, name, held_out in product(seed or [0], configuration or configurations, wanted):
         run = RunName(name, held_out, number)
-        if not (out / run.file).exists():
+        if not run.is_done_in(out):
             typer.echo(str(run_once(configurations[name], run, data, out, _show)))
 
 

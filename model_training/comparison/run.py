@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from safetensors.torch import load_file
 
+from model_training.comparison.files import PACKED, PLAIN
 from model_training.config import Recipe
 from model_training.data.case import Case
 from model_training.evaluation.evaluate import measure_one, this_platform
@@ -62,7 +63,11 @@ class RunName:
     @property
     def file(self) -> str:
         """Name of the run's file."""
-        return f"{self.configuration}-{self.fold}-seed{self.seed}.json"
+        return f"{self.configuration}-{self.fold}-seed{self.seed}{PLAIN}"
+
+    def is_done_in(self, folder: Path) -> bool:
+        """Return whether the folder holds this run, plain or packed."""
+        return any((folder / (self.file.removesuffix(PLAIN) + suffix)).exists() for suffix in (PLAIN, PACKED))
 
 
 def run_once(recipe: Recipe, name: RunName, data: Path, out: Path, done: Callable[[Case], None]) -> Path:

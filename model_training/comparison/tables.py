@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from model_training.comparison.files import read_json, run_files
 from model_training.comparison.run import TEMPERATURES, Run
 from model_training.data.case import DataError
 from service.calibration.cohort import REPLICATES, BootstrapEstimate, CaseSums, cohort_draws, estimate
@@ -34,17 +35,17 @@ class Scored:
 
 
 def load_runs(folder: Path) -> list[Run]:
-    """Return every run of a folder.
+    """Return every run of a folder, from plain and packed files.
 
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    files = sorted(folder.glob("*.json"))
+    files = run_files(folder)
     if not files:
         msg = f"{folder} holds no runs. calibrant compare computes them."
         raise DataError(msg)
     try:
-        return [Run.model_validate_json(file.read_bytes()) for file in files]
+        return [Run.model_validate_json(read_json(file)) for file in files]
     except ValueError as error:
         msg = f"A run in {folder} cannot be read: {error}"
         raise DataError(msg) from error

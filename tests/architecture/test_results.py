@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from model_training.comparison.files import run_files
 from model_training.comparison.tables import compared, load_runs, table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-PAGES = sorted(folder.name for folder in (RESULTS / "runs").iterdir() if any(folder.glob("*.json")))
+PAGES = sorted(folder.name for folder in (RESULTS / "runs").iterdir() if run_files(folder))
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -21,6 +22,11 @@ def test_a_page_shows_the_tables_of_its_runs(name: str) -> None:
     assert not missing
     (picture,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
     assert (RESULTS / picture).is_file()
+
+
+def test_the_committed_runs_are_small() -> None:
+    """A clone does not carry more than 7 MiB of runs; scripts/pack_runs.py packs them."""
+    assert sum(path.stat().st_size for path in (RESULTS / "runs").rglob("*") if path.is_file()) <= 7 * 2**20
 
 
 def test_there_is_a_page_to_check() -> None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from model_training import recipes
 from model_training.cli import app
 from model_training.comparison import run as compare
+from model_training.comparison.files import pack
 from model_training.comparison.run import TEMPERATURES, Run, RunName, run_once
 from model_training.config import Recipe
 from model_training.data.case import Case
@@ -72,6 +73,8 @@ def test_runs_that_are_there_are_skipped(
     assert set(files(tmp_path / "runs")) == runs | {f".start-1-fold{k}-seed0/begun.safetensors" for k in (1, 2)}
     assert "one-fold2" not in output
     assert (tmp_path / "runs" / "one-fold2-seed0.json").read_bytes() == before
+    pack(tmp_path / "runs" / "one-fold2-seed0.json")
+    assert call() == (0, "")
     code, output = call("--configuration", "three")
     assert code == 2
     assert "there are: one, two" in output

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model_training.comparison.files import pack
 from model_training.comparison.run import TEMPERATURES, Run
 from model_training.comparison.tables import compared, fitted_temperature, fold_person_weights, load_runs, score, table
 from model_training.data.case import DataError
@@ -97,10 +98,12 @@ def test_the_table_sets_each_configuration_beside_the_baseline() -> None:
 
 
 def test_runs_are_read_from_a_folder(tmp_path: Path) -> None:
-    """Every JSON file is a run; none at all, or one that is none, is an error with the remedy."""
+    """Every file, plain or packed, is a run; none at all, or one that is none, is an error with the remedy."""
     with pytest.raises(DataError, match="calibrant compare"):
         load_runs(tmp_path)
     (tmp_path / "a.json").write_text(run("a", "fold1", 1.0).model_dump_json())
+    assert [found.fold for found in load_runs(tmp_path)] == ["fold1"]
+    pack(tmp_path / "a.json")
     assert [found.fold for found in load_runs(tmp_path)] == ["fold1"]
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read"):
