@@ -15,12 +15,8 @@ from service.volume import Volume
 _SAME_PLACE_MM = 1e-3
 
 
-class DataError(CalibrantError):
+class DataError(CalibrantError, title="The data cannot be used", status=422):
     """The data set is not as the recipe expects; the message names the file and the fix."""
-
-    code = "data-error"
-    status = 422
-    title = "The data cannot be used"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,12 +50,8 @@ SAMPLES: Final = "samples"
 _MOST_WORKERS = 8
 
 
-class OutOfMemory(CalibrantError):
+class OutOfMemory(CalibrantError, title="Out of memory", status=507):
     """A training step needs more memory than the device has."""
-
-    code = "out-of-memory"
-    status = 507
-    title = "Out of memory"
 
 
 def train(  # noqa: PLR0913 - what, from where, to where, and how

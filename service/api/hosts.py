@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.problems import respond
 from service.errors import UnknownHost
-from service.jobs.segmentation.status import problem_of
+from service.schemas import problem_of
 
 
 class KnownHosts:

@@ -15,16 +15,9 @@ from service.errors import PacsNotFound, Unauthorized
 from service.jobs.pacs.series import PacsRequest
 from service.pacs.check import examine_pacs
 from service.pacs.config import PacsName
+from service.pacs.schemas import ArrivedSeries, DicomJob, DicomJobList, PacsHealth, PacsNames
 from service.pacs.selection import Selection
-from service.schemas import (
-    DEFAULT_OBJECTS,
-    ArrivedSeries,
-    DicomJob,
-    DicomJobList,
-    DicomObject,
-    PacsHealth,
-    PacsNames,
-)
+from service.schemas import DEFAULT_OBJECTS, DicomObject
 
 router = APIRouter(prefix="/v1", tags=["dicom"], responses=RESPONSES)
 

@@ -11,8 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import CalibrantError, InvalidRequest
-from service.jobs.segmentation.status import problem_of
-from service.schemas import Problem
+from service.schemas import Problem, problem_of
 
 log = structlog.get_logger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from service.client.result import Result
-from service.errors import ServerProblem, ServerUnreachable
-from service.schemas import FINISHED, Job, Jobs, Models, Output, Priority, Problem, Scan, State, Summary, Wire
+from ..errors import ServerProblem, ServerUnreachable
+from ..schemas import FINISHED, Job, Jobs, Models, Output, Priority, Problem, Scan, State, Summary, Wire
+from .result import Result
 
 SEGMENTATIONS: Final = "/v1/segmentations"
 

@@ -5,9 +5,9 @@ from typing import Any
 from httpx_sse import ServerSentEvent
 from pydantic import ValidationError
 
-from service.client.calls import SEGMENTATIONS
-from service.errors import ServerProblem
-from service.schemas import FINISHED, Job
+from ..errors import ServerProblem
+from ..schemas import FINISHED, Job
+from .calls import SEGMENTATIONS
 
 
 class EventStream:

@@ -11,13 +11,13 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import Retrying
 
-from service.client import calls
-from service.client.calls import Call, Order, ScanSource, Show, Talk
-from service.client.events import EventStream
-from service.client.result import Result
-from service.client.retry import PATIENCE_S, Retry
-from service.errors import ServerUnreachable
-from service.schemas import Job, Models, Output, Priority, Scan, State
+from ..errors import ServerUnreachable
+from ..schemas import Job, Models, Output, Priority, Scan, State
+from . import calls
+from .calls import Call, Order, ScanSource, Show, Talk
+from .events import EventStream
+from .result import Result
+from .retry import PATIENCE_S, Retry
 
 _T = TypeVar("_T")
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.client.files import Files
-from service.errors import ClientError
-from service.schemas import Job, Summary
+from ..errors import ClientError
+from ..schemas import Job, Summary
+from .files import Files
 
 
 @dataclass(frozen=True, slots=True)

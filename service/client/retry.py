@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tenacity import RetryCallState, retry_if_exception, stop_after_delay, stop_before_delay, wait_random_exponential
 
-from service.errors import BY_CODE, BundleError, ServerProblem, ServerUnreachable
+from ..errors import BundleError, ServerProblem, ServerUnreachable, from_code
 
 PATIENCE_S: Final = 60.0
 """Seconds over which a request is repeated before its error is raised."""
@@ -49,7 +49,7 @@ class Retry:
 
 
 def _is_broken_bundle(error: ServerProblem) -> bool:
-    return issubclass(BY_CODE.get(error.problem_type.rpartition("/")[2], ServerProblem), BundleError)
+    return isinstance(from_code(error.problem_type, error.detail), BundleError)
 
 
 def _pause_s(state: RetryCallState) -> float:

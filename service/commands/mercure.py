@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.commands.batch.case import BatchCase
 from service.commands.batch.dicom import find_series, is_dicom
 from service.commands.predict import installed
-from service.errors import BY_CODE, CalibrantError, SettingsError, SourceError
+from service.errors import CalibrantError, SettingsError, SourceError, from_code
 from service.schemas import DEFAULT_OBJECTS, RESEARCH_USE_ONLY, DicomObject, Summary
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def run_module(inbox: Path, outbox: Path) -> Report:
     (outbox / RESULT).write_text(json.dumps(report.document(), indent=2) + "\n")
     if not report.segmented:
         first = report.refused[0]
-        raise BY_CODE[first["code"]](first["detail"])
+        raise from_code(first["code"], first["detail"])
     return report
 
 

@@ -20,13 +20,13 @@ import structlog
 from service.bundle.description import BundleDescription
 from service.bundle.engine_kind import AUTO
 from service.errors import (
-    BY_CODE,
     BundleIntegrity,
     CalibrantError,
     InferenceCrashed,
     InferenceDeadline,
     InferenceOutOfMemory,
     JobCancelled,
+    from_code,
 )
 from service.executors.memory import limit_memory, machine_memory_bytes, ran_out_of_memory
 from service.observability.log import configure_logging
@@ -246,7 +246,7 @@ def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> Cas
                 told = True
         elif message == "failed":
             code, detail = content
-            raise BY_CODE[code](detail)
+            raise from_code(code, detail)
         else:
             return CaseResult.model_validate_json(content[0])
 

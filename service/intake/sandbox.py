@@ -29,7 +29,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
-from service.errors import BY_CODE, CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge
+from service.errors import CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge, from_code
 from service.intake.decode import check_scan, decode_scan
 from service.intake.formats import nifti
 from service.intake.landlock import landlock_version, read_only_this
@@ -174,7 +174,7 @@ def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
         # To end a process takes the kernel longer than many a file takes to decode.
         threading.Thread(target=_prepare_next, args=[child if harmless else None], name=_PREPARING, daemon=True).start()
     if "code" in answer:
-        raise BY_CODE[answer["code"]](answer["detail"])
+        raise from_code(answer["code"], answer["detail"])
     return answer
 
 

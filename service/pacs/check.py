@@ -6,8 +6,8 @@ from service.errors import CalibrantError, PacsBadResponse
 from service.pacs.changes import Orthanc
 from service.pacs.config import Pacs
 from service.pacs.dimse import DimsePeer
+from service.pacs.schemas import PacsCheck
 from service.pacs.web import DicomWeb
-from service.schemas import PacsCheck
 
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"

@@ -17,7 +17,7 @@ REPORT: Final = "sr.dcm"
 
 
 class Entry(BaseModel):
-    """One object; `service.schemas.DeliveredObject` is what a caller sees of it."""
+    """One object; `service.pacs.schemas.DeliveredObject` is what a caller sees of it."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -4,6 +4,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from service.errors import BY_CODE, CalibrantError, ServerProblem
 from service.schemas import (
     FINISHED,
     RESEARCH_USE_ONLY,
@@ -17,6 +18,7 @@ from service.schemas import (
     Statement,
     Summary,
     Wire,
+    problem_of,
 )
 
 STATEMENT: dict[str, Any] = {
@@ -63,27 +65,27 @@ JOB: dict[str, Any] = {
 }
 
 
-def _kinds(root: type[Wire]) -> list[type[Wire]]:
-    return [kind for child in root.__subclasses__() for kind in (child, *_kinds(child))]
+def _subclasses(root: type[Wire]) -> list[type[Wire]]:
+    return [wire for child in root.__subclasses__() for wire in (child, *_subclasses(child))]
 
 
-@pytest.mark.parametrize("kind", _kinds(Wire))
-def test_wire_types_are_immutable(kind: type[Wire]) -> None:
-    """What was answered is not changed afterwards, and an unknown field is an error in all but foreign problems."""
-    assert kind.model_config["frozen"] is True
-    assert kind.model_config["extra"] == ("ignore" if kind is Problem else "forbid")
+@pytest.mark.parametrize("wire", _subclasses(Wire))
+def test_wire_types_are_immutable(wire: type[Wire]) -> None:
+    """An answer cannot be changed afterwards, and only a problem document may have unknown fields."""
+    assert wire.model_config["frozen"] is True
+    assert wire.model_config["extra"] == ("ignore" if wire is Problem else "forbid")
 
 
-@pytest.mark.parametrize(("kind", "content"), [(Summary, SUMMARY), (Job, JOB), (Statement, STATEMENT)])
-def test_json_leads_back_to_the_same_value(kind: type[Wire], content: dict[str, Any]) -> None:
-    """What one side writes the other reads as the same value."""
-    value = kind.model_validate(content)
+@pytest.mark.parametrize(("wire", "content"), [(Summary, SUMMARY), (Job, JOB), (Statement, STATEMENT)])
+def test_a_value_survives_json(wire: type[Wire], content: dict[str, Any]) -> None:
+    """A value written as JSON is read back as an equal value."""
+    value = wire.model_validate(content)
 
-    assert kind.model_validate_json(value.model_dump_json()) == value
+    assert wire.model_validate_json(value.model_dump_json()) == value
 
 
 def test_every_summary_says_research_use_only() -> None:
-    """The notice is there without anybody asking for it."""
+    """A summary carries the notice by default."""
     summary = Summary.model_validate(SUMMARY)
 
     assert summary.research_use_only == RESEARCH_USE_ONLY
@@ -91,7 +93,7 @@ def test_every_summary_says_research_use_only() -> None:
 
 
 def test_a_statement_names_its_basis() -> None:
-    """Nothing but the calibration card can stand behind a statement."""
+    """The only basis of a statement is the calibration card."""
     statement = Statement.model_validate(STATEMENT)
     assert statement.basis == "calibration card"
     assert statement.date == dt.date(2026, 1, 31)
@@ -111,13 +113,13 @@ def test_a_statement_names_its_basis() -> None:
     ],
 )
 def test_a_job_has_no_other_words(field: dict[str, Any]) -> None:
-    """States, stages, priorities and outputs are those that are documented."""
+    """A job rejects states, stages, priorities and outputs that are not documented."""
     with pytest.raises(ValidationError):
         Job.model_validate(JOB | field)
 
 
 def test_stages_are_in_the_order_of_the_pipeline() -> None:
-    """The names are the ones used everywhere."""
+    """The wire types list the stages in the order in which they run."""
     assert get_args(Stage) == ("decode", "locate", "preprocess", "infer", "calibrate", "encode", "store")
     CaseResult(
         model="m", device="cpu", engine="e", precision="p", seconds=dict.fromkeys(get_args(Stage), 0.1), files={}
@@ -125,7 +127,7 @@ def test_stages_are_in_the_order_of_the_pipeline() -> None:
 
 
 def test_foreign_members_of_a_problem_are_ignored() -> None:
-    """RFC 9457 allows extensions: a client that does not know them reads the rest."""
+    """RFC 9457 allows extensions: a client ignores those that it does not know."""
     problem = Problem.model_validate(
         {"type": "/problems/x", "title": "X", "status": 422, "detail": "Do.", "instance": "/1"}
     )
@@ -133,18 +135,36 @@ def test_foreign_members_of_a_problem_are_ignored() -> None:
     assert (problem.status, problem.detail) == (422, "Do.")
 
 
+@pytest.mark.parametrize("error_class", [error for error in BY_CODE.values() if error is not ServerProblem])
+def test_every_error_has_a_problem_document(error_class: type[CalibrantError]) -> None:
+    """Type, title and status are those of the class; the detail is that of the error."""
+    problem = problem_of(error_class("What to do."))
+
+    assert (problem.type, problem.title) == (f"/problems/{error_class.code}", error_class.title)
+    assert (problem.status, problem.detail) == (error_class.status, "What to do.")
+
+
+def test_a_problem_that_a_server_sent_is_passed_on() -> None:
+    """The type stays the server's: `server-problem` would say nothing about the cause."""
+    error = ServerProblem("Do.", 422, problem_type="/problems/empty-file", title="The file is empty")
+
+    assert problem_of(error) == Problem(
+        type="/problems/empty-file", title="The file is empty", status=422, detail="Do."
+    )
+
+
 def test_links_of_an_unfinished_job_are_null() -> None:
-    """Only the job itself can be fetched."""
+    """An unfinished job links only to itself."""
     assert {name for name, link in Links(self="/here").model_dump().items() if link} == {"self"}
 
 
 def test_a_broken_model_has_a_reason_and_nothing_else() -> None:
-    """What cannot be served is listed with the reason why."""
-    found = Model(name="broken", ready=False, why_not="No manifest.").model_dump(exclude_none=True)
+    """A model that cannot be served is listed with the reason only."""
+    listed = Model(name="broken", ready=False, why_not="No manifest.").model_dump(exclude_none=True)
 
-    assert found == {"name": "broken", "ready": False, "why_not": "No manifest."}
+    assert listed == {"name": "broken", "ready": False, "why_not": "No manifest."}
 
 
 def test_finished_states_are_those_that_a_job_does_not_leave() -> None:
-    """All but waiting and running."""
+    """Every state except queued and running is final."""
     assert {*FINISHED} == {*get_args(State)} - {"queued", "running"}

@@ -17,7 +17,7 @@ from service.api.monailabel.form import receive_form
 from service.api.monailabel.series import fetch_scan
 from service.api.results import result_of
 from service.api.segmentations import ALL_OUTPUTS
-from service.errors import BY_CODE
+from service.errors import from_code
 from service.executors.on_demand import derive_dicom
 from service.jobs.segmentation.status import WorkflowInput
 from service.schemas import FINISHED, DicomObject, Job, Scan
@@ -80,7 +80,7 @@ async def _finished(services: Services, owner: Owner, job: Job) -> Job:
         await asyncio.sleep(LOOK_EVERY_S)
         job = await run_in_threadpool(services.jobs.find, owner.name, job.id)
     if job.problem is not None:
-        raise BY_CODE[job.problem.type.rpartition("/")[2]](job.problem.detail)
+        raise from_code(job.problem.type, job.problem.detail)
     return job
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service import __version__
 from service.commands.batch.case import sha256_of
-from service.errors import BY_CODE, CalibrantError, DecoderCrashed, DecoderDeadline, ScanError, SettingsError
+from service.errors import DecoderCrashed, DecoderDeadline, ScanError, SettingsError, from_code
 from service.schemas import Problem
 from service.storage.durable import sync_folder
 
@@ -62,9 +62,9 @@ class Line(BaseModel):
         """Whether doing it again would end the same way: the scan itself is at fault."""
         if self.problem is None:
             return True
-        error = BY_CODE.get(self.problem.type.rpartition("/")[2], CalibrantError)
-        depends_on_machine = issubclass(error, DecoderCrashed | DecoderDeadline)
-        return issubclass(error, ScanError) and not depends_on_machine and self.version == __version__
+        error = from_code(self.problem.type, self.problem.detail)
+        depends_on_machine = isinstance(error, DecoderCrashed | DecoderDeadline)
+        return isinstance(error, ScanError) and not depends_on_machine and self.version == __version__
 
 
 @dataclass(frozen=True, slots=True)

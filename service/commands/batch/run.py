@@ -34,7 +34,7 @@ from service.errors import (
     Unauthorized,
 )
 from service.executors.embedded import ExecutorStopped
-from service.schemas import Problem
+from service.schemas import problem_of
 
 OPTIONS: Final[dict[str, object]] = {"outputs": list(OUTPUTS)}
 """What beside scan and model changes the files of a case."""
@@ -162,7 +162,7 @@ class Batch:
                 raise
             if self._stop.is_set() and isinstance(error, DecoderCrashed):
                 return None
-            fields |= {"state": "failed", "problem": _problem_of(error)}
+            fields |= {"state": "failed", "problem": problem_of(error)}
         except ExecutorStopped:
             return None
         else:
@@ -171,7 +171,7 @@ class Batch:
         return self._record(fields, started)
 
     def _unreadable(self, case: BatchCase, error: OSError, started: float) -> Line:
-        problem = _problem_of(SourceError(f"The file cannot be read ({error.strerror}). Check that it is there."))
+        problem = problem_of(SourceError(f"The file cannot be read ({error.strerror}). Check that it is there."))
         fields = {"case": case.id, "key": "", "input_sha256": "", "attempt": 1, "state": "failed", "problem": problem}
         return self._record(fields, started)
 
@@ -217,11 +217,6 @@ def _compared(case: BatchCase, segmented: Segmented) -> dict[str, Any]:
         return {"dsc": dsc_of(segmented.mask, case.reference, segmented.summary)}
     except SourceError as error:
         return {"note": error.detail}
-
-
-def _problem_of(error: CalibrantError) -> Problem:
-    kind = error.problem_type if isinstance(error, ServerProblem) else f"/problems/{error.code}"
-    return Problem(type=kind, title=error.title, status=error.status, detail=error.detail)
 
 
 def _block_signals() -> None:

@@ -21,7 +21,6 @@ import structlog
 from dbos import DBOS, DBOSContextSetAuth, SetWorkflowID, WorkflowStatus
 
 from service.errors import (
-    BY_CODE,
     CalibrantError,
     DeadLetterNotFound,
     JobCancelled,
@@ -29,23 +28,25 @@ from service.errors import (
     PacsError,
     ResultUnavailable,
     StorageFull,
+    from_code,
 )
 from service.executors.embedded import ExecutorStopped
 from service.intake.sandbox import check_sandboxed
 from service.jobs.pacs.series import PacsRequest, choose_series, reject_other_images, reject_ours
 from service.jobs.pacs.status import DicomOrder, LiveDicom, describe_dicom_job, inner_of, key_of
 from service.jobs.segmentation.queue import MAX_RECOVERIES, SegmentationJobs, reject_cancelled
-from service.jobs.segmentation.status import WorkflowInput, problem_of
+from service.jobs.segmentation.status import WorkflowInput
 from service.pacs.breaker import Breaker
 from service.pacs.config import RECEIVED, PacsFile
 from service.pacs.delivery import deliver
 from service.pacs.ledger import OBJECTS, Ledger
 from service.pacs.patience import persist
 from service.pacs.peer import SeriesSource, open_peer
+from service.pacs.schemas import DicomJob
 from service.pacs.selection import digest_of
 from service.pacs.spool import Spool
 from service.pacs.web import write_zip
-from service.schemas import FINISHED, DicomJob, DicomObject, Superseded
+from service.schemas import FINISHED, DicomObject, Superseded, problem_of
 from service.storage.local import StateDirectory, Upload
 
 log = structlog.get_logger(__name__)
@@ -286,7 +287,7 @@ class PacsJobs:
         while (job := self.queue.find(order.owner, inner)).state not in FINISHED:
             self._sleep(identifier, WATCH_S)
         if job.problem is not None:
-            raise BY_CODE.get(job.problem.type.removeprefix("/problems/"), ResultUnavailable)(job.problem.detail)
+            raise from_code(job.problem.type, job.problem.detail, ResultUnavailable)
         return inner
 
     def _pull(self, identifier: str, order: DicomOrder, live: LiveDicom) -> str:

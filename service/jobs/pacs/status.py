@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from dbos import WorkflowStatus
 
-from service.errors import BY_CODE, JobAbandoned, JobCancelled
+from service.errors import JobAbandoned, JobCancelled, from_code
 from service.jobs.segmentation.queue import identifier_of
-from service.jobs.segmentation.status import problem_of
 from service.pacs.ledger import Ledger
-from service.schemas import DeliveredObject, DicomJob, DicomLinks, DicomObject, DicomStage, Problem, State
+from service.pacs.schemas import DeliveredObject, DicomJob, DicomLinks, DicomStage
+from service.schemas import DicomObject, Problem, State, problem_of
 
 _UNFINISHED: Final[dict[str, State]] = {"ENQUEUED": "queued", "DELAYED": "queued", "PENDING": "running"}
 
@@ -145,7 +145,7 @@ def _state(status: WorkflowStatus, ledger: Ledger | None, *, cancelled: bool) ->
         return "failed", problem_of(JobAbandoned(detail))
     failure = (status.output or {}).get("failure")
     if failure is not None:
-        return "failed", problem_of(BY_CODE[failure["code"]](failure["detail"]))
+        return "failed", problem_of(from_code(failure["code"], failure["detail"]))
     return _delivered(ledger)
 
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from dbos import WorkflowStatus
 
-from service.errors import BY_CODE, CalibrantError, JobAbandoned, JobCancelled
+from service.errors import JobAbandoned, JobCancelled, from_code
 from service.result.files import LOGITS, RESULT
-from service.schemas import CaseResult, Job, Links, Output, Priority, Problem, Stage, State
+from service.schemas import CaseResult, Job, Links, Output, Priority, Problem, Stage, State, problem_of
 
 PRIORITIES: Final[dict[Priority, int]] = {"urgent": 1, "normal": 2, "background": 3}
 """DBOS's number of each priority: the lowest goes first."""
@@ -96,17 +96,12 @@ def describe_job(status: WorkflowStatus, live: Live, place: Place, result: Path 
     )
 
 
-def problem_of(error: CalibrantError) -> Problem:
-    """Return the RFC 9457 problem document of an error."""
-    return Problem(type=f"/problems/{error.code}", title=error.title, status=error.status, detail=error.detail)
-
-
 def _state(status: WorkflowStatus, live: Live) -> tuple[State, Problem | None]:
     if status.status == "SUCCESS":
         failure = (status.output or {}).get("failure")
         if failure is None:
             return "succeeded", None
-        return "failed", problem_of(BY_CODE[failure["code"]](failure["detail"]))
+        return "failed", problem_of(from_code(failure["code"], failure["detail"]))
     if status.status in ("ENQUEUED", "DELAYED"):
         return "queued", None
     if status.status == "PENDING":

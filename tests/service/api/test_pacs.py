@@ -17,7 +17,7 @@ from service.jobs.pacs.series import PacsRequest
 from service.observability.metrics import Metrics
 from service.pacs.breaker import Breaker
 from service.pacs.config import read_pacs_file
-from service.schemas import DicomJob, DicomLinks
+from service.pacs.schemas import DicomJob, DicomLinks
 from service.settings import Settings
 from service.storage.keys import Keys, add_key
 from service.storage.local import StateDirectory

@@ -35,9 +35,10 @@ from service.observability.metrics import Metrics
 from service.pacs import patience, web
 from service.pacs.config import PacsFile
 from service.pacs.ledger import OBJECTS
+from service.pacs.schemas import DicomJob
 from service.pacs.selection import Selection
 from service.pacs.web import DicomWeb
-from service.schemas import FINISHED, CaseResult, DicomJob, DicomObject, Superseded
+from service.schemas import FINISHED, CaseResult, DicomObject, Superseded
 from service.storage.local import StateDirectory
 from tests.service.jobs.conftest import RESULT_JSON, write_result
 

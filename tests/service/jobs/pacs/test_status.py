@@ -6,7 +6,8 @@ import pytest
 
 from service.jobs.pacs.status import DicomOrder, LiveDicom, describe_dicom_job
 from service.pacs.ledger import Entry, Ledger
-from service.schemas import DicomJob, Problem
+from service.pacs.schemas import DicomJob
+from service.schemas import Problem
 
 ORDER = DicomOrder("lab", "clinic", "1.2", "1.2.3", "d" * 64, "m@0", ("seg", "sr"), "archive")
 BUSY = Problem(type="/problems/pacs-busy", title="busy", status=502, detail="The PACS is busy.")

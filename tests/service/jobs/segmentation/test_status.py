@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from dbos import WorkflowStatus
 
-from service.errors import BY_CODE, CalibrantError, JobAbandoned, NonFiniteVoxels, ServerProblem
-from service.jobs.segmentation.status import PRIORITIES, Live, Place, WorkflowInput, describe_job, problem_of
+from service.errors import JobAbandoned, NonFiniteVoxels
+from service.jobs.segmentation.status import PRIORITIES, Live, Place, WorkflowInput, describe_job
 from service.result.files import RESULT
-from service.schemas import CaseResult, Links
+from service.schemas import CaseResult, Links, problem_of
 
 HERE = "/v1/segmentations/7f"
 
@@ -143,12 +143,3 @@ def test_an_order_is_what_the_workflow_was_given() -> None:
     assert order.arguments == ("they", "scan", "model@0", ["mask", "summary"])
     assert WorkflowInput.of(_status("PENDING")) == order
     assert WorkflowInput.of(_status("PENDING", input=None)) == WorkflowInput("", "", "", ())
-
-
-@pytest.mark.parametrize("error", [kind for kind in BY_CODE.values() if kind is not ServerProblem])
-def test_every_error_has_a_problem_document(error: type[CalibrantError]) -> None:
-    """Type, title and status are those of the class, the detail is that of the error."""
-    problem = problem_of(error("What to do."))
-
-    assert (problem.type, problem.title) == (f"/problems/{error.code}", error.title)
-    assert (problem.status, problem.detail) == (error.status, "What to do.")
