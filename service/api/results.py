@@ -1,11 +1,10 @@
 """`/v1/segmentations/{id}/...`: what a finished job has made, and what follows from it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import nibabel as nib
-import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
@@ -17,40 +16,23 @@ from service.errors import ResultNotReady, ResultUnavailable
 from service.executors.on_demand import derive_dicom, derive_map
 from service.result.bids import write_zip
 from service.result.files import CONFIDENCE, MASK, SUMMARY, offers_dicom
-from service.result.frame import read_frame
 from service.result.nifti import Content, VoxelType
-from service.result.segnrrd import encode_segmentation
+from service.result.outputs import NIFTI, NRRD, OUTPUTS, MaskFormat, ResultFile, result_file
 from service.schemas import DEFAULT_OBJECTS, DicomObject, Summary
 from service.storage.keys import Owner
 
 router = APIRouter(prefix="/v1/segmentations/{job_id}", tags=["results"], responses=RESPONSES)
 
-NIFTI: Final = "application/gzip"
-"""Media type of the .nii.gz: no registered one exists for NIfTI."""
-
-NRRD: Final = "application/vnd.unknown.nrrd"
-"""Media type of the .seg.nrrd: none is registered for NRRD either."""
-
 ZIP: Final = "application/zip"
 
-MaskFormat = Literal["nii.gz", "seg.nrrd", "dcm"]
 MapFormat = Literal["nii.gz", "dcm"]
 SummaryFormat = Literal["json", "dcm"]
 
-_MASKS: Final[dict[str, MaskFormat]] = {
-    NIFTI: "nii.gz",
-    "application/x-gzip": "nii.gz",
-    "application/octet-stream": "nii.gz",
-    NRRD: "seg.nrrd",
-    DICOM: "dcm",
-}
-_MAPS: Final[dict[str, MapFormat]] = {
-    NIFTI: "nii.gz",
-    "application/x-gzip": "nii.gz",
-    "application/octet-stream": "nii.gz",
-    DICOM: "dcm",
-}
-_SUMMARIES: Final[dict[str, SummaryFormat]] = {"application/json": "json", DICOM: "dcm"}
+_WITH_OWN_ROUTE: Final = (MASK, CONFIDENCE, SUMMARY)
+"""Files that are offered in several formats; every other one is served under its name."""
+
+_ALIASES: Final = {NIFTI: ("application/x-gzip", "application/octet-stream")}
+"""Media types by which callers ask for the same."""
 
 MaskFormatQuery = Annotated[MaskFormat | None, Query(alias="format", description="Goes before Accept.")]
 MapFormatQuery = Annotated[MapFormat | None, Query(alias="format", description="Goes before Accept.")]
@@ -83,22 +65,7 @@ def get_mask(
     request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, form: MaskFormatQuery = None
 ) -> Response:
     """Return the mask on the scan's own grid, uint8 label values: NIfTI (.nii.gz), 3D Slicer's .seg.nrrd or DICOM SEG."""
-    result = result_of(services, owner, job_id)
-    chosen = choose_form(request, result, form, _MASKS)
-    if chosen == "dcm":
-        return answer_object(request, services, result, "seg")
-    if chosen == "nii.gz":
-        return Answer(request, result, MASK, NIFTI, varies=True).stored()
-    stored = kept(result, MASK)
-
-    def write(scratch: Path) -> Path:
-        out = scratch / "mask.seg.nrrd"
-        image: Any = nib.load(stored)
-        out.write_bytes(encode_segmentation(np.asarray(image.dataobj), read_frame(result)))
-        return out
-
-    answer = Answer(request, result, "mask.seg.nrrd", NRRD, varies=True)
-    return answer.made("mask.seg.nrrd", services.state.incoming, write)
+    return _in_format(request, services, result_of(services, owner, job_id), result_file(MASK), form)
 
 
 @_get("/confidence", "getConfidence", NIFTI, DICOM)
@@ -112,11 +79,10 @@ def get_confidence(
 ) -> Response:
     """Return the confidence of the mask's label at each voxel: NIfTI (.nii.gz), in [1/C, 1] after scl_slope, or DICOM parametric map."""
     result = result_of(services, owner, job_id)
-    if choose_form(request, result, form, _MAPS) == "dcm":
-        return answer_object(request, services, result, "pm")
-    if voxel_type == "uint8":
-        return Answer(request, result, CONFIDENCE, NIFTI, varies=True).stored()
-    return _computed(request, services, result, "confidence", voxel_type)
+    file = result_file(CONFIDENCE)
+    if voxel_type != "uint8" and choose_form(request, result, form, _offers(file)) != "dcm":
+        return _computed(request, services, result, "confidence", voxel_type)
+    return _in_format(request, services, result, file, form)
 
 
 @_get("/probabilities", "getProbabilities", NIFTI)
@@ -140,10 +106,7 @@ def get_summary(
     request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, form: SummaryFormatQuery = None
 ) -> Response:
     """Return the image-level calibration summary: JSON, or DICOM structured report."""
-    result = result_of(services, owner, job_id)
-    if choose_form(request, result, form, _SUMMARIES) == "dcm":
-        return answer_object(request, services, result, "sr")
-    return Answer(request, result, SUMMARY, "application/json", varies=True).stored()
+    return _in_format(request, services, result_of(services, owner, job_id), result_file(SUMMARY), form)
 
 
 @_get("/dicom.zip", "getDicom", ZIP)
@@ -186,6 +149,47 @@ def result_of(services: Services, owner: Owner, job_id: str) -> Path:
         msg = f"The segmentation has {job.state}; its state says why. Mend the cause and send the scan again."
         raise ResultUnavailable(msg)
     return folder
+
+
+def serve_stored(file: ResultFile, media_type: str) -> None:
+    """Register the route of a file that the API serves as it is stored, under its name."""
+
+    @_get(f"/{file.name}", f"get{''.join(word.capitalize() for word in re.split(r'[._-]', file.name))}", media_type)
+    def get_file(request: Request, job_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
+        """Return a file of the result."""
+        return Answer(request, result_of(services, owner, job_id), file.name, media_type).stored()
+
+
+for _file in OUTPUTS:
+    if _file.media_type is not None and _file.name not in _WITH_OWN_ROUTE:
+        serve_stored(_file, _file.media_type)
+
+
+def _in_format(request: Request, services: Services, result: Path, file: ResultFile, form: str | None) -> Response:
+    """Answer with a stored file, or in the format that the caller prefers."""
+    chosen = choose_form(request, result, form, _offers(file))
+    if chosen == "dcm" and file.dicom_object is not None:
+        return answer_object(request, services, result, file.dicom_object)
+    if (conversion := file.conversions.get(chosen)) is None:
+        return Answer(request, result, file.name, str(file.media_type), varies=True).stored()
+    kept(result, file.name)
+
+    def write(scratch: Path) -> Path:
+        out = scratch / conversion.name
+        out.write_bytes(conversion.convert(result))
+        return out
+
+    answer = Answer(request, result, conversion.name, conversion.media_type, varies=True)
+    return answer.made(conversion.name, services.state.incoming, write)
+
+
+def _offers(file: ResultFile) -> dict[str, str]:
+    """Return the formats of a file by media type, the stored one first."""
+    stored = file.name.partition(".")[2]
+    media_types = (str(file.media_type), *_ALIASES.get(str(file.media_type), ()))
+    offers = dict.fromkeys(media_types, stored)
+    offers |= {conversion.media_type: form for form, conversion in file.conversions.items()}
+    return offers | ({DICOM: "dcm"} if file.dicom_object is not None else {})
 
 
 def _computed(request: Request, services: Services, result: Path, content: Content, voxel_type: VoxelType) -> Response:

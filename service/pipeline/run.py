@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 import torch
-from pydantic import BaseModel
 
 from service.bundle.card import Measurement
 from service.bundle.reader import LoadedBundle
@@ -18,15 +17,14 @@ from service.pipeline.centre import Placement, place
 from service.pipeline.grid import Grid, frame_of
 from service.pipeline.infer import ComputedOn, infer_within_memory
 from service.pipeline.locate import locate, shows_more
-from service.pipeline.predict import Segmentation, segment
+from service.pipeline.predict import segment
 from service.pipeline.preprocess import preprocess
 from service.pipeline.summary import summarise
-from service.result.files import CONFIDENCE, FRAME, LOGITS, MASK, SOURCE, SUMMARY
-from service.result.frame import Frame
+from service.result.files import LOGITS
 from service.result.logits import encode_logits
-from service.result.nifti import encode_confidence, encode_mask, encode_source
+from service.result.outputs import FinishedCase, encode_files
 from service.result.store import Store, complete
-from service.schemas import CaseResult, Output, Report, Stage, Summary
+from service.schemas import CaseResult, Output, Report, Stage
 from service.volume import Volume
 
 _T = TypeVar("_T")
@@ -56,29 +54,32 @@ def run_case(
     measurement = covering_measurement(bundle)
 
     volume = watch.stage("decode", lambda: decode_sandboxed(scan))
-    found = None
+    placement = None
     if config.locator is not None and shows_more(volume, config.locator):
-        found = watch.stage("locate", lambda: locate_parts(bundle, volume))
-    images, grid = watch.stage("preprocess", lambda: _inputs(volume, found, config))
-    logits, placement = watch.stage("infer", lambda: _infer_each(bundle, images, report))
-    logits = logits if found else logits[0]
-    config = config.located if found else config
+        placement = watch.stage("locate", lambda: locate_parts(bundle, volume))
+    images, grid = watch.stage("preprocess", lambda: _inputs(volume, placement, config))
+    logits, computed_on = watch.stage("infer", lambda: _infer_each(bundle, images, report))
+    logits = logits if placement else logits[0]
+    config = config.located if placement else config
     with Store(out) as store:
         if "probabilities" in outputs:  # the largest file by far: packed while the rest is computed
             store.begin(LOGITS, encode_logits(logits.cpu().numpy()))
         segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
 
-        def summary() -> Summary:
-            return summarise(segmentation, volume, grid, description, measurement, found)
-
-        frame = frame_of(volume, grid, config)
-        files = watch.stage("encode", lambda: _encoded(segmentation, volume, frame, summary, outputs))
+        case = FinishedCase(
+            volume,
+            segmentation.mask,
+            segmentation.confidence,
+            frame_of(volume, grid, config),
+            lambda: summarise(segmentation, volume, grid, description, measurement, placement),
+        )
+        files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))
 
     result = CaseResult(
         model=description.identity,
         device=str(bundle.device),
-        placement=placement,
+        placement=computed_on,
         engine=bundle.engine_kind.engine,
         precision=bundle.engine_kind.precision,
         seconds=watch.seconds,
@@ -104,12 +105,12 @@ def locate_parts(bundle: LoadedBundle, volume: Volume) -> Placement:
     return place(bundle.network, volume, locate(bundle.locator, volume, config.locator), config)
 
 
-def _inputs(volume: Volume, found: Placement | None, config: ServiceConfig) -> tuple[list[torch.Tensor], Grid]:
+def _inputs(volume: Volume, placement: Placement | None, config: ServiceConfig) -> tuple[list[torch.Tensor], Grid]:
     """Return the network's input for the scan, or for each part that was located, and the grid that leads back."""
-    if found is None:
+    if placement is None:
         image, grid = preprocess(volume, config)
         return [image], grid
-    return [preprocess(each.volume, config)[0] for each in found.placed], found.grid(volume, config)
+    return [preprocess(part.volume, config)[0] for part in placement.placed], placement.grid(volume, config)
 
 
 def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report) -> tuple[torch.Tensor, ComputedOn]:
@@ -126,29 +127,6 @@ def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report
     return logits[0][None] if len(logits) == 1 else torch.stack(logits), placements[-1]
 
 
-def _encoded(
-    segmentation: Segmentation,
-    volume: Volume,
-    frame: Frame,
-    summary: Callable[[], Summary],
-    outputs: Collection[Output],
-) -> dict[str, list[bytes]]:
-    """Return the content of each file that is kept, but for the logits."""
-    encoders: dict[str, tuple[Output | None, Callable[[], bytes]]] = {
-        MASK: ("mask", lambda: encode_mask(segmentation.mask, volume.header)),
-        CONFIDENCE: (
-            "confidence",
-            lambda: encode_confidence(segmentation.confidence, volume.header, len(frame.config.labels)),
-        ),
-        SUMMARY: ("summary", lambda: _json(summary())),
-        FRAME: (None, lambda: _json(frame)),
-    }
-    if volume.source is not None:
-        source = volume.source
-        encoders[SOURCE] = (None, lambda: encode_source(source))
-    return {name: [encode()] for name, (output, encode) in encoders.items() if output is None or output in outputs}
-
-
 def covering_measurement(bundle: LoadedBundle) -> Measurement:
     """Return what was measured, on the card or here, with the engine that runs the bundle.
 
@@ -160,10 +138,6 @@ def covering_measurement(bundle: LoadedBundle) -> Measurement:
         msg = f"The calibration card has no measurement of {bundle.engine_kind.engine} at {bundle.engine_kind.precision}, the engine of this service."
         raise BundleUnsupported(msg)
     return measurement
-
-
-def _json(document: BaseModel) -> bytes:
-    return document.model_dump_json(indent=2).encode()
 
 
 class _Stopwatch:

@@ -9,15 +9,14 @@ import secrets
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import InvalidRequest
 from service.result.files import MASK, RESULT, SUMMARY
 from service.result.frame import read_frame
+from service.result.outputs import read_mask
 from service.result.segnrrd import encode_nrrd, encode_segmentation
 from service.schemas import CaseResult, Job, Stage, Summary
 
@@ -76,12 +75,6 @@ def encode_image(result: Path, wish: Wish) -> bytes:
     if wish.result_extension == ".seg.nrrd":
         return encode_segmentation(mask, frame)
     return encode_nrrd(mask.astype(wish.result_dtype), frame, packed=wish.result_compress)
-
-
-def read_mask(result: Path) -> npt.NDArray[np.uint8]:
-    """Return the (D, H, W) label values of a result."""
-    image: Any = nib.load(result / MASK)
-    return np.asarray(image.dataobj)
 
 
 def describe(job: Job, result: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import nibabel as nib
@@ -14,6 +14,12 @@ import nrrd
 import numpy as np
 import pytest
 import slicerio
+from fastapi import APIRouter, FastAPI
+
+from service.api import results
+from service.api.deps import OwnerDep, ServicesDep
+from service.result.outputs import ResultFile
+from service.schemas import CaseResult
 
 Nifti = Callable[..., bytes]
 
@@ -221,3 +227,30 @@ def test_the_summary_says_what_the_mask_shows(http: httpx.Client, job: dict[str,
         assert sum(each["confidence_histogram"]) == inside.sum()
         assert (each["truncated"], each["volume_ml"] is None) == (at_border, at_border)
     assert (summary["expected_accuracy"] is None) == (not mask.any())
+
+
+def test_a_file_that_is_only_stored_is_served_under_its_name(
+    ask: Callable[..., httpx.Response], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line in the table of outputs adds GET and HEAD of the file, with its SHA-256 as ETag."""
+    content = b"a picture"
+    case = CaseResult(
+        model="m@0", device="cpu", engine="torch", precision="fp32", seconds={},
+        files={"overlay.png": hashlib.sha256(content).hexdigest()},
+    )  # fmt: skip
+    (tmp_path / "overlay.png").write_bytes(content)
+    (tmp_path / "result.json").write_text(case.model_dump_json())
+    monkeypatch.setattr(results, "router", APIRouter(prefix="/v1/segmentations/{job_id}"))
+    monkeypatch.setattr(results, "result_of", lambda *_: tmp_path)
+
+    results.serve_stored(ResultFile("overlay.png", lambda _case: content), "image/png")
+    app = FastAPI()
+    app.include_router(results.router)
+    for dependency in (ServicesDep, OwnerDep):
+        app.dependency_overrides[get_args(dependency)[1].dependency] = lambda: None
+    answer = ask(app, "GET", "/v1/segmentations/7f/overlay.png")
+    head = ask(app, "HEAD", "/v1/segmentations/7f/overlay.png")
+
+    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, content, "image/png")
+    assert answer.headers["etag"] == head.headers["etag"] == f'"{case.files["overlay.png"]}"'
+    assert app.openapi()["paths"]["/v1/segmentations/{job_id}/overlay.png"]["get"]["operationId"] == "getOverlayPng"

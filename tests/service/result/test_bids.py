@@ -9,7 +9,7 @@ import pytest
 
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
-from service.result.bids import label_table, write_zip
+from service.result.bids import write_zip
 from service.result.files import FRAME
 from service.result.frame import Frame
 
@@ -102,10 +102,3 @@ def test_a_modality_that_bids_lacks_has_a_folder_that_is_ignored(result: Path) -
     with zipped(result) as archive:
         assert "sub-7f/ct/sub-7f_space-orig_seg-hippocampusmr_dseg.nii.gz" in archive.namelist()
         assert "**/ct" in archive.read(".bidsignore").decode().splitlines()
-
-
-def test_a_name_of_one_word_is_abbreviated(result: Path) -> None:
-    """Three letters stand for one word, initials for several."""
-    frame = Frame.model_validate_json((result / FRAME).read_bytes())
-
-    assert label_table(frame).decode().splitlines()[1].split("\t")[2] == "BAC"

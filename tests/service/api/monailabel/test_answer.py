@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from fastapi import Response
 
-from service.api.monailabel.answer import Wish, describe, encode_image, form_of, read_mask
+from service.api.monailabel.answer import Wish, describe, encode_image, form_of
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
 from service.errors import InvalidRequest
 from service.result.files import FRAME, MASK, RESULT, SUMMARY
 from service.result.frame import Frame
+from service.result.outputs import read_mask
 from service.schemas import CaseResult, Job, Links, Statement, Summary
 
 SHAPE = (4, 5, 6)
