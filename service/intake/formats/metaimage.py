@@ -1,8 +1,8 @@
 """MetaImage, .mha with its voxels in the same file -> Volume.
 
 The header is read here, not by MetaIO, which has open heap overflows (docs/decisions/0007).
-Fields mean what they mean to ITK: TransformMatrix holds the direction of each axis after the other, in LPS, and has the
-last word over AnatomicalOrientation, which is a comment to it; CenterOfRotation is not used. The format:
+Fields mean what they mean to ITK: TransformMatrix holds the directions of the three axes one after another, in LPS.
+It overrides AnatomicalOrientation, which ITK treats as a comment; CenterOfRotation is not used. The format:
 https://itk.org/Wiki/ITK/MetaIO/Documentation
 """
 
@@ -26,11 +26,10 @@ from service.intake.formats.geometry import (
     AGREEMENT,
     checked_affine,
     lps_to_ras,
-    nifti_header,
-    reject_shape,
     reject_spacing,
 )
-from service.intake.formats.payload import Readable, ZlibFile, damage_refused, read_voxels
+from service.intake.formats.layout import Layout, check_volume, read_shape, read_volume
+from service.intake.formats.payload import ZlibFile
 from service.intake.formats.textheader import Fields, read_lines
 from service.volume import Volume
 
@@ -45,7 +44,7 @@ _READ = {
     *("transformmatrix", "offset", "elementspacing", "elementnumberofchannels", "elementtype", "elementdatafile"),
     "distanceunits",
 }
-# What MetaIO would obey and this reader does not: the voxels would lie elsewhere or mean something else.
+# Fields that MetaIO obeys and this reader refuses: they move the voxels or change what they mean.
 _REFUSED = {"headersize", "elementtointensityfunctionslope", "elementtointensityfunctionoffset"}
 _DTYPES = {
     "met_char": "i1",
@@ -64,7 +63,7 @@ _DTYPES = {
 
 
 def recognise(start: bytes) -> bool:
-    """Say whether the first bytes of a file are a field with which MetaImage headers begin."""
+    """Return whether the first bytes of a file are a field with which MetaImage headers begin."""
     return _START.match(start) is not None
 
 
@@ -72,31 +71,22 @@ def decode(file: BinaryIO) -> Volume:
     """Return the volume of an .mha file, its voxels as stored.
 
     Raises:
-        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+        ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
-    shape, dtype, affine, voxels = _read(file, with_voxels=True)
-    array = np.frombuffer(voxels, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
-    return Volume(array[np.newaxis], affine, nifti_header(shape, affine, array.dtype))
+    return read_volume(_layout(file))
 
 
 def check(file: BinaryIO) -> None:
     """Raise what `decode` would raise."""
-    _read(file, with_voxels=False)
+    check_volume(_layout(file))
 
 
-def _read(
-    file: BinaryIO, *, with_voxels: bool
-) -> tuple[list[int], np.dtype[np.generic], npt.NDArray[np.float64], bytes]:
+def _layout(file: BinaryIO) -> Layout:
     fields = Fields(_fields(file))
-    _reject_kind(fields)
-    shape = _shape(fields)
-    dtype = _dtype(fields)
-    affine = _affine(fields)
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    _reject_foreign(fields)
+    shape, dtype, affine = _shape(fields), _dtype(fields), _affine(fields)
     compressed = _flag(fields, "compresseddata", default=False)
-    payload: Readable = ZlibFile(file) if compressed else file
-    with damage_refused():
-        return shape, dtype, affine, read_voxels(payload, expected, keep=with_voxels)
+    return Layout(shape, dtype, affine, ZlibFile(file) if compressed else file)
 
 
 def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
@@ -105,7 +95,7 @@ def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
         if name in _REFUSED:
             msg = "The header says that its voxels lie elsewhere or are scaled (HeaderSize, ElementToIntensityFunction). Convert the scan again."
             raise UnsafeHeader(msg)
-        if name in _READ:  # any other name is a stranger's own: ITK writes what it found in the scan's first format
+        if name in _READ:  # ITK copies the fields of the scan's original format into the header; they mean nothing here
             yield name, text
 
 
@@ -115,7 +105,8 @@ def _field(line: str) -> tuple[str, str]:
     return _SYNONYMS.get(name, name), text[0] if text else ""
 
 
-def _reject_kind(fields: Fields) -> None:
+def _reject_foreign(fields: Fields) -> None:
+    """Refuse headers whose voxels lie in other files, are text, or are no image."""
     if fields.text("elementdatafile") != "LOCAL":
         msg = "The header says that its voxels lie in other files. Save header and voxels in one .mha file (ElementDataFile = LOCAL)."
         raise UnsafeHeader(msg)
@@ -139,12 +130,7 @@ def _shape(fields: Fields) -> list[int]:
     if dimension != 3:  # noqa: PLR2004 - three axes in space
         msg = f"{dimension} axes were found; a 3-D volume is expected. Extract one volume and send that."
         raise UnsupportedDimensions(msg)
-    shape = fields.integers("dimsize", 3)
-    if min(shape) < 1:
-        msg = "The header's sizes are not valid: an axis of length 0 or less. Convert the scan again."
-        raise UnsupportedDimensions(msg)
-    reject_shape(shape)
-    return shape
+    return read_shape(fields, "dimsize")
 
 
 def _dtype(fields: Fields) -> np.dtype[np.generic]:
@@ -167,10 +153,10 @@ def _affine(fields: Fields) -> npt.NDArray[np.float64]:
     spacing = np.array(fields.numbers("elementspacing", 3))
     reject_spacing(spacing)
     axes = np.array(fields.numbers("transformmatrix", 9)).reshape(3, 3).T
-    # Squares of what is not at most 1 could overflow, so that the lengths are looked at last.
+    # Components are checked before lengths: the square of a large one could overflow.
     if not (np.abs(axes) <= 1 + AGREEMENT).all() or np.abs(np.linalg.norm(axes, axis=0) - 1).max() > AGREEMENT:
         msg = "The header's matrix does not hold three directions of length 1. Convert the scan again from its source."
         raise InvalidAffine(msg)
-    with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+    with np.errstate(over="ignore"):  # an infinite product is refused below
         axes_mm = axes * spacing
     return lps_to_ras(checked_affine(axes_mm, fields.numbers("offset", 3)))

@@ -22,8 +22,9 @@ from service.errors import (
     UnsupportedDimensions,
     UnsupportedVoxelType,
 )
-from service.intake.formats.geometry import checked_affine, lps_to_ras, nifti_header, reject_shape
-from service.intake.formats.payload import Readable, damage_refused, read_voxels
+from service.intake.formats.geometry import checked_affine, lps_to_ras
+from service.intake.formats.layout import Layout, check_volume, read_shape, read_volume
+from service.intake.formats.payload import Readable
 from service.intake.formats.textheader import Fields, read_lines
 from service.volume import Volume
 
@@ -64,7 +65,7 @@ _BYTE_ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
 
 
 def recognise(start: bytes) -> bool:
-    """Say whether the first bytes of a file are those of NRRD."""
+    """Return whether the first bytes of a file are those of NRRD."""
     return start.startswith(b"NRRD")
 
 
@@ -72,28 +73,19 @@ def decode(file: BinaryIO) -> Volume:
     """Return the volume of an NRRD file, its voxels as stored.
 
     Raises:
-        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+        ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
-    shape, dtype, affine, voxels = _read(file, with_voxels=True)
-    array = np.frombuffer(voxels, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
-    return Volume(array[np.newaxis], affine, nifti_header(shape, affine, array.dtype))
+    return read_volume(_layout(file))
 
 
 def check(file: BinaryIO) -> None:
     """Raise what `decode` would raise."""
-    _read(file, with_voxels=False)
+    check_volume(_layout(file))
 
 
-def _read(
-    file: BinaryIO, *, with_voxels: bool
-) -> tuple[list[int], np.dtype[np.generic], npt.NDArray[np.float64], bytes]:
+def _layout(file: BinaryIO) -> Layout:
     fields = Fields(_fields(file))
-    shape = _shape(fields)
-    dtype = _dtype(fields)
-    affine = _affine(fields)
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    with damage_refused():
-        return shape, dtype, affine, read_voxels(_payload(file, fields), expected, keep=with_voxels)
+    return Layout(_shape(fields), _dtype(fields), _affine(fields), _payload(file, fields))
 
 
 def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
@@ -104,7 +96,7 @@ def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
     for line in lines:
         name, colon, text = line.partition(":")
         name = name.strip().lower()
-        # A comment, the end, or a stranger's own key, which means nothing here.
+        # Comments, the empty line at the end and a writer's own keys have no meaning here.
         if line.startswith("#") or not line or text.startswith("="):
             continue
         if name in _ELSEWHERE:
@@ -122,12 +114,7 @@ def _shape(fields: Fields) -> list[int]:
     if dimension != 3 or kinds - _SPATIAL_KINDS:  # noqa: PLR2004 - three axes in space
         msg = f"{dimension} axes were found, or axes that do not lie in space (a vector, a colour, a list); a 3-D volume is expected. Extract one volume and send that."
         raise UnsupportedDimensions(msg)
-    shape = fields.integers("sizes", 3)
-    if min(shape) < 1:
-        msg = "The header's sizes are not valid: an axis of length 0 or less. Convert the scan again."
-        raise UnsupportedDimensions(msg)
-    reject_shape(shape)
-    return shape
+    return read_shape(fields, "sizes")
 
 
 def _dtype(fields: Fields) -> np.dtype[np.generic]:
