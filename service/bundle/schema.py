@@ -249,16 +249,25 @@ class ServiceConfig(Declaration):
         return orientation
 
     @model_validator(mode="after")
-    def _reject_inconsistent_labels(self) -> Self:
+    def _reject_ambiguous_values(self) -> Self:
         values = [label.value for label in self.labels]
         if len(self.labels) < 2 or values[0] != 0 or len(set(values)) != len(values):  # noqa: PLR2004 - background and one structure
             msg = (
                 f"label values are {values}: expected background 0 first, then at least one structure, each value once"
             )
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _reject_other_than_one_temperature_per_label(self) -> Self:
         if len(self.temperature) != len(self.labels):
             msg = f"{len(self.temperature)} temperatures for {len(self.labels)} labels: expected one per label"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _reject_inconsistent_parts(self) -> Self:
+        values = [label.value for label in self.labels]
         parts = self.locator.parts if self.locator else []
         if any(len(part.labels) != len(values) - 1 for part in parts):
             msg = f"a part has other than {len(values) - 1} labels: expected one for each structure of the network"
@@ -267,7 +276,12 @@ class ServiceConfig(Declaration):
         if len({*values, *sided}) != len(values) + len(sided):
             msg = f"the parts' label values are {sided}, the scan's {values}: expected each value once"
             raise ValueError(msg)
-        if unknown := {value for region in self.regions for value in region.labels} - set(values[1:]):
+        return self
+
+    @model_validator(mode="after")
+    def _reject_regions_of_unknown_labels(self) -> Self:
+        structures = {label.value for label in self.labels[1:]}
+        if unknown := {value for region in self.regions for value in region.labels} - structures:
             msg = f"regions name the label values {sorted(unknown)}, which no structure has"
             raise ValueError(msg)
         return self

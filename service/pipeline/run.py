@@ -65,7 +65,6 @@ def run_case(
         if "probabilities" in outputs:  # the largest file by far: packed while the rest is computed
             store.begin(LOGITS, encode_logits(logits.cpu().numpy()))
         segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
-
         case = FinishedCase(
             volume,
             segmentation.mask,
@@ -76,18 +75,7 @@ def run_case(
         files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))
 
-    result = CaseResult(
-        model=description.identity,
-        device=str(bundle.device),
-        placement=computed_on,
-        engine=bundle.engine_kind.engine,
-        precision=bundle.engine_kind.precision,
-        seconds=watch.seconds,
-        files=hashes,
-        weights_sha256=description.card.weights_sha256,
-        card_sha256=description.card_sha256,
-        created=dt.datetime.now(dt.UTC).replace(microsecond=0),
-    )
+    result = _result_of(bundle, computed_on, watch.seconds, hashes)
     complete(out, result)
     return result
 
@@ -138,6 +126,24 @@ def covering_measurement(bundle: LoadedBundle) -> Measurement:
         msg = f"The calibration card has no measurement of {bundle.engine_kind.engine} at {bundle.engine_kind.precision}, the engine of this service."
         raise BundleUnsupported(msg)
     return measurement
+
+
+def _result_of(
+    bundle: LoadedBundle, computed_on: ComputedOn, seconds: dict[Stage, float], hashes: dict[str, str]
+) -> CaseResult:
+    description = bundle.description
+    return CaseResult(
+        model=description.identity,
+        device=str(bundle.device),
+        placement=computed_on,
+        engine=bundle.engine_kind.engine,
+        precision=bundle.engine_kind.precision,
+        seconds=seconds,
+        files=hashes,
+        weights_sha256=description.card.weights_sha256,
+        card_sha256=description.card_sha256,
+        created=dt.datetime.now(dt.UTC).replace(microsecond=0),
+    )
 
 
 class _Stopwatch:

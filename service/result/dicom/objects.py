@@ -6,9 +6,8 @@ from typing import Final
 
 from highdicom.base import SOPClass
 
-from service.result.dicom.capture import make_capture
-from service.result.dicom.document import make_document
 from service.result.dicom.outcome import Outcome
+from service.result.dicom.pageobjects import make_capture, make_document
 from service.result.dicom.parametricmap import make_parametric_map
 from service.result.dicom.report import make_report
 from service.result.dicom.segmentation import make_bands, make_label_map, make_segmentation

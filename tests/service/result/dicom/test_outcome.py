@@ -4,8 +4,8 @@ from collections.abc import Callable
 import pytest
 from pydicom import uid
 
-from service.result.dicom.capture import make_capture
 from service.result.dicom.outcome import SERIES, ModelIdentity, Outcome
+from service.result.dicom.pageobjects import make_capture
 from service.result.dicom.segmentation import make_segmentation
 from service.schemas import Superseded
 from tests.dicom_series import CANARY_ID, CANARY_NAME
