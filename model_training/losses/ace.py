@@ -6,18 +6,20 @@ those of the authors' code. Shapes: B images, C classes, N voxels, M bins.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn.functional import interpolate
 
-from model_training.losses.binning import HardGap, Row, SoftGap, rows_of
-from service.calibration.histogram import BINS
+from .binning import HardGap, Row, SoftGap, rows_of
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 Reduction = Literal["mean", "sum", "none"]
+
+BINS: Final = 20
+"""M, that of `service.calibration` (a test compares them): this package imports nothing outside itself."""
 
 _MOST_BINS = 253  # a bin, and two more, fit into a byte
 

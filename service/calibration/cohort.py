@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.calibration.floor import ace_floor
-from service.calibration.histogram import CHUNK_VOXELS, ReliabilityHistogram
-from service.calibration.scores import Scores, ace, brier_sum, ece, mce, nll_sum
+from .floor import ace_floor
+from .histogram import CHUNK_VOXELS, ReliabilityHistogram
+from .scores import Scores, ace, brier_sum, ece, mce, nll_sum
 
 REPLICATES: Final = 2000
 """Bootstrap replicates behind each interval."""

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.calibration.histogram import ReliabilityHistogram
-from service.calibration.scores import ace
+from .histogram import BINS, ReliabilityHistogram
+from .scores import ace
 
 _REACH: Final = 6.0
 """Standard deviations of the kernel between opposite faces of the noise's grid: they correlate by exp(-9) at most."""
@@ -28,6 +28,7 @@ def ace_floor(
     replicates: int,
     seed: int,
     correlation_voxels: float = 0.0,
+    bins: int = BINS,
 ) -> npt.NDArray[np.float64]:
     """Return the mean ACE of each class, or structure, over labels drawn from `probs`, (C,) in [0, 1].
 
@@ -43,6 +44,7 @@ def ace_floor(
         seed: seed of the generator; the same seed gives the same floor.
         correlation_voxels: standard deviation of the Gaussian kernel that smooths the noise, along every axis. Noise
             at a distance of d voxels correlates by ``exp(-d^2 / (4 correlation_voxels^2))``.
+        bins: M.
 
     Raises:
         ValueError: `correlation_voxels` is negative or not finite.
@@ -54,7 +56,7 @@ def ace_floor(
     draws = []
     for _ in range(replicates):
         labels = _labels(probs, _uniform(generator, probs.shape[1:], correlation_voxels))
-        draws.append(ace(ReliabilityHistogram.from_probabilities(probs, labels, structures), include_absent=True))
+        draws.append(ace(ReliabilityHistogram.from_probabilities(probs, labels, structures, bins), include_absent=True))
     return np.mean(draws, axis=0)
 
 

@@ -10,7 +10,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import InvalidProbabilities
+from ..errors import InvalidProbabilities
 
 BINS: Final = 20
 """Number of bins M; 20 as in Barfoot et al., arXiv 2506.03942."""
@@ -63,6 +63,7 @@ class ReliabilityHistogram:
         probs: npt.NDArray[np.float32],
         labels: npt.NDArray[np.integer],
         structures: Sequence[Sequence[int]] | None = None,
+        bins: int = BINS,
     ) -> Self:
         """Bin every voxel of one image once per class, or once per structure.
 
@@ -71,30 +72,31 @@ class ReliabilityHistogram:
             labels: (...) integers, the true class 0 .. C-1 of each voxel.
             structures: the classes that make up each row, where a row is more than one: its probability is the sum of
                 theirs, e.g. the whole tumour of its parts. Each class is a row of its own by default.
+            bins: M.
 
         Raises:
             InvalidProbabilities: NaN, a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
         """
         probs, labels = _checked(probs, labels)
         rows = structures or [(c,) for c in range(len(probs))]
-        histogram = cls.empty(len(rows))
+        histogram = cls.empty(len(rows), bins)
         for start in range(0, labels.size, CHUNK_VOXELS):
             chunk = slice(start, start + CHUNK_VOXELS)
-            histogram += cls._of_chunk(probs[:, chunk], labels[chunk], rows)
+            histogram += cls._of_chunk(probs[:, chunk], labels[chunk], rows, bins)
         return histogram
 
     @classmethod
     def _of_chunk(
-        cls, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer], rows: Sequence[Sequence[int]]
+        cls, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer], rows: Sequence[Sequence[int]], bins: int
     ) -> Self:
-        histogram = cls.empty(len(rows))
+        histogram = cls.empty(len(rows), bins)
         for row, classes in enumerate(rows):
             # Probabilities that sum to 1 may sum to a last digit more.
             p = np.minimum(probs[list(classes)].sum(axis=0), 1)
-            bins = bin_index(p)
-            histogram.count[row] = np.bincount(bins, minlength=BINS)
-            histogram.sum_p[row] = np.bincount(bins, weights=p, minlength=BINS)
-            histogram.sum_y[row] = np.bincount(bins[np.isin(labels, classes)], minlength=BINS)
+            index = bin_index(p, bins)
+            histogram.count[row] = np.bincount(index, minlength=bins)
+            histogram.sum_p[row] = np.bincount(index, weights=p, minlength=bins)
+            histogram.sum_y[row] = np.bincount(index[np.isin(labels, classes)], minlength=bins)
         return histogram
 
     def __add__(self, other: Self) -> Self:

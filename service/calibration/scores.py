@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.calibration.histogram import ReliabilityHistogram
+from .histogram import ReliabilityHistogram
 
 Scores: TypeAlias = npt.NDArray[np.float64]
 
