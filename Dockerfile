@@ -10,6 +10,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service service
 COPY model_training model_training
+COPY library/calibrant library/calibrant
 RUN python -m venv /opt/calibrant \
  && /opt/calibrant/bin/pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" .
 
