@@ -1,7 +1,7 @@
-"""Bytes of a scan -> Volume: the one place that knows every format.
+"""Bytes of a scan -> Volume: the one module that knows every format.
 
-Runs in the sandbox (`service.intake.sandbox`) for whatever a stranger sent. The first bytes choose the format, never
-a name; each format checks everything that its header claims before it believes it.
+Untrusted files are decoded in the sandbox (`service.intake.sandbox`). The first bytes choose the format, never the
+file name; each format checks every claim of its header before relying on it.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _EXPECTED = "a NIfTI file (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha) or a .
 
 
 class _Format(Protocol):
-    """What a format's module offers."""
+    """Interface of a format's module."""
 
     def decode(self, file: BinaryIO, /) -> Volume:
         """Return the volume of a file."""
@@ -41,7 +41,7 @@ def decode_scan(path: Path) -> Volume:
     Voxels are as stored or, if the file declares a scale, float32; DICOM's are always float32.
 
     Raises:
-        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+        ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
     with _opened(path) as (file, form):
         volume = form.decode(file)
@@ -52,7 +52,7 @@ def decode_scan(path: Path) -> Volume:
 def check_scan(path: Path) -> None:
     """Raise what `decode_scan` would raise over the header, the geometry and the length of the file.
 
-    The intensities are not looked at: a scan of NaN passes here and fails when it is decoded.
+    Intensities are not checked: a scan full of NaN passes here and is refused when it is decoded.
     """
     with _opened(path) as (file, form):
         form.check(file)
@@ -77,7 +77,7 @@ def _format_of(start: bytes) -> _Format:
     if metaimage.recognise(start):
         return metaimage
     if archive.recognise(start):
-        import service.intake.dicom.series as dicom  # half a second of imports, which a decoding process has behind it
+        import service.intake.dicom.series as dicom  # half a second of imports, done in advance in the sandbox
 
         return dicom
     if start[128:] == b"DICM":
@@ -92,7 +92,8 @@ def _format_of(start: bytes) -> _Format:
 def _reject_non_finite(array: npt.NDArray[np.generic]) -> None:
     if array.dtype.kind != "f":
         return
-    usable = np.abs(array) <= np.finfo(np.float32).max  # false for NaN, too; what float32 cannot hold is infinite to us
+    # False for NaN, too. The network computes in float32, where larger values are infinite.
+    usable = np.abs(array) <= np.finfo(np.float32).max
     if not usable.all():
         msg = f"{array.size - int(usable.sum())} of {array.size} voxels are NaN or infinite. Replace them, e.g. by the background's value."
         raise NonFiniteVoxels(msg)

@@ -1,7 +1,7 @@
-"""Landlock: a process that from now on reads one file and nothing else (Linux 5.13 and later, no privileges needed).
+"""Confine a process with Landlock: from then on it can open one file and no other (Linux 5.13+, no privileges needed).
 
 The kernel's interface is called directly: https://docs.kernel.org/userspace-api/landlock.html. Files that are open stay
-open. Rights that a later kernel could withhold, and that are listed here, are withheld where it can.
+open. Newer kernels can withhold more rights; all those listed here are withheld where the kernel knows them.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _PATH_BENEATH: Final = 1
 _NO_NEW_PRIVS: Final = 38
 _READ_FILE: Final = 1 << 2
 
-# By the version of the interface that brought them: rights to files, to TCP, and to processes outside.
+# Number of file rights by the interface version that introduced them; then rights to TCP, and to processes outside.
 _FILE_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 5: 16}
 _TCP_VERSION, _TCP_RIGHTS = 4, 0b11
 _SCOPE_VERSION, _SCOPES = 6, 0b11
@@ -35,12 +35,12 @@ def landlock_version() -> int:
 
 
 def read_only_this(path: Path) -> None:
-    """Let this thread, and what it starts, open one existing file for reading and no other; open no TCP connection.
+    """Restrict this thread and its children to opening one existing file for reading, without TCP connections.
 
     Does nothing where the kernel has no Landlock.
 
     Raises:
-        OSError: the file is missing, or the kernel refused; the caller must not go on.
+        OSError: the file is missing, or the kernel refused. The thread is not confined: the caller must not go on.
     """
     version = landlock_version()
     if version == 0:
@@ -56,7 +56,7 @@ def read_only_this(path: Path) -> None:
 
 
 def _ruleset(version: int) -> tuple[bytes, int]:
-    """Return struct landlock_ruleset_attr, everything withheld that this version knows, and its size."""
+    """Return a struct landlock_ruleset_attr that withholds every right this version knows, and its size in bytes."""
     bits = max(count for since, count in _FILE_RIGHTS.items() if since <= version)
     words = [(1 << bits) - 1]
     if version >= _TCP_VERSION:
@@ -72,7 +72,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:
-    words = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
+    words = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
     result: int = _libc().syscall(ctypes.c_long(number), *words)
     return result
 

@@ -1,9 +1,11 @@
-"""Decode what a stranger sent in a throw-away process: it may read that one file, for so long, with so much memory.
+"""Decode an untrusted file in a throw-away process that can read only that file, with limited time and memory.
 
-The processes are forked from a server that has every reader imported, so one costs milliseconds and finds all of its
-code in memory: once confined it could not load any. The next one is started, and rehearses, while nobody waits for it.
-What comes back is JSON over a pipe and raw voxels in memory that both see, never a pickle: a child that a file took over
-cannot run code in its parent, and cannot change the voxels any more, or is dead, before the parent looks at them.
+Processes are forked from a server that has every reader imported. A fork costs milliseconds, and it needs all of its
+code in memory because it cannot load any once it is confined. The next process is started and warmed up in advance.
+
+A child answers with JSON over a pipe and raw voxels in shared memory, never with a pickle: a child that a file has
+taken over cannot run code in its parent. The parent reads the voxels only after it has sealed the memory against
+writes or ended the child.
 """
 
 import fcntl
@@ -39,10 +41,10 @@ _PROCESSES: Final = multiprocessing.get_context("forkserver")
 _PRELOADED: Final = [
     "service.intake.sandbox",
     "service.intake.dicom.series",
-    "service.commands.cli",  # what the script `calibrant` imports: multiprocessing runs its top again in every process
+    "service.commands.cli",  # multiprocessing runs the imports of the script `calibrant` again in every process
     "encodings.cp437",  # names in a zip
     "encodings.iso8859_1",  # text in DICOM
-    "numpy.ma",  # numpy loads it at its first median
+    "numpy.ma",  # numpy imports it at the first median
 ]
 _PROCESSES.set_forkserver_preload(_PRELOADED)
 _LOG = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a decoding process may use."""
+    """Resources of a decoding process."""
 
     memory_bytes: int = 8 << 30
     """Address space."""
@@ -62,14 +64,14 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
     """Return what `decode_scan` returns, computed in a process of its own.
 
     Raises:
-        ScanError: as `decode_scan`, and when the process dies, takes too long or wants too much memory.
+        ScanError: as `decode_scan`, and if the process dies, takes too long or needs too much memory.
     """
     limits = limits or Limits()
     shared = _shared_memory(limits.memory_bytes)
     try:
         answer = _ask(path, limits, shared)
         dtype, shape = np.dtype(answer["dtype"]), answer["shape"]
-        # The pages stay for as long as the array does, without the descriptor. Private: what is sealed is not shared.
+        # The mapping outlives the descriptor. It is private: the kernel refuses shared mappings of sealed memory.
         size = math.prod(shape) * dtype.itemsize
         voxels = mmap.mmap(shared, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     finally:
@@ -80,15 +82,15 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
 
 
 def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
-    """Raise what `check_scan` raises, found in a process of its own."""
+    """Raise what `check_scan` raises, running it in a process of its own."""
     _ask(path, limits or Limits(), None)
 
 
 def start_sandbox(*modules: str) -> None:
-    """Start the server that the processes are forked from, so that the first scan does not wait for it.
+    """Start the server that processes are forked from, so that the first scan does not wait for it.
 
     Args:
-        modules: what other processes of the same server import first.
+        modules: imported by the server as well, for other processes that are forked from it.
     """
     _PROCESSES.set_forkserver_preload([*_PRELOADED, *modules])
     _prepare_next()
@@ -96,14 +98,14 @@ def start_sandbox(*modules: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _DecoderChild:
-    """A process that waits for its one file."""
+    """A process that waits for the file that it will decode."""
 
     process: "multiprocessing.context.ForkServerProcess"
     pipe: "Connection[Any, Any]"
 
     @classmethod
     def started(cls) -> "_DecoderChild":
-        """Start one."""
+        """Start a process."""
         ours, theirs = _PROCESSES.Pipe()
         process = _PROCESSES.Process(target=_decode_in_child, args=(theirs,), daemon=True)
         process.start()
@@ -111,7 +113,7 @@ class _DecoderChild:
         return cls(process, ours)
 
     def end(self) -> None:
-        """Kill it and wait until it is gone."""
+        """Kill the process and wait until it is gone."""
         self.pipe.close()
         self.process.kill()
         self.process.join()
@@ -119,14 +121,14 @@ class _DecoderChild:
 
 
 _REHEARSED: Final = (256, 256, 8)
-"""Voxels of the scan that a process decodes before the one that it waits for."""
+"""Shape of the sample scan that a process decodes to warm up."""
 
 _PREPARING: Final = "calibrant-sandbox"
 _NEXT: "Final[queue.Queue[_DecoderChild]]" = queue.Queue(maxsize=1)
 
 
 def _prepare_next(last: _DecoderChild | None = None) -> None:
-    """End the process that decoded the last file and see to it that one waits for the next."""
+    """End the process that decoded the last file, and start one for the next file unless one is waiting already."""
     if last is not None:
         last.end()
     if _NEXT.empty():
@@ -138,7 +140,7 @@ def _prepare_next(last: _DecoderChild | None = None) -> None:
 
 
 def _next_child() -> _DecoderChild:
-    """Return the process that waits, or a new one."""
+    """Return the waiting process, or a new one."""
     with suppress(queue.Empty):
         child = _NEXT.get_nowait()
         if child.process.is_alive():
@@ -148,7 +150,7 @@ def _next_child() -> _DecoderChild:
 
 
 def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
-    """Return the child's answer; voxels lie in the shared memory, if there is any, which the child cannot write to."""
+    """Return the child's answer; its voxels, if asked for, are in the shared memory, which the child can no longer write."""
     _warn_without_landlock()
     child = _next_child()
     overdue, harmless = threading.Event(), False
@@ -171,7 +173,7 @@ def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
         alarm.cancel()
         if not harmless:
             child.end()
-        # To end a process takes the kernel longer than many a file takes to decode.
+        # In a thread: the kernel takes longer to end a process than many files take to decode.
         threading.Thread(target=_prepare_next, args=[child if harmless else None], name=_PREPARING, daemon=True).start()
     if "code" in answer:
         raise from_code(answer["code"], answer["detail"])
@@ -179,16 +181,16 @@ def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
 
 
 def _shared_memory(size: int) -> int:
-    """Return the descriptor of memory of a fixed size; it takes none until it is written to."""
+    """Return the descriptor of shared memory of a fixed size; pages are allocated when they are written."""
     shared = os.memfd_create("voxels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(shared, size)
-    # A file that shrinks under a mapping kills whoever looks at it.
+    # Reading a mapping beyond the end of a file that has shrunk kills the reader.
     fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return shared
 
 
 def _sealed(shared: int) -> bool:
-    """Return whether nobody can write to the memory from now on: the kernel refuses while somebody has it mapped for that."""
+    """Seal the memory against writes and return whether that worked: the kernel refuses while a writable mapping exists."""
     try:
         fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     except OSError:
@@ -218,7 +220,7 @@ def _decode_in_child(pipe: Connection) -> None:
     _rehearse()
     try:
         path, limits, with_voxels = pipe.recv()
-    except EOFError:  # the parent has ended and needs nobody
+    except EOFError:  # the parent has ended
         return
     shared = recv_handle(pipe) if with_voxels else None
     _confine(path, limits)
@@ -233,14 +235,14 @@ def _decode_in_child(pipe: Connection) -> None:
 
 
 def _rehearse() -> None:
-    """Decode once what most scans look like: the memory of a forked process becomes its own where it is first used."""
+    """Decode a typical scan once: a forked process copies each page of memory at its first use."""
     sample = nib.Nifti1Image(np.zeros(_REHEARSED, np.int16), np.eye(4)).to_bytes()
     nifti.decode(io.BytesIO(igzip.compress(sample)))
     landlock_version()
 
 
 def _confine(path: Path, limits: Limits) -> None:
-    # Whatever a library prints could hold what the user sent: it goes nowhere.
+    # Output is discarded: what a library prints could contain what the user sent.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -261,12 +263,12 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
         check_scan(path)
         return {}
     volume = decode_scan(path)
-    # As they lie in memory: to turn a large volume into the other order takes as long as to decode it.
+    # Voxels are copied in their memory order: reordering a large volume takes as long as decoding it.
     order: Literal["F", "C"] = "F" if volume.array_CDHW.flags.f_contiguous else "C"
     with _mapped(shared, volume.array_CDHW.nbytes) as memory:
         voxels = np.frombuffer(memory, volume.array_CDHW.dtype)
         voxels.reshape(volume.array_CDHW.shape, order=order)[...] = volume.array_CDHW
-        del voxels  # nothing may look at memory that is given back
+        del voxels  # a mapping with views on it cannot be closed
     return {
         "dtype": volume.array_CDHW.dtype.str,
         "shape": volume.array_CDHW.shape,
@@ -281,5 +283,5 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
 def _mapped(shared: int, size: int) -> mmap.mmap:
     try:
         return mmap.mmap(shared, size)
-    except (OSError, ValueError) as error:  # over the address space, or over the size of the shared memory
+    except (OSError, ValueError) as error:  # larger than the address space allows, or than the shared memory
         raise MemoryError from error

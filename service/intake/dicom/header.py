@@ -1,4 +1,4 @@
-"""A DICOM file on a disk -> which series it belongs to, without its voxels."""
+"""A DICOM file on disk -> the series it belongs to, without reading its voxels."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pydicom.errors import InvalidDicomError
 
 @dataclass(frozen=True, slots=True)
 class SeriesHeader:
-    """What a file says about its series; empty where it says nothing.
+    """Series attributes of a file; empty where the file lacks them.
 
     Args:
         uid: SeriesInstanceUID (0020,000E).
@@ -22,13 +22,13 @@ class SeriesHeader:
 
 
 def read_series_header(path: Path) -> SeriesHeader | None:
-    """Return the series of a file; None if its header cannot be read.
+    """Return the series of a file, None if its header cannot be read.
 
     Args:
-        path: of a DICOM file (PS3.10).
+        path: a DICOM file (PS3.10).
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
+        with warnings.catch_warnings(action="ignore"):  # they would repeat the file's content
             header = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Modality"])
         return SeriesHeader(str(header.get("SeriesInstanceUID", "")), str(header.get("Modality", "")))
     except (InvalidDicomError, OSError, ValueError, AttributeError, EOFError):

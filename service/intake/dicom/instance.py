@@ -1,7 +1,8 @@
-"""One DICOM file -> its slices: where each lies, what its numbers mean, and its voxels, still encoded.
+"""One DICOM file -> its slices: position, rescaling and the voxels, still encoded.
 
-Single-frame CT, MR, PET and secondary captures that have a place in the patient have one slice; enhanced multi-frame
-objects have one for each frame (PS3.3 C.7.6.16, Multi-frame Functional Groups). Positions are LPS millimetres.
+A single-frame CT, MR, PET or secondary capture image that has a place in the patient is one slice; an enhanced
+multi-frame object has one slice for each frame (PS3.3 C.7.6.16, Multi-frame Functional Groups). Positions are LPS
+millimetres.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from service.errors import (
 )
 from service.intake.formats.geometry import EXTREMES_MM
 
-# Values of the wrong form are read where they can be: a warning would repeat them.
+# Read malformed values as far as possible: pydicom's warnings would repeat them in the log.
 config.settings.reading_validation_mode = config.IGNORE
 
 _IMAGES = {
@@ -44,14 +45,14 @@ _IMAGES = {
     *(uid.LegacyConvertedEnhancedPETImageStorage, uid.SecondaryCaptureImageStorage),
 }
 _NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
+# Pin one decoder per transfer syntax, so that installed plugins cannot change the voxels.
 _DECODERS = {
     uid.RLELossless: "pydicom",
     **dict.fromkeys([uid.JPEGLSLossless, uid.JPEGLSNearLossless], "pyjpegls"),
     **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "pylibjpeg"),
     **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1], "gdcm"),
 }
-# One decoder each, so that it does not depend on what else is installed who decodes.
-# What is read of a file: everything else, names of persons among it, is left alone.
+# Functional groups with the place of a frame.
 _GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 SEPARATORS: Final = {
     "acquisitions": "AcquisitionNumber",
@@ -61,7 +62,7 @@ SEPARATORS: Final = {
     "b-values": "DiffusionBValue",
     "kinds of image": "ImageType",
 }
-"""Attributes whose values tell apart images of one place, by what they count (PS3.3 C.7.6.1, C.8.3, C.8.13)."""
+"""Attributes that distinguish images at one place, by what their values count (PS3.3 C.7.6.1, C.8.3, C.8.13)."""
 
 _ROUNDING = 0.01
 _FILE_META, _FILE_META_AT = 0x0002, 132
@@ -74,18 +75,18 @@ class Slice:
     Args:
         series: Series Instance UID.
         instance: SOP Instance UID.
-        frame: index within the instance.
-        frame_of_reference: UID of the coordinates, empty if there is none.
-        localizer: Image Type calls it one.
-        inverted: meant to be displayed with large values dark (MONOCHROME1).
+        frame: index within the instance, from 0.
+        frame_of_reference: Frame of Reference UID, empty if there is none.
+        localizer: whether Image Type contains LOCALIZER.
+        inverted: whether large values are meant to be displayed dark (MONOCHROME1).
         shape: rows and columns.
         spacing_mm: (2,) between rows, between columns.
         orientation: (2, 3) LPS directions in which the column index and the row index grow.
         position_mm: (3,) LPS centre of the first voxel.
-        rescale: slope and intercept from stored numbers to intensities.
+        rescale: slope and intercept from stored values to intensities.
         digest: SHA-256 of the stored voxels.
-        acquired: what tells acquisitions apart that share a place, by the names of `SEPARATORS`.
-        dataset: where the voxels are, or None once they are not needed.
+        acquired: values of the attributes in `SEPARATORS`, which distinguish acquisitions at one place.
+        dataset: holds the voxels; None if they are not needed.
     """
 
     series: str
@@ -107,7 +108,7 @@ class Slice:
         """Return the (rows, columns) intensities: the output of the Modality LUT (PS3.3 C.11.1), e.g. Hounsfield units.
 
         Raises:
-            UndecodableVoxels: damaged.
+            UndecodableVoxels: the stored voxels are damaged.
         """
         with faults(UndecodableVoxels, "The voxels of a DICOM file cannot be decoded. Export the series again."):
             decoder = _DECODERS.get(self.dataset.file_meta.TransferSyntaxUID, "")  # type: ignore[union-attr] # kept by the caller
@@ -115,19 +116,19 @@ class Slice:
             if stored.shape != self.shape:
                 raise ValueError
         slope, intercept = self.rescale
-        with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+        with np.errstate(over="ignore"):  # infinite intensities are refused later
             return (stored * np.float64(slope) + intercept).astype(np.float32)
 
 
 def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
-    """Return the slices of a DICOM file, none if it is no CT, MR or PET image.
+    """Return the slices of a DICOM file; none if it is not a CT, MR, PET or secondary capture image.
 
     Args:
-        content: the file.
-        with_voxels: whether `Slice.intensities` will be asked for.
+        content: of the file.
+        with_voxels: whether `Slice.intensities` will be called.
 
     Raises:
-        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+        ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
     with faults(InvalidHeader, "A DICOM file of the zip cannot be read. Export the series again."):
         meta = _file_meta(content)
@@ -144,18 +145,23 @@ def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
 
 @contextmanager
 def faults(error: type[CalibrantError], msg: str) -> Iterator[None]:
-    """Turn whatever pydicom and its decoders raise over a file into one refusal."""
+    """Turn whatever pydicom and its decoders raise over a file into one error.
+
+    Args:
+        error: raised instead.
+        msg: its message.
+    """
     try:
-        with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
+        with warnings.catch_warnings(action="ignore"):  # they would repeat the file's content
             yield
     except (CalibrantError, MemoryError):
         raise
-    except Exception as fault:  # they raise a dozen kinds, depending on where the damage is
+    except Exception as fault:  # pydicom and its decoders raise a dozen types, depending on where the damage is
         raise error(msg) from fault
 
 
 def _file_meta(content: bytes) -> Dataset:
-    """Return group 2 alone: to read on, pydicom would first inflate a file that is deflated, whatever its size."""
+    """Return group 0002 alone: to read more, pydicom would first inflate a deflated file, whatever its size."""
     file = io.BytesIO(content)
     file.seek(_FILE_META_AT)
     return pydicom.filereader.read_dataset(
@@ -168,7 +174,7 @@ def _reject_transfer_syntax(transfer_syntax: uid.UID) -> None:
         return
     if transfer_syntax in _DECODERS and _DECODERS[transfer_syntax] in get_decoder(transfer_syntax).available_plugins:
         return
-    # Deflated is left out on purpose: nothing bounds what it inflates to.
+    # Deflated transfer syntaxes are left out on purpose: nothing bounds the size of what they inflate to.
     msg = "The DICOM files are in a transfer syntax that is not decoded here. Export them uncompressed, or as RLE, JPEG lossless, JPEG-LS or JPEG 2000."
     raise UnsupportedTransferSyntax(msg)
 
@@ -185,16 +191,16 @@ def _frames(dataset: Dataset) -> int:
 
 
 def _reject_length(dataset: Dataset) -> None:
-    """Prove the length of voxels that are not compressed (PS3.5 8.1.1: padded to an even one)."""
+    """Check the length of uncompressed voxels (PS3.5 8.1.1: padded to an even length)."""
     if dataset.file_meta.TransferSyntaxUID not in _NATIVE:
         return
     expected = dataset.Rows * dataset.Columns * _frames(dataset) * dataset.BitsAllocated // 8
-    found = len(dataset.get("PixelData") or b"")
-    if found < expected:
-        msg = f"A DICOM file announces {expected} bytes of voxels; {found} were found. It is cut short: send the whole series again."
+    size = len(dataset.get("PixelData") or b"")
+    if size < expected:
+        msg = f"A DICOM file announces {expected} bytes of voxels; {size} were found. It is cut short: send the whole series again."
         raise PayloadTruncated(msg)
-    if found > expected + expected % 2:
-        msg = f"A DICOM file announces {expected} bytes of voxels; {found} were found. Export the series again."
+    if size > expected + expected % 2:
+        msg = f"A DICOM file announces {expected} bytes of voxels; {size} were found. Export the series again."
         raise PayloadTooLong(msg)
 
 
@@ -226,7 +232,7 @@ def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
 
 
 def place_of(dataset: Dataset, frame: int) -> Dataset:
-    """Return a dataset with position, orientation and spacing of a frame, wherever the file has them."""
+    """Return a dataset with the position, orientation and spacing of a frame, wherever the file stores them."""
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         return dataset
     place = Dataset()
@@ -238,11 +244,11 @@ def place_of(dataset: Dataset, frame: int) -> Dataset:
 
 
 def _group(dataset: Dataset, frame: int, name: str) -> Dataset | None:
-    """Return the item of a functional group: the frame's own, or the one that all frames share."""
+    """Return the item of a functional group: the frame's own, or the one shared by all frames."""
     own = dataset.PerFrameFunctionalGroupsSequence[frame]
     shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    found = own.get(name) or shared[0].get(name)
-    return found[0] if found else None
+    sequence = own.get(name) or shared[0].get(name)
+    return sequence[0] if sequence else None
 
 
 def _rescale(dataset: Dataset, frame: int) -> tuple[float, float]:
@@ -274,7 +280,7 @@ def _numbers(place: Dataset, name: str, count: int, error: type[CalibrantError])
 
 
 def _orientation(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the two directions, made orthonormal to the last bit; files round them to as few as three digits."""
+    """Return the two directions, made exactly orthonormal: files round them to as few as three digits."""
     row, column = cosines[:3], cosines[3:]
     lengths = np.linalg.norm([row, column], axis=1)
     if not (np.abs(lengths - 1) <= _ROUNDING).all() or abs(row @ column) > _ROUNDING:

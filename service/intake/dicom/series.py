@@ -1,6 +1,6 @@
 """A zip of one DICOM series -> Volume.
 
-Never a DICOMDIR, never a name: the files of the zip are looked at one by one, and what they say of themselves decides.
+Every file of the zip is read, and its own header decides; DICOMDIR and file names are ignored.
 """
 
 from typing import BinaryIO, Final
@@ -16,7 +16,7 @@ from service.intake.formats.geometry import nifti_header
 from service.volume import Volume
 
 MAX_STRAYS: Final = 3
-"""Most images of another orientation or size that are left out as localizers that do not say so."""
+"""Maximum number of images of another orientation or size that are left out as unmarked localizers."""
 
 ORIENTATION_TOLERANCE: Final = 1e-3
 """Difference of direction cosines below which slices are parallel; files round them to as few as three digits."""
@@ -28,15 +28,15 @@ def decode(file: BinaryIO) -> Volume:
     """Return the volume of a series: float32 intensities after slope and intercept, axes column, row, slice.
 
     Raises:
-        ScanError: the kind says what is wrong; nothing of the files' content is in the message.
+        ScanError: its class says what is wrong; the message holds nothing of the files' content.
     """
-    found, warnings = _series(file, with_voxels=True)
-    slices, affine = stack(found)
+    images, warnings = _series(file, with_voxels=True)
+    slices, affine = stack(images)
     rows, columns = slices[0].shape
     shape = (columns, rows, len(slices))
     array = np.empty(shape, np.float32, order="F")
-    for k, each in enumerate(slices):
-        array[..., k] = each.intensities().T
+    for k, image in enumerate(slices):
+        array[..., k] = image.intensities().T
     header = nifti_header(shape, affine, array.dtype)
     return Volume(array[np.newaxis], affine, header, tuple(warnings), describe_source(slices))
 
@@ -49,12 +49,12 @@ def check(file: BinaryIO) -> None:
 
 def _series(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str]]:
     slices, warnings = _slices(file, with_voxels=with_voxels)
-    _reject_mixture("series", {each.series for each in slices})
+    _reject_mixture("series", {image.series for image in slices})
     slices = _distinct(slices, warnings)
     slices = _largest_stack(slices, warnings)
-    _reject_mixture("frames of reference", {each.frame_of_reference for each in slices})
-    if any(each.inverted for each in slices):
-        # PS3.3 C.7.6.3.1.2 speaks of the display; Hounsfield units are what they are.
+    _reject_mixture("frames of reference", {image.frame_of_reference for image in slices})
+    if any(image.inverted for image in slices):
+        # PS3.3 C.7.6.3.1.2 is about the display; it does not change the intensities.
         warnings.append("The images ask to be displayed inverted (MONOCHROME1); their intensities were used as stored.")
     return slices, warnings
 
@@ -66,9 +66,9 @@ def _slices(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str
         if content[128:132] != b"DICM":
             others += 1
             continue
-        found = read_instance(content, with_voxels=with_voxels)
-        objects += not found
-        slices += found
+        images = read_instance(content, with_voxels=with_voxels)
+        objects += not images
+        slices += images
     if not slices:
         msg = f"No CT, MR or PET image was found in the zip, but {objects} other DICOM files and {others} files that are not DICOM. Zip the DICOM files of one series."
         raise NoDicom(msg)
@@ -80,18 +80,18 @@ def _slices(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str
     return slices, warnings
 
 
-def _reject_mixture(what: str, found: set[str]) -> None:
-    if len(found) > 1:
-        msg = f"{len(found)} {what} were found in the zip; one is expected. Zip the files of one series only."
+def _reject_mixture(what: str, values: set[str]) -> None:
+    if len(values) > 1:
+        msg = f"{len(values)} {what} were found in the zip; one is expected. Zip the files of one series only."
         raise MultipleSeries(msg)
 
 
 def _distinct(slices: list[Slice], warnings: list[str]) -> list[Slice]:
-    """Return the slices without exact copies; refuse an identifier that stands for two different images."""
+    """Return the slices without exact copies; refuse an identifier shared by two different images."""
     first: dict[tuple[str, int], Slice] = {}
-    for each in slices:
-        known = first.setdefault((each.instance, each.frame), each)
-        if known is not each and not _are_copies(known, each):
+    for image in slices:
+        known = first.setdefault((image.instance, image.frame), image)
+        if known is not image and not _are_copies(known, image):
             msg = "Two different DICOM images have the same identifier (SOP Instance UID). Export the series again."
             raise DuplicateInstance(msg)
     if len(first) < len(slices):
@@ -106,19 +106,19 @@ def _are_copies(one: Slice, other: Slice) -> bool:
 
 
 def _largest_stack(slices: list[Slice], warnings: list[str]) -> list[Slice]:
-    """Return the largest set of parallel slices of one size, without localizers; refuse a mixture of several."""
-    images = [each for each in slices if not each.localizer] or slices
+    """Return the largest stack of parallel slices of one size, without localizers; refuse a mixture of several stacks."""
+    images = [image for image in slices if not image.localizer] or slices
     stacks: list[list[Slice]] = []
-    for each in images:
-        mates = next((mates for mates in stacks if _are_parallel(mates[0], each)), None)
-        if mates is None:
-            stacks.append([each])
+    for image in images:
+        parallel = next((members for members in stacks if _are_parallel(members[0], image)), None)
+        if parallel is None:
+            stacks.append([image])
         else:
-            mates.append(each)
+            parallel.append(image)
     largest = max(stacks, key=len)
     strays = len(images) - len(largest)
     if strays > min(MAX_STRAYS, len(largest) // 2):
-        msg = f"The series holds {len(stacks)} stacks of different orientation, size or voxel size, of {', '.join(str(len(each)) for each in stacks[:5])} images; one is expected. Send one of them."
+        msg = f"The series holds {len(stacks)} stacks of different orientation, size or voxel size, of {', '.join(str(len(members)) for members in stacks[:5])} images; one is expected. Send one of them."
         raise MultipleSeries(msg)
     if len(largest) < len(slices):
         warnings.append(

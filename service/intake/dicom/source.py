@@ -1,7 +1,7 @@
-"""What a result keeps of the DICOM series it was made of: whose it is, and where each slice lies; no voxels.
+"""The headers of a DICOM series that a result keeps: patient, study and the place of each slice, but no voxels.
 
-Written while the scan is decoded, read when DICOM results are made of it, by when the scan may have gone. It names the
-patient: it is erased with the result and never logged. Only public attributes with short values are kept.
+They are written while the scan is decoded and read when DICOM results are made, when the scan may be gone. They name
+the patient: they are erased with the result and never logged. Only public attributes with short values are kept.
 """
 
 import json
@@ -18,13 +18,13 @@ from service.errors import InvalidHeader
 from service.intake.dicom.instance import Slice, faults, place_of
 
 MAX_VALUE_BYTES: Final = 1 << 14
-"""Longest value that is kept, as JSON; longer ones are no one's name."""
+"""Maximum length of a value that is kept, as JSON; longer values are not needed to identify anyone."""
 
 MAX_HEAD_BYTES: Final = 1 << 18
-"""Most that is kept of a header; headers without vendors' own attributes have some 10 kB."""
+"""Maximum size of the kept header; without private attributes headers have some 10 kB."""
 
 _GROUPS: Final = (0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0040)
-"""Patient, study, series, equipment, requests: whatever the modules of patient and study may hold (PS3.3 C.7.1, C.7.2)."""
+"""Groups of the attributes of patient, study, series, equipment and requests (PS3.3 C.7.1, C.7.2)."""
 
 _NAMED: Final = ("BodyPartExamined", "PatientPosition")
 _BYTES: Final = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
@@ -40,13 +40,13 @@ class SourceSlice(BaseModel):
     """SOP Instance UID."""
     sop_class: str
     frame: int | None
-    """Its number in an enhanced multi-frame instance, from 1; null where the instance has one."""
+    """Frame number in an enhanced multi-frame instance, from 1; null in a single-frame instance."""
     position_mm: tuple[float, float, float]
-    """LPS, of the centre of the first voxel: as written, not as the mean distance would have it."""
+    """LPS centre of the first voxel, as written in the file, not as computed from the mean slice distance."""
 
 
 class SourceSeries(BaseModel):
-    """A series, its slices in the order of k."""
+    """A series with its slices in the order of k."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,7 +59,7 @@ class SourceSeries(BaseModel):
     pixel_spacing_mm: tuple[float, float]
     """Between rows, between columns."""
     slice_thickness_mm: float
-    """As written, which may be less than the distance between slices; that distance where nothing is written."""
+    """Slice Thickness as written, which may differ from the slice distance; the slice distance where it is absent."""
     slice_distance_mm: float
     """Mean distance between neighbouring slices."""
     orientation: tuple[float, float, float, float, float, float]
@@ -69,47 +69,47 @@ class SourceSeries(BaseModel):
     @property
     def instances(self) -> dict[str, str]:
         """SOP Class UID by SOP Instance UID, in the order of k."""
-        return {each.instance: each.sop_class for each in self.slices}
+        return {image.instance: image.sop_class for image in self.slices}
 
     def identity(self) -> Dataset:
-        """Return the attributes of the first slice's instance, those of patient and study among them."""
+        """Return the attributes of the first slice's instance, including those of patient and study."""
         return Dataset.from_json(self.head)
 
     def images(self) -> list[Dataset]:
-        """Return the header of a nameless single-frame image in the place of each slice, with the series' UIDs.
+        """Return one anonymous single-frame image header for each slice, at its place and with the series' UIDs.
 
-        Its class is always MR: highdicom takes one frame from each such image, where it would take all of an enhanced
-        one. `service.dicom.making` puts the true classes and frame numbers into what was made.
+        Their SOP class is always MR: highdicom takes one frame from each such image, but all frames of an enhanced
+        one. `service.result.dicom.outcome` puts the true classes and frame numbers into the finished objects.
         """
-        whose = self.identity()
-        return [self._image(each, whose) for each in self.slices]
+        identity = self.identity()
+        return [self._image(place, identity) for place in self.slices]
 
-    def _image(self, each: SourceSlice, whose: Dataset) -> Dataset:
+    def _image(self, place: SourceSlice, identity: Dataset) -> Dataset:
         image = Dataset()
-        image.SOPClassUID, image.SOPInstanceUID = uid.MRImageStorage, each.instance
-        image.StudyInstanceUID, image.SeriesInstanceUID = whose.StudyInstanceUID, whose.SeriesInstanceUID
-        image.Modality, image.FrameOfReferenceUID = whose.get("Modality") or "OT", self._coordinates(whose)
+        image.SOPClassUID, image.SOPInstanceUID = uid.MRImageStorage, place.instance
+        image.StudyInstanceUID, image.SeriesInstanceUID = identity.StudyInstanceUID, identity.SeriesInstanceUID
+        image.Modality, image.FrameOfReferenceUID = identity.get("Modality") or "OT", self._coordinates(identity)
         image.PositionReferenceIndicator = None
         for name in _IDENTITY:
             setattr(image, name, "")
         image.StudyDate = image.StudyTime = None
         image.Rows, image.Columns = self.rows, self.columns
         image.PixelSpacing, image.ImageOrientationPatient = list(self.pixel_spacing_mm), list(self.orientation)
-        image.ImagePositionPatient = list(each.position_mm)
+        image.ImagePositionPatient = list(place.position_mm)
         image.SliceThickness, image.SpacingBetweenSlices = self.slice_thickness_mm, self.slice_distance_mm
         return image
 
-    def _coordinates(self, whose: Dataset) -> str:
-        """Return the frame of reference; a series without one, e.g. of secondary captures, gets one that is its own."""
-        name = f"{whose.SeriesInstanceUID}/frame of reference"
+    def _coordinates(self, identity: Dataset) -> str:
+        """Return the Frame of Reference UID; for a series without one, e.g. of secondary captures, derive one from it."""
+        name = f"{identity.SeriesInstanceUID}/frame of reference"
         return self.frame_of_reference or f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
 
 
 def describe_source(slices: list[Slice]) -> str | None:
-    """Return a `Source` as JSON; None for files without a Study Instance UID, to which nothing could be added.
+    """Return a `SourceSeries` as JSON; None without a Study Instance UID, since no study could hold the results.
 
     Args:
-        slices: of one series with their datasets, in the order of k.
+        slices: of one series, with their datasets, in the order of k.
     """
     first = slices[0]
     if not _dataset(first).get("StudyInstanceUID"):
@@ -128,19 +128,19 @@ def describe_source(slices: list[Slice]) -> str | None:
         "orientation": [float(cosine) for cosine in place.ImageOrientationPatient],
         "slices": [
             {
-                "instance": each.instance,
-                "sop_class": str(_dataset(each).SOPClassUID),
-                "frame": each.frame + 1 if "PerFrameFunctionalGroupsSequence" in _dataset(each) else None,
-                "position_mm": each.position_mm.tolist(),
+                "instance": image.instance,
+                "sop_class": str(_dataset(image).SOPClassUID),
+                "frame": image.frame + 1 if "PerFrameFunctionalGroupsSequence" in _dataset(image) else None,
+                "position_mm": image.position_mm.tolist(),
             }
-            for each in slices
+            for image in slices
         ],
     }
     return json.dumps(source)
 
 
 def _positive(value: object) -> float | None:
-    """Return a number that is one and larger than 0, else None."""
+    """Return the value as a finite number above 0, or None if it is not one."""
     try:
         number = float(str(value))
     except ValueError:
@@ -148,11 +148,11 @@ def _positive(value: object) -> float | None:
     return number if 0 < number < math.inf else None
 
 
-def _dataset(each: Slice) -> Dataset:
-    if each.dataset is None:
+def _dataset(image: Slice) -> Dataset:
+    if image.dataset is None:
         msg = "a slice without its dataset has no header to keep"
         raise ValueError(msg)
-    return each.dataset
+    return image.dataset
 
 
 def _head(dataset: Dataset) -> dict[str, Any]:
@@ -161,9 +161,9 @@ def _head(dataset: Dataset) -> dict[str, Any]:
 
 
 def _bounded(dataset: Dataset) -> dict[str, Any]:
-    """Return the public attributes of whom and what, without voxels and without long values."""
+    """Return the public attributes of patient, study and series as DICOM JSON, without voxels and long values."""
     kept = Dataset()
-    for tag in dataset.keys():  # noqa: SIM118 - the elements themselves would be decoded, those with voxels too
+    for tag in dataset.keys():  # noqa: SIM118 - iterating over elements would decode them, voxels included
         if tag.group in _GROUPS:
             kept[tag] = dataset.get_item(tag)
     for keyword in _NAMED:

@@ -1,7 +1,7 @@
-"""Slices -> one evenly spaced stack at right angles, in order, with its affine; anything else is refused by its name.
+"""Slices -> one evenly spaced, rectangular stack in order, with its affine; anything else is refused with its reason.
 
-ITK's series reader accepts missing, doubled, tilted and unevenly spaced slices and returns a wrong voxel size
-(docs/decisions/0007). Order: k grows along the normal of the slices, row direction x column direction.
+ITK's series reader accepts missing, duplicate, tilted and unevenly spaced slices and returns a wrong voxel size
+(docs/decisions/0007). Here k grows along the normal of the slices, row direction x column direction.
 """
 
 from typing import Final
@@ -15,13 +15,13 @@ from service.intake.dicom.instance import SEPARATORS, Slice
 from service.intake.formats.geometry import checked_affine, lps_to_ras, reject_shape
 
 SPACING_TOLERANCE: Final = 0.05
-"""Part of the slice distance by which a slice may lie off its place along the normal."""
+"""Fraction of the slice distance by which a slice may lie off its place along the normal."""
 
 SHIFT_TOLERANCE_VOXELS: Final = 0.5
-"""Voxels by which a slice may lie beside the first one's normal: no voxel's centre leaves its voxel."""
+"""Voxels by which a slice may be shifted within its plane, relative to the first: centres stay inside their voxels."""
 
 SAME_PLACE_MM: Final = 0.01
-"""Slices nearer than this lie in one place."""
+"""Slices closer than this are at the same place."""
 
 _GAP = 1.5
 _NAMED_GAPS = 5
@@ -31,11 +31,11 @@ def stack(slices: list[Slice]) -> tuple[list[Slice], npt.NDArray[np.float64]]:
     """Return the slices in the order of k, and the RAS affine of (column, row, slice).
 
     Args:
-        slices: of one shape, spacing and orientation; two that are alike in one place count once.
+        slices: of one shape, spacing and orientation; identical slices at one place count once.
 
     Raises:
         UnsupportedDimensions, VolumeTooLarge: not a volume of acceptable size.
-        DuplicateInstance: two different slices in one place.
+        DuplicateInstance: different slices at one place.
         GantryTilt: the slices are shifted against one another.
         MissingSlices: gaps of about a whole number of slices.
         IrregularSpacing: other differences between the distances.
@@ -44,7 +44,7 @@ def stack(slices: list[Slice]) -> tuple[list[Slice], npt.NDArray[np.float64]]:
     rows, columns = slices[0].shape
     reject_shape((columns, rows, len(slices)))
     _reject_tilt(slices)
-    distances = np.array([_distance_mm(each) for each in slices])
+    distances = np.array([_distance_mm(image) for image in slices])
     _reject_gaps(distances - distances[0], several(slices))
     first = slices[0]
     lps = create_affine_matrix_from_attributes(
@@ -58,13 +58,20 @@ def stack(slices: list[Slice]) -> tuple[list[Slice], npt.NDArray[np.float64]]:
 
 
 def without_twins(slices: list[Slice]) -> list[Slice]:
-    """Return slices, sorted by place, without those that repeat the one before in place and voxels."""
+    """Return the slices without those that repeat the place and voxels of the one before.
+
+    Args:
+        slices: sorted by place.
+
+    Raises:
+        DuplicateInstance: different slices at one place.
+    """
     kept: list[Slice] = []
     different = 0
-    for each in slices:
-        if not kept or _distance_mm(each) - _distance_mm(kept[-1]) >= SAME_PLACE_MM:
-            kept.append(each)
-        elif (each.digest, each.rescale) != (kept[-1].digest, kept[-1].rescale):
+    for image in slices:
+        if not kept or _distance_mm(image) - _distance_mm(kept[-1]) >= SAME_PLACE_MM:
+            kept.append(image)
+        elif (image.digest, image.rescale) != (kept[-1].digest, kept[-1].rescale):
             different += 1
     if different:
         msg = f"{different} of {len(slices)} slices lie where another, different one lies{several(slices) or ': several time points, echoes or reconstructions'}. Send one of them only."
@@ -73,19 +80,19 @@ def without_twins(slices: list[Slice]) -> list[Slice]:
 
 
 def several(slices: list[Slice]) -> str:
-    """Return in numbers what the slices were acquired as, if as several; empty if nothing tells them apart."""
-    found = zip(SEPARATORS, zip(*(each.acquired for each in slices), strict=True), strict=True)
-    counted = [f"{len(set(values))} {name}" for name, values in found if 1 < len(set(values)) <= len(slices) // 2]
+    """Return in words which acquisitions the slices mix, e.g. ": 2 echo times were found"; empty for one acquisition."""
+    separators = zip(SEPARATORS, zip(*(image.acquired for image in slices), strict=True), strict=True)
+    counted = [f"{len(set(values))} {name}" for name, values in separators if 1 < len(set(values)) <= len(slices) // 2]
     return f": {', '.join(counted)} were found" if counted else ""
 
 
-def _distance_mm(each: Slice) -> float:
-    return float(each.position_mm @ np.cross(*each.orientation))
+def _distance_mm(image: Slice) -> float:
+    return float(image.position_mm @ np.cross(*image.orientation))
 
 
 def _reject_tilt(slices: list[Slice]) -> None:
     first, last = slices[0], slices[-1]
-    shifts = np.array([(each.position_mm - first.position_mm) @ first.orientation.T for each in slices])
+    shifts = np.array([(image.position_mm - first.position_mm) @ first.orientation.T for image in slices])
     if np.abs(shifts / first.spacing_mm[::-1]).max() <= SHIFT_TOLERANCE_VOXELS:
         return
     largest = shifts[np.abs(shifts).max(axis=1).argmax()]
@@ -99,21 +106,21 @@ def _reject_gaps(distances_mm: npt.NDArray[np.float64], acquired: str) -> None:
 
     Args:
         distances_mm: from the first slice, ascending.
-        acquired: what tells the slices apart, in words; where they are several acquisitions that may be the reason.
+        acquired: which acquisitions the slices mix, from `several`; that may be the reason.
     """
     mean = distances_mm[-1] / (len(distances_mm) - 1)
-    off = np.abs(distances_mm - mean * np.arange(len(distances_mm))).max()
-    if off <= SPACING_TOLERANCE * mean:
+    deviation = np.abs(distances_mm - mean * np.arange(len(distances_mm))).max()
+    if deviation <= SPACING_TOLERANCE * mean:
         return
     gaps = np.diff(distances_mm)
     step = float(np.median(gaps[gaps < _GAP * gaps.min()]))
     steps = np.rint(gaps / step)
     if (np.abs(gaps - steps * step) <= 2 * SPACING_TOLERANCE * step).all() and steps.max() > 1:
-        found = [
+        places = [
             f"{gap:.1f} mm after {at:.1f} mm" for gap, at in zip(gaps, distances_mm, strict=False) if gap > _GAP * step
         ]
-        more = f" and {len(found) - _NAMED_GAPS} more" if len(found) > _NAMED_GAPS else ""
-        msg = f"The slices lie {step:.2f} mm apart, but {int(steps.sum()) - len(gaps)} of them are missing: gaps of {', '.join(found[:_NAMED_GAPS])}{more}, counted from one end. Send the whole series."
+        more = f" and {len(places) - _NAMED_GAPS} more" if len(places) > _NAMED_GAPS else ""
+        msg = f"The slices lie {step:.2f} mm apart, but {int(steps.sum()) - len(gaps)} of them are missing: gaps of {', '.join(places[:_NAMED_GAPS])}{more}, counted from one end. Send the whole series."
         raise MissingSlices(msg)
     msg = f"The distances between the slices are {gaps.min():.2f} to {gaps.max():.2f} mm; one distance, within {SPACING_TOLERANCE:.0%}, is expected{acquired}. Resample the series, or send its evenly spaced part."
     raise IrregularSpacing(msg)

@@ -1,7 +1,7 @@
-"""The files inside a zip, one after the other, without trusting a word of it.
+"""Read the files inside an untrusted zip one after another.
 
-Sizes are counted while unpacking, never read from the zip. Names are looked at to refuse dishonest ones and are used
-for nothing: nothing is written anywhere.
+Sizes are counted while unpacking, never taken from the zip. Names serve only to refuse malicious zips: nothing is
+written to disk.
 """
 
 import stat
@@ -21,10 +21,10 @@ from service.errors import (
 )
 
 MAX_MEMBERS: Final = 4096
-"""Most files in a zip; a volume has at most a few thousand slices."""
+"""Maximum number of files in a zip; a volume has at most a few thousand slices."""
 
 MAX_UNPACKED_BYTES: Final = 2 << 30
-"""Most bytes that a zip may unpack to, twice the volume of 512 x 512 x 2048 voxels of 16 bits."""
+"""Maximum size of an unpacked zip: twice that of 512 x 512 x 2048 voxels of 16 bits."""
 
 _PIECE = 1 << 20
 _MAX_DIRECTORY_BYTES = MAX_MEMBERS * 512
@@ -34,7 +34,7 @@ _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def recognise(start: bytes) -> bool:
-    """Say whether the first bytes of a file are those of a zip, an empty one too."""
+    """Return whether the first bytes of a file are those of a zip, an empty one included."""
     return start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
@@ -42,11 +42,11 @@ def read_members(file: BinaryIO) -> Iterator[bytes]:
     """Yield the content of each file in a zip.
 
     Raises:
-        ArchiveTooLarge: more than `MAX_MEMBERS` files or `MAX_UNPACKED_BYTES`, counted in what is really unpacked.
-        UnsafeArchive: links, devices, a name twice, or a name that leads out of the archive.
+        ArchiveTooLarge: more than `MAX_MEMBERS` files or `MAX_UNPACKED_BYTES`, counted while unpacking.
+        UnsafeArchive: links, devices, duplicate names, or names that lead out of the archive.
         EncryptedArchive: a password is needed.
         UnsupportedCompression: neither stored nor deflated.
-        PayloadTruncated: cut short, damaged, or a checksum is wrong.
+        PayloadTruncated: cut short, damaged, or with a wrong checksum.
     """
     _reject_long_directory(file)
     left = MAX_UNPACKED_BYTES
@@ -71,17 +71,17 @@ def _damage_refused() -> Iterator[None]:
 
 
 def _reject_long_directory(file: BinaryIO) -> None:
-    """Look at the end of the zip before Python makes an object of each of perhaps millions of entries."""
+    """Refuse a long directory before Python makes an object of each of its entries, of which there may be millions."""
     size = file.seek(0, 2)
     file.seek(max(0, size - _END.size - 0xFFFF - 20))
     tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) - at < _END.size:
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) - end < _END.size:
         msg = "The zip is cut short: its directory is missing. Send the whole file again."
         raise PayloadTruncated(msg)
-    *_, entries, directory_bytes, _offset, _comment = _END.unpack_from(tail, at)
-    wide = tail[max(0, at - 20) : at].startswith(b"PK\x06\x07")  # zip64: for more than 65535 entries or 4 GB
-    if wide or entries > MAX_MEMBERS or directory_bytes > _MAX_DIRECTORY_BYTES:
+    *_, entries, directory_bytes, _offset, _comment = _END.unpack_from(tail, end)
+    zip64 = tail[max(0, end - 20) : end].startswith(b"PK\x06\x07")  # for more than 65535 entries or 4 GB
+    if zip64 or entries > MAX_MEMBERS or directory_bytes > _MAX_DIRECTORY_BYTES:
         raise _too_many()
 
 
@@ -107,8 +107,8 @@ def _reject_members(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _is_special(member: zipfile.ZipInfo) -> bool:
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    return kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+    file_type = stat.S_IFMT(member.external_attr >> 16)
+    return file_type not in (0, stat.S_IFREG, stat.S_IFDIR)
 
 
 def _leads_out(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where voxels lie: the checks of shape, voxel size and axes that every format passes, and the header of its results.
+"""Checks of shape, voxel size and axes that every format passes, and the NIfTI header of results on its grid.
 
 An affine maps voxel indices (i, j, k, 1) to millimetres; it is RAS unless its name says LPS.
 """
@@ -13,24 +13,24 @@ import numpy.typing as npt
 from service.errors import InvalidAffine, InvalidSpacing, UnsupportedDimensions, VolumeTooLarge
 
 MAX_VOXELS: Final = 1 << 29
-"""Most voxels of a volume, 512 x 512 x 2048."""
+"""Maximum number of voxels of a volume, 512 x 512 x 2048."""
 
 AGREEMENT: Final = 1e-3
-"""Largest cosine between two axes, and largest part of a voxel by which two orientations may differ."""
+"""Largest cosine between two axes, and largest fraction of a voxel by which two orientations may differ."""
 
 EXTREMES_MM: Final = (1e-6, 1e6)
-"""Smallest voxel size and largest coordinate of a scan whose header is not NIfTI: float32 holds them with room to spare."""
+"""Smallest voxel size and largest coordinate accepted from formats other than NIfTI, well within float32's range."""
 
 _NIFTI1_AXIS = 32767
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def reject_shape(shape: Sequence[int]) -> None:
-    """Refuse what is not one volume of at least 2 and at most `MAX_VOXELS` voxels; trailing axes of 1 do not count.
+    """Refuse shapes that are not one 3-D volume of at least 2 voxels along each axis; trailing axes of length 1 are ignored.
 
     Raises:
         UnsupportedDimensions: fewer or more axes, or an axis of one voxel.
-        VolumeTooLarge: too many voxels.
+        VolumeTooLarge: more than `MAX_VOXELS` voxels.
     """
     extents = " x ".join(map(str, shape))
     if len(shape) > 3 and max(shape[3:]) > 1:  # noqa: PLR2004 - three axes in space
@@ -47,14 +47,22 @@ def reject_shape(shape: Sequence[int]) -> None:
 
 
 def reject_spacing(spacing_mm: npt.NDArray[np.float64]) -> None:
-    """Refuse voxel sizes that are not finite and positive."""
+    """Refuse voxel sizes that are not finite and positive.
+
+    Raises:
+        InvalidSpacing: such a size.
+    """
     if not np.all(np.isfinite(spacing_mm) & (spacing_mm > 0)):
         msg = "The header's voxel size is zero, negative or not a number. Convert the scan again from its source."
         raise InvalidSpacing(msg)
 
 
 def reject_affine(affine: npt.NDArray[np.float64]) -> None:
-    """Refuse an affine that is not finite, singular, or whose axes are not at right angles."""
+    """Refuse an affine that is not finite, is singular, or has axes that are not at right angles.
+
+    Raises:
+        InvalidAffine: such an affine.
+    """
     if not np.isfinite(affine).all():
         msg = "The header's matrix holds values that are not finite. Convert the scan again from its source."
         raise InvalidAffine(msg)
@@ -72,15 +80,15 @@ def reject_affine(affine: npt.NDArray[np.float64]) -> None:
 
 
 def checked_affine(axes_mm: npt.ArrayLike, origin_mm: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return the (4, 4) affine of a grid, in the coordinates of its arguments, after the checks above.
+    """Return the (4, 4) affine of a grid, in the coordinate system of the arguments, after the checks above.
 
     Args:
-        axes_mm: (3, 3) step from a voxel to the next along i, j, k: one column each.
+        axes_mm: (3, 3) one column for each of i, j, k: the step from a voxel to the next along that axis.
         origin_mm: (3,) centre of the first voxel.
 
     Raises:
-        InvalidSpacing: an axis of no length, or a voxel size below a nanometre.
-        InvalidAffine: not finite, farther than a kilometre, or not at right angles.
+        InvalidSpacing: a voxel size of zero or below a nanometre.
+        InvalidAffine: not finite, a component above a kilometre, or axes not at right angles.
     """
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = axes_mm, origin_mm
@@ -94,24 +102,24 @@ def checked_affine(axes_mm: npt.ArrayLike, origin_mm: npt.ArrayLike) -> npt.NDAr
 
 
 def lps_to_ras(affine_lps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the affine to RAS of an affine to LPS, the coordinates of DICOM and ITK; also the way back."""
+    """Convert an affine from LPS, the coordinates of DICOM and ITK, to RAS; the same function converts back."""
     return _LPS_TO_RAS @ affine_lps
 
 
 def nifti_header(shape: Sequence[int], affine: npt.NDArray[np.float64], dtype: npt.DTypeLike) -> bytes:
-    """Return the NIfTI header with which results on the grid of a scan in another format are written.
+    """Return the NIfTI header for results on the grid of a scan that came in another format.
 
-    The sform is the affine rounded to float32: less than 0.0001 mm for coordinates below one metre. The qform says
-    the same where axes at right angles and a quaternion can say it within a thousandth of a voxel, and is unset
-    elsewhere. It is NIfTI-1, or NIfTI-2 if an axis has more than 32767 voxels.
+    The sform is the affine rounded to float32: less than 0.0001 mm for coordinates below one metre. The qform is set
+    where a quaternion reproduces the affine within a thousandth of a voxel, and unset otherwise. The header is
+    NIfTI-1, or NIfTI-2 if an axis has more than 32767 voxels.
 
     Args:
         shape: voxels along i, j, k.
         affine: (4, 4) to RAS, checked.
         dtype: type of the scan's voxels.
     """
-    kind: type[nib.Nifti1Header] = nib.Nifti1Header if max(shape) <= _NIFTI1_AXIS else nib.Nifti2Header
-    header = kind(endianness="<")
+    header_type: type[nib.Nifti1Header] = nib.Nifti1Header if max(shape) <= _NIFTI1_AXIS else nib.Nifti2Header
+    header = header_type(endianness="<")
     header.set_data_dtype(np.dtype(dtype).newbyteorder("<"))
     header.set_data_shape(shape)
     header.set_xyzt_units("mm")

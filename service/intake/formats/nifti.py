@@ -1,7 +1,7 @@
-"""NIfTI-1 and NIfTI-2, .nii or .nii.gz -> Volume, after everything that the header claims has been checked.
+"""NIfTI-1 and NIfTI-2, .nii or .nii.gz -> Volume, after every claim of the header has been checked.
 
-The header is read by nibabel: pure Python, it neither guesses an orientation nor returns voxels that the file does
-not hold (docs/decisions/0003).
+nibabel reads the header: it is pure Python, guesses no orientation and returns no voxels that the file does not hold
+(docs/decisions/0003).
 """
 
 from typing import BinaryIO
@@ -32,7 +32,7 @@ _EXPECTED = "a NIfTI file, .nii or .nii.gz with header and voxels in one file"
 
 
 def recognise(start: bytes) -> bool:
-    """Say whether the first bytes of a file are those of gzip or of a NIfTI header."""
+    """Return whether the first bytes of a file are those of gzip or of a NIfTI header."""
     return start.startswith(GZIP_MAGIC) or bool(_header_sizes(start))
 
 
@@ -40,7 +40,7 @@ def decode(file: BinaryIO) -> Volume:
     """Return the volume of a NIfTI-1 or NIfTI-2 file, its voxels as stored or, if it declares a scale, as float32.
 
     Raises:
-        ScanError: the kind says what is wrong; nothing of the file's content is in the message.
+        ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
     header, voxels = _read(file, with_voxels=True)
     affine, warnings = _checked_affine(header)
@@ -73,12 +73,12 @@ def _read_header(file: Readable) -> nib.Nifti1Header:
         msg = f"The content is not NIfTI (its first bytes are no NIfTI header). Send {_EXPECTED}."
         raise UnrecognisedFormat(msg)
     size = sizes.pop()
-    kind, magic = _HEADERS[size]
+    header_type, magic = _HEADERS[size]
     block = start + file.read(size - 4)
     if len(block) < size:
         msg = f"The file ends inside its header: {len(block)} of {size} bytes. Send the whole file again."
         raise PayloadTruncated(msg)
-    header = kind(block, check=False)
+    header = header_type(block, check=False)
     if header["magic"].tobytes()[:4].ljust(4, b"\0") != magic:
         msg = f"The header does not say that its voxels follow in the same file. Send {_EXPECTED}."
         raise UnrecognisedFormat(msg)
@@ -149,11 +149,11 @@ def _scaled(payload: bytes, header: nib.Nifti1Header) -> npt.NDArray[np.generic]
     shape = header.get_data_shape()[:3]
     array = stored.reshape(shape, order="F").astype(stored.dtype.newbyteorder("="), copy=False)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    # NIfTI-1 standard, scl_slope: 0 (and by custom NaN) means that the stored values are the intensities.
+    # NIfTI-1 standard, scl_slope: 0 (and by convention NaN) means that the stored values are the intensities.
     if slope == 0 or not np.isfinite(slope) or (slope, intercept) == (1, 0):
         return array
     scaled = np.empty(shape, np.float32, order="F")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+    with np.errstate(over="ignore"):  # infinite intensities are refused later
         for k in range(shape[2]):  # slice by slice: no float64 copy of the whole volume
             scaled[..., k] = array[..., k] * np.float64(slope) + (intercept if np.isfinite(intercept) else 0)
     return scaled

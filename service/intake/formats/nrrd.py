@@ -1,7 +1,7 @@
 """NRRD with its voxels in the same file -> Volume. The header is read here, not by ITK (docs/decisions/0007).
 
-The format: http://teem.sourceforge.net/nrrd/format.html, versions 1 to 5, as ITK, 3D Slicer and pynrrd write it for
-one volume.
+The format: http://teem.sourceforge.net/nrrd/format.html, versions 1 to 5, as far as ITK, 3D Slicer and pynrrd use it
+for one volume.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The bytes behind a header: exactly as many as it announces, inflated in pieces, never more in memory than that."""
+"""The bytes behind a header: exactly as many as it announces, decompressed piece by piece."""
 
 import gzip
 import io
@@ -17,27 +17,27 @@ _PIECE = 1 << 20
 
 
 class Readable(Protocol):
-    """What voxels are read from: a file, or one that inflates."""
+    """A source of voxels: a file, or a decompressor around one."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes, and none only at the end."""
+        """Return at most `size` bytes; an empty result means the end."""
         ...
 
 
 class ZlibFile:
-    """The inflated content of a zlib stream (RFC 1950) that runs to the end of a file."""
+    """The decompressed content of a zlib stream (RFC 1950) that fills the rest of a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._stream = zlib.decompressobj()
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes, and none only at the end.
+        """Return at most `size` bytes; an empty result means the end.
 
         Raises:
-            EOFError: the file ends first.
-            zlib.error: damaged.
-            PayloadTooLong: the file goes on behind the stream.
+            EOFError: the file ends before the stream does.
+            zlib.error: the stream is damaged.
+            PayloadTooLong: bytes follow the stream.
         """
         while not self._stream.eof:
             compressed = self._stream.unconsumed_tail or self._file.read(_PIECE)
@@ -54,7 +54,7 @@ class ZlibFile:
 
 @contextmanager
 def damage_refused() -> Iterator[None]:
-    """Turn what a damaged gzip or zlib stream raises into PayloadTruncated."""
+    """Turn the errors of a damaged gzip or zlib stream into PayloadTruncated."""
     try:
         yield
     except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's types take the class for an instance
@@ -63,20 +63,29 @@ def damage_refused() -> Iterator[None]:
 
 
 def read_exactly(file: Readable, expected: int, *, keep: bool) -> bytes:
-    """Return the next `expected` bytes, or nothing if they are not kept; refuse a file that ends before."""
-    kept, found = io.BytesIO(), 0
-    while found < expected and (piece := file.read(min(_PIECE, expected - found))):
-        found += len(piece)
+    """Read the next `expected` bytes and return them if `keep`, else no bytes.
+
+    Raises:
+        PayloadTruncated: the file ends before.
+    """
+    kept, size = io.BytesIO(), 0
+    while size < expected and (piece := file.read(min(_PIECE, expected - size))):
+        size += len(piece)
         if keep:
             kept.write(piece)
-    if found < expected:
-        msg = f"The header announces {expected} bytes of voxels; {found} were found. The file is cut short: send the whole file again."
+    if size < expected:
+        msg = f"The header announces {expected} bytes of voxels; {size} were found. The file is cut short: send the whole file again."
         raise PayloadTruncated(msg)
     return kept.getvalue()
 
 
 def read_voxels(file: Readable, expected: int, *, keep: bool) -> bytes:
-    """Return the voxels, as `read_exactly`, after proving that nothing follows them."""
+    """Read the voxels as `read_exactly` does, up to the end of the file.
+
+    Raises:
+        PayloadTruncated: fewer bytes.
+        PayloadTooLong: more bytes.
+    """
     payload = read_exactly(file, expected, keep=keep)
     if file.read(1):
         msg = f"More than the {expected} bytes of voxels that the header announces were found. Convert the scan again."

@@ -1,4 +1,4 @@
-"""Headers made of lines, as NRRD and MetaImage have them: bounded, read once, every value parsed strictly."""
+"""Text headers of NRRD and MetaImage: bounded in length, read once, every value parsed strictly."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -7,14 +7,23 @@ from typing import BinaryIO, Final
 from service.errors import InvalidHeader, PayloadTruncated, UnsafeHeader
 
 MAX_HEADER_BYTES: Final = 1 << 16
-"""Longest header; those of converted scans have 1 to 3 kB."""
+"""Maximum length of a header; those of converted scans have 1 to 3 kB."""
 
 _INTEGER = re.compile(r"[-+]?\d{1,20}", re.ASCII)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 
 
 def read_lines(file: BinaryIO, is_last: Callable[[str], bool]) -> Iterator[str]:
-    """Yield the lines of a header without their ends, up to and with the last; the file then stands at its voxels."""
+    """Yield the lines of a header without line ends, including the last one; the file is then positioned at its voxels.
+
+    Args:
+        file: positioned at the start of the header.
+        is_last: whether a line is the last one of the header.
+
+    Raises:
+        PayloadTruncated: the file ends inside the header.
+        UnsafeHeader: more than `MAX_HEADER_BYTES`.
+    """
     left = MAX_HEADER_BYTES
     while left > 0:
         line = file.readline(left)
@@ -31,16 +40,16 @@ def read_lines(file: BinaryIO, is_last: Callable[[str], bool]) -> Iterator[str]:
 
 
 class Fields:
-    """The fields of a header that mean something here, by their names in small letters."""
+    """The fields of a header that have a meaning here, by name in lower case."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Keep name and value of each field.
 
         Args:
-            pairs: names of the standard, never a stranger's own, with the text behind each.
+            pairs: name and text of each field. Messages repeat the names, so they must be the standard's own.
 
         Raises:
-            InvalidHeader: a field stands twice.
+            InvalidHeader: a field occurs twice.
         """
         self._texts: dict[str, str] = {}
         for name, text in pairs:
@@ -53,26 +62,30 @@ class Fields:
         return name in self._texts
 
     def text(self, name: str) -> str:
-        """Return the text of a field that must be there."""
+        """Return the text of a required field.
+
+        Raises:
+            InvalidHeader: the header lacks it; so do all methods below.
+        """
         if name not in self._texts:
             msg = f"The header lacks the field '{name}'. Convert the scan again."
             raise InvalidHeader(msg)
         return self._texts[name]
 
     def word(self, name: str) -> str:
-        """Return the text in small letters with single spaces."""
+        """Return the text in lower case with single spaces."""
         return " ".join(self.text(name).lower().split())
 
     def integers(self, name: str, count: int) -> list[int]:
-        """Return the `count` integers of a field."""
+        """Return exactly `count` integers of a field."""
         return [int(word) for word in self._words(name, count, _INTEGER)]
 
     def numbers(self, name: str, count: int) -> list[float]:
-        """Return the `count` numbers of a field; NaN and infinity are numbers here."""
+        """Return exactly `count` numbers of a field; NaN and infinity are allowed."""
         return [float(word) for word in self._words(name, count, _NUMBER)]
 
     def vectors(self, name: str, count: int) -> list[list[float]]:
-        """Return the `count` vectors of three numbers, each written as (x,y,z)."""
+        """Return exactly `count` vectors of three numbers, each written as (x,y,z)."""
         bodies = re.findall(r"\(([^()]*)\)", self.text(name))
         vectors = [[part.strip() for part in body.split(",")] for body in bodies]
         leftover = re.sub(r"\([^()]*\)", "", self.text(name)).strip()
@@ -84,8 +97,8 @@ class Fields:
     def _words(self, name: str, count: int, pattern: re.Pattern[str]) -> list[str]:
         words = self.text(name).split()
         if not _are(pattern, words, count):
-            kind = "integers" if pattern is _INTEGER else "numbers"
-            msg = f"The header's field '{name}' does not hold {count} {kind}. Convert the scan again."
+            expected = "integers" if pattern is _INTEGER else "numbers"
+            msg = f"The header's field '{name}' does not hold {count} {expected}. Convert the scan again."
             raise InvalidHeader(msg)
         return words
 
