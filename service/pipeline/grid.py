@@ -1,6 +1,6 @@
-"""How the scan's voxels become the network's, and the way back: shapes, axes and steps, no intensities.
+"""The geometry that maps the scan's voxels to the network's and back: shapes, axes and steps, no intensities.
 
-A `Grid` lives with a case in memory; `frame_of` writes it into the `Frame` of a result, `grid_of` reads it back.
+A `Grid` exists in memory while a case runs; `frame_of` stores it in the `Frame` of a result, `grid_of` restores it.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from service.volume import Volume
 Shape = tuple[int, int, int]
 
 NEGLIGIBLE_VOXELS: Final = 1e-3
-"""Where a spacing is so near to the bundle's that no voxel would move by more, nothing is resampled."""
+"""Nothing is resampled where the spacing is so close to the bundle's that no voxel would move by more than this."""
 
 _Number = TypeVar("_Number", int, float)
 
@@ -40,15 +40,15 @@ class PartGrid:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """How a scan's grid became the network's, so that the network's output can be brought back.
+    """How the network's grid lies on the scan's, so that the network's output can be mapped back.
 
     Args:
-        scan_shape: voxels along i, j, k of the scan as it came.
+        scan_shape: voxels along i, j, k in the scan's file.
         orientation: (3, 2) nibabel orientation: network axis and flip of each scan axis.
         oriented_shape: the scan's shape in the network's axis order.
         network_shape: voxels after resampling.
-        step: voxels of the scan from one voxel of the network to the next, along the network's axes.
-        parts: where a locator found the anatomy, the network's grid on each part; none where it saw the scan as it is.
+        step: scan voxels per network voxel, along the network's axes.
+        parts: the network's grid on each located part; empty if the network saw the whole scan.
     """
 
     scan_shape: tuple[int, ...]
@@ -62,12 +62,12 @@ class Grid:
     def of(cls, volume: Volume, config: ServiceConfig) -> "Grid":
         """Return the grid on which the bundle's network sees this volume.
 
-        It begins at the centre of the first voxel and goes on in steps of exactly the bundle's spacing, as often as
-        brings it nearest to the centre of the last one: MONAI's `Spacing` lays the same.
+        It starts at the centre of the first voxel, has exactly the bundle's spacing, and ends as close as possible to
+        the centre of the last voxel: the same grid as MONAI's `Spacing`.
         """
-        found = nib.orientations.io_orientation(volume.affine)
-        wanted = nib.orientations.axcodes2ornt(tuple(config.orientation))
-        orientation = nib.orientations.ornt_transform(found, wanted)
+        of_scan = nib.orientations.io_orientation(volume.affine)
+        of_network = nib.orientations.axcodes2ornt(tuple(config.orientation))
+        orientation = nib.orientations.ornt_transform(of_scan, of_network)
         axis_of = np.argsort(orientation[:, 0])
         shape = tuple(volume.shape[axis] for axis in axis_of)
         resampled, step = zip(
@@ -81,7 +81,7 @@ class Grid:
 
 
 def _steps(n: int, mm: float, target_mm: float) -> tuple[int, float]:
-    """Return how many voxels of a target size stand for n voxels of another, and how many of these one step crosses."""
+    """Return how many voxels of the target size replace n voxels of size mm, and the step in voxels of size mm."""
     steps = (n - 1) * mm / target_mm
     if abs(steps - (n - 1)) < NEGLIGIBLE_VOXELS:
         return n, 1.0
@@ -89,18 +89,18 @@ def _steps(n: int, mm: float, target_mm: float) -> tuple[int, float]:
 
 
 def to_axes_of(grid: Grid) -> npt.NDArray[np.float64]:
-    """Return the (4, 4) voxel index of the scan in the network's axis order and directions to that of its file."""
+    """Return the (4, 4) matrix from voxel indices in the network's axis order and directions to those of the scan's file."""
     affine: npt.NDArray[np.float64] = nib.orientations.inv_ornt_aff(grid.orientation, grid.scan_shape)
     return affine
 
 
 def frame_of(volume: Volume, grid: Grid, config: ServiceConfig) -> Frame:
-    """Return what leads back from the logits of a case.
+    """Return the frame that leads from the stored logits of a case back to its scan.
 
     Args:
         volume: the scan.
-        grid: its place on the network's axes.
-        config: of the result: the bundle's, or where parts were located, with their labels.
+        grid: of the scan and the network.
+        config: of the result: the bundle's, or with the labels of the located parts.
     """
     return Frame(
         scan_shape=volume.shape,
@@ -119,7 +119,7 @@ def frame_of(volume: Volume, grid: Grid, config: ServiceConfig) -> Frame:
 
 
 def grid_of(frame: Frame) -> Grid:
-    """Return the grid that `frame_of` was given."""
+    """Return the grid that `frame_of` stored."""
     orientation = np.array(frame.orientation, np.float64)
     parts = tuple(PartGrid(tuple(part.channels), np.array(part.to_part), part.shape) for part in frame.parts)
     return Grid(frame.scan_shape, orientation, frame.oriented_shape, frame.network_shape, frame.step, parts)

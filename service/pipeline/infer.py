@@ -1,6 +1,6 @@
 """Sliding-window inference: the network's input -> logits on the same grid.
 
-Windows overlap; their logits are averaged with Gaussian weights, so that a voxel counts most where it lay central.
+Windows overlap. Their logits are averaged with Gaussian weights: a voxel counts most in the windows that centre on it.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ Progress = Callable[[float], None]
 """Receives the fraction done, in (0, 1]."""
 
 ComputedOn = Literal["device", "device, sums on the CPU", "CPU"]
-"""Where a case was computed: wholly on the device, its network only, or nothing."""
+"""Where a case was computed: wholly on the device; the network there but the sums on the CPU; or wholly on the CPU."""
 
 _SIGMA_PER_WINDOW = 0.125
 _LEAST_WEIGHT = 1e-3
@@ -36,11 +36,11 @@ def infer(
 ) -> torch.Tensor:
     """Return the logits, (classes, D, H, W) float16, on the device of the network.
 
-    Everything downstream - mask, confidence, summary, card - is computed from these float16 values, which are also
-    what a job stores, so that a figure computed later is the same figure.
+    Mask, confidence, summary and card are all computed from these float16 values, which a job also stores: a figure
+    computed later is the same figure.
 
     Args:
-        network: in evaluation mode, on the device that is to compute.
+        network: in evaluation mode, on the device that computes.
         image: (channels, D, H, W) float32, as `preprocess` returns it.
         config: window size and overlap.
         progress: called after each window.
@@ -51,10 +51,10 @@ def infer(
 def infer_within_memory(
     network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress = _unheard
 ) -> tuple[torch.Tensor, ComputedOn]:
-    """Return what `infer` returns, and where it was computed: each time the memory runs out one step further down.
+    """Return what `infer` returns and where it was computed: fall back one step each time memory runs out.
 
-    A GPU that is too small for the sums over a large scan often still holds a window; then only the sums move. At
-    last the network itself moves to the CPU for this case.
+    A GPU that is too small for the sums over a large scan often still holds a window, so the sums move to the CPU
+    first. As a last resort the network moves to the CPU, too, for this case.
     """
     device = _device_of(network)
     if device.type == "cpu":
@@ -76,18 +76,18 @@ def sliding_window_logits(
 ) -> torch.Tensor:
     """Return the logits of a network over a whole image, (classes, D, H, W) float32 on the image's device.
 
-    The network may be on another device: then each window goes there and its logits come back. An image smaller than
-    the window is padded with 0, the mean intensity after z-scoring.
+    The network may be on another device than the image; windows and logits are copied between them. An image smaller
+    than the window is padded with 0, the mean intensity after z-scoring.
     """
     return torch.cat([planes for _, planes in _finished_planes(network, image, config, progress)], dim=1)
 
 
 def _half_logits(network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress) -> torch.Tensor:
-    """Return `sliding_window_logits` as float16, of which the float32 sums are never whole in memory."""
+    """Return `sliding_window_logits` as float16 without ever holding all float32 sums in memory."""
     logits = torch.empty((len(config.labels), *image.shape[1:]), dtype=torch.float16, device=image.device)
     for window, planes in _finished_planes(network, image, config, progress):
         logits[:, window] = planes
-        del planes  # or they would lie there while the next ones are summed
+        del planes  # frees the memory before the next planes are summed
     return logits
 
 
@@ -95,9 +95,9 @@ def _half_logits(network: nn.Module, image: torch.Tensor, config: ServiceConfig,
 def _finished_planes(
     network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield planes of the image along its first axis with their logits, as soon as no window will touch them any more.
+    """Yield planes of the image along its first axis with their logits, as soon as no further window covers them.
 
-    The sums are as deep as one window: of 16 classes on 274 x 274 x 166 voxels a third of what the whole would take.
+    The sums are only as deep as one window: for 16 classes on 274 x 274 x 166 voxels they need a third of the memory.
     """
     padded, before = _pad_to_window(image, config.patch_size)
     d, h, w = (slice(start, start + n) for start, n in zip(before, image.shape[1:], strict=True))
@@ -123,24 +123,30 @@ def _finished_planes(
 
 
 class _Sums:
-    """Sums over windows of a few planes: logits times weights, and weights."""
+    """Sums over windows, for a few planes of the image: of weighted logits, and of weights."""
 
     def __init__(self, planes: slice, classes: int, image: torch.Tensor) -> None:
-        """Begin with 0 on the device of the image, whose planes are meant."""
+        """Start with sums of 0.
+
+        Args:
+            planes: of the image along its first axis.
+            classes: channels of the logits.
+            image: (channels, D, H, W); the sums are on its device.
+        """
         self.planes = planes
         shape = (planes.stop - planes.start, *image.shape[2:])
         self._total = torch.zeros((classes, *shape), device=image.device)
         self._weight = torch.zeros(shape, device=image.device)
 
     def add(self, window: tuple[slice, ...], logits: torch.Tensor, weights: torch.Tensor) -> None:
-        """Add a window that holds all of the planes."""
+        """Add a window, which must cover all of the planes."""
         inside = slice(self.planes.start - window[0].start, self.planes.stop - window[0].start)
         _, h, w = window
         self._total[:, :, h, w] += logits[:, inside] * weights[inside]
         self._weight[:, h, w] += weights[inside]
 
     def finished(self, d: slice, h: slice, w: slice) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield those planes that lie in the image itself, d, h and w of the padded one, and their logits."""
+        """Yield the planes inside the unpadded image, which is at d, h, w of the padded one, and their logits."""
         first, last = max(self.planes.start, d.start), min(self.planes.stop, d.stop)
         if first < last:
             inside = slice(first - self.planes.start, last - self.planes.start)
@@ -149,16 +155,16 @@ class _Sums:
 
 
 def _slabs(windows: list[tuple[slice, ...]]) -> list[slice]:
-    """Return thin slabs of planes, in order, of which each window holds all or nothing.
+    """Split the planes into thin slabs, in order, so that each window covers a slab wholly or not at all.
 
-    Slab by slab the sums give way to the logits that are made of them: the whole of both is never in memory.
+    The sums of a slab are freed once its logits are written: both are never whole in memory.
     """
     ends = {end for window in windows for end in (window[0].start, window[0].stop)}
     return [slice(*pair) for pair in pairwise(sorted(ends | set(range(0, max(ends), _SLAB_PLANES))))]
 
 
 def _device_of(network: nn.Module) -> torch.device:
-    """Return where a network computes; one that holds no tensors of torch does so on the CPU."""
+    """Return the device of a network; a network without torch tensors, e.g. of OpenVINO, computes on the CPU."""
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 

@@ -1,7 +1,7 @@
-"""Where the anatomy lies in a scan that shows more: landmarks on a coarse grid -> the place and axes of each part.
+"""Find the anatomy in a scan that shows more: landmarks on a coarse grid -> position and axes of each part.
 
-The network is trained on synthetic images (`model_training.locator`), so it does not depend on contrast. What it marks
-is believed only where it lies as in a head: scale and residual of the fit are limited, and "not found" is an answer.
+The network is trained on synthetic images (`model_training.locator`), so it does not depend on contrast. Its landmarks
+are accepted only where they lie as in a head: scale and residual of the fit are limited, and "not found" is an answer.
 """
 
 import math
@@ -22,24 +22,24 @@ from service.volume import Volume
 Points = npt.NDArray[np.float64]
 
 CELLS: Final = 1 << 21
-"""Voxels that the coarse grid may have: a scan of 0.5 m edges at 4 mm. Beyond it the scan is searched more coarsely."""
+"""Maximum number of voxels of the coarse grid, e.g. 0.5 m edges at 4 mm. Larger scans are searched more coarsely."""
 
 LOOKS: Final = 3
-"""Times that the network looks at most, each along the axes of the head that it saw before: a tilt is first underestimated."""
+"""Maximum number of passes, each along the head's axes from the one before: the first pass underestimates a tilt."""
 
 STEADY_DEGREES: Final = 4.0
-"""When the head is turned by less than this from the axes along which the network looked, it has seen it upright."""
+"""A head turned by less than this against the grid of a pass counts as upright: no further pass is made."""
 
 LEAST_INSIDE: Final = 0.9
-"""Share of a part's box that must lie in the scan."""
+"""Fraction of a part's box that must lie in the scan."""
 
 _PERCENTILES: Final = (0.5, 99.5)
 
 _SAMPLES: Final = 12
-"""Points along each edge of a box by which it is told how much of it lies in the scan."""
+"""Sample points along each edge of a box, to estimate how much of it lies in the scan."""
 
 _HALF: Final = 0.5
-"""A voxel reaches half an index to each side of its centre."""
+"""A voxel extends half an index to each side of its centre."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +48,9 @@ class Pose:
 
     Args:
         scale: size of the head relative to the reference.
-        rotation: (3, 3) proper.
-        origin_mm: (3,) where the reference's origin lies.
-        residual_mm: root mean square distance of the landmarks from their places.
+        rotation: (3, 3) proper rotation.
+        origin_mm: (3,) position of the reference's origin.
+        residual_mm: root mean square distance of the landmarks from their fitted positions.
     """
 
     scale: float
@@ -61,10 +61,10 @@ class Pose:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landmarks:
-    """What the locator's network marked.
+    """The landmarks that the locator's network marked.
 
     Args:
-        centre_mm: (L, 3) centroids in RAS millimetres; NaN for one that was not found.
+        centre_mm: (L, 3) centroids in RAS millimetres; NaN for a landmark that was not found.
         volume_ml: (L,) expected volumes: sums of probabilities.
     """
 
@@ -73,16 +73,16 @@ class Landmarks:
 
     @property
     def found(self) -> npt.NDArray[np.bool_]:
-        """(L,) which were found."""
+        """(L,) whether each was found."""
         return ~np.isnan(self.centre_mm[:, 0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """The place of a part in the patient.
+    """The search box of a part in the patient.
 
     Args:
-        part: what is in it.
+        part: inside the box.
         centre_mm: (3,) RAS.
         axes: (3, 3) columns are the directions of the reference frame's axes in the patient.
     """
@@ -94,17 +94,17 @@ class Box:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Boxes:
-    """The boxes of the parts that are in the scan, and why the others have none, by name."""
+    """The boxes of the parts that are in the scan; for the others, by name, the reason why they have none."""
 
     found: list[Box]
     absent: dict[str, str]
 
 
 def shows_more(volume: Volume, locator: Locator) -> bool:
-    """Return whether a scan is longer along any axis of the patient than the crops that are segmented as they come."""
-    along = io_orientation(volume.affine)[:, 0].astype(int)
+    """Return whether a scan is longer along any axis of the patient than the crops that are segmented whole."""
+    patient_axis = io_orientation(volume.affine)[:, 0].astype(int)
     extent_mm = np.array(volume.shape) * volume.spacing_mm
-    return bool((extent_mm > np.array(locator.extent_mm)[along]).any())
+    return bool((extent_mm > np.array(locator.extent_mm)[patient_axis]).any())
 
 
 def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
@@ -116,7 +116,7 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
         locator: landmarks, limits and parts.
 
     Raises:
-        AnatomyNotFound: too few landmarks, they do not lie as in the training heads, or no part is in the scan.
+        AnatomyNotFound: too few landmarks, landmarks that do not lie as in the training heads, or no part in the scan.
     """
     axes = np.eye(3)
     small = averaged(volume, locator.spacing_mm)
@@ -124,28 +124,28 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
         image, affine = along(*small, locator.spacing_mm, axes)
         landmarks = landmarks_of(network, image, affine, locator)
         pose = fit_pose(landmarks, locator)
-        turned = degrees_between(axes, pose.rotation)
+        turn = degrees_between(axes, pose.rotation)
         axes = pose.rotation
-        if turned < STEADY_DEGREES:
+        if turn < STEADY_DEGREES:
             break
     return boxes_of(volume, landmarks, pose, locator)
 
 
 def degrees_between(one: Points, other: Points) -> float:
-    """Return the angle of the turn that leads from one set of axes to another, (3, 3) each, in [0, 180] degrees."""
+    """Return the rotation angle between two sets of axes, (3, 3) each, in [0, 180] degrees."""
     cosine = (float(np.trace(one.T @ other)) - 1) / 2
     return math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
 
 
 def coarse(volume: Volume, spacing_mm: float, axes: Points | None = None) -> tuple[torch.Tensor, Points]:
-    """Return the first channel on a coarse grid along the patient's axes, or others, and that grid's affine.
+    """Return the first channel on a coarse grid along the patient's or other axes, and that grid's affine.
 
-    Outside of the scan is its lowest intensity.
+    Outside the scan the grid has the scan's lowest intensity.
 
     Args:
         volume: the scan.
         spacing_mm: of the grid.
-        axes: (3, 3) columns are the directions of the grid's axes in RAS; those of the patient by default.
+        axes: (3, 3) columns are the directions of the grid's axes in RAS; the patient's axes by default.
 
     Returns:
         (1, 1, D, H, W) float32, and (4, 4) voxel index to RAS millimetres.
@@ -154,22 +154,29 @@ def coarse(volume: Volume, spacing_mm: float, axes: Points | None = None) -> tup
 
 
 def averaged(volume: Volume, spacing_mm: float) -> tuple[torch.Tensor, Points]:
-    """Return the first channel in voxels of about the coarse grid's size along the scan's own axes, and their affine.
+    """Average the first channel to about the coarse grid's voxel size along the scan's own axes; return it and its affine.
 
-    Voxels are averaged, so that nothing finer than the coarse grid is aliased. Intensities between the 0.5 and the 99.5
+    Averaging keeps details finer than the coarse grid from aliasing. Intensities between the 0.5 and the 99.5
     percentile are mapped to [0, 1].
     """
     array = torch.from_numpy(np.ascontiguousarray(volume.array_CDHW[0], np.float32))[None, None]
     target = [max(round(n * mm / spacing_mm), 1) for n, mm in zip(volume.shape, volume.spacing_mm, strict=True)]
     shape = [min(n, t) for n, t in zip(volume.shape, target, strict=True)]
     small = interpolate(array, size=shape, mode="area")
-    # Index i of the averaged image lies at (i + 0.5) n / m - 0.5 of the scan.
+    # Index i of the averaged image lies at index (i + 0.5) n / m - 0.5 of the scan.
     ratio = np.array(volume.shape) / np.array(shape)
     return _scaled(small), volume.affine @ _affine(np.diag(ratio), (ratio - 1) / 2)
 
 
 def along(small: torch.Tensor, affine: Points, spacing_mm: float, axes: Points) -> tuple[torch.Tensor, Points]:
-    """Return an averaged image, by trilinear interpolation, on the coarse grid along some axes, and that grid's affine."""
+    """Resample an averaged image to the coarse grid along the given axes; return it and that grid's affine.
+
+    Args:
+        small: (1, 1, D, H, W) from `averaged`.
+        affine: (4, 4) of `small`.
+        spacing_mm: of the grid; larger where it would have more than `CELLS` voxels.
+        axes: (3, 3) columns are the directions of the grid's axes in RAS.
+    """
     corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(small.shape[2:])[:, None] - 1)
     mm = axes.T @ (affine[:3, :3] @ corners + affine[:3, 3:])
     low, high = mm.min(axis=1), mm.max(axis=1)
@@ -182,19 +189,19 @@ def along(small: torch.Tensor, affine: Points, spacing_mm: float, axes: Points) 
 def resampled(
     image: torch.Tensor, to_index: Points, size: tuple[int, ...], outside: Literal["zeros", "border"] = "zeros"
 ) -> torch.Tensor:
-    """Return an image at other places by trilinear interpolation.
+    """Resample an image to another grid by trilinear interpolation.
 
     Args:
         image: (1, C, D, H, W).
         to_index: (4, 4) index of the new grid to index of the image.
-        size: of the new grid.
-        outside: what lies beyond the image.
+        size: (3,) voxels of the new grid.
+        outside: values beyond the image: zero, or those of its border.
     """
     n = np.array(image.shape[2:])
     index = np.indices(size).reshape(3, -1)
     at = to_index[:3, :3] @ index + to_index[:3, 3:]
     normalised = 2 * at / np.maximum(n - 1, 1)[:, None] - 1
-    # A single plane is where index 0 lies; half a voxel to each side of it still shows it.
+    # An axis of a single plane: within half a voxel the plane itself is taken.
     normalised[n == 1] = 2 * at[n == 1] * (np.abs(at[n == 1]) > 0.5)  # noqa: PLR2004
     places = torch.from_numpy(normalised[::-1].T.reshape(*size, 3).astype(np.float32).copy())[None]
     return grid_sample(image, places, mode="bilinear", padding_mode=outside, align_corners=True)
@@ -204,9 +211,15 @@ def resampled(
 def landmarks_of(network: nn.Module, image: torch.Tensor, affine: Points, locator: Locator) -> Landmarks:
     """Return the landmarks that the network marks in an image of `coarse`.
 
-    The network is trained as if all landmarks and the background were equally large, or it would not learn the small
-    ones. Its logits become probabilities by each landmark's usual share of the image: without it the marks are several
-    times too large, and their centroids off (Saerens et al., Neural Computation 14:21, 2002, equation 2.4).
+    The network is trained with equal class weights, or it would not learn the small landmarks. Its logits are corrected
+    by each landmark's usual fraction of the image: without that the marks are several times too large and their
+    centroids off (Saerens et al., Neural Computation 14:21, 2002, equation 2.4).
+
+    Args:
+        network: the locator's, in evaluation mode.
+        image: (1, 1, D, H, W).
+        affine: (4, 4) of the image.
+        locator: usual and acceptable volume of each landmark.
     """
     device = next(network.parameters()).device
     logits = network(padded(image, multiple_of(locator)).to(device)).float()[0].cpu().double()
@@ -221,7 +234,7 @@ def landmarks_of(network: nn.Module, image: torch.Tensor, affine: Points, locato
         p = probs[channel].reshape(-1)
         volume_ml = float(p.sum()) * voxel_ml
         low, high = landmark.volume_ml
-        # A cube sharpens: what is faintly marked far away pulls the centroid no more.
+        # The cube suppresses faint marks far away, which would pull the centroid.
         weight = p**3
         total = float(weight.sum())
         found = low <= volume_ml <= high and total > 0
@@ -232,25 +245,25 @@ def landmarks_of(network: nn.Module, image: torch.Tensor, affine: Points, locato
 
 
 def multiple_of(locator: Locator) -> int:
-    """Return what each edge of the network's input must be a multiple of: the product of its strides."""
+    """Return the product of the network's strides: each edge of its input must be a multiple of it."""
     strides = locator.network.arguments.get("strides")
     return math.prod(s for s in strides if isinstance(s, int)) if isinstance(strides, list) else 1
 
 
 def padded(image: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Return an image with zeros behind its end, so that each edge is a multiple of a number, two at least."""
+    """Pad an image with zeros at the end of each axis to a multiple of a number, and at least twice that number."""
     edges = [max(-(-n // multiple), 2) * multiple - n for n in image.shape[2:]]
     return torch.nn.functional.pad(image, [width for edge in reversed(edges) for width in (0, edge)])
 
 
 def fit_pose(landmarks: Landmarks, locator: Locator) -> Pose:
-    """Return the similarity transform that brings the landmarks' mean positions onto the ones found.
+    """Return the similarity transform from the landmarks' mean positions to the marked ones.
 
-    Umeyama, IEEE TPAMI 13:376 (1991), equations 40 to 43; one after another the landmark that lies farthest off is left
-    out until the rest agree or too few are left.
+    Umeyama, IEEE TPAMI 13:376 (1991), equations 40 to 43. The landmark farthest off is dropped, one after another,
+    until the rest agree or too few are left.
 
     Raises:
-        AnatomyNotFound: too few landmarks, a head of no possible size, or landmarks that lie otherwise.
+        AnatomyNotFound: too few landmarks that agree, or a head of impossible size.
     """
     reference = np.array([landmark.centre_mm for landmark in locator.landmarks])
     used = landmarks.found.copy()
@@ -268,16 +281,16 @@ def fit_pose(landmarks: Landmarks, locator: Locator) -> Pose:
 
 
 def boxes_of(volume: Volume, landmarks: Landmarks, pose: Pose, locator: Locator) -> Boxes:
-    """Return the box of each part whose landmark was marked: where it should lie as all landmarks together say.
+    """Return the box of each part whose landmark was marked, at the position that all landmarks together imply.
 
     Args:
         volume: the scan, in which most of a box must lie.
         landmarks: that were marked.
-        pose: that they agree on.
-        locator: its parts.
+        pose: fitted to them.
+        locator: declares the parts.
 
     Raises:
-        AnatomyNotFound: there is none.
+        AnatomyNotFound: no part has a box.
     """
     names = [landmark.name for landmark in locator.landmarks]
     boxes = Boxes([], {})
@@ -299,7 +312,7 @@ def boxes_of(volume: Volume, landmarks: Landmarks, pose: Pose, locator: Locator)
 
 
 def share_inside(volume: Volume, box: Box) -> float:
-    """Return the share, in [0, 1], of the box in which a part is looked for that lies in the scan."""
+    """Return the fraction, in [0, 1], of a part's search box that lies in the scan."""
     unit = (np.indices((_SAMPLES,) * 3).reshape(3, -1) + 0.5) / _SAMPLES - 0.5
     mm = box.axes @ (unit * np.array(box.part.search_mm)[:, None]) + box.centre_mm[:, None]
     to_index = np.linalg.inv(volume.affine)
@@ -309,7 +322,7 @@ def share_inside(volume: Volume, box: Box) -> float:
 
 
 def not_found(locator: Locator, why: str) -> AnatomyNotFound:
-    """Return the refusal of a scan in which the anatomy was not found."""
+    """Return the error for a scan in which the anatomy was not found."""
     msg = (
         f"No {locator.anatomy} found ({why}). Nothing was segmented. Send a scan that shows it whole, with the "
         "orientation right in its header, or a crop around it."
@@ -318,20 +331,20 @@ def not_found(locator: Locator, why: str) -> AnatomyNotFound:
 
 
 def _scaled(image: torch.Tensor) -> torch.Tensor:
-    # The percentiles of the averaged image, which is small; numpy's, because torch's refuse more than 2^24 values.
+    # numpy's percentiles: torch's quantile refuses more than 2^24 values.
     low, high = np.percentile(image.numpy(), _PERCENTILES)
     return ((image - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1)
 
 
-def _similarity(reference: Points, found: Points) -> tuple[Pose, npt.NDArray[np.float64]]:
-    """Return the least-squares similarity transform and each point's distance from its place, in mm."""
-    a, b = reference - reference.mean(axis=0), found - found.mean(axis=0)
+def _similarity(reference: Points, marked: Points) -> tuple[Pose, npt.NDArray[np.float64]]:
+    """Return the least-squares similarity transform and each point's distance from its fitted position, in mm."""
+    a, b = reference - reference.mean(axis=0), marked - marked.mean(axis=0)
     u, stretch, vt = np.linalg.svd(b.T @ a)
     signs = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
     rotation = u @ np.diag(signs) @ vt
     scale = float((stretch * signs).sum() / (a**2).sum())
-    origin = found.mean(axis=0) - scale * rotation @ reference.mean(axis=0)
-    distance = np.linalg.norm(scale * reference @ rotation.T + origin - found, axis=1)
+    origin = marked.mean(axis=0) - scale * rotation @ reference.mean(axis=0)
+    distance = np.linalg.norm(scale * reference @ rotation.T + origin - marked, axis=1)
     return Pose(scale, rotation, origin, float(np.sqrt((distance**2).mean()))), distance
 
 

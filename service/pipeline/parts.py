@@ -1,4 +1,4 @@
-"""Boxes in the patient -> images for the network, and their logits back on the voxels of the scan."""
+"""Boxes in the patient -> input images for the network, and their logits back onto the voxels of the scan."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,41 +13,46 @@ from service.pipeline.locate import Points, resampled
 from service.volume import Volume
 
 _HALF = 0.5
-"""A voxel reaches half an index to each side of its centre."""
+"""A voxel extends half an index to each side of its centre."""
 
 
 def box_affine(centre_mm: Points, axes: Points, shape: Shape, config: ServiceConfig) -> Points:
-    """Return the (4, 4) voxel index to RAS millimetres of a box with the bundle's voxel size.
+    """Return the affine of a box with the bundle's voxel size, (4, 4) voxel index to RAS millimetres.
 
     Args:
         centre_mm: (3,) RAS.
-        axes: (3, 3) columns are the directions in which right, anterior and superior of the head grow.
+        axes: (3, 3) columns are the directions of the head's right, anterior and superior, in RAS.
         shape: voxels.
-        config: voxel size, and the order and directions of its axes.
+        config: voxel size, and order and directions of the axes.
     """
-    turned = np.zeros((3, 3))
+    directions = np.zeros((3, 3))
     for column, direction in enumerate(config.orientation):
         ras, sign = next(
             (r, 1 - 2 * pair.index(direction)) for r, pair in enumerate(("RL", "AP", "SI")) if direction in pair
         )
-        turned[:, column] = sign * axes[:, ras]
+        directions[:, column] = sign * axes[:, ras]
     affine = np.eye(4)
-    affine[:3, :3] = turned * np.array(config.spacing_mm)
+    affine[:3, :3] = directions * np.array(config.spacing_mm)
     affine[:3, 3] = centre_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine
 
 
 def voxels_of(size_mm: tuple[float, float, float], config: ServiceConfig) -> Shape:
-    """Return how many voxels of the bundle's size the edges of a box have: R-L, A-P, I-S in the bundle's order."""
+    """Return the shape of a box in voxels of the bundle, in the order of the bundle's axes.
+
+    Args:
+        size_mm: edges of the box along right-left, anterior-posterior and inferior-superior.
+        config: voxel size and orientation.
+    """
     edge = {letter: mm for pair, mm in zip(("RL", "AP", "SI"), size_mm, strict=True) for letter in pair}
     d, h, w = (max(round(edge[axis] / mm), 1) for axis, mm in zip(config.orientation, config.spacing_mm, strict=True))
     return d, h, w
 
 
 def crop(volume: Volume, affine: Points, shape: Shape) -> tuple[Volume, float]:
-    """Return what a scan shows in a box, by trilinear interpolation, and the share of the box that lies in the scan.
+    """Crop a box out of a scan by trilinear interpolation; also return the fraction of the box inside the scan.
 
-    Outside of the scan its nearest voxel is repeated.
+    Outside the scan its nearest voxel is repeated.
 
     Args:
         volume: the scan.
@@ -80,53 +85,53 @@ def part_probability_slabs(
 
     Args:
         logits: (parts, C, D, H, W) float16.
-        parts: the grid of each.
+        parts: the grid of each part.
         shape: of the scan in the network's axis order.
         config: of the result: the labels of all parts, and the temperature of each class.
-        values: at most so many numbers in a slab of more than one plane.
+        values: maximum number of values in a slab of more than one plane.
     """
     planes, height, width = shape
     classes = len(config.labels)
     thickness = max(1, values // (classes * height * width))
     temperature = torch.tensor(config.temperature)
-    # All of a part at once: it is small, and sums over fewer voxels would round otherwise.
-    of_parts = [
-        (part.channels, *_probabilities(of_part, part, shape, temperature[list(part.channels)]))
-        for part, of_part in zip(parts, logits, strict=True)
+    # A whole part at once: it is small, and slabs of it would round differently.
+    part_probs = [
+        (part.channels, *_probabilities(part_logits, part, shape, temperature[list(part.channels)]))
+        for part, part_logits in zip(parts, logits, strict=True)
     ]
     for start in range(0, planes, thickness):
         window = slice(start, min(start + thickness, planes))
         probs = np.zeros((classes, window.stop - start, height, width), np.float32)
         probs[0] = 1
-        # Where boxes overlap, which those of two sides do not, the part that is listed first has the voxel.
-        for channels, index, of_part in reversed(of_parts):
-            here = (index[0] >= window.start) & (index[0] < window.stop)
-            d, h, w = index[:, here]
+        # Where boxes overlap, which those of two sides do not, the voxel belongs to the part that is listed first.
+        for channels, index, p_CN in reversed(part_probs):
+            in_slab = (index[0] >= window.start) & (index[0] < window.stop)
+            d, h, w = index[:, in_slab]
             probs[:, d - start, h, w] = 0
-            for channel, p in zip(channels, of_part, strict=True):
-                probs[channel, d - start, h, w] = p[here]
+            for channel, p in zip(channels, p_CN, strict=True):
+                probs[channel, d - start, h, w] = p[in_slab]
         yield window, probs
 
 
 def _probabilities(
     logits: torch.Tensor, part: PartGrid, shape: Shape, temperature: torch.Tensor
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the (3, N) indices of the scan's voxels in a part, and their (C, N) probabilities."""
+    """Return the (3, N) indices of the scan's voxels inside a part, and their (C, N) probabilities."""
     index, at = _inside(part, shape)
     return index, (trilinear(logits, at) / temperature[:, None]).softmax(dim=0).numpy()
 
 
 def trilinear(array_CDHW: torch.Tensor, at: npt.NDArray[np.float64]) -> torch.Tensor:
-    """Return an array's values at fractional voxel indices, (C, N) float32; each the same however many are asked for.
+    """Interpolate an array at fractional voxel indices, (C, N) float32; a value does not depend on the others asked for.
 
     Args:
         array_CDHW: any floating type.
-        at: (3, N); beyond the edge the edge's value holds.
+        at: (3, N) indices; beyond the edge the value at the edge is repeated.
     """
     n = np.array(array_CDHW.shape[1:])[:, None]
     at = np.clip(at, 0, n - 1)
     below = np.minimum(np.floor(at).astype(np.int64), np.maximum(n - 2, 0))
-    share = torch.from_numpy((at - below).astype(np.float32))
+    fraction = torch.from_numpy((at - below).astype(np.float32))
     strides = (int(n[1, 0] * n[2, 0]), int(n[2, 0]), 1)
     flat = array_CDHW.reshape(len(array_CDHW), -1)
     total = torch.zeros((len(array_CDHW), at.shape[1]))
@@ -134,20 +139,20 @@ def trilinear(array_CDHW: torch.Tensor, at: npt.NDArray[np.float64]) -> torch.Te
         index = np.minimum(below + np.array(corner)[:, None], n - 1)
         weight = torch.ones(at.shape[1])
         for axis, upper in enumerate(corner):
-            weight = weight * (share[axis] if upper else 1 - share[axis])
+            weight = weight * (fraction[axis] if upper else 1 - fraction[axis])
         places = torch.from_numpy(sum(i * stride for i, stride in zip(index, strides, strict=True)))
         total += flat[:, places].float() * weight
     return total
 
 
 def _inside(part: PartGrid, shape: Shape) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the (3, N) indices of the scan's voxels that lie in a part, and their (3, N) index of the part."""
+    """Return the (3, N) indices of the scan's voxels that lie inside a part, and their (3, N) indices in the part."""
     n = np.array(part.shape)
     corners = np.indices((2, 2, 2)).reshape(3, -1) * n[:, None] - _HALF
-    back = np.linalg.inv(part.to_part)
-    places = back[:3, :3] @ corners + back[:3, 3:]
-    low = np.maximum(np.floor(places.min(axis=1)).astype(int), 0)
-    high = np.minimum(np.ceil(places.max(axis=1)).astype(int) + 1, shape)
+    to_scan = np.linalg.inv(part.to_part)
+    scan_corners = to_scan[:3, :3] @ corners + to_scan[:3, 3:]
+    low = np.maximum(np.floor(scan_corners.min(axis=1)).astype(int), 0)
+    high = np.minimum(np.ceil(scan_corners.max(axis=1)).astype(int) + 1, shape)
     edges = np.maximum(high - low, 0)
     index = np.indices(tuple(edges)).reshape(3, -1) + low[:, None]
     at = part.to_part[:3, :3] @ index + part.to_part[:3, 3:]

@@ -1,4 +1,4 @@
-"""Logits -> what is said about each voxel: probabilities, mask and confidence on the scan's own grid."""
+"""Logits -> calibrated probabilities, mask and confidence on the scan's own grid."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ def probability_slabs(
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """Yield the calibrated probabilities of the scan's voxels slab by slab, (C, planes, H, W), summing to 1 over C.
 
-    The whole of them is never in memory: 16 classes of 512^3 voxels would be 8 GiB. Axes as `to_scan_slabs` yields
-    them. Logits are interpolated, not probabilities: interpolated probabilities would blur the confidence at edges.
+    They are never whole in memory: 16 classes of 512^3 voxels would take 8 GiB. Axes are those of `to_scan_slabs`.
+    Logits are interpolated rather than probabilities, whose interpolation would blur the confidence at edges.
 
     Args:
-        logits: (C, D, H, W) float16 on the network's grid; of several parts (parts, C, D, H, W).
+        logits: (C, D, H, W) float16 on the network's grid; for several parts (parts, C, D, H, W).
         grid: leads back to the scan's grid.
         config: holds the temperature of each class.
     """
@@ -47,7 +47,7 @@ def probability_slabs(
 
 
 def _slabs(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield the same on the device of the logits; parts, which are small, on the CPU."""
+    """Yield `probability_slabs` as tensors on the device of the logits; parts, which are small, on the CPU."""
     if grid.parts:
         d, h, w = grid.oriented_shape
         for window, probs in part_probability_slabs(logits.cpu(), grid.parts, (d, h, w), config, SLAB_VALUES):
@@ -59,13 +59,13 @@ def _slabs(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Iterator[
 
 
 def probabilities(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> npt.NDArray[np.float32]:
-    """Return all of `probability_slabs` at once, (C, D, H, W) float32 on the scan's grid, in its file's axes."""
+    """Return all calibrated probabilities at once, (C, D, H, W) float32 on the scan's grid in the axes of its file."""
     whole = np.concatenate([slab for _, slab in probability_slabs(logits, grid, config)], axis=1)
     return np.stack([to_scan_axes(channel, grid) for channel in whole])
 
 
 def segment(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmentation:
-    """Return the most probable label and its probability at each voxel; of two equal ones the first listed.
+    """Return the most probable label and its probability at each voxel; the first listed wins a tie.
 
     Args:
         logits: (C, D, H, W) float16 on the network's grid.
@@ -73,23 +73,23 @@ def segment(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmenta
         config: holds label value and temperature of each class.
     """
     mask, confidence = (np.empty(grid.scan_shape, dtype, order="F") for dtype in (np.uint8, np.float32))
-    # As files hold them, seen along the network's axes: nothing has to be turned once it is whole.
-    turned = [nib.orientations.apply_orientation(array, grid.orientation) for array in (mask, confidence)]
+    # The arrays have the file's axes; slabs are written through views in the network's axes, so nothing is reoriented.
+    views = [nib.orientations.apply_orientation(array, grid.orientation) for array in (mask, confidence)]
     values = [label.value for label in config.labels]
     for window, probs in _slabs(logits, grid, config):
-        for view, found in zip(turned, most_probable(probs, values), strict=True):
-            view[window] = found.cpu().numpy()
+        for view, slab in zip(views, most_probable(probs, values), strict=True):
+            view[window] = slab.cpu().numpy()
     return Segmentation(mask, confidence)
 
 
 def most_probable(probs: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the value of the most probable class, uint8, and its probability; of two equal ones the first listed.
+    """Return the label value of the most probable class, uint8, and its probability; the first listed wins a tie.
 
     Args:
         probs: (C, ...) probabilities.
-        values: one for each class.
+        values: label value of each class.
     """
-    # torch's and numpy's argmax take several times as long as comparisons, and theirs to bool as those to numbers.
+    # argmax is several times slower than comparisons; bool-valued comparisons are slower than float-valued ones.
     highest = probs.amax(dim=0)
     value, lower, none_yet = torch.full_like(highest, values[0]), torch.empty_like(highest), torch.ones_like(highest)
     for channel, step in zip(probs, np.diff(values), strict=False):
@@ -101,15 +101,14 @@ def most_probable(probs: torch.Tensor, values: Sequence[int]) -> tuple[torch.Ten
 def reliability_histogram(
     probs: torch.Tensor, labels: torch.Tensor, structures: Sequence[Sequence[int]] | None = None
 ) -> ReliabilityHistogram:
-    """Return the reliability histogram of tensors on any device; as `ReliabilityHistogram.from_probabilities`.
+    """Return the reliability histogram of tensors on any device, as `ReliabilityHistogram.from_probabilities` does.
 
-    Counts are integers and sums float64, so that the result is the same on every device but for the order in which
-    the sums were added up.
+    Counts are integers and sums float64: results on different devices differ only by the order of summation.
 
     Args:
         probs: (C, ...) probabilities in [0, 1].
         labels: (...) integers 0 .. C-1 on the same device.
-        structures: the classes that make up each row; by default each class is one.
+        structures: classes whose probabilities are summed for each row; by default each class is a row.
 
     Raises:
         InvalidProbabilities: NaN or a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
@@ -137,7 +136,7 @@ def _reject_invalid(probs: torch.Tensor, labels: torch.Tensor) -> None:
     if labels.is_floating_point() or labels.dtype == torch.bool:
         msg = f"Labels are {labels.dtype}; expected integers, one class per voxel."
         raise InvalidProbabilities(msg)
-    # `not (all in range)` also catches NaN, for which every comparison is false.
+    # Written as "not all in range" to catch NaN, too: its comparisons are false.
     if probs.numel() and not bool(((probs >= 0) & (probs <= 1)).all()):
         msg = f"Probabilities span {float(probs.min())} to {float(probs.max())}; expected values in [0, 1]. Apply softmax first."
         raise InvalidProbabilities(msg)

@@ -1,6 +1,6 @@
-"""Volume -> the network's grid and intensities, as the bundle declares them; and the way back to the scan's own grid.
+"""Volume -> the network's input grid and intensities, as the bundle declares them, and back to the scan's own grid.
 
-Training and serving both call this module: there is no second preprocessing.
+Training and serving both call this module: there is no other preprocessing.
 """
 
 import math
@@ -20,25 +20,25 @@ from service.pipeline.grid import Grid
 from service.volume import Volume
 
 SLAB_VALUES: Final = 1 << 22
-"""Numbers that the way back to the scan's grid holds at a time: 16 MiB of float32.
+"""Values per slab on the way back to the scan's grid: 16 MiB of float32.
 
-Of fewer, more planes would be interpolated for two slabs, and files written across their lines; of more, less would
-stay in a processor's cache.
+Smaller slabs interpolate border planes twice and write files in shorter runs; larger ones leave the processor's cache.
 """
 
 _FLOAT32_COUNTS = 1 << 24
 _PIECE = 1 << 16
-"""Numbers that are normalised at a time, as float64: a processor's innermost caches hold them."""
+"""Values that are normalised at a time, as float64: they fit into a processor's innermost caches."""
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Grid]:
-    """Return the network's input, (C, D, H, W) float32, and the grid that leads back.
+    """Return the network's input, (C, D, H, W) float32, and the grid that leads back to the scan.
 
     Raises:
-        InvalidRequest: another number of channels than the bundle takes.
-        ConstantVolume: nothing to normalise.
+        InvalidRequest: the number of channels differs from the bundle's.
+        ConstantVolume: a channel has a single intensity.
+        VolumeTooLarge: too many voxels at the bundle's voxel size.
     """
     if len(volume.array_CDHW) != len(config.channels):
         msg = f"The scan has {len(volume.array_CDHW)} channels; the model takes {len(config.channels)}."
@@ -54,7 +54,7 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
     if math.prod(grid.network_shape) > MAX_VOXELS:
         msg = f"At the model's voxel size the scan would have more than {MAX_VOXELS} voxels. Crop it, or check its voxel size."
         raise VolumeTooLarge(msg)
-    # float32 counts to 2^24: larger intensities would lose the differences that z-scoring brings out.
+    # float32 holds integers up to 2^24: larger intensities would lose the differences that z-scoring amplifies.
     exact = max(-low.min(), high.max()) <= _FLOAT32_COUNTS
     image = to_network_grid(volume.array_CDHW, grid, np.float32 if exact else np.float64)
     for step in config.intensity:
@@ -67,32 +67,32 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
 def to_network_grid(
     array_CDHW: npt.NDArray[np.generic], grid: Grid, dtype: type[np.floating] = np.float32
 ) -> torch.Tensor:
-    """Return intensities of the scan's grid on the network's, (C, *network_shape), by trilinear interpolation.
+    """Resample intensities from the scan's grid to the network's, (C, *network_shape), by trilinear interpolation.
 
     Args:
         array_CDHW: intensities of any type.
-        grid: leads there.
+        grid: leads from the scan to the network.
         dtype: of the arithmetic and the result.
     """
     network_axis = grid.orientation[:, 0].astype(int)
-    # Resampled along the axes as they lie in memory, and turned afterwards: what is turned is mostly smaller then.
-    lying = sorted(range(3), key=lambda axis: -abs(array_CDHW.strides[axis + 1]))
-    array = array_CDHW.transpose(0, *(axis + 1 for axis in lying))
-    shape = [grid.network_shape[network_axis[axis]] for axis in lying]
+    # Resample in memory order and reorient afterwards: the resampled array is usually smaller.
+    memory_order = sorted(range(3), key=lambda axis: -abs(array_CDHW.strides[axis + 1]))
+    array = array_CDHW.transpose(0, *(axis + 1 for axis in memory_order))
+    shape = [grid.network_shape[network_axis[axis]] for axis in memory_order]
     at = []
-    for axis, n in zip(lying, array.shape[1:], strict=True):
-        along = _positions(grid.network_shape[network_axis[axis]], grid.step[network_axis[axis]], n)
-        at.append(along if grid.orientation[axis, 1] > 0 else n - 1 - along.flip(0))
+    for axis, n in zip(memory_order, array.shape[1:], strict=True):
+        positions = _positions(grid.network_shape[network_axis[axis]], grid.step[network_axis[axis]], n)
+        at.append(positions if grid.orientation[axis, 1] > 0 else n - 1 - positions.flip(0))
     resampled = np.empty((len(array), *shape), dtype)
-    # Few planes at a time: the whole of a large scan is never there in floating point beside the result.
+    # A few planes at a time: beside the result, a large scan is never held whole in floating point.
     for window, slab in _sampled(lambda planes: torch.from_numpy(np.array(array[:, planes], dtype)), array.shape, at):
         resampled[:, window] = slab
-    standing = resampled.transpose(0, *(lying.index(axis) + 1 for axis in range(3)))
-    return torch.from_numpy(_orient(standing, grid.orientation))
+    in_file_order = resampled.transpose(0, *(memory_order.index(axis) + 1 for axis in range(3)))
+    return torch.from_numpy(_orient(in_file_order, grid.orientation))
 
 
 def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.Tensor:
-    """Return labels (D, H, W) of the scan's grid on the network's, (1, *network_shape), each from the nearest voxel."""
+    """Resample labels (D, H, W) from the scan's grid to the network's, (1, *network_shape), by nearest neighbour."""
     nearest = _orient(labels[np.newaxis], grid.orientation)
     for axis, n in enumerate(grid.oriented_shape):
         at = _positions(grid.network_shape[axis], grid.step[axis], n)
@@ -103,42 +103,42 @@ def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.T
 def to_scan_slabs(
     array_CDHW: torch.Tensor, grid: Grid, values: int = SLAB_VALUES
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield an array of the network's grid on the scan's voxels, by trilinear interpolation, a slab at a time.
+    """Resample an array from the network's grid to the scan's voxels by trilinear interpolation, slab by slab.
 
     Yields:
         The slab's planes along the first axis and its values, (C, planes, H, W) float32, in the network's axis order
-        and directions: `to_scan_axes` turns what was made of them. Values do not depend on how thick the slabs are.
+        and directions; `to_scan_axes` reorients what is computed from them. Values do not depend on slab thickness.
 
     Args:
         array_CDHW: on the network's grid, any floating type.
-        grid: leads back.
-        values: at most so many numbers in a slab of more than one plane.
+        grid: leads back to the scan.
+        values: maximum number of values in a slab of more than one plane.
     """
     at = [
-        _positions(n, 1 / step, found)
-        for n, step, found in zip(grid.oriented_shape, grid.step, array_CDHW.shape[1:], strict=True)
+        _positions(n, 1 / step, available)
+        for n, step, available in zip(grid.oriented_shape, grid.step, array_CDHW.shape[1:], strict=True)
     ]
 
     def read(planes: slice) -> torch.Tensor:
-        return array_CDHW[:, planes].to(torch.float32, copy=True)  # the caller may change what it gets
+        return array_CDHW[:, planes].to(torch.float32, copy=True)  # a copy, because the caller may change it in place
 
     yield from _sampled(read, tuple(array_CDHW.shape), at, values)
 
 
 def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
-    """Return an array of the scan's voxels in the network's axes as the scan's file has them, (*scan_shape)."""
+    """Reorient an array of the scan's voxels from the network's axes to those of the scan's file, (*scan_shape)."""
     return _orient(array_DHW[np.newaxis], _inverse(grid.orientation))[0]
 
 
 def to_scan_grid(array_CDHW: torch.Tensor, grid: Grid) -> npt.NDArray[np.float32]:
-    """Return an array of the network's grid on the scan's own, (C, *scan_shape), by trilinear interpolation."""
+    """Resample an array from the network's grid to the scan's own, (C, *scan_shape), by trilinear interpolation."""
     slabs = [slab for _, slab in to_scan_slabs(array_CDHW, grid)]
     return np.stack([to_scan_axes(channel, grid) for channel in torch.cat(slabs, dim=1).numpy()])
 
 
 def _orient(array_CDHW: npt.NDArray[_Scalar], orientation: npt.NDArray[np.float64]) -> npt.NDArray[_Scalar]:
-    turned = np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in array_CDHW])
-    return np.ascontiguousarray(turned)
+    reoriented = np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in array_CDHW])
+    return np.ascontiguousarray(reoriented)
 
 
 def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -148,86 +148,89 @@ def _inverse(orientation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return inverse
 
 
-def _positions(n: int, step: float, found: int) -> torch.Tensor:
-    """Return where n voxels in steps from the first one lie among those found, (n,) float64; none beyond the last."""
-    return (torch.arange(n, dtype=torch.float64) * step).clamp_(max=found - 1)
+def _positions(n: int, step: float, available: int) -> torch.Tensor:
+    """Return the indices, (n,) float64, of n samples a step apart among the available ones, clamped to the last."""
+    return (torch.arange(n, dtype=torch.float64) * step).clamp_(max=available - 1)
 
 
 def _sampled(
-    read: Callable[[slice], torch.Tensor], found: tuple[int, ...], at: list[torch.Tensor], values: int = SLAB_VALUES
+    read: Callable[[slice], torch.Tensor], shape: tuple[int, ...], at: list[torch.Tensor], values: int = SLAB_VALUES
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield the trilinear interpolation of an array at the positions along each axis, slab by slab along the first.
+    """Interpolate an array trilinearly at the positions along each axis, slab by slab along the first.
 
     Args:
         read: returns planes of the array, (C, planes, H, W), as floating point.
-        found: (C, D, H, W), the array's shape.
+        shape: (C, D, H, W) of the array.
         at: positions along D, H and W.
-        values: at most so many numbers in a slab of more than one plane.
+        values: maximum number of values in a slab of more than one plane.
     """
     planes, rows, columns = at
-    thickness = max(1, values // (found[0] * len(rows) * len(columns)))
-    # Between planes first where that leaves fewer of them; one order for all slabs, so that their bits agree.
-    between_first = len(planes) < found[1]
+    thickness = max(1, values // (shape[0] * len(rows) * len(columns)))
+    # Interpolate between planes first where that reduces their number; all slabs in one order, so that bits agree.
+    between_first = len(planes) < shape[1]
     for start in range(0, len(planes), thickness):
         window = slice(start, min(start + thickness, len(planes)))
         below = planes[window].floor().long()
-        share = planes[window] - below
+        fraction = planes[window] - below
         above = planes[window].ceil().long()
         first = int(below[0])
         slab = read(slice(first, int(above[-1]) + 1))
         if between_first:
-            yield window, _in_plane(_between(slab, below - first, above - first, share), rows, columns)
+            yield window, _in_plane(_between(slab, below - first, above - first, fraction), rows, columns)
         else:
-            yield window, _between(_in_plane(slab, rows, columns), below - first, above - first, share)
+            yield window, _between(_in_plane(slab, rows, columns), below - first, above - first, fraction)
 
 
 def _in_plane(array_CDHW: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return each plane at the positions of other rows and columns."""
+    """Interpolate each plane bilinearly at positions along rows and columns."""
     channels, planes, height, width = array_CDHW.shape
     if _every_voxel(rows, height) and _every_voxel(columns, width):
         return array_CDHW
-    # As grid_sample counts: -1 and 1 are the first and the last voxel.
+    # In grid_sample's coordinates -1 and 1 are the centres of the first and the last voxel.
     y, x = (2 * at / max(n - 1, 1) - 1 for at, n in ((rows, height), (columns, width)))
-    where = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].to(array_CDHW)
-    found = array_CDHW.new_empty((channels, planes, len(rows), len(columns)))
-    for plane in range(planes):  # at once they would not stay in the processor's cache
-        found[:, plane] = grid_sample(
-            array_CDHW[None, :, plane], where, mode="bilinear", padding_mode="border", align_corners=True
+    coordinates = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].to(array_CDHW)
+    interpolated = array_CDHW.new_empty((channels, planes, len(rows), len(columns)))
+    for plane in range(planes):  # one by one, because all at once would leave the processor's cache
+        interpolated[:, plane] = grid_sample(
+            array_CDHW[None, :, plane], coordinates, mode="bilinear", padding_mode="border", align_corners=True
         )[0]
-    return found
+    return interpolated
 
 
-def _between(array_CDHW: torch.Tensor, below: torch.Tensor, above: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Return the values at shares of the way from planes below to planes above."""
-    if not share.any() and _every_voxel(below, array_CDHW.shape[1]):
+def _between(
+    array_CDHW: torch.Tensor, below: torch.Tensor, above: torch.Tensor, fraction: torch.Tensor
+) -> torch.Tensor:
+    """Interpolate linearly, at fractions of the way from planes below to planes above."""
+    if not fraction.any() and _every_voxel(below, array_CDHW.shape[1]):
         return array_CDHW
     lower = array_CDHW.index_select(1, below.to(array_CDHW.device))
-    if not share.any():
+    if not fraction.any():
         return lower
     upper = array_CDHW.index_select(1, above.to(array_CDHW.device))
-    return lower + (upper - lower) * share.to(array_CDHW).view(1, -1, 1, 1)
+    return lower + (upper - lower) * fraction.to(array_CDHW).view(1, -1, 1, 1)
 
 
-def _every_voxel(at: torch.Tensor, found: int) -> bool:
-    return len(at) == found and bool((at == torch.arange(found)).all())
+def _every_voxel(at: torch.Tensor, n: int) -> bool:
+    """Return whether the positions are exactly the n voxels themselves, so that nothing is to be interpolated."""
+    return len(at) == n and bool((at == torch.arange(n)).all())
 
 
 def _normalise(channel: torch.Tensor, step: IntensityStep) -> None:
-    """Change the intensities (D, H, W) in place."""
+    """Normalise the intensities (D, H, W) in place."""
     if isinstance(step, Window):
         channel.sub_(step.low).div_(step.high - step.low).clamp_(0, 1)
         return
-    # Sums over a large volume lose digits in float32; piece by piece, float64 takes no memory to speak of.
+    # Sums over a large volume lose digits in float32; piece by piece, float64 costs almost no memory.
     pieces = channel.view(-1).split(_PIECE)
     count = int(channel.count_nonzero()) if step.nonzero else channel.numel()
     mean = sum(float(piece.double().sum()) for piece in pieces) / count
-    squares = sum(float(_chosen(piece, step).sub_(mean).square_().sum()) for piece in pieces)
-    # Voxels other than 0 may all be equal, in a binary image; only a constant one, refused before, has no contrast.
+    squares = sum(float(_counted(piece, step).sub_(mean).square_().sum()) for piece in pieces)
+    # In a binary image all nonzero voxels are equal: the deviation is 0, though the image has contrast.
     deviation = math.sqrt(squares / count) or 1.0
     for piece in pieces:
         scaled = piece.to(torch.float64, copy=True).sub_(mean).div_(deviation)
         piece.copy_(torch.where(piece == 0, 0.0, scaled) if step.nonzero else scaled)
 
 
-def _chosen(piece: torch.Tensor, step: ZScore) -> torch.Tensor:
+def _counted(piece: torch.Tensor, step: ZScore) -> torch.Tensor:
     return (piece[piece != 0] if step.nonzero else piece).to(torch.float64, copy=True)

@@ -1,4 +1,7 @@
-"""One case from file to result, one line a stage. Knows no HTTP, no job and no settings: every way in calls it."""
+"""Run one case from file to result, one line per stage.
+
+The service, the batch and the command line all call it; it knows no HTTP, no jobs and no settings.
+"""
 
 import datetime as dt
 import time
@@ -33,17 +36,17 @@ _T = TypeVar("_T")
 def run_case(
     scan: Path, bundle: LoadedBundle, out: Path, report: Report, outputs: Collection[Output] = get_args(Output)
 ) -> CaseResult:
-    """Segment the scan and write its files and, last, `result.json` into the folder `out`.
+    """Segment a scan and write the files of its result and, last, `result.json`.
 
-    The frame is always written, and the headers of a DICOM series; mask, confidence, summary and, for probabilities,
-    the logits as far as they are kept.
+    The frame and the headers of a DICOM series are always written; mask, confidence, summary and, for probabilities,
+    the logits only if they are among the outputs.
 
     Args:
-        scan: file.
+        scan: file of any format that `decode_scan` reads.
         bundle: ready to run.
-        out: folder.
-        report: is told of each stage.
-        outputs: what is kept; everything by default.
+        out: folder for the files.
+        report: called with each stage and the fraction done.
+        outputs: which files are kept; all by default.
 
     Raises:
         ScanError: the scan cannot be segmented.
@@ -62,7 +65,7 @@ def run_case(
     logits = logits if placement else logits[0]
     config = config.located if placement else config
     with Store(out) as store:
-        if "probabilities" in outputs:  # the largest file by far: packed while the rest is computed
+        if "probabilities" in outputs:  # by far the largest file: compressed while the rest is computed
             store.begin(LOGITS, encode_logits(logits.cpu().numpy()))
         segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
         case = FinishedCase(
@@ -81,10 +84,11 @@ def run_case(
 
 
 def locate_parts(bundle: LoadedBundle, volume: Volume) -> Placement:
-    """Return where the parts of the bundle's anatomy lie in a scan that shows more.
+    """Locate the parts of the bundle's anatomy in a scan that shows more.
 
     Raises:
         AnatomyNotFound: no part was found.
+        ValueError: the bundle has no locator.
     """
     config = bundle.description.config
     if bundle.locator is None or config.locator is None:
@@ -94,7 +98,7 @@ def locate_parts(bundle: LoadedBundle, volume: Volume) -> Placement:
 
 
 def _inputs(volume: Volume, placement: Placement | None, config: ServiceConfig) -> tuple[list[torch.Tensor], Grid]:
-    """Return the network's input for the scan, or for each part that was located, and the grid that leads back."""
+    """Return the network's inputs, one for the scan or one for each located part, and the grid that leads back."""
     if placement is None:
         image, grid = preprocess(volume, config)
         return [image], grid
@@ -102,7 +106,7 @@ def _inputs(volume: Volume, placement: Placement | None, config: ServiceConfig) 
 
 
 def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report) -> tuple[torch.Tensor, ComputedOn]:
-    """Return the logits of images of one size, (images, C, D, H, W) float16, and where they were computed."""
+    """Return the logits of images of equal shape, (images, C, D, H, W) float16, and where they were computed."""
 
     def infer_one(n: int, image: torch.Tensor) -> tuple[torch.Tensor, ComputedOn]:
         def progress(done: float) -> None:
@@ -111,15 +115,15 @@ def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report
         return infer_within_memory(bundle.network, image, bundle.description.config, progress)
 
     logits, placements = zip(*(infer_one(n, image) for n, image in enumerate(images)), strict=True)
-    # Of one image, which may be large, no second copy is made.
+    # A view for a single image, which may be large: stacking would copy it.
     return logits[0][None] if len(logits) == 1 else torch.stack(logits), placements[-1]
 
 
 def covering_measurement(bundle: LoadedBundle) -> Measurement:
-    """Return what was measured, on the card or here, with the engine that runs the bundle.
+    """Return the measurement of the engine that runs the bundle: made on this machine, or the card's.
 
     Raises:
-        BundleUnsupported: nobody measured this engine at this precision, so nothing could be said about its results.
+        BundleUnsupported: this engine was never measured at this precision, so its results would have no statement.
     """
     measurement = bundle.measurement or bundle.description.card.measurement(*bundle.engine_kind)
     if measurement is None:
@@ -147,7 +151,7 @@ def _result_of(
 
 
 class _Stopwatch:
-    """Announces each stage and keeps its seconds."""
+    """Reports each stage and records its duration in seconds."""
 
     def __init__(self, report: Report) -> None:
         self.seconds: dict[Stage, float] = {}

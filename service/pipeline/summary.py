@@ -1,4 +1,4 @@
-"""Mask, confidence and card -> the image-level summary; the statement is the card's, or it is withdrawn."""
+"""Mask, confidence and card -> the image-level summary, with the card's statement or a withdrawn one."""
 
 from typing import Final
 
@@ -17,13 +17,13 @@ from service.schemas import ExpectedAccuracy, Located, Structure, Summary
 from service.volume import Volume
 
 MARGIN_VOXELS: Final = 2
-"""By so many voxels along each axis the foreground is widened for the expected accuracy: errors lie on its rim."""
+"""Voxels along each axis by which the foreground is widened for the expected accuracy: errors lie on its rim."""
 
 NOT_VALIDATED: Final = (
     "The anatomy was located automatically in this scan. Locating was not validated against expert labels on whole "
     "scans: look whether the outline is in the right place. The statement speaks about crops made by experts."
 )
-"""Stands in every summary of located parts."""
+"""Warning in every summary of located parts."""
 
 _LOW_PERCENTILE: Final = 5
 
@@ -41,18 +41,18 @@ def summarise(
     Args:
         segmentation: mask and confidence.
         volume: the scan.
-        grid: its place on the network's axes.
+        grid: of the scan and the network.
         bundle: the model and its card.
         measurement: the card's figures for the engine and precision that ran.
-        placement: of the parts that a locator found, where the scan was not segmented as it came.
+        placement: of the located parts; None if the whole scan was segmented.
     """
     labels_of_result = (bundle.config.located if placement else bundle.config).labels[1:]
     missing = _labels_of_absent(bundle, placement) if placement else set()
-    # Axes in the order in which they lie in memory: no figure depends on it, but the time does.
+    # Axes in memory order: no figure depends on it, but the time does.
     mask, confidences = segmentation.mask.T, segmentation.confidence.T
-    near = _box_around(mask > 0, MARGIN_VOXELS)
-    foreground = mask[near] > 0
-    labels, confidence = mask[near][foreground], confidences[near][foreground]
+    box = _box_around(mask > 0, MARGIN_VOXELS)
+    foreground = mask[box] > 0
+    labels, confidence = mask[box][foreground], confidences[box][foreground]
     truncated = labels_at_border(mask) | missing
     return Summary(
         model=bundle.identity,
@@ -61,7 +61,7 @@ def summarise(
             for label in labels_of_result
         ],
         foreground_confidence=float(confidence.mean()) if confidence.size else None,
-        expected_accuracy=_expected_accuracy(foreground, confidences[near]),
+        expected_accuracy=_expected_accuracy(foreground, confidences[box]),
         located=_located(bundle, placement) if placement else None,
         statement=statement_of(
             bundle.card, measurement, reasons_to_withdraw(features_of(volume, grid, placement), bundle.card)
@@ -71,29 +71,29 @@ def summarise(
 
 
 def features_of(volume: Volume, grid: Grid, placement: Placement | None = None) -> dict[str, float]:
-    """Return the features, in mm, by which a scan is compared with the card's cases.
+    """Return the features, in mm, by which a scan is compared with the card's cases, by the names in `FEATURES`.
 
     The field of view of located parts is that of their boxes; the voxel size is always that of the scan.
     """
     spacing = volume.spacing_mm[np.argsort(grid.orientation[:, 0])]
-    seen = placement.placed[0].volume if placement else None
-    extent = np.array(seen.shape) * seen.spacing_mm if seen else np.array(grid.oriented_shape) * spacing
+    part = placement.placed[0].volume if placement else None
+    extent = np.array(part.shape) * part.spacing_mm if part else np.array(grid.oriented_shape) * spacing
     return dict(zip(FEATURES, [*extent.tolist(), *spacing.tolist()], strict=True))
 
 
 def labels_at_border(mask: npt.NDArray[np.uint8]) -> set[int]:
-    """Return the values that some voxel of one of the six outermost planes has: such a structure may go on outside."""
+    """Return the label values in the six outermost planes: such a structure may continue outside the scan."""
     faces = [mask.take(plane, axis).ravel() for axis in range(mask.ndim) for plane in (0, -1)]
     return set(np.flatnonzero(np.bincount(np.concatenate(faces))).tolist())
 
 
 def widened(mask: npt.NDArray[np.bool_], voxels: int) -> npt.NDArray[np.bool_]:
-    """Return the mask with every voxel that lies at most so many voxels from it along each of the axes."""
+    """Return the mask dilated by a cube: every voxel within the given number of voxels along each of the axes."""
     wide = np.zeros([n + 2 * voxels for n in mask.shape], np.bool_)
     inside = (slice(voxels, -voxels),) * mask.ndim
     wide[inside] = mask
     line = wide.reshape(-1)
-    # One run through the memory for each shift: the rim of false keeps what leaves one row out of the next.
+    # Each shift is one pass over contiguous memory: the padding keeps the end of a row out of the next row.
     for stride in wide.strides:
         before = line.copy()
         for shift in range(stride, (voxels + 1) * stride, stride):
@@ -109,15 +109,15 @@ def _labels_of_absent(bundle: BundleDescription, placement: Placement) -> set[in
 
 
 def _located(bundle: BundleDescription, placement: Placement) -> list[Located]:
-    found = {
-        each.part.name: Located(
-            name=each.part.name, centre_mm=_three(each.centre_mm), size_mm=each.part.size_mm, why_not=None
+    located = {
+        placed.part.name: Located(
+            name=placed.part.name, centre_mm=_three(placed.centre_mm), size_mm=placed.part.size_mm, why_not=None
         )
-        for each in placement.placed
+        for placed in placement.placed
     }
     parts = bundle.config.locator.parts if bundle.config.locator else []
     return [
-        found.get(part.name)
+        located.get(part.name)
         or Located(name=part.name, centre_mm=None, size_mm=part.size_mm, why_not=placement.absent[part.name])
         for part in parts
     ]
@@ -150,7 +150,7 @@ def _structure(label: Label, confidence: npt.NDArray[np.float32], voxel_ml: floa
 def _expected_accuracy(
     foreground: npt.NDArray[np.bool_], confidence: npt.NDArray[np.float32]
 ) -> ExpectedAccuracy | None:
-    """Return the mean confidence of the widened foreground; the confidence is max_c p at every voxel."""
+    """Return the mean confidence, max_c p, over the widened foreground; None without foreground."""
     if not foreground.any():
         return None
     region = confidence[widened(foreground, MARGIN_VOXELS)]
@@ -159,7 +159,7 @@ def _expected_accuracy(
 
 
 def _box_around(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
-    """Return the box of what is true, widened as far as the array goes; of nothing, nothing."""
+    """Return the bounding box of the true voxels, widened by a margin within the array; an empty box if none is true."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
