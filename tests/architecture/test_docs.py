@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from model_training.evaluation import evaluate, verify
 from service.engines import check
 from service.settings import Settings
@@ -11,13 +13,29 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import write_schemas  # noqa: E402 - a script, not a package
+import write_reference  # noqa: E402 - a script, not a package
+import write_schemas  # noqa: E402
 
 
 def test_every_setting_is_documented() -> None:
     """A setting that is missing from docs/settings.md does not exist for the user."""
     documented = set(re.findall(r"`CALIBRANT_(\w+)`", (ROOT / "docs" / "settings.md").read_text()))
     assert documented == {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("kind", ["routes", "commands", "errors"])
+def test_the_reference_names_everything(kind: str) -> None:
+    """A route, command or error code that docs/reference.md lacks is added by scripts/write_reference.py."""
+    documented = re.findall(r"^\| `([^`]+)` \|", write_reference.TARGET.read_text(), re.MULTILINE)
+
+    assert getattr(write_reference, kind)().keys() <= set(documented)
+
+
+def test_the_reference_names_nothing_else() -> None:
+    """What was removed from the code is removed from docs/reference.md."""
+    documented = re.findall(r"^\| `([^`]+)` \|", write_reference.TARGET.read_text(), re.MULTILINE)
+
+    assert set(documented) <= {*write_reference.routes(), *write_reference.commands(), *write_reference.errors()}
 
 
 def test_the_tolerances_of_engines_are_those_that_are_applied() -> None:
