@@ -1,4 +1,4 @@
-"""The one image type in memory: voxels, their place in the patient, and the header that they came with."""
+"""The one image type in memory: voxels, their position in the patient, and the header of their file."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class Volume:
         array_CDHW: (C, D, H, W) real numbers; D, H, W are the voxel indices i, j, k of the affine, in file order.
         affine: (4, 4) float64, voxel index (i, j, k, 1) to RAS millimetres.
         header: the NIfTI header (348 bytes of NIfTI-1 or 540 of NIfTI-2) that every result on this grid repeats.
-        warnings: what a reader should know about the file, e.g. two orientations that disagree.
-        source: of a DICOM series what `service.intake.dicom.source` keeps of its headers, as JSON; it names the patient.
+        warnings: for the user, e.g. about two orientations that disagree.
+        source: for a DICOM series, its headers as kept by `service.intake.dicom.source`, as JSON; they name the patient.
     """
 
     array_CDHW: npt.NDArray[np.generic]

@@ -1,1 +1,1 @@
-"""The calibration maths (numpy only): reliability histograms and what follows from them."""
+"""The calibration maths, in numpy only: reliability histograms and the figures that follow from them."""

@@ -1,7 +1,7 @@
-"""From one case's sums to a cohort's figures: macro and micro calibration, Brier, NLL, DSC, with person-bootstrap intervals.
+"""Sums per case -> figures of a cohort: macro and micro calibration, Brier, NLL and DSC with person-bootstrap intervals.
 
-Headline figures cover the foreground classes on the native voxel grid of whole images, a class that a case lacks left
-out of that case. The person is the unit of resampling: two scans of one person are never two independent draws.
+Headline figures cover the foreground classes on the native voxel grid of whole images; a class that is absent from a
+case is left out of that case. Persons are resampled, not scans: two scans of one person are not independent.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ COVERAGE: Final = 0.95
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaseSums:
-    """All that a cohort's figures need from one case; additive except for the floor.
+    """The sums of one case from which a cohort's figures follow; additive except for the floor.
 
     Args:
         case: name of the case.
         person: whose scan it is.
-        histogram: sums per class, or structure, and bin, (C, M).
+        histogram: sums per class (or structure) and bin, (C, M).
         brier: Brier score summed over voxels.
         nll: negative log likelihood summed over voxels, in nats.
         intersection: (C,) voxels where prediction and reference agree on the class.
@@ -75,7 +75,7 @@ def measure_case(
     labels: npt.NDArray[np.integer],
     structures: Sequence[Sequence[int]] | None = None,
 ) -> CaseSums:
-    """Return the sums of one case whose reference is known.
+    """Return the sums of one case with a known reference.
 
     Args:
         case: name of the case.
@@ -83,7 +83,7 @@ def measure_case(
         probs: (C, D, H, W) probabilities on the native grid.
         mask: (D, H, W) the predicted class of each voxel.
         labels: (D, H, W) the reference, 0 .. C-1.
-        structures: the classes that make up each row of the sums, background first; by default each class is one.
+        structures: classes that are joined in each row of the sums, background first; by default each class is a row.
 
     Raises:
         InvalidProbabilities: as `ReliabilityHistogram.from_probabilities`.
@@ -105,7 +105,7 @@ def measure_case(
 
 
 def _confusion(labels: npt.NDArray[np.integer], mask: npt.NDArray[np.integer], classes: int) -> npt.NDArray[np.int64]:
-    """Return the number of voxels of each true and predicted class, (C, C)."""
+    """Return the number of voxels by true class (rows) and predicted class (columns), (C, C)."""
     pairs = np.zeros(classes**2, np.int64)
     for start in range(0, labels.size, CHUNK_VOXELS):
         chunk = slice(start, start + CHUNK_VOXELS)
@@ -123,12 +123,12 @@ class BootstrapEstimate:
 
 
 def cohort_scores(cases: Sequence[CaseSums], *, seed: int = 0) -> dict[str, BootstrapEstimate]:
-    """Return every headline figure of a cohort with its interval over persons; keys as `cohort_draws`."""
+    """Return every headline figure of a cohort with its interval over persons; keys as in `cohort_draws`."""
     return {name: estimate(draws) for name, draws in cohort_draws(cases, person_weights(cases, seed)).items()}
 
 
 def cohort_draws(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64]) -> dict[str, Scores]:
-    """Return every headline figure under each row of weights, (rows,), over the foreground classes 1 .. C-1.
+    """Return every headline figure over the foreground classes 1 .. C-1 for each row of weights, (rows,).
 
     Keys: ``dsc``, ``ace_macro``, ``ace_floor``, ``ace_excess``, ``ece_macro``, ``mce_macro``, ``ace_micro``,
     ``ece_micro``, ``mce_micro``, ``brier``, ``nll``.
@@ -138,7 +138,7 @@ def cohort_draws(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64]) -> d
 
     Args:
         cases: N cases.
-        weights: (rows, N) how often each case counts; two cohorts of the same cases under the same weights are paired.
+        weights: (rows, N) how often each case counts. The same weights for the same cases make two cohorts paired.
     """
     foreground = slice(1, None)
     per_voxel = np.array([(case.brier / case.voxels, case.nll / case.voxels) for case in cases])
@@ -147,7 +147,7 @@ def cohort_draws(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64]) -> d
 
 
 def class_scores(cases: Sequence[CaseSums], class_index: int, *, seed: int = 0) -> dict[str, BootstrapEstimate]:
-    """Return the figures of one class (keys as `cohort_draws`, without Brier and NLL, which have no class)."""
+    """Return the figures of one class; keys as in `cohort_draws`, without Brier and NLL, which are not per class."""
     weights = person_weights(cases, seed)
     one = slice(class_index, class_index + 1)
     return {
@@ -156,7 +156,7 @@ def class_scores(cases: Sequence[CaseSums], class_index: int, *, seed: int = 0) 
 
 
 def person_weights(cases: Sequence[CaseSums], seed: int) -> npt.NDArray[np.int64]:
-    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort itself, then resamples of persons."""
+    """Return how often each case counts, (1 + REPLICATES, N): once in row 0, then as drawn with its person."""
     persons, owner = np.unique([case.person for case in cases], return_inverse=True)
     draws = np.random.default_rng(seed).integers(len(persons), size=(REPLICATES, len(persons)))
     times_drawn = np.stack([np.bincount(draw, minlength=len(persons)) for draw in draws])
@@ -164,10 +164,10 @@ def person_weights(cases: Sequence[CaseSums], seed: int) -> npt.NDArray[np.int64
 
 
 def estimate(draws: Scores) -> BootstrapEstimate:
-    """Return the figure of row 0 with the interval of the other rows; NaN where it is undefined.
+    """Return the figure of row 0 with the percentile interval of the other rows; NaN where undefined.
 
     Args:
-        draws: (1 + R,) a figure of the cohort itself, then of its resamples.
+        draws: (1 + R,) a figure of the cohort itself, then of its R resamples.
     """
     value, resampled = float(draws[0]), draws[1:][np.isfinite(draws[1:])]
     if not resampled.size:
@@ -207,7 +207,7 @@ def _micro(cases: Sequence[CaseSums], weights: npt.NDArray[np.int64], classes: s
 
 
 def _nanmean(values: Scores) -> Scores:
-    """Return the mean of each row over its finite entries; NaN for a row that has none."""
+    """Return the mean of each row over its finite entries; NaN for a row without any."""
     finite = np.isfinite(values)
     number = finite.sum(axis=1)
     total = np.where(finite, values, 0).sum(axis=1)
@@ -215,7 +215,7 @@ def _nanmean(values: Scores) -> Scores:
 
 
 def _weighted_mean(values: Scores, weights: npt.NDArray[np.int64]) -> Scores:
-    """Return the mean over cases under each row of weights, (rows,); cases without a value do not count."""
+    """Return the mean over cases for each row of weights, (rows,); cases without a value are left out."""
     finite = np.isfinite(values)
     number = weights @ finite
     return np.divide(weights @ np.where(finite, values, 0), number, out=np.full(number.shape, np.nan), where=number > 0)

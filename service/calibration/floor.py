@@ -1,7 +1,7 @@
-"""The floor of ACE: what a perfectly calibrated model would still score on an image of this size.
+"""The floor of ACE: the score of a perfectly calibrated model on an image of this size.
 
-A bin of n voxels whose labels truly follow p still shows a gap of about sqrt(p (1 - p) / n). The floor is found by
-simulation: draw labels from p itself, score them, average. ACE minus its floor is the excess that the model owns.
+Even if labels truly follow p, a bin of n voxels shows a gap of about sqrt(p (1 - p) / n). The floor is simulated: draw
+labels from p itself, score them, average. ACE minus its floor is the excess, the model's own miscalibration.
 """
 
 import math
@@ -15,7 +15,7 @@ from .histogram import BINS, ReliabilityHistogram
 from .scores import ace
 
 _REACH: Final = 6.0
-"""Standard deviations of the kernel between opposite faces of the noise's grid: they correlate by exp(-9) at most."""
+"""Margin of the noise's grid in standard deviations of the kernel: opposite faces correlate by exp(-9) at most."""
 
 _TAIL: Final = (0.319381530, -0.356563782, 1.781477937, -1.821255978, 1.330274429)
 """b1 .. b5 of Abramowitz and Stegun 26.2.17."""
@@ -30,12 +30,12 @@ def ace_floor(
     correlation_voxels: float = 0.0,
     bins: int = BINS,
 ) -> npt.NDArray[np.float64]:
-    """Return the mean ACE of each class, or structure, over labels drawn from `probs`, (C,) in [0, 1].
+    """Return the mean ACE of each class (or structure) over labels drawn from `probs`, (C,) in [0, 1].
 
-    By default voxels are drawn independently of one another. Real errors are correlated in space, which makes the true
-    floor higher: that one is a lower bound. With `correlation_voxels` neighbours agree, while each voxel's label still
-    follows its p (a Gaussian copula): white noise is smoothed, and its normal probability is the number in [0, 1]
-    that chooses the class.
+    By default voxels are drawn independently. Real errors are correlated in space, which raises the true floor, so the
+    result is a lower bound. With `correlation_voxels` neighbours tend to agree while each voxel's label still follows
+    its p (a Gaussian copula): white noise is smoothed, and its normal distribution function gives the number in [0, 1]
+    that selects the class.
 
     Args:
         probs: (C, ...) float32 probabilities that sum to 1 over C.
@@ -61,7 +61,7 @@ def ace_floor(
 
 
 def _labels(probs: npt.NDArray[np.float32], uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
-    """Return the class whose share of [0, 1] holds the voxel's number: class c from the sum of p below c on."""
+    """Return the class of each voxel by inverse transform sampling: class c starts at the sum of p over classes below c."""
     labels = np.zeros(uniform.shape, np.uint16)
     edge = np.zeros(uniform.shape)
     for p in probs[:-1]:
@@ -73,10 +73,10 @@ def _labels(probs: npt.NDArray[np.float32], uniform: npt.NDArray[np.float64]) ->
 def _uniform(
     generator: np.random.Generator, shape: tuple[int, ...], correlation_voxels: float
 ) -> npt.NDArray[np.float64]:
-    """Return a number for each voxel, uniform in [0, 1]; neighbours are alike where they are to be correlated."""
+    """Return a number for each voxel, uniform in [0, 1]; with `correlation_voxels` neighbours are similar."""
     if not correlation_voxels:
         return generator.random(shape)
-    # The Fourier transform joins opposite faces; with a margin beside the image they hardly feel each other.
+    # The Fourier transform is periodic; a margin keeps opposite faces of the image almost uncorrelated.
     margin = math.ceil(_REACH * correlation_voxels)
     field = generator.standard_normal([n + margin for n in shape])
     for axis, n in enumerate(field.shape):
@@ -88,10 +88,11 @@ def _uniform(
 
 
 def normal_cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the standard normal distribution function, any shape, within 7.5e-8: about float32's last digit below 1.
+    """Return the standard normal distribution function, any shape, with an error below 7.5e-8, about float32's precision.
 
-    ``1 - Z(x) (b1 t + ... + b5 t^5)`` with ``t = 1 / (1 + 0.2316419 x)`` and the normal density Z for x >= 0, by
-    symmetry else: Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.2.17, after Hastings.
+    For x >= 0 it is ``1 - Z(x) (b1 t + ... + b5 t^5)`` with ``t = 1 / (1 + 0.2316419 x)`` and the normal density Z, for
+    x < 0 it follows by symmetry: Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.2.17, after
+    Hastings.
     """
     t = 1 / (1 + 0.2316419 * np.abs(x))
     tail = np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi) * t * np.polynomial.polynomial.polyval(t, _TAIL)

@@ -1,6 +1,6 @@
-"""The reliability histogram: the mergeable sums from which every calibration figure follows.
+"""The reliability histogram: mergeable sums from which every calibration figure follows.
 
-In: probabilities (C, ...) and labels (...). Out: count, sum of p and sum of y per class and bin, each (C, M).
+Input: probabilities (C, ...) and labels (...). Output: count, sum of p and sum of y per class and bin, each (C, M).
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ BINS: Final = 20
 """Number of bins M; 20 as in Barfoot et al., arXiv 2506.03942."""
 
 CHUNK_VOXELS: Final = 1 << 20
-"""Voxels binned at a time: bounds the float64 copy that exact sums need to 8 MiB."""
+"""Voxels binned at a time; limits the float64 copy that exact sums need to 8 MiB."""
 
 
 def bin_index(p: npt.NDArray[np.float32], bins: int = BINS) -> npt.NDArray[np.int64]:
     """Return the bin of each probability: ``clip(ceil(p * M) - 1, 0, M - 1)``.
 
-    Bins are right-closed: bin k holds ``k/M < p <= (k + 1)/M``, and p = 0 falls into bin 0. The product is
-    taken in float32, whatever the input: float64 would put 10 of the 19 inner edges of M = 20 elsewhere.
+    Bins are right-closed: bin k holds ``k/M < p <= (k + 1)/M``, and p = 0 falls into bin 0. The product is always
+    computed in float32: float64 would move 10 of the 19 inner edges of M = 20.
 
     Args:
         p: any shape, values in [0, 1].
@@ -39,10 +39,10 @@ def bin_index(p: npt.NDArray[np.float32], bins: int = BINS) -> npt.NDArray[np.in
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReliabilityHistogram:
-    """Sums per class c and bin k over all voxels that were added; adding histograms pools their voxels.
+    """Sums per class c and bin k over voxels; adding histograms pools their voxels.
 
     Args:
-        count: (C, M) int64, number of voxels n_ck whose probability of class c lies in bin k.
+        count: (C, M) int64, number n_ck of voxels whose probability of class c lies in bin k.
         sum_p: (C, M) float64, sum of those probabilities.
         sum_y: (C, M) int64, number of those voxels whose label is c.
     """
@@ -53,7 +53,7 @@ class ReliabilityHistogram:
 
     @classmethod
     def empty(cls, classes: int, bins: int = BINS) -> Self:
-        """Return the histogram of no voxels, the neutral element of `+`."""
+        """Return the histogram without voxels, the neutral element of `+`."""
         shape = (classes, bins)
         return cls(np.zeros(shape, np.int64), np.zeros(shape, np.float64), np.zeros(shape, np.int64))
 
@@ -65,13 +65,13 @@ class ReliabilityHistogram:
         structures: Sequence[Sequence[int]] | None = None,
         bins: int = BINS,
     ) -> Self:
-        """Bin every voxel of one image once per class, or once per structure.
+        """Bin every voxel of one image once per class or structure.
 
         Args:
             probs: (C, ...) float32, probability of each class, in [0, 1].
             labels: (...) integers, the true class 0 .. C-1 of each voxel.
-            structures: the classes that make up each row, where a row is more than one: its probability is the sum of
-                theirs, e.g. the whole tumour of its parts. Each class is a row of its own by default.
+            structures: classes that are joined in each row, e.g. the parts of a whole tumour; their probabilities are
+                summed. By default each class is a row.
             bins: M.
 
         Raises:
@@ -91,7 +91,7 @@ class ReliabilityHistogram:
     ) -> Self:
         histogram = cls.empty(len(rows), bins)
         for row, classes in enumerate(rows):
-            # Probabilities that sum to 1 may sum to a last digit more.
+            # Rounding can push the sum slightly above 1.
             p = np.minimum(probs[list(classes)].sum(axis=0), 1)
             index = bin_index(p, bins)
             histogram.count[row] = np.bincount(index, minlength=bins)
@@ -100,17 +100,17 @@ class ReliabilityHistogram:
         return histogram
 
     def __add__(self, other: Self) -> Self:
-        """Return the histogram of both sets of voxels together."""
+        """Return the histogram of the voxels of both."""
         return type(self)(self.count + other.count, self.sum_p + other.sum_p, self.sum_y + other.sum_y)
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """(C,) whether any voxel carries the class as its label."""
+        """(C,) whether any voxel has the class as its label."""
         return self.sum_y.sum(axis=1) > 0
 
     @property
     def gap(self) -> npt.NDArray[np.float64]:
-        """(C, M) absolute difference of mean probability and observed frequency; NaN in an empty bin."""
+        """(C, M) absolute difference between mean probability and observed frequency; NaN in an empty bin."""
         filled = self.count > 0
         gap = np.full(self.count.shape, np.nan)
         np.divide(np.abs(self.sum_p - self.sum_y), self.count, out=gap, where=filled)
@@ -128,7 +128,7 @@ def _checked(
     if not np.issubdtype(labels.dtype, np.integer):
         msg = f"Labels are {labels.dtype}; expected integers, one class per voxel."
         raise InvalidProbabilities(msg)
-    # `not (all in range)` also catches NaN, for which every comparison is false.
+    # Written as "not all in range" to catch NaN, too: its comparisons are false.
     if probs.size and not (probs.min() >= 0 and probs.max() <= 1):
         msg = f"Probabilities span {probs.min()} to {probs.max()}; expected values in [0, 1]. Apply softmax first."
         raise InvalidProbabilities(msg)

@@ -1,6 +1,6 @@
-"""Scores of one histogram or one image, one equation each.
+"""Scores of one histogram or one image, one equation per function.
 
-Notation: n_ck voxels of class c in bin k, P_ck their mean probability, Y_ck the frequency of label c among them.
+Notation: n_ck voxels in bin k of class c, P_ck their mean probability of c, Y_ck the frequency of label c among them.
 Equations: Barfoot et al., arXiv 2506.03942, section 2; Guo et al., ICML 2017 (ECE, MCE).
 """
 
@@ -29,7 +29,8 @@ def ace(histogram: ReliabilityHistogram, *, include_absent: bool = False) -> Sco
     """Return the average calibration error ``mean_k |P_ck - Y_ck|`` over non-empty bins of each class, (C,) in [0, 1].
 
     ACE is not a proper score: it can fall while p gets worse, and it has a floor above zero in a finite image
-    (`service.calibration.floor`). Read it beside both. A class that is absent is NaN unless `include_absent`.
+    (`service.calibration.floor`). Read it together with Brier, NLL and the floor. A class that is absent from the
+    labels is NaN unless `include_absent`.
     """
     gap = histogram.gap
     filled = (histogram.count > 0).sum(axis=1)
@@ -63,7 +64,7 @@ def brier_sum(probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -
 def nll_sum(probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> float:
     """Return the negative log likelihood summed over voxels, ``-sum_i ln p_(y_i) i``, in nats.
 
-    A probability of 0 for the true class counts as the smallest normal float32 (87.3 nats), not as infinity.
+    A probability of 0 for the true class counts as the smallest normal float32 (87.3 nats) instead of infinity.
 
     Args:
         probs: (C, ...) probabilities.

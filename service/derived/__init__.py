@@ -1,1 +1,1 @@
-"""What is computed from a finished job's files on demand, in a child process."""
+"""Computations on the files of a finished job, run on demand in a child process."""

@@ -1,6 +1,6 @@
-"""A result's folder -> DICOM objects; the scan is not asked, what was kept of its headers is.
+"""A result's folder -> DICOM objects, from the kept headers of its series; the scan is not needed.
 
-Needs a process of its own (`service.executors.on_demand`): what is made of a large series takes seconds and gigabytes.
+Runs in a process of its own (`service.executors.on_demand`): a large series takes seconds and gigabytes.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from service.result.frame import read_frame
 from service.schemas import CaseResult, DicomObject, Summary, Superseded
 
 SHOWN = (MASK, CONFIDENCE, SUMMARY)
-"""Files of a result that DICOM objects are made of."""
+"""Files of a result that DICOM objects show."""
 
 
 def write_dicom(result: Path, folder: Path, objects: Collection[DicomObject], supersedes: Superseded | None) -> None:
@@ -30,8 +30,8 @@ def write_dicom(result: Path, folder: Path, objects: Collection[DicomObject], su
 
     Args:
         result: folder with the source's headers, mask, confidence and summary; for a parametric map the logits, too.
-        folder: where they are written.
-        objects: which.
+        folder: for the files.
+        objects: which objects.
         supersedes: the report of an earlier result that this one replaces.
     """
     outcome = read_outcome(result, supersedes)
@@ -45,11 +45,14 @@ def write_dicom(result: Path, folder: Path, objects: Collection[DicomObject], su
 
 
 def read_outcome(result: Path, supersedes: Superseded | None = None) -> Outcome:
-    """Return what DICOM objects of a result are made from.
+    """Return the input of a result's DICOM objects.
 
     Args:
         result: its folder.
         supersedes: the report of an earlier result that this one replaces.
+
+    Raises:
+        ValueError: the result is of a version that recorded neither date nor hashes.
     """
     case = CaseResult.model_validate_json((result / RESULT).read_bytes())
     config = read_frame(result).config
@@ -72,6 +75,6 @@ def read_outcome(result: Path, supersedes: Superseded | None = None) -> Outcome:
 
 
 def _slices(path: Path) -> npt.NDArray[Any]:
-    """Return the stored numbers of a .nii.gz of axes column, row, slice as (slices, rows, columns)."""
+    """Return the stored values of a .nii.gz with axes column, row, slice as (slices, rows, columns)."""
     image: Any = nib.load(path)
     return np.asarray(image.dataobj.get_unscaled()).T

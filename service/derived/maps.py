@@ -1,8 +1,8 @@
 """A finished job's logits -> probabilities, uncertainty or confidence of every voxel as NIfTI, slab by slab.
 
-The same path as at once (`service.pipeline.predict`), so a figure computed later is the same figure. The whole of
-the probabilities is never in memory: they are laid out in a scratch file and compressed from there. Needs torch: the
-API lets `service.executors.on_demand` run it in a process of its own.
+The code is the pipeline's own (`service.pipeline.predict`), so a figure computed later is the same figure. The
+probabilities are never whole in memory: they are written to a scratch file and compressed from there. Needs torch:
+the API runs it in a process of its own (`service.executors.on_demand`).
 """
 
 import math
@@ -55,22 +55,22 @@ def write_map(result: Path, out: Path, content: Content, voxel_type: VoxelType) 
         file.write(head)
         file.truncate(len(head) + volumes * math.prod(frame.scan_shape) * np.dtype(voxel_type).itemsize)
     voxels = np.memmap(scratch, voxel_type, "r+", len(head), (*frame.scan_shape, volumes), "F")
-    turned = [nib.orientations.apply_orientation(voxels[..., v], frame.orientation) for v in range(volumes)]
+    views = [nib.orientations.apply_orientation(voxels[..., v], frame.orientation) for v in range(volumes)]
     for window, probs in slabs_of(result, frame):
-        for view, values in zip(turned, _CONTENTS[content](probs), strict=True):
+        for view, values in zip(views, _CONTENTS[content](probs), strict=True):
             view[window] = to_codes(values, voxel_type, least=least)
-            # Written pages belong to the file now, not to this process.
+            # Release written pages: they count as memory of this process otherwise.
             voxels.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]  # the mmap below a memmap
-    del turned, voxels
+    del views, voxels
     _compress(scratch, out)
     scratch.unlink()
 
 
 def normalised_entropy(probs: Slab) -> Slab:
-    """Return ``-sum_c p_c ln p_c / ln C``, (...) in [0, 1]: 0 where one class is certain, 1 where all are alike.
+    """Return ``-sum_c p_c ln p_c / ln C``, (...) in [0, 1]: 0 where one class is certain, 1 where all are equal.
 
     Args:
-        probs: (C, ...) summing to 1 over C; 0 ln 0 is 0.
+        probs: (C, ...) summing to 1 over C; 0 ln 0 counts as 0.
     """
     entropy = -(probs * np.log(np.maximum(probs, _SMALLEST))).sum(axis=0)
     return np.clip(entropy / np.float32(math.log(len(probs))), 0, 1)
@@ -81,7 +81,7 @@ _CONTENTS: Final[dict[Content, Callable[[Slab], Slab]]] = {
     "uncertainty": lambda probs: normalised_entropy(probs)[np.newaxis],
     "confidence": lambda probs: probs.max(axis=0, keepdims=True),
 }
-"""(C, planes, H, W) probabilities -> (volumes, planes, H, W) what the map shows."""
+"""Functions from probabilities, (C, planes, H, W), to the content of a map, (volumes, planes, H, W)."""
 
 
 def _compress(scratch: Path, out: Path) -> None:

@@ -1,6 +1,6 @@
-"""Logits of a result and a reference -> what was measured on this one image; sums are taken slab by slab.
+"""Logits of a result and a reference mask -> scores of this one image, summed slab by slab.
 
-Needs torch: the API lets `service.executors.on_demand` run it in a process of its own.
+Needs torch: the API runs it in a process of its own (`service.executors.on_demand`).
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ from service.result.frame import Frame, read_frame
 from service.schemas import Measured, MeasuredStructure
 
 SOURCE = "This image against the reference that was sent, measured"
-"""Stands on every drawing of the reliability."""
+"""Source line of every reliability diagram."""
 
 
 def measure(result: Path, classes: npt.NDArray[np.uint8], model: str) -> Measured:
-    """Return scores and reliability of one image.
+    """Return the scores and the reliability of one image.
 
     Args:
         result: folder with the logits and the frame.
@@ -64,14 +64,21 @@ def measure(result: Path, classes: npt.NDArray[np.uint8], model: str) -> Measure
 def _distances(
     reference: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8], frame: Frame, spacing_mm: Scores
 ) -> Scores:
-    """Return HD95 of each row of the histogram, the background's undefined; the masks lie in the network's axis order."""
+    """Return HD95 of each row of the histogram, NaN for the background.
+
+    Args:
+        reference: (D, H, W) classes in the network's axis order.
+        mask: (D, H, W) predicted classes in the network's axis order.
+        frame: of the result.
+        spacing_mm: (3,) along the scan's axes.
+    """
     spacing = spacing_mm[np.argsort([axis for axis, _flip in frame.orientation])].tolist()
     rows = (structure.channels for structure in frame.config.structures)
     return np.array([np.nan, *(hd95_mm(np.isin(reference, row), np.isin(mask, row), spacing) for row in rows)])
 
 
 def _sums(result: Path, frame: Frame, reference: npt.NDArray[np.uint8]) -> tuple[CaseSums, npt.NDArray[np.uint8]]:
-    """Return the sums and the mask they belong to; it and the reference lie in the network's axis order."""
+    """Return the sums and the predicted mask; mask and reference are in the network's axis order."""
     rows = [(0,), *(structure.channels for structure in frame.config.structures)]
     channels = len(frame.config.labels)
     mask = np.empty(reference.shape, np.uint8)
@@ -94,7 +101,7 @@ def _sums(result: Path, frame: Frame, reference: npt.NDArray[np.uint8]) -> tuple
         nll=nll,
         intersection=np.array([confusion[np.ix_(row, row)].sum() for row in rows]),
         predicted=np.array([confusion[:, row].sum() for row in rows]),
-        floor=np.full(len(rows), np.nan),  # simulated from all probabilities at once, which are never in memory here
+        floor=np.full(len(rows), np.nan),  # not computed: its simulation needs all probabilities in memory at once
     )
     return sums, mask
 

@@ -1,4 +1,4 @@
-"""A reference mask that somebody sent -> the output channel of each voxel, if it lies on the scan's grid."""
+"""An uploaded reference mask -> the output channel of each voxel, provided that it lies on the scan's grid."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ from service.result.frame import Frame
 from service.volume import Volume
 
 TOLERANCE: Final = 0.01
-"""By this part of a voxel's shortest edge a corner of the reference may lie elsewhere: other programs round affines."""
+"""Largest shift of a corner, as a fraction of the shortest voxel edge: other programs round affines."""
 
 _LISTED: Final = 20
 
@@ -21,13 +21,13 @@ def read_reference(path: Path, frame: Frame) -> npt.NDArray[np.uint8]:
     """Return the output channel of each voxel of a reference, (D, H, W) on the scan's grid.
 
     Args:
-        path: a file of any format that a scan may have.
-        frame: of the result that it is a reference for.
+        path: a file in any format of scans.
+        frame: of the result that it belongs to.
 
     Raises:
         ScanError: the file cannot be read.
-        GeometryMismatch: another shape, or another place in the patient.
-        UnknownLabels: a value that is no label of the model.
+        GeometryMismatch: shape or position in the patient differ from the scan's.
+        UnknownLabels: a value that is not a label of the model.
     """
     volume = decode_sandboxed(path)
     _reject_other_grid(volume, frame)
@@ -54,7 +54,7 @@ def _reject_other_grid(volume: Volume, frame: Frame) -> None:
 
 
 def _channels(array: npt.NDArray[Any], values: list[int]) -> npt.NDArray[np.uint8]:
-    # 256 takes what no label can be; a mask may be stored as float.
+    # Values that cannot be labels become 256; a mask may be stored as float.
     bytes_or_none = np.where((array >= 0) & (array <= 255) & (array == np.floor(array)), array, 256).astype(np.uint16)  # noqa: PLR2004
     channel_of = np.full(257, len(values), np.uint16)
     channel_of[values] = np.arange(len(values))

@@ -1,8 +1,9 @@
-"""Two masks of a structure -> how far apart their surfaces lie: HD95 and NSD, by MONAI's functions, on the native grid.
+"""Two masks of a structure -> the distance of their surfaces, HD95 and NSD, by MONAI's functions on the native grid.
 
-The surface of a mask is every voxel of it with a face neighbour outside, where the outside of the image counts as
-outside. Distances run from each voxel of one surface to the nearest voxel of the other, in millimetres. Surface voxels
-count alike whatever their area: with thick slices, what lies across them weighs less than what lies within.
+The surface of a mask consists of its voxels with a face neighbour outside the mask; the outside of the image counts as
+outside. Distances are measured from each voxel of one surface to the nearest voxel of the other, in millimetres. All
+surface voxels have equal weight whatever their area: with thick slices, surfaces across the slices weigh less than
+surfaces within them.
 
 =================================== ========= =======
 voxels of the structure             HD95      NSD
@@ -30,14 +31,14 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 PERCENTILE: Final = 95
-"""Of the distances in either direction; the larger one is HD95."""
+"""Percentile of the distances in either direction; the larger one is HD95."""
 
 
 def hd95_mm(reference: Mask, predicted: Mask, spacing_mm: Sequence[float]) -> float:
     """Return the 95 % Hausdorff distance in millimetres.
 
-    ``HD95 = max(P95 {d(a, B)}, P95 {d(b, A)})`` for the surfaces A and B, their voxels a and b, d the distance to the
-    nearest voxel.
+    ``HD95 = max(P95 {d(a, B)}, P95 {d(b, A)})`` for the surfaces A and B with voxels a and b, where d is the distance
+    to the nearest voxel of a surface.
 
     Args:
         reference: (D, H, W).
@@ -46,10 +47,10 @@ def hd95_mm(reference: Mask, predicted: Mask, spacing_mm: Sequence[float]) -> fl
     """
     if not (reference.any() and predicted.any()):
         return math.nan
-    found, true = _cropped(predicted, reference)
-    with _monai_calls_itself():
+    predicted_box, reference_box = _cropped(predicted, reference)
+    with _monai_deprecation_ignored():
         distance = compute_hausdorff_distance(
-            found, true, include_background=True, percentile=PERCENTILE, spacing=list(spacing_mm)
+            predicted_box, reference_box, include_background=True, percentile=PERCENTILE, spacing=list(spacing_mm)
         )
     return float(distance)
 
@@ -57,7 +58,7 @@ def hd95_mm(reference: Mask, predicted: Mask, spacing_mm: Sequence[float]) -> fl
 def nsd(reference: Mask, predicted: Mask, spacing_mm: Sequence[float], tolerance_mm: float) -> float:
     """Return the normalised surface Dice, in [0, 1].
 
-    ``NSD = (|{a: d(a, B) <= t}| + |{b: d(b, A) <= t}|) / (|A| + |B|)``, as `hd95_mm`, t the tolerance.
+    ``NSD = (|{a: d(a, B) <= t}| + |{b: d(b, A) <= t}|) / (|A| + |B|)`` with the notation of `hd95_mm` and tolerance t.
 
     Args:
         reference: (D, H, W).
@@ -69,27 +70,30 @@ def nsd(reference: Mask, predicted: Mask, spacing_mm: Sequence[float], tolerance
         return math.nan
     if not predicted.any():
         return 0.0
-    found, true = _cropped(predicted, reference)
-    with _monai_calls_itself():
-        share = compute_surface_dice(found, true, [tolerance_mm], include_background=True, spacing=list(spacing_mm))
-    return float(share)
+    predicted_box, reference_box = _cropped(predicted, reference)
+    with _monai_deprecation_ignored():
+        agreement = compute_surface_dice(
+            predicted_box, reference_box, [tolerance_mm], include_background=True, spacing=list(spacing_mm)
+        )
+    return float(agreement)
 
 
 def _cropped(predicted: Mask, reference: Mask) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both masks, (1, 1, d, h, w), within the smallest box that holds them; what lies beyond is on no surface."""
+    """Return both masks, (1, 1, d, h, w), cropped to their common bounding box, which contains both surfaces."""
     both = reference | predicted
     box = []
     for axis in range(both.ndim):
         others = tuple(other for other in range(both.ndim) if other != axis)
         (filled,) = np.nonzero(both.any(axis=others))
         box.append(slice(filled[0], filled[-1] + 1))
-    found, true = (torch.from_numpy(mask[tuple(box)].astype(np.uint8))[None, None] for mask in (predicted, reference))
-    return found, true
+    cropped = (torch.from_numpy(mask[tuple(box)].astype(np.uint8))[None, None] for mask in (predicted, reference))
+    predicted_box, reference_box = cropped
+    return predicted_box, reference_box
 
 
 @contextmanager
-def _monai_calls_itself() -> Iterator[None]:
-    # MONAI 1.6.1 calls one of its own functions with an argument that it has deprecated.
+def _monai_deprecation_ignored() -> Iterator[None]:
+    # MONAI 1.6.1 itself uses an argument that it has deprecated.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
         yield

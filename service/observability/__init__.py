@@ -1,1 +1,1 @@
-"""What an operator sees of a running service: logs and metrics, never anything that a user sent."""
+"""Logs and metrics for the operator of a running service; neither contains anything that a user sent."""

@@ -1,7 +1,6 @@
-"""Logs: one JSON object a line, with fields from a list. What a user sent has no field to stand in.
+"""Logs: one JSON object per line with fields from a fixed list, none of which can hold what a user sent.
 
-Records of other people's libraries may hold anything, so that of them only the logger, the level and the line of code
-are kept.
+Records of third-party libraries may contain anything, so only their logger, level and line of code are logged.
 """
 
 import logging
@@ -18,7 +17,7 @@ FIELDS: Final = frozenset(
         "status", "removed", "where",
     }
 )  # fmt: skip
-"""Every field that a line may have."""
+"""All fields that a line may have."""
 
 _OURS: Final = ("service", "model_training")
 

@@ -1,4 +1,4 @@
-"""Metrics in Prometheus's format: every name in one table.
+"""Metrics in Prometheus format.
 
 Labels hold names of routes, models, stages and states, never anything that a user sent.
 """
@@ -21,15 +21,15 @@ _CONFIDENCES: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.9
 class Metrics:
     """The metrics of one service.
 
-    | name | kind | labels | meaning |
+    | name | type | labels | meaning |
     |---|---|---|---|
     | `calibrant_requests_total` | counter | method, route, status | requests answered |
-    | `calibrant_request_seconds` | histogram | method, route | time until the answer began |
-    | `calibrant_jobs_finished_total` | counter | model, state | jobs by how they ended |
+    | `calibrant_request_seconds` | histogram | method, route | time until the response starts |
+    | `calibrant_jobs_finished_total` | counter | model, state | finished jobs by final state |
     | `calibrant_jobs` | gauge | state | jobs that wait or run at the moment |
     | `calibrant_stage_seconds` | histogram | model, stage | time of each stage of a succeeded case |
-    | `calibrant_foreground_confidence` | histogram | model | mean confidence over the foreground, a case each |
-    | `calibrant_statements_withdrawn_total` | counter | model | cases unlike those of the model's card |
+    | `calibrant_foreground_confidence` | histogram | model | mean confidence over the foreground, one value per case |
+    | `calibrant_statements_withdrawn_total` | counter | model | cases unlike the population of the model's card |
     """
 
     def __init__(self) -> None:
@@ -51,20 +51,20 @@ class Metrics:
         self._withdrawn = Counter("calibrant_statements_withdrawn_total", "Statements withdrawn.", ["model"], **given)
 
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
+        """Count an answered request."""
         self._requests.labels(method, route, str(status)).inc()
         self._request_seconds.labels(method, route).observe(seconds)
 
     def case_succeeded(
         self, model: str, seconds: Mapping[Stage, float], confidence: float | None, *, withdrawn: bool
     ) -> None:
-        """Count a case.
+        """Count a case that succeeded.
 
         Args:
             model: name of the model, without its hash.
-            seconds: of each stage.
-            confidence: mean over the foreground; None without one.
-            withdrawn: whether the case was unlike those of the card.
+            seconds: duration of each stage.
+            confidence: mean over the foreground; None without foreground.
+            withdrawn: whether the statement was withdrawn.
         """
         self._finished.labels(model, "succeeded").inc()
         for stage, spent in seconds.items():
@@ -79,10 +79,10 @@ class Metrics:
         self._finished.labels(model, state).inc()
 
     def text(self, jobs: Mapping[State, int]) -> bytes:
-        """Return all metrics.
+        """Return all metrics in Prometheus format.
 
         Args:
-            jobs: how many jobs are in each state at the moment.
+            jobs: number of jobs in each state at the moment.
         """
         for state, number in jobs.items():
             self._jobs.labels(state).set(number)

@@ -1,1 +1,1 @@
-"""What a result is made of: the files in its folder, and how each is written and read."""
+"""The files of a result, and how each is written and read."""

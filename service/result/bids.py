@@ -48,7 +48,7 @@ def write_zip(result: Path, subject: str, out: Path, dicom: Sequence[Path] = ())
         result: its folder.
         subject: label that stands for the subject: letters and digits.
         out: file to write.
-        dicom: DICOM objects of the result, which BIDS is told to ignore.
+        dicom: DICOM objects of the result; `.bidsignore` lists them.
     """
     frame = read_frame(result)
     members = _members(result, frame, subject) | {f"{_DICOM}/{path.name}": path for path in dicom}

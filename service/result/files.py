@@ -1,4 +1,4 @@
-"""Every file in the folder of a result, and what can be made of those that are there."""
+"""Names of the files in a result's folder, and what can be derived from those that were kept."""
 
 from pathlib import Path
 from typing import Final
@@ -12,15 +12,15 @@ MASK: Final = "mask.nii.gz"
 CONFIDENCE: Final = "confidence.nii.gz"
 SUMMARY: Final = "summary.json"
 FRAME: Final = "frame.json"
-"""How the logits lie on the scan's grid (`service.result.frame`)."""
+"""Position of the logits on the scan's grid (`service.result.frame`)."""
 LOGITS: Final = "logits.npy.gz"
-"""Logits on the network's grid (`service.result.logits`); erased first by the retention policy."""
+"""Logits on the network's grid (`service.result.logits`); the retention policy erases them first."""
 SOURCE: Final = "source.json.gz"
 """Headers of a DICOM scan's series, for DICOM results. It names the patient and never leaves the service."""
 
 
 def offers_dicom(result: Path) -> bool:
-    """Return whether all that DICOM objects are made of was kept, except the logits of a parametric map."""
+    """Return whether every file that DICOM objects need was kept; a parametric map needs the logits, too."""
     return all((result / name).is_file() for name in (SOURCE, MASK, CONFIDENCE, SUMMARY))
 
 
@@ -30,14 +30,22 @@ def holds_series(result: Path) -> bool:
 
 
 def reject_without_series(result: Path) -> None:
-    """Raise NoSourceSeries if no DICOM object can be made of a result."""
+    """Refuse DICOM objects of a result whose scan was not a DICOM series.
+
+    Raises:
+        NoSourceSeries: there was no series.
+    """
     if not holds_series(result):
         msg = "The scan was no DICOM series, or one without a Study Instance UID, so that there is no patient, study or series that a DICOM result could belong to. Take NIfTI, or send the zip of a DICOM series."
         raise NoSourceSeries(msg)
 
 
 def reject_without_logits(result: Path) -> None:
-    """Raise ResultExpired if nothing can be computed from a result any more."""
+    """Refuse computations on a result whose logits are not kept.
+
+    Raises:
+        ResultExpired: there are no logits.
+    """
     if not (result / LOGITS).is_file():
         msg = (
             "The logits that this is computed from are not kept: the segmentation was made without `probabilities` among "

@@ -1,6 +1,6 @@
-"""`frame.json` of a result: all that is needed beside the logits to compute on the scan's grid again.
+"""`frame.json` of a result: everything besides the logits that later computations on the scan's grid need.
 
-The bundle may have gone by then, and the scan with it: neither is asked. No torch here: the API reads this file.
+By then bundle and scan may be gone, so neither is needed. The module imports no torch: the API reads this file.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from service.result.files import FRAME
 
 
 class PartFrame(Declaration):
-    """The place of one part on the scan's voxels."""
+    """Position of one located part on the scan's grid."""
 
     channels: list[int]
     """Class of the result for each output channel of the network."""
@@ -24,30 +24,30 @@ class PartFrame(Declaration):
 
 
 class Frame(Declaration):
-    """The place of a case in the scan's file, on the network's grid and in the patient."""
+    """Position of a case in the scan's file, on the network's grid and in the patient."""
 
     scan_shape: tuple[int, int, int]
-    """Voxels along i, j and k of the scan as it came."""
+    """Voxels along i, j and k in the scan's file."""
     orientation: list[tuple[int, int]]
-    """Network axis and flip (1 or -1) of each scan axis, as nibabel's orientations."""
+    """Network axis and flip (1 or -1) of each scan axis, as in nibabel's orientations."""
     oriented_shape: tuple[int, int, int]
     """The scan's shape in the network's axis order."""
     network_shape: tuple[int, int, int]
     """Voxels after resampling."""
     step: tuple[float, float, float]
-    """Voxels of the scan from one voxel of the network to the next, along the network's axes."""
+    """Scan voxels per network voxel, along the network's axes."""
     affine: list[list[float]]
     """(4, 4): voxel index (i, j, k, 1) of the scan to RAS millimetres."""
     header: str
     """NIfTI header of the scan without its free text, in hexadecimal."""
     config: ServiceConfig
-    """`service.json` of the bundle: labels, colours, codes and temperatures; of located parts, with the labels of each."""
+    """`service.json` of the bundle: labels, colours, codes and temperatures; for located parts, the labels of all parts."""
     parts: tuple[PartFrame, ...] = ()
-    """Where a locator found the anatomy; empty where the network saw the scan as it is."""
+    """Parts that a locator found; empty if the network saw the whole scan."""
 
     @property
     def scan_header(self) -> bytes:
-        """The header that every image of this result repeats."""
+        """The NIfTI header that every image of this result repeats."""
         return bytes.fromhex(self.header)
 
     @property
@@ -57,7 +57,7 @@ class Frame(Declaration):
 
     @property
     def values(self) -> list[int]:
-        """Label value of each output channel."""
+        """Label value of each class, background first."""
         return [label.value for label in self.config.labels]
 
 

@@ -1,7 +1,7 @@
-"""Logits on the network's grid <-> the file from which probabilities and uncertainty are computed later.
+"""Read and write the logits on the network's grid, from which probabilities and uncertainty are computed later.
 
-The bytes of the float16 numbers lie apart: signs, exponents and first digits repeat and compress well, the last digits
-are noise that would hide it (docs/decisions/0014-logits-are-stored-byte-by-byte.md).
+The high and the low bytes of the float16 values are stored apart: high bytes (sign, exponent, first digits) repeat and
+compress well, low bytes are noise (docs/decisions/0014-logits-are-stored-byte-by-byte.md).
 """
 
 import io
@@ -16,7 +16,7 @@ from isal import igzip, isal_zlib
 from service.result.files import LOGITS
 
 GZIP_LEVEL: Final = 1
-"""Of isal's 0 to 3. Higher ones take longer and save next to nothing here."""
+"""isal's levels are 0 to 3; higher ones take longer and save almost nothing here."""
 
 GZIP_WINDOW: Final = 31
 """zlib's wbits for gzip: its largest window, and a header without a time."""
@@ -25,9 +25,9 @@ _PIECE: Final = 1 << 20
 
 
 def encode_logits(logits: npt.NDArray[np.float16]) -> Iterator[bytes]:
-    """Yield the gzipped .npy of the logits in pieces: of 16 classes even the compressed whole takes some hundred megabytes.
+    """Yield the gzipped .npy of the logits in pieces: for 16 classes even the compressed file has some hundred megabytes.
 
-    It holds (..., 2, D, H, W) uint8: of each channel the more significant bytes, then the others.
+    It holds (..., 2, D, H, W) uint8: for each channel the high bytes, then the low bytes.
 
     Args:
         logits: (..., D, H, W).
@@ -45,7 +45,10 @@ def encode_logits(logits: npt.NDArray[np.float16]) -> Iterator[bytes]:
 
 
 def read_logits(result: Path) -> npt.NDArray[np.float16]:
-    """Return the logits that a result keeps, (C, D, H, W) on the network's grid, or (parts, C, D, H, W).
+    """Return the stored logits of a result, (C, D, H, W) float16 on the network's grid, or (parts, C, D, H, W).
+
+    Args:
+        result: its folder.
 
     Raises:
         ValueError: the file is damaged.
@@ -65,11 +68,11 @@ def read_logits(result: Path) -> npt.NDArray[np.float16]:
 
 
 def _read(file: igzip.IGzipFile, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    found = np.empty(shape, np.uint8)
-    into, filled = found.reshape(-1).data, 0
-    while got := file.readinto(into[filled : filled + _PIECE]):
+    values = np.empty(shape, np.uint8)
+    buffer, filled = values.reshape(-1).data, 0
+    while got := file.readinto(buffer[filled : filled + _PIECE]):
         filled += got
-    if filled < found.size:
+    if filled < values.size:
         msg = f"{LOGITS} ends before its last voxel"
         raise ValueError(msg)
-    return found
+    return values

@@ -1,7 +1,7 @@
-"""Mask, confidence and summary -> the bytes of the files that a caller receives.
+"""Mask and maps -> NIfTI files with the header of the scan.
 
-NIfTI: the header of the scan is repeated field by field, so shape, affine, and the codes and values of qform and sform
-are those of the input to the last bit. Only what describes the voxels, and free text, is replaced.
+The scan's header is repeated field by field: shape, affine, and codes and values of qform and sform equal the input's
+to the last bit. Only the fields that describe the voxels, and free text, are replaced.
 """
 
 import math
@@ -15,26 +15,26 @@ from isal import igzip
 from service import __version__
 
 Content = Literal["probabilities", "uncertainty", "confidence"]
-"""What a map shows: p of each class, entropy of p over ln C, or the largest p."""
+"""Content of a map: p of each class, entropy of p divided by ln C, or the largest p."""
 
 VoxelType = Literal["uint8", "uint16", "float32"]
-"""How a number in [0, 1] is stored: as it is, or as an integer with a slope of 1 over the largest one."""
+"""Storage of a value in [0, 1]: as float, or as an integer whose scl_slope is 1 over the largest integer."""
 
 SLOPES: Final[dict[VoxelType, np.float32]] = {
     "uint8": np.nextafter(np.float32(1 / 255), np.float32(0)),
     "uint16": np.nextafter(np.float32(1 / 65535), np.float32(0)),
     "float32": np.float32(1),
 }
-"""scl_slope of a map: the float32 below 1/255 (1/65535), so that the largest code never reads as more than 1."""
+"""scl_slope of a map: the float32 just below 1/255 (1/65535), so that the largest integer never reads as more than 1."""
 
 _GZIP_LEVEL: Final = 1
-"""Of isal's 0 to 3. Higher ones take longer and save next to nothing here."""
+"""isal's levels are 0 to 3; higher ones take longer and save almost nothing here."""
 
 _FREE_TEXT = ("descrip", "aux_file", "db_name", "intent_name", "data_type", "unused_str")
 
 
 def encode_mask(mask: npt.NDArray[np.uint8], scan_header: bytes) -> bytes:
-    """Return the mask as .nii.gz, uint8, with the NIfTI intent code 1002 (label), without which viewers draw no contour.
+    """Return the mask as .nii.gz, uint8. Its intent code is 1002 (label): without it viewers draw no contours.
 
     Args:
         mask: (D, H, W) label values on the scan's grid.
@@ -46,7 +46,7 @@ def encode_mask(mask: npt.NDArray[np.uint8], scan_header: bytes) -> bytes:
 
 
 def encode_confidence(confidence: npt.NDArray[np.float32], scan_header: bytes, classes: int) -> bytes:
-    """Return the confidence as .nii.gz, uint8 with a slope of 1/255: readers see values in [1/C, 1], within 1/255.
+    """Return the confidence as .nii.gz, uint8 with a slope of 1/255: readers see values in [1/C, 1], exact to 1/255.
 
     Args:
         confidence: (D, H, W) in [1/C, 1] on the scan's grid.
@@ -54,7 +54,7 @@ def encode_confidence(confidence: npt.NDArray[np.float32], scan_header: bytes, c
         classes: C, background included.
     """
     codes = np.empty(confidence.shape, np.uint8, order="F")
-    # Slice by slice: no further copies of the whole as float32.
+    # Slice by slice, to avoid float32 copies of the whole volume.
     for plane, values in zip(np.moveaxis(codes, -1, 0), np.moveaxis(confidence, -1, 0), strict=True):
         plane[...] = to_codes(values, "uint8", least=1 / classes)
     return _gzip(map_header(scan_header, "uint8") + codes.tobytes(order="F"))
@@ -63,12 +63,12 @@ def encode_confidence(confidence: npt.NDArray[np.float32], scan_header: bytes, c
 def to_codes(
     values: npt.NDArray[np.float32], voxel_type: VoxelType, *, least: float = 0.0
 ) -> npt.NDArray[np.uint8 | np.uint16 | np.float32]:
-    """Return numbers of [least, 1] as a file stores them; what readers see stays in [least, 1], within a step.
+    """Quantise values of [least, 1] for storage; after scl_slope they are in [least, 1], exact to one step.
 
     Args:
-        values: any shape; rounding may have put them a last digit outside.
+        values: any shape; rounding errors may have moved them slightly outside.
         voxel_type: of the file.
-        least: nothing below it is written, except that float32 is kept as it is.
+        least: lower bound of the stored integers; float32 values are stored unchanged.
     """
     if voxel_type == "float32":
         return values.astype(np.float32, copy=False)
@@ -78,12 +78,12 @@ def to_codes(
 
 
 def map_header(scan_header: bytes, voxel_type: VoxelType, volumes: int = 1) -> bytes:
-    """Return all that a .nii of numbers in [0, 1] holds before its voxels; its intent code is 1001 (estimate).
+    """Return everything before the voxels of a .nii with values in [0, 1]; its intent code is 1001 (estimate).
 
     Args:
         scan_header: header of the scan.
         voxel_type: of the voxels, which are little-endian.
-        volumes: images along the fourth axis.
+        volumes: length of the fourth axis.
     """
     header = _header_like(scan_header, "estimate", voxel_type)
     header["scl_slope"], header["scl_inter"], header["cal_max"] = SLOPES[voxel_type], 0, 1
@@ -93,13 +93,13 @@ def map_header(scan_header: bytes, voxel_type: VoxelType, volumes: int = 1) -> b
 
 
 def without_free_text(scan_header: bytes) -> bytes:
-    """Return the header of a scan, little-endian, without what may name a patient."""
+    """Return the header of a scan, little-endian, without the free-text fields that may name a patient."""
     header = _scan_header(scan_header)
     return bytes(header.binaryblock)
 
 
 def encode_source(source: str) -> bytes:
-    """Return what is kept of a DICOM series' headers, packed."""
+    """Return the kept headers of a DICOM series, gzipped."""
     return _gzip(source.encode())
 
 

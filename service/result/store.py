@@ -1,4 +1,4 @@
-"""Files of a result -> a folder, durably; the result's own description comes last."""
+"""Write the files of a result durably into a folder; `result.json`, which describes them, comes last."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -13,17 +13,17 @@ from service.storage.durable import sync_file, sync_folder, write_durably
 
 
 class Store:
-    """Writes files into a folder; a large one may begin early, beside what is computed meanwhile."""
+    """Writes files into a folder; a large file can be started early and is written while computation goes on."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin without a file.
+        """Start without files.
 
         Args:
-            folder: that is to hold them.
+            folder: for the files; it exists.
         """
         self._folder = folder
-        self._beside = ThreadPoolExecutor(1, "calibrant-store")
-        self._begun: dict[str, Future[str]] = {}
+        self._writer = ThreadPoolExecutor(1, "calibrant-store")
+        self._started: dict[str, Future[str]] = {}
 
     def __enter__(self) -> Self:
         """Return this."""
@@ -32,34 +32,34 @@ class Store:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        """Wait for what was begun: nobody writes into the folder afterwards."""
-        self._beside.shutdown(cancel_futures=True)
+        """Wait for files that were started: afterwards nothing writes into the folder."""
+        self._writer.shutdown(cancel_futures=True)
 
     def begin(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Write a file in a thread, whose pieces are made there, too."""
-        self._begun[name] = self._beside.submit(self._write_through, name, pieces)
+        """Start writing a file in a thread, which also iterates over its pieces."""
+        self._started[name] = self._writer.submit(self._write_through, name, pieces)
 
     def finish(self, files: Mapping[str, Iterable[bytes]]) -> dict[str, str]:
-        """Write the other files, flush all of them and then their folder, and return each one's SHA-256 by name.
+        """Write the other files, flush all files and their folder, and return the SHA-256 of each file by name.
 
         Args:
-            files: pieces of each, by name.
+            files: pieces of each file, by name.
 
         Raises:
-            OSError: one could not be written, those that were begun among them.
+            OSError: a file could not be written, whether here or started before.
         """
         hashes = {name: self._write(name, pieces) for name, pieces in files.items()}
-        hashes |= {name: begun.result() for name, begun in self._begun.items()}
-        # One after the other would make the disk wait for itself: what is flushed first mostly takes the rest along.
+        hashes |= {name: started.result() for name, started in self._started.items()}
+        # All are written before the first is flushed: one flush usually takes the other files along.
         for name in files:
             sync_file(self._folder / name)
         sync_folder(self._folder)
         return hashes
 
     def _write_through(self, name: str, pieces: Iterable[bytes]) -> str:
-        found = self._write(name, pieces)
+        digest = self._write(name, pieces)
         sync_file(self._folder / name)
-        return found
+        return digest
 
     def _write(self, name: str, pieces: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
@@ -71,5 +71,5 @@ class Store:
 
 
 def complete(folder: Path, result: CaseResult) -> None:
-    """Write `result.json`: from here on the folder holds a result."""
+    """Write `result.json`, which makes the folder a complete result."""
     write_durably(folder / RESULT, result.model_dump_json(indent=2).encode())

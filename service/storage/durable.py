@@ -1,18 +1,18 @@
-"""Bytes that are on the disk, not only in its cache, before anybody says that they exist."""
+"""Durable writes: bytes are on the disk, not just in a cache, before the function returns."""
 
 import os
 from pathlib import Path
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file, flush it to the disk, then flush the entry in its folder."""
+    """Write a file, flush it to the disk, then flush its entry in the folder."""
     path.write_bytes(content)
     sync_file(path)
     sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file's bytes to the disk, without the entry in its folder."""
+    """Flush a file's bytes to the disk, but not its entry in the folder."""
     _sync(path, os.O_RDONLY)
 
 

@@ -1,7 +1,7 @@
-"""API keys and their owners in one JSON file that holds no key, only hashes; `calibrant keys` writes it.
+"""API keys and their owners, in one JSON file that holds only hashes of the keys; `calibrant keys` writes it.
 
-A key reads ``cal_<id>_<secret>``: the id finds the entry, the secret's SHA-256 is compared in constant time. Secrets
-have 256 random bits, so that a slow hash would protect nothing more.
+A key reads ``cal_<id>_<secret>``: the id selects the entry, the secret's SHA-256 is compared in constant time. Secrets
+have 256 random bits, so a slow password hash would add no protection.
 """
 
 import datetime as dt
@@ -21,19 +21,19 @@ from service.storage.durable import write_durably
 log = structlog.get_logger(__name__)
 
 LOCAL: Final = "local"
-"""Owner of everything where no keys are in use."""
+"""Owner of everything if no keys are in use."""
 
 OwnerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who made a request.
+    """The owner of a request.
 
     Args:
         name: lower-case letters, digits and hyphens; also the name of a folder.
         admin: may load and unload models.
-        key: id of the key, where keys are in use.
+        key: id of the key; empty if no keys are in use.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Key(BaseModel):
     owner: OwnerName
     admin: bool = False
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of the secret."""
+    """Hash of the secret."""
     created: dt.date
 
 
@@ -61,13 +61,13 @@ class _File(BaseModel):
 
 
 class Keys:
-    """The keys of a file, read again whenever it changes."""
+    """The keys of a file, which is read again whenever it changes."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
 
         Raises:
-            SettingsError: it is not there, or no file of keys.
+            SettingsError: the file is missing or is not a file of keys.
         """
         self._path = path
         self._read_at = (0, 0, 0)
@@ -75,17 +75,17 @@ class Keys:
         self._refresh()
 
     def owner_of(self, presented: str) -> Owner | None:
-        """Return whose key it is, or None; nobody's while the file cannot be read."""
+        """Return the owner of a key, or None if it is not valid; no key is valid while the file cannot be read."""
         self._try_to_refresh()
         parts = presented.split("_", 2)
         identifier, secret = (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "cal" else ("", "")  # noqa: PLR2004 - cal, id, secret
         key = self._keys.get(identifier)
-        known = key.sha256 if key else hashlib.sha256(b"").hexdigest()
-        same = hmac.compare_digest(_hash(secret), known)
+        expected = key.sha256 if key else hashlib.sha256(b"").hexdigest()
+        same = hmac.compare_digest(_hash(secret), expected)
         return Owner(key.owner, key.admin, key.id) if key and same else None
 
     def holds(self, identifier: str) -> bool:
-        """Return whether a key is still there."""
+        """Return whether the file still has a key."""
         self._try_to_refresh()
         return identifier in self._keys
 
@@ -94,26 +94,26 @@ class Keys:
             self._refresh()
         except SettingsError:
             self._keys, self._read_at = {}, (0, 0, 0)
-            log.error("the file of keys cannot be used, so nobody is let in")  # noqa: TRY400 - the path is no caller's business
+            log.error("the file of keys cannot be used, so nobody is let in")  # noqa: TRY400 - the traceback would log the path
 
     def _refresh(self) -> None:
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError as error:
             msg = f"The file of keys, {self._path}, cannot be read ({error.strerror}). calibrant keys add OWNER makes one."
             raise SettingsError(msg) from error
-        # Two changes may come within one tick of the file system's clock.
-        changed = found.st_mtime_ns, found.st_ino, found.st_size
-        if changed != self._read_at:
+        # Inode and size, too: two changes may fall into one tick of the file system's clock.
+        version = status.st_mtime_ns, status.st_ino, status.st_size
+        if version != self._read_at:
             self._keys = {key.id: key for key in read_keys(self._path)}
-            self._read_at = changed
+            self._read_at = version
 
 
 def read_keys(path: Path) -> list[Key]:
-    """Return the entries of a file; none if there is no file.
+    """Return the entries of a file; none if the file does not exist.
 
     Raises:
-        SettingsError: no file of keys.
+        SettingsError: it is not a file of keys.
     """
     if not path.exists():
         return []
@@ -125,10 +125,12 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def add_key(path: Path, owner: str, *, admin: bool) -> str:
-    """Add a key to the file, which is made if missing, readable for its user alone; return the key, shown this once.
+    """Add a key to the file and return it; it cannot be shown again.
+
+    The file is created if missing, readable by its user alone.
 
     Raises:
-        SettingsError: the owner's name cannot be used, or the file is no file of keys or cannot be written.
+        SettingsError: the owner's name cannot be used, or the file is not a file of keys or cannot be written.
     """
     keys = read_keys(path)
     identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
@@ -154,7 +156,7 @@ def _write(path: Path, keys: list[Key]) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)  # one that a crash left may be readable for others
+        part.unlink(missing_ok=True)  # a leftover of a crash may be readable by others
         part.touch(mode=0o600)
         write_durably(part, (_File(keys=keys).model_dump_json(indent=2) + "\n").encode())
         part.replace(path)

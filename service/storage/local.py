@@ -1,18 +1,19 @@
 """The state directory on a local disk: scans by content, attempts in progress, published results, the job database.
 
-    scans/<owner>/<sha256>  what was uploaded, complete and flushed to the disk
-    work/<job>/<attempt>/   what one attempt has written so far; worthless after a crash
+    scans/<owner>/<sha256>  uploaded scans, complete and flushed to the disk
+    work/<job>/<attempt>/   files of one attempt in progress; worthless after a crash
     results/<job>/          the one published result of a job
     incoming/               uploads in progress; worthless after a crash
-    dicom/<job>/            objects on their way to a PACS, and the ledger of what has arrived there
-    changes/<pacs>          how far the changes of an Orthanc were followed
-    changes/<pacs>.hints/   series that its scripts have told of and that were not looked up yet
-    received/               what `calibrant receive` was sent and no job has taken yet
-    jobs.sqlite             owned by DBOS, unless its database is a PostgreSQL server's
-    identity                the name that this directory has in such a database
+    dicom/<job>/            objects on their way to a PACS, and the ledger of those that have arrived
+    changes/<pacs>          position in the change log of an Orthanc
+    changes/<pacs>.hints/   series announced by its scripts and not yet looked up
+    received/               series that `calibrant receive` has accepted and no job has taken yet
+    jobs.sqlite             owned by DBOS, unless its database is on a PostgreSQL server
+    identity                the name of this directory in such a database
     unloaded.json           names of the models that are out of service
 
-A result appears by renaming a whole attempt, so it is never torn; the second attempt to arrive finds the name taken.
+A result is published by renaming the folder of a whole attempt, so it is never incomplete. A second attempt that
+finishes later finds the name taken.
 """
 
 import errno
@@ -35,7 +36,7 @@ from service.schemas import Scan
 from service.storage.durable import sync_folder, write_durably
 
 RESULT: Final = "result.json"
-"""The file of a result that is written last: a folder without it holds none."""
+"""The file of a result that is written last: a folder without it is not a result."""
 
 _UNLOADED: Final = "unloaded.json"
 _IDENTITY: Final = "identity"
@@ -49,10 +50,10 @@ class StateDirectory:
 
     @classmethod
     def open(cls, root: Path) -> "StateDirectory":
-        """Create what is missing, take the directory for this process alone and sweep what a crash left behind.
+        """Create missing folders, lock the directory for this process and remove the leftovers of a crash.
 
         Raises:
-            SettingsError: another service uses the directory.
+            SettingsError: another service holds the directory.
         """
         state = cls(root)
         folders = (state.scans, state.work, state.results, state.incoming, state.dicom, state.changes, state.received)
@@ -78,7 +79,7 @@ class StateDirectory:
 
     @property
     def work(self) -> Path:
-        """Folder of the attempts."""
+        """Folder of the attempts in progress."""
         return self.root / "work"
 
     @property
@@ -93,27 +94,27 @@ class StateDirectory:
 
     @property
     def dicom(self) -> Path:
-        """Folder of the objects on their way to a PACS."""
+        """Folder of the DICOM objects on their way to a PACS."""
         return self.root / "dicom"
 
     @property
     def changes(self) -> Path:
-        """Folder of the positions in the changes of each Orthanc."""
+        """Folder of the positions in each Orthanc's change log."""
         return self.root / "changes"
 
     @property
     def received(self) -> Path:
-        """Folder of the series that were received and that no job has taken yet."""
+        """Folder of the received series that no job has taken yet."""
         return self.root / "received"
 
     @property
     def database(self) -> Path:
-        """The SQLite file of the jobs."""
+        """The SQLite file of the job database."""
         return self.root / "jobs.sqlite"
 
     @property
     def identity(self) -> str:
-        """A name that no other state directory has; a copy keeps it."""
+        """A unique name of this state directory, created at first use; a copy of the directory keeps it."""
         if not self.is_named:
             draft = self.incoming / _IDENTITY
             write_durably(draft, uuid.uuid4().hex.encode())
@@ -127,37 +128,37 @@ class StateDirectory:
         return (self.root / _IDENTITY).exists()
 
     def forget_name(self) -> None:
-        """Let the directory have another name from now on."""
+        """Drop the name; the next use of `identity` creates another."""
         (self.root / _IDENTITY).unlink(missing_ok=True)
         sync_folder(self.root)
 
     @property
     def holds_cases(self) -> bool:
-        """Whether any scan or result lies here."""
+        """Whether there is any scan or result."""
         return any(self.scans.glob("*/*")) or any(self.results.iterdir())
 
     @property
     def unloaded(self) -> frozenset[str]:
-        """Names of the models that an administrator has taken out of service; it outlives a restart."""
+        """Names of the models that an administrator has taken out of service; restarts keep them."""
         path = self.root / _UNLOADED
         return frozenset(json.loads(path.read_bytes())) if path.exists() else frozenset()
 
     def remember_unloaded(self, names: Collection[str]) -> None:
-        """Keep the names of the models that are not to be served."""
+        """Store the names of the models that are out of service."""
         draft = self.incoming / _UNLOADED
         write_durably(draft, json.dumps(sorted(names)).encode())
         draft.rename(self.root / _UNLOADED)
         sync_folder(self.root)
 
     def scan(self, owner: str, sha256: str) -> Path:
-        """Return where an owner's scan of this hash lies."""
+        """Return the path of an owner's scan with this hash."""
         return self.scans / owner / sha256
 
     def find_scan(self, owner: str, sha256: str) -> Scan:
         """Return an owner's scan.
 
         Raises:
-            ScanNotFound: the owner has none of this id.
+            ScanNotFound: the owner has no scan with this id.
         """
         if re.fullmatch(r"[0-9a-f]{64}", sha256) and self.scan(owner, sha256).is_file():
             return Scan(id=sha256, bytes=self.scan(owner, sha256).stat().st_size)
@@ -169,18 +170,18 @@ class StateDirectory:
         self.scan(owner, sha256).unlink(missing_ok=True)
 
     def forget_job(self, job: str) -> None:
-        """Erase a job's result and whatever attempts have left."""
+        """Erase a job's result and the leftovers of its attempts."""
         self.clear_attempts(job)
         shutil.rmtree(self.results / job, ignore_errors=True)
 
     def begin_attempt(self, job: str) -> Path:
-        """Return a fresh folder for one attempt at a job; no other attempt ever writes there."""
+        """Create and return a new folder for one attempt at a job; no other attempt writes there."""
         folder = self.work / job / uuid.uuid4().hex
         folder.mkdir(parents=True)
         return folder
 
     def publish(self, job: str, attempt: Path) -> None:
-        """Make a complete attempt the job's result; if another attempt came first, that one stands."""
+        """Publish a complete attempt as the job's result, unless another attempt has been published before."""
         try:
             attempt.rename(self.results / job)
         except OSError as error:
@@ -191,17 +192,17 @@ class StateDirectory:
         self.clear_attempts(job)
 
     def clear_attempts(self, job: str) -> None:
-        """Remove what attempts at a job have left."""
+        """Remove the folders of all attempts at a job."""
         shutil.rmtree(self.work / job, ignore_errors=True)
 
     def result(self, job: str) -> Path | None:
-        """Return the folder of a job's published result, or None."""
+        """Return the folder of a job's published result, None if it has none."""
         folder = self.results / job
         return folder if (folder / RESULT).is_file() else None
 
 
 class Upload:
-    """One body on its way to `scans/`; a context manager that leaves nothing behind unless `keep` was called."""
+    """An upload on its way to `scans/`; a context manager that removes the file unless `keep` was called."""
 
     def __init__(self, state: StateDirectory, owner: str) -> None:
         self._state = state
@@ -216,12 +217,12 @@ class Upload:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # what a full disk refused is refused once more on closing
+        with suppress(OSError):  # on a full disk, closing fails again
             self._file.close()
         self.path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> int:
-        """Append a piece of the body and return its length, as files do.
+        """Append a chunk of the body and return its length, as files do.
 
         Raises:
             StorageFull: no space is left.
@@ -233,7 +234,7 @@ class Upload:
             raise _storage_error(error) from error
 
     def flush(self) -> None:
-        """Bring every byte to the disk, so that the file can be checked and kept.
+        """Flush all bytes to the disk, so that the file can be checked and kept.
 
         Raises:
             StorageFull: no space is left.
@@ -245,7 +246,7 @@ class Upload:
             raise _storage_error(error) from error
 
     def keep(self) -> str:
-        """Move the flushed body to its place and return its SHA-256."""
+        """Move the flushed file to its place in `scans/` and return its SHA-256."""
         sha256 = self._digest.hexdigest()
         scan = self._state.scan(self._owner, sha256)
         if not scan.parent.exists():

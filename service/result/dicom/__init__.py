@@ -1,1 +1,1 @@
-"""DICOM objects of a result: segmentation, structured report, parametric map, picture, PDF."""
+"""The DICOM objects of a result: segmentation, structured report, parametric map, picture, PDF."""

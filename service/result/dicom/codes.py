@@ -1,7 +1,7 @@
-"""Concepts of DICOM results: those of the standard where it has one, ours where it has none.
+"""Coded concepts of DICOM results: the standard's where it has one, private ones elsewhere.
 
-Ours stand below the private designator 99CALIBRANT (PS3.16 section 8.2: it begins with 99). The table is frozen: a
-value is never given another meaning and never reused. `docs/dicom.md` repeats it, and a test compares.
+Private codes have the designator 99CALIBRANT (PS3.16 section 8.2: private designators begin with 99). Their table is
+frozen: no code ever changes its meaning or is reused. `docs/dicom.md` repeats it, and a test compares the two.
 """
 
 from typing import Final
@@ -42,7 +42,7 @@ def _own(value: str) -> Code:
 
 
 PRIVATE: Final = tuple(_own(value) for value in _MEANINGS)
-"""Every code of ours."""
+"""All private codes."""
 
 MEAN_CONFIDENCE: Final = _own("C01")
 P5_CONFIDENCE: Final = _own("C02")
@@ -60,14 +60,14 @@ CONFIDENCE_BANDS: Final = (_own("C15"), _own("C16"), _own("C17"))
 IMAGE_LEVEL: Final = _own("C18")
 
 STATUSES: Final = {"holds": _own("C09"), "withdrawn": _own("C10")}
-"""By the status of the summary's statement."""
+"""Code of each status of the summary's statement."""
 
 SCHEME: Final = CodingSchemeIdentificationItem(
     designator=DESIGNATOR,
     name="Codes of Calibrant, docs/dicom.md",
     responsible_organization="Calibrant",
 )
-"""Who answers for the designator (PS3.3 C.12.1.1.1)."""
+"""Identification of the private coding scheme (PS3.3 C.12.1.1.1)."""
 
 _PROCEDURES: Final = {
     "CT": codes.cid100.CTUnspecifiedBodyRegion,
@@ -79,33 +79,33 @@ _LESIONS: Final = tuple(getattr(codes.cid7159, name) for name in codes.cid7159.d
 
 
 def procedure_of(modality: str) -> Code:
-    """Return what was done, as far as the modality says it (PS3.16 CID 100)."""
+    """Return the imaging procedure of a modality (PS3.16 CID 100)."""
     return _PROCEDURES.get(modality, codes.cid100.ImagingProcedure)
 
 
 def type_of(label: Label) -> Code:
-    """Return the segmented property type of a label; that of one without a code is tissue."""
+    """Return the segmented property type of a label; tissue for a label without a code."""
     return codes.SCT.Tissue if label.code is None else _of_standard(label.code)
 
 
 def category_of(label: Label) -> Code:
-    """Return the segmented property category (PS3.16 CID 7150): lesions are those of CID 7159."""
-    kind = type_of(label)
-    if kind == codes.SCT.Tissue:
+    """Return the segmented property category of a label (PS3.16 CID 7150); lesions are the types of CID 7159."""
+    property_type = type_of(label)
+    if property_type == codes.SCT.Tissue:
         return codes.cid7150.Tissue
-    lesion = kind in _LESIONS
+    lesion = property_type in _LESIONS
     return codes.cid7150.MorphologicallyAbnormalStructure if lesion else codes.cid7150.AnatomicalStructure
 
 
 def modifiers_of(label: Label) -> tuple[Code | None, list[Code]]:
-    """Return a label's laterality (PS3.16 CID 244), if it has one, and its other modifiers."""
-    modifiers = [_of_standard(each) for each in label.modifiers]
-    sides = [each for each in modifiers if each in _LATERALITY]
-    return sides[0] if sides else None, [each for each in modifiers if each not in _LATERALITY]
+    """Return a label's laterality (PS3.16 CID 244), None without one, and its other modifiers."""
+    modifiers = [_of_standard(modifier) for modifier in label.modifiers]
+    sides = [modifier for modifier in modifiers if modifier in _LATERALITY]
+    return sides[0] if sides else None, [modifier for modifier in modifiers if modifier not in _LATERALITY]
 
 
 def _of_standard(code: BundleCode) -> Code:
-    """Return a bundle's code with a meaning of the standard's dictionary: the bundle's own if that is one of them."""
+    """Return a bundle's code with a meaning from the standard's dictionary, preferably the bundle's own meaning."""
     meanings = _MEANINGS_OF_SNOMED.get(code.value, ()) if code.scheme == _SNOMED else ()
     meaning = code.meaning if code.meaning in meanings or not meanings else meanings[0]
     return Code(code.value, code.scheme, meaning)

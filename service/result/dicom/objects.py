@@ -1,4 +1,4 @@
-"""Kinds of DICOM results -> their files, one Part-10 file (PS3.10) each."""
+"""The table of DICOM objects that can be made of a result; each is written as a Part-10 file (PS3.10)."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -22,16 +22,16 @@ MAKERS: Final[Mapping[DicomObject, Callable[[Outcome], SOPClass]]] = {
     "labelmap": make_label_map,
     "pdf": make_document,
 }
-"""What makes each kind of object."""
+"""The function that makes each object."""
 
 
 def write_objects(outcome: Outcome, folder: Path, kinds: Collection[DicomObject]) -> None:
-    """Write objects as `<kind>.dcm`; equal outcomes give equal bytes.
+    """Write objects as `<object>.dcm`; equal outcomes give equal bytes.
 
     Args:
-        outcome: what they show.
-        folder: where they are written.
-        kinds: which.
+        outcome: the result that they show.
+        folder: for the files.
+        kinds: which objects.
     """
     for dicom_object in kinds:
         MAKERS[dicom_object](outcome).save_as(folder / f"{dicom_object}.dcm", enforce_file_format=True)

@@ -1,7 +1,7 @@
-"""What every DICOM result is made from, and what all of them have in common: identity, equipment, UIDs, dates.
+"""The input of every DICOM object of a result, and what all objects share: identity, equipment, UIDs, dates.
 
-UIDs follow from what an object shows, so that the same result gets the same ones and a changed one others: a PACS
-keeps the first object of a UID, whatever comes later.
+UIDs are derived from the content: the same result always gets the same UIDs and a changed one gets others, because a
+PACS keeps the first object that it receives under a UID.
 """
 
 import datetime as dt
@@ -35,12 +35,12 @@ SERIES: Final[Mapping[DicomObject, tuple[int, str]]] = {
     "labelmap": (9006, "Label map"),
     "pdf": (9007, "Summary as PDF"),
 }
-"""Series Number and the beginning of the Series Description of each object."""
+"""Series Number and start of the Series Description of each object."""
 
 MANUFACTURER: Final = "Calibrant"
 
 _OF_A_BODY_PART: Final = ("sc", "pm")
-"""What has no meaning of its own that would say which side it is of."""
+"""Objects without a coded structure that would state the body part and its side."""
 
 _NOTE: Final = "by AI, research use only"
 _REPLACES: Final = "; replaces earlier one"
@@ -50,7 +50,7 @@ _CHARACTER_SET: Final = "ISO_IR 192"
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What computed a result.
+    """The model that computed a result.
 
     Args:
         name: of the bundle.
@@ -68,13 +68,13 @@ class ModelIdentity:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The hashes that name this very model, as parameters of its algorithm."""
+        """The hashes that identify the model, as parameters of its algorithm."""
         return {"bundle": self.bundle_sha256, "weights": self.weights_sha256, "card": self.card_sha256}
 
 
 @dataclass(frozen=True)
 class StructureEstimate:
-    """What a card lets one say about a structure without a reference; None where it says nothing.
+    """Estimates of a structure that follow from a card without a reference; None where the card gives none.
 
     Args:
         dice: estimated Dice coefficient, in [0, 1].
@@ -95,12 +95,12 @@ class Outcome:
         source: the series.
         labels: of the structures, without the background; segment n is the n-th.
         mask_KRC: (slices, rows, columns) uint8 label values, in the order of the source's slices.
-        confidence_KRC: the same shape, uint8 or uint16: probability of the mask's label over the type's largest number.
+        confidence_KRC: the same shape, uint8 or uint16: probability of the mask's label, scaled to the type's maximum.
         summary: of the image.
-        model: what computed it.
-        created: when.
-        content: SHA-256 of what is shown.
-        supersedes: the report of an earlier result that this one replaces, e.g. because slices came late.
+        model: that computed it.
+        created: date and time of the result.
+        content: SHA-256 over the files that the objects show.
+        supersedes: the report of an earlier result that this one replaces, e.g. because slices arrived late.
         estimates: by label value; no bundle offers any so far.
     """
 
@@ -117,19 +117,19 @@ class Outcome:
 
     @cached_property
     def images(self) -> list[Dataset]:
-        """Header of a nameless image in the place of each slice."""
+        """Anonymous image header at the place of each slice."""
         return self.source.images()
 
     @cached_property
     def segments(self) -> npt.NDArray[np.uint8]:
-        """(slices, rows, columns) number of the segment at each voxel, 0 for none."""
+        """(slices, rows, columns) segment number at each voxel, 0 for none."""
         numbers = np.zeros(256, np.uint8)
         for number, label in enumerate(self.labels, start=1):
             numbers[label.value] = number
         return numbers[self.mask_KRC]
 
     def key(self, dicom_object: DicomObject) -> str:
-        """Return the SHA-256 of all that an object follows from."""
+        """Return the SHA-256 of everything that determines an object."""
         parts = {
             "instances": sorted(self.source.instances),
             "model": self.model.parameters,
@@ -141,11 +141,16 @@ class Outcome:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def uid(self, dicom_object: DicomObject, what: str) -> str:
-        """Return a UID of an object: its instance's, its series' or another (PS3.5 B.2, of a name-based UUID)."""
+        """Return a UID of an object, derived from a name-based UUID (PS3.5 B.2).
+
+        Args:
+            dicom_object: whose UID.
+            what: it identifies, e.g. "instance" or "series".
+        """
         return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'{self.key(dicom_object)}/{what}').int}"
 
     def common(self, dicom_object: DicomObject) -> dict[str, Any]:
-        """Return the arguments that every class of highdicom takes."""
+        """Return the arguments that the constructors of all highdicom classes share."""
         number, title = SERIES[dicom_object]
         return {
             "series_instance_uid": self.uid(dicom_object, "series"),
@@ -163,7 +168,7 @@ class Outcome:
         }
 
     def algorithm(self) -> AlgorithmIdentificationSequence:
-        """Return the identification of the model (PS3.3 10.16)."""
+        """Return the model's Algorithm Identification (PS3.3 10.16)."""
         return AlgorithmIdentificationSequence(
             name=self.model.name,
             family=codes.cid7162.ArtificialIntelligence,
@@ -173,11 +178,11 @@ class Outcome:
         )
 
     def finish(self, made: SOPClass, dicom_object: DicomObject) -> SOPClass:
-        """Give an object whose it is, the true references, and dates and UIDs that do not change; return it."""
-        whose = self.source.identity()
-        made.copy_patient_and_study_information(whose)
+        """Complete an object in place with patient and study, true references and reproducible dates and UIDs; return it."""
+        identity = self.source.identity()
+        made.copy_patient_and_study_information(identity)
         if dicom_object in _OF_A_BODY_PART:
-            _name_body_part(made, whose)
+            _name_body_part(made, identity)
         made.InstanceCreationDate, made.InstanceCreationTime = DA(self.created.date()), TM(self.created.time())
         if "DateOfSecondaryCapture" in made:
             made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
@@ -189,33 +194,33 @@ class Outcome:
         return made
 
     def _refer_truly(self, made: SOPClass) -> None:
-        """Replace the stand-ins of `Source.images` in references: class of each instance, number of each frame."""
+        """Replace the placeholders of `SourceSeries.images` in references by true classes and frame numbers."""
         classes = self.source.instances
         for series in made.get("ReferencedSeriesSequence", []):
-            series.ReferencedInstanceSequence = [reference(*each) for each in classes.items()]
+            series.ReferencedInstanceSequence = [reference(*instance) for instance in classes.items()]
         for item in _sources_of_frames(made):
             item.ReferencedSOPClassUID = classes[item.ReferencedSOPInstanceUID]
         for item, frame in self._frames(made):
             item.ReferencedFrameNumber = frame
 
     def _frames(self, made: SOPClass) -> Iterator[tuple[Dataset, int]]:
-        """Yield the reference of each frame that was made of a frame of an enhanced instance, with its number."""
-        places = {each.position_mm: each.frame for each in self.source.slices if each.frame}
-        if not places:
+        """Yield, for each frame derived from a frame of an enhanced instance, its reference and that frame's number."""
+        frames = {source.position_mm: source.frame for source in self.source.slices if source.frame}
+        if not frames:
             return
-        known = np.array(list(places))
+        positions = np.array(list(frames))
         for frame in made.get("PerFrameFunctionalGroupsSequence", []):
             position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, np.float64)
-            number = list(places.values())[int(np.linalg.norm(known - position, axis=1).argmin())]
+            number = list(frames.values())[int(np.linalg.norm(positions - position, axis=1).argmin())]
             yield frame.DerivationImageSequence[0].SourceImageSequence[0], number
 
 
-def _name_body_part(made: SOPClass, whose: Dataset) -> None:
-    """Repeat the body part of the source; of one that nobody named it is not known whether there are two (PS3.3 C.7.3.1)."""
-    if whose.get("BodyPartExamined"):
-        made.BodyPartExamined = whose.BodyPartExamined
-    if whose.get("Laterality") or not whose.get("BodyPartExamined"):
-        made.Laterality = whose.get("Laterality") or ""
+def _name_body_part(made: SOPClass, identity: Dataset) -> None:
+    """Copy the source's body part and laterality; laterality is required, if empty, for an unnamed part (PS3.3 C.7.3.1)."""
+    if identity.get("BodyPartExamined"):
+        made.BodyPartExamined = identity.BodyPartExamined
+    if identity.get("Laterality") or not identity.get("BodyPartExamined"):
+        made.Laterality = identity.get("Laterality") or ""
 
 
 def reference(instance: str, sop_class: str) -> Dataset:

@@ -1,7 +1,7 @@
-"""Outcome -> Parametric Map (PS3.3 A.75): the confidence of every voxel, 16 bits, uncompressed, every slice in order.
+"""Outcome -> Parametric Map (PS3.3 A.75): the confidence of every voxel in 16 bits, uncompressed, all slices in order.
 
-Viewers take the frames in the order in which they are stored and read nothing but 16 bits that are not packed. The order
-is highdicom's: from the far end of the slices' normal, row direction x column direction, to its beginning.
+Viewers show frames in stored order and can read only uncompressed 16-bit maps. The order is highdicom's: descending
+along the slices' normal, row direction x column direction.
 """
 
 from typing import Final
@@ -19,10 +19,10 @@ _LARGEST: Final = np.iinfo(np.uint16).max
 
 
 def make_parametric_map(outcome: Outcome) -> SOPClass:
-    """Return the confidence as Parametric Map; stored numbers over 65535 are probabilities.
+    """Return the confidence as Parametric Map; stored values divided by 65535 are probabilities.
 
     Raises:
-        ValueError: the confidence does not have 16 bits.
+        ValueError: the confidence is not uint16.
     """
     if outcome.confidence_KRC.dtype != np.uint16:
         msg = f"the confidence has the type {outcome.confidence_KRC.dtype}: expected uint16"

@@ -1,6 +1,6 @@
-"""Outcome -> one page as RGB: mask and confidence where the mask is largest, the table of structures, the statement.
+"""Outcome -> one RGB page: the slice with the largest mask, its confidence, a table of structures and the statement.
 
-The page names nobody, and says in its pixels that it is for research use only.
+The page does not name the patient, and says in its pixels that it is for research use only.
 """
 
 import textwrap
@@ -18,7 +18,7 @@ SIZE: Final = (1024, 768)
 """Columns and rows of the page."""
 
 BANNER: Final = "AI RESULT - RESEARCH USE ONLY - NOT FOR DIAGNOSIS OR TREATMENT"
-"""Stands in its pixels."""
+"""Burnt into the page."""
 
 _PAPER, _BAND, _INK, _FAINT = (16, 16, 16), (120, 60, 0), (235, 235, 235), (165, 165, 165)
 _EDGE, _PICTURE, _RIGHT = 24, 300, 350
@@ -26,7 +26,7 @@ _TABLE_AT, _ROW, _LINE, _WRAP = 110, 22, 19, 92
 _COLUMNS: Final = (0, 290, 420, 540)
 _MOST_ROWS: Final = 12
 _AROUND: Final = 0.25
-"""Part of the mask's extent that is shown around it."""
+"""Margin shown around the mask, as a fraction of its extent."""
 
 
 def draw_page(outcome: Outcome) -> npt.NDArray[np.uint8]:
@@ -62,18 +62,18 @@ def _paste_pictures(page: Image.Image, draw: ImageDraw.ImageDraw, outcome: Outco
 
 
 def _box(mask: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Return the rows and columns of the mask with some around it; all of them where it is empty."""
-    found = []
+    """Return the rows and columns of the mask with a margin; all of them if the mask is empty."""
+    box = []
     for axis in (1, 0):
         (filled,) = np.nonzero(mask.any(axis=axis))
         first, last = (int(filled[0]), int(filled[-1])) if filled.size else (0, mask.shape[1 - axis] - 1)
-        around = max(4, round(_AROUND * (last - first)))
-        found.append(slice(max(first - around, 0), last + around + 1))
-    return found[0], found[1]
+        margin = max(4, round(_AROUND * (last - first)))
+        box.append(slice(max(first - margin, 0), last + margin + 1))
+    return box[0], box[1]
 
 
 def _scaled(pixels: npt.NDArray[np.uint8], spacing_mm: tuple[float, float]) -> Image.Image:
-    """Return a picture that fits into its square, millimetres alike in both directions."""
+    """Scale a picture into its square, with the same scale in millimetres in both directions."""
     height, width = pixels.shape[0] * spacing_mm[0], pixels.shape[1] * spacing_mm[1]
     scale = _PICTURE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -81,14 +81,14 @@ def _scaled(pixels: npt.NDArray[np.uint8], spacing_mm: tuple[float, float]) -> I
 
 
 def _write_table(draw: ImageDraw.ImageDraw, structures: list[Structure]) -> int:
-    """Write a line for each structure and return how many lines there are."""
-    rows = [("structure", "volume", "confidence", "lowest 5 %"), *(_row(each) for each in structures[:_MOST_ROWS])]
+    """Write a header and a row for each structure, and return the number of rows."""
+    rows = [("structure", "volume", "confidence", "lowest 5 %"), *map(_row, structures[:_MOST_ROWS])]
     if len(structures) > _MOST_ROWS:
         rows.append((f"and {len(structures) - _MOST_ROWS} more, see the report", "", "", ""))
     for number, row in enumerate(rows):
-        for at, text in zip(_COLUMNS, row, strict=True):
-            place = (_RIGHT + at, _TABLE_AT + number * _ROW)
-            draw.text(place, text, font=_font(15), fill=_INK if number else _FAINT)
+        for column, text in zip(_COLUMNS, row, strict=True):
+            position = (_RIGHT + column, _TABLE_AT + number * _ROW)
+            draw.text(position, text, font=_font(15), fill=_INK if number else _FAINT)
     return len(rows)
 
 
@@ -101,11 +101,11 @@ def _row(structure: Structure) -> tuple[str, str, str, str]:
 
 def _write_lines(draw: ImageDraw.ImageDraw, outcome: Outcome, top: int) -> None:
     for number, line in enumerate(_lines(outcome)):
-        at = top + number * _LINE
-        if at > SIZE[1] - 2 * _LINE:
-            draw.text((_RIGHT, at), "... see the report", font=_font(14), fill=_FAINT)
+        y = top + number * _LINE
+        if y > SIZE[1] - 2 * _LINE:
+            draw.text((_RIGHT, y), "... see the report", font=_font(14), fill=_FAINT)
             return
-        draw.text((_RIGHT, at), line, font=_font(14), fill=_INK)
+        draw.text((_RIGHT, y), line, font=_font(14), fill=_INK)
 
 
 def _lines(outcome: Outcome) -> Iterator[str]:

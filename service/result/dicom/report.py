@@ -1,7 +1,7 @@
-"""Outcome -> structured report (PS3.16 TID 1500 in a Comprehensive SR, PS3.3 A.35.3): what the summary holds, coded.
+"""Outcome -> structured report (PS3.16 TID 1500 in a Comprehensive SR, PS3.3 A.35.3): the summary as coded items.
 
-What is not known has no item: highdicom, which many read reports with, cannot read a NUM without a value. The volume
-of a structure that may go on outside of the scan is such a one. Preliminary and unverified.
+An unknown value has no item, e.g. the volume of a structure that may continue outside the scan: highdicom, which many
+use to read reports, cannot read a NUM item without a value. The report is preliminary and unverified.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ _UNIT_MM3, _UNIT_ONE = codes.UCUM.CubicMillimeter, codes.UCUM.NoUnits
 
 
 def make_report(outcome: Outcome) -> SOPClass:
-    """Return the summary as report; it refers to the segmentation that is made of the same outcome, and to its source."""
+    """Return the summary as a report that refers to the segmentation of the same outcome and to the source series."""
     structures = {structure.label: structure for structure in outcome.summary.structures}
     report = MeasurementReport(
         observation_context=_observer(outcome),
@@ -80,7 +80,7 @@ def _observer(outcome: Outcome) -> ObservationContext:
 
 
 def _image_group(outcome: Outcome) -> MeasurementsAndQualitativeEvaluations:
-    """Return what is said about the image as a whole (PS3.16 TID 1501)."""
+    """Return the items about the whole image (PS3.16 TID 1501)."""
     summary = outcome.summary
     accuracy = summary.expected_accuracy.value if summary.expected_accuracy else None
     return MeasurementsAndQualitativeEvaluations(
@@ -100,7 +100,7 @@ def _image_group(outcome: Outcome) -> MeasurementsAndQualitativeEvaluations:
 def _structure_group(
     outcome: Outcome, number: int, label: Label, structure: Structure
 ) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
-    """Return what is said about one structure (PS3.16 TID 1411)."""
+    """Return the items about one structure (PS3.16 TID 1411)."""
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(outcome, structure.name),
         referenced_segment=ReferencedSegment(
@@ -121,7 +121,7 @@ def _structure_group(
 
 
 def _sites(label: Label) -> list[FindingSite]:
-    """Return where a structure lies: a part of the body lies where it is, a lesion may lie anywhere."""
+    """Return the finding site of an anatomical structure, which is the structure itself; none for a lesion."""
     if concepts.category_of(label) != codes.cid7150.AnatomicalStructure:
         return []
     side, others = concepts.modifiers_of(label)
@@ -139,13 +139,13 @@ def _measurements(structure: Structure, estimate: StructureEstimate) -> Iterator
 
 
 def _number(name: Code, value: float | None, unit: Code) -> Iterator[Measurement]:
-    """Yield a NUM item, none without a value."""
+    """Yield a NUM item, or nothing without a value."""
     if value is not None:
         yield Measurement(name, float(f"{value:.6g}"), unit)
 
 
 def _texts(outcome: Outcome) -> Iterator[TextContentItem]:
-    """Yield the statement with its reasons, the warnings, and what the report may be used for."""
+    """Yield the statement with its reasons, the warnings and the intended use."""
     summary = outcome.summary
     lines = [
         (concepts.STATEMENT, summary.statement.text),
@@ -167,7 +167,7 @@ def _tracking(outcome: Outcome, what: str) -> TrackingIdentifier:
 
 
 def _segmentation(outcome: Outcome) -> Dataset:
-    """Return a nameless header of the segmentation that the report refers to."""
+    """Return an anonymous header of the segmentation that the report refers to."""
     header = outcome.source.images()[0]
     header.SOPClassUID, header.SOPInstanceUID = uid.SegmentationStorage, outcome.uid("seg", "instance")
     header.SeriesInstanceUID = outcome.uid("seg", "series")
@@ -175,11 +175,11 @@ def _segmentation(outcome: Outcome) -> Dataset:
 
 
 def _instances(outcome: Outcome) -> Iterator[Dataset]:
-    whose = outcome.images[0]
+    image = outcome.images[0]
     for instance, sop_class in outcome.source.instances.items():
         header = Dataset()
         header.SOPClassUID, header.SOPInstanceUID = sop_class, instance
-        header.StudyInstanceUID, header.SeriesInstanceUID = whose.StudyInstanceUID, whose.SeriesInstanceUID
+        header.StudyInstanceUID, header.SeriesInstanceUID = image.StudyInstanceUID, image.SeriesInstanceUID
         yield header
 
 

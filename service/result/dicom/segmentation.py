@@ -1,4 +1,4 @@
-"""Outcome -> segmentation objects (PS3.3 A.51, A.91): the mask as BINARY or LABELMAP, the confidence as bands."""
+"""Outcome -> segmentation objects (PS3.3 A.51, A.91): the mask as BINARY or LABELMAP, the confidence as BINARY bands."""
 
 from typing import Final, Literal
 
@@ -18,22 +18,22 @@ from service.result.dicom.outcome import Outcome
 from service.schemas import DicomObject
 
 BAND_EDGES: Final = (0.7, 0.9)
-"""Confidence from which the mask counts as moderately and as highly sure; below the first a person should look."""
+"""Lower edges of moderate and of high confidence; a person should review voxels below the first."""
 
 _BAND_COLORS: Final = ((213, 94, 0), (240, 228, 66), (0, 158, 115))
 _LABEL_LENGTH: Final = 64
 
 
 def make_segmentation(outcome: Outcome) -> SOPClass:
-    """Return the mask as BINARY segmentation, one segment a structure; planes without voxels have no frame.
+    """Return the mask as BINARY segmentation with a segment for each structure; planes without voxels have no frame.
 
-    Where the mask is empty each segment has one frame, on the middle slice: a segmentation has at least one.
+    If the mask is empty, each segment has one frame on the middle slice: a segmentation needs at least one frame.
     """
     return _make(outcome, "seg", outcome.segments, _segments(outcome), "BINARY")
 
 
 def make_label_map(outcome: Outcome) -> SOPClass:
-    """Return the mask as LABELMAP segmentation, packed by RLE; older viewers do not read this class."""
+    """Return the mask as LABELMAP segmentation, RLE-compressed; older viewers cannot read this class."""
     return _make(outcome, "labelmap", outcome.segments, _segments(outcome), "LABELMAP")
 
 
@@ -43,34 +43,34 @@ def make_bands(outcome: Outcome) -> SOPClass:
     band = np.digitize(outcome.confidence_KRC, [edge * largest for edge in BAND_EDGES]).astype(np.uint8) + 1
     bands = np.where(outcome.mask_KRC > 0, band, 0).astype(np.uint8)
     limits = ["0", *(f"{edge:g}" for edge in BAND_EDGES), "1"]
-    described = [
+    descriptions = [
         _described(
             outcome,
             number,
             f"confidence {limits[number - 1]} to {limits[number]}",
-            (codes.cid7150.SpatialAndRelationalConcept, dicom_object),
+            (codes.cid7150.SpatialAndRelationalConcept, concept),
             color,
         )
-        for number, (dicom_object, color) in enumerate(zip(CONFIDENCE_BANDS, _BAND_COLORS, strict=True), start=1)
+        for number, (concept, color) in enumerate(zip(CONFIDENCE_BANDS, _BAND_COLORS, strict=True), start=1)
     ]
-    return _make(outcome, "bands", bands, described, "BINARY")
+    return _make(outcome, "bands", bands, descriptions, "BINARY")
 
 
 def _make(
     outcome: Outcome,
     dicom_object: DicomObject,
     segments: npt.NDArray[np.uint8],
-    described: list[SegmentDescription],
+    descriptions: list[SegmentDescription],
     form: Literal["BINARY", "LABELMAP"],
 ) -> SOPClass:
     planes = slice(None)
-    if not segments.any():  # highdicom would write every plane of every segment
+    if not segments.any():  # highdicom would write all planes of all segments
         planes = slice(len(segments) // 2, len(segments) // 2 + 1)
     made = Segmentation(
         source_images=outcome.images[planes],
         pixel_array=segments[planes],
         segmentation_type=form,
-        segment_descriptions=described,
+        segment_descriptions=descriptions,
         transfer_syntax_uid=uid.RLELossless if form == "LABELMAP" else uid.ExplicitVRLittleEndian,
         content_label=dicom_object.upper(),
         content_description="Made by software, for research use only",
@@ -86,24 +86,24 @@ def _segments(outcome: Outcome) -> list[SegmentDescription]:
 
 
 def _of_label(outcome: Outcome, number: int, label: Label) -> SegmentDescription:
-    described = _described(outcome, number, label.name, (category_of(label), type_of(label)), label.color)
+    description = _described(outcome, number, label.name, (category_of(label), type_of(label)), label.color)
     side, others = modifiers_of(label)
-    modifiers = [each for each in (side, *others) if each is not None]
+    modifiers = [modifier for modifier in (side, *others) if modifier is not None]
     if modifiers:
-        dicom_object = described.SegmentedPropertyTypeCodeSequence[0]
-        dicom_object.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(each) for each in modifiers]
-    return described
+        property_type = description.SegmentedPropertyTypeCodeSequence[0]
+        property_type.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(code) for code in modifiers]
+    return description
 
 
 def _described(
     outcome: Outcome, number: int, name: str, concept: tuple[Code, Code], color: tuple[int, int, int]
 ) -> SegmentDescription:
-    category, dicom_object = concept
+    category, property_type = concept
     return SegmentDescription(
         segment_number=number,
         segment_label=name[:_LABEL_LENGTH],
         segmented_property_category=category,
-        segmented_property_type=dicom_object,
+        segmented_property_type=property_type,
         algorithm_type="AUTOMATIC",
         algorithm_identification=outcome.algorithm(),
         display_color=CIELabColor.from_rgb(*color),
