@@ -1,54 +1,46 @@
 """Right ventricle, myocardium and left ventricle in cardiac cine MR: ACDC 2017."""
 
-from dataclasses import replace
 from typing import Final
 
-from model_training.config import Recipe, Schedule
-from model_training.data.case import Case
+from model_training.config import Recipe
 from model_training.data.layouts.acdc import read_acdc
 from model_training.data.transforms import small_affine, turned_in_plane
-from service.bundle.card import Population
-from service.bundle.schema import Code, Label, Network, ServiceConfig, ZScore
+from model_training.recipes.blocks import (
+    CARD_FOLD,
+    LEFT,
+    RIGHT,
+    TRAIN_FOLDS,
+    cpu_schedule,
+    held_out,
+    licence_notice,
+    paper_schedule,
+    segresnet_ds,
+    small,
+    unet,
+)
+from service.bundle.schema import Code, Label, ServiceConfig, ZScore
 
 _CITATION = "ACDC 2017; Bernard et al., IEEE TMI 37(11):2514-2525 (2018)"
 
-_LICENCE = f"""\
+_LICENCE = licence_notice(
+    """\
 The weights in this bundle are licensed under the Creative Commons Attribution-NonCommercial-ShareAlike 4.0
 International licence (CC BY-NC-SA 4.0), https://creativecommons.org/licenses/by-nc-sa/4.0/.
-SPDX-License-Identifier: CC-BY-NC-SA-4.0
-
-They were trained on, and are adapted from: {_CITATION}, whose terms are the same: non-commercial research only.
-Changes: a neural network was trained on the images and labels; neither is contained in this bundle.
-
-The code of Calibrant is licensed separately (Apache-2.0). No warranty; for research use only, not a medical device.
-"""
+SPDX-License-Identifier: CC-BY-NC-SA-4.0""",
+    f"They were trained on, and are adapted from: {_CITATION}, whose terms are the same: non-commercial research only.",
+)
 
 _VENTRICLE = Code(value="21814001", meaning="Cardiac ventricle")
 
 
-def _population(cases: list[Case]) -> Population:
-    return Population(
-        dataset="ACDC 2017",
-        citation=_CITATION,
-        licence="CC BY-NC-SA 4.0",
-        modality="MR",
-        anatomy="short-axis cine of the heart, end diastole and end systole",
-        protocol="held-out",
-        split="development fold 5 of 5 (trained on folds 1 to 4)",
-        n_persons=len({case.person for case in cases}),
-        n_cases=len(cases),
-    )
-
-
 def _labels() -> list[Label]:
-    right, left = Code(value="24028007", meaning="Right"), Code(value="7771000", meaning="Left")
     return [
         Label(value=0, name="background", color=(0, 0, 0)),
-        Label(value=1, name="right ventricle", color=(86, 180, 233), code=_VENTRICLE, modifiers=[right]),
+        Label(value=1, name="right ventricle", color=(86, 180, 233), code=_VENTRICLE, modifiers=[RIGHT]),
         Label(
             value=2, name="myocardium", color=(230, 159, 0), code=Code(value="74281007", meaning="Myocardium structure")
         ),
-        Label(value=3, name="left ventricle", color=(213, 94, 0), code=_VENTRICLE, modifiers=[left]),
+        Label(value=3, name="left ventricle", color=(213, 94, 0), code=_VENTRICLE, modifiers=[LEFT]),
     ]
 
 
@@ -60,18 +52,7 @@ ACDC17: Final = Recipe(
         modality="MR",
         anatomy="the heart in short-axis slices",
         channels=["cine"],
-        network=Network(
-            name="SegResNetDS",
-            arguments={
-                "spatial_dims": 3,
-                "in_channels": 1,
-                "out_channels": 4,
-                "init_filters": 32,
-                "blocks_down": [1, 2, 2, 4, 4],
-                "norm": "instance",
-                "dsdepth": 4,
-            },
-        ),
+        network=segresnet_ds(in_channels=1, out_channels=4),
         orientation="RAS",
         spacing_mm=(1.0, 1.0, 5.0),
         intensity=[ZScore(nonzero=True)],
@@ -82,9 +63,15 @@ ACDC17: Final = Recipe(
     ),
     cases=read_acdc,
     augmentation=small_affine,
-    train_splits=("fold1", "fold2", "fold3", "fold4"),
-    validation_split="fold5",
-    population=_population,
+    train_splits=TRAIN_FOLDS,
+    validation_split=CARD_FOLD,
+    population=held_out(
+        dataset="ACDC 2017",
+        citation=_CITATION,
+        licence="CC BY-NC-SA 4.0",
+        modality="MR",
+        anatomy="short-axis cine of the heart, end diastole and end systole",
+    ),
     limits="one site, two scanners; short-axis slices 5 to 10 mm thick; five diagnostic groups in equal parts, unlike any clinic",
     nsd_tolerance_mm=None,
     licence_notice=_LICENCE,
@@ -92,47 +79,19 @@ ACDC17: Final = Recipe(
     ace_weight=1.0,
     ace_after=0,
     # 600 epochs of 180 frames in batches of 2, two of them warm-up: the paper's schedule.
-    schedule=Schedule(
-        steps=54_000,
-        warmup_steps=180,
-        warmup_from=0.5,
-        batch_size=2,
-        learning_rate=2e-4,
-        weight_decay=1e-5,
-        validate_every=900,
-    ),
+    schedule=paper_schedule(steps=54_000, warmup_steps=180, learning_rate=2e-4, validate_every=900),
 )
 """As Barfoot et al. train it (arXiv 2506.03942): SegResNetDS at 1 x 1 x 5 mm, for a GPU of 24 GB."""
 
 
-ACDC17_SMALL: Final = replace(
+ACDC17_SMALL: Final = small(
     ACDC17,
-    service=ACDC17.service.model_copy(
-        update={
-            "name": "acdc17-small",
-            "network": Network(
-                name="UNet",
-                arguments={
-                    "spatial_dims": 3,
-                    "in_channels": 1,
-                    "out_channels": 4,
-                    "channels": [16, 32, 64, 128],
-                    "strides": [[2, 2, 1], [2, 2, 1], [2, 2, 2]],
-                    "kernel_size": [3, 3, 3],
-                    "num_res_units": 2,
-                    "norm": "instance",
-                },
-            ),
-            "spacing_mm": (1.5, 1.5, 10.0),
-            "intensity": [ZScore()],
-            "patch_size": (128, 128, 8),
-            "overlap": 0.5,
-        }
-    ),
+    cpu_schedule(steps=2100, batch_size=4, validate_every=300),
     augmentation=turned_in_plane,
-    schedule=Schedule(
-        steps=2100, warmup_steps=100, batch_size=4, learning_rate=2e-3, weight_decay=1e-4, validate_every=300
-    ),
+    network=unet(in_channels=1, out_channels=4, strides=[[2, 2, 1], [2, 2, 1], [2, 2, 2]], kernel_size=[3, 3, 3]),
+    spacing_mm=(1.5, 1.5, 10.0),
+    intensity=[ZScore()],
+    patch_size=(128, 128, 8),
 )
 """For a CPU: a small U-Net on the voxels as the files declare them."""
 

@@ -1,53 +1,44 @@
 """Fifteen organs in abdominal CT: AMOS 2022."""
 
-from dataclasses import replace
 from typing import Final
 
-from model_training.config import Recipe, Schedule
-from model_training.data.case import Case
+from model_training.config import Recipe
 from model_training.data.layouts.amos import read_amos
 from model_training.data.transforms import small_affine_about_foreground
-from service.bundle.card import Population
-from service.bundle.schema import Code, Label, Network, ServiceConfig, Window
+from model_training.recipes.blocks import (
+    CARD_FOLD,
+    LEFT,
+    RIGHT,
+    TRAIN_FOLDS,
+    cpu_schedule,
+    held_out,
+    licence_notice,
+    paper_schedule,
+    segresnet_ds,
+    small,
+)
+from service.bundle.schema import Code, Label, ServiceConfig, Window
 
 _CITATION = (
     "AMOS 2022; Ji et al., AMOS: A Large-Scale Abdominal Multi-Organ Benchmark for Versatile Medical Image Segmentation, "
     "NeurIPS 2022 Datasets and Benchmarks, arXiv:2206.08023"
 )
 
-_LICENCE = f"""\
+_LICENCE = licence_notice(
+    """\
 The terms of the data set apply to the weights in this bundle. Its sources name different Creative Commons licences (CC BY 4.0;
-CC BY-NC-SA, for research only): read those that came with your copy, and take the stricter one in doubt.
-
-They were trained on: {_CITATION}.
-Changes: a neural network was trained on the images and labels; neither is contained in this bundle.
-
-The code of Calibrant is licensed separately (Apache-2.0). No warranty; for research use only, not a medical device.
-"""
-
-
-def _population(cases: list[Case]) -> Population:
-    return Population(
-        dataset="AMOS 2022, CT",
-        citation=_CITATION,
-        licence="the terms of the data set apply (CC BY 4.0 or CC BY-NC-SA, by source)",
-        modality="CT",
-        anatomy="abdomen",
-        protocol="held-out",
-        split="development fold 5 of 5 (trained on folds 1 to 4)",
-        n_persons=len({case.person for case in cases}),
-        n_cases=len(cases),
-    )
+CC BY-NC-SA, for research only): read those that came with your copy, and take the stricter one in doubt.""",
+    f"They were trained on: {_CITATION}.",
+)
 
 
 def _labels() -> list[Label]:
-    right, left = Code(value="24028007", meaning="Right"), Code(value="7771000", meaning="Left")
     kidney, adrenal = Code(value="64033007", meaning="Kidney"), Code(value="23451007", meaning="Adrenal gland")
     return [
         Label(value=0, name="background", color=(0, 0, 0)),
         Label(value=1, name="spleen", color=(230, 25, 75), code=Code(value="78961009", meaning="Spleen")),
-        Label(value=2, name="right kidney", color=(245, 130, 48), code=kidney, modifiers=[right]),
-        Label(value=3, name="left kidney", color=(255, 225, 25), code=kidney, modifiers=[left]),
+        Label(value=2, name="right kidney", color=(245, 130, 48), code=kidney, modifiers=[RIGHT]),
+        Label(value=3, name="left kidney", color=(255, 225, 25), code=kidney, modifiers=[LEFT]),
         Label(value=4, name="gallbladder", color=(60, 180, 75), code=Code(value="28231008", meaning="Gallbladder")),
         Label(value=5, name="oesophagus", color=(70, 240, 240), code=Code(value="32849002", meaning="Esophagus")),
         Label(value=6, name="liver", color=(170, 110, 40), code=Code(value="10200004", meaning="Liver")),
@@ -60,8 +51,8 @@ def _labels() -> list[Label]:
             code=Code(value="64131007", meaning="Inferior vena cava"),
         ),
         Label(value=10, name="pancreas", color=(255, 250, 200), code=Code(value="15776009", meaning="Pancreas")),
-        Label(value=11, name="right adrenal gland", color=(145, 30, 180), code=adrenal, modifiers=[right]),
-        Label(value=12, name="left adrenal gland", color=(220, 190, 255), code=adrenal, modifiers=[left]),
+        Label(value=11, name="right adrenal gland", color=(145, 30, 180), code=adrenal, modifiers=[RIGHT]),
+        Label(value=12, name="left adrenal gland", color=(220, 190, 255), code=adrenal, modifiers=[LEFT]),
         Label(value=13, name="duodenum", color=(128, 128, 0), code=Code(value="38848004", meaning="Duodenum")),
         Label(value=14, name="bladder", color=(210, 245, 60), code=Code(value="89837001", meaning="Urinary bladder")),
         # Two organs under one value: no code says "the one or the other".
@@ -77,18 +68,7 @@ AMOS22: Final = Recipe(
         modality="CT",
         anatomy="the abdomen",
         channels=["CT"],
-        network=Network(
-            name="SegResNetDS",
-            arguments={
-                "spatial_dims": 3,
-                "in_channels": 1,
-                "out_channels": 16,
-                "init_filters": 32,
-                "blocks_down": [1, 2, 2, 4, 4],
-                "norm": "instance",
-                "dsdepth": 4,
-            },
-        ),
+        network=segresnet_ds(in_channels=1, out_channels=16),
         orientation="RAS",
         spacing_mm=(1.0, 1.0, 5.0),
         intensity=[Window(low=-100, high=200)],
@@ -99,9 +79,15 @@ AMOS22: Final = Recipe(
     ),
     cases=read_amos,
     augmentation=small_affine_about_foreground,
-    train_splits=("fold1", "fold2", "fold3", "fold4"),
-    validation_split="fold5",
-    population=_population,
+    train_splits=TRAIN_FOLDS,
+    validation_split=CARD_FOLD,
+    population=held_out(
+        dataset="AMOS 2022, CT",
+        citation=_CITATION,
+        licence="the terms of the data set apply (CC BY 4.0 or CC BY-NC-SA, by source)",
+        modality="CT",
+        anatomy="abdomen",
+    ),
     limits="two hospitals of one city; patients with abdominal tumours or abnormalities; CT only",
     nsd_tolerance_mm=1.0,
     licence_notice=_LICENCE,
@@ -109,43 +95,15 @@ AMOS22: Final = Recipe(
     ace_weight=1.0,
     ace_after=0,
     # 600 epochs of 180 scans (nine tenths of 200) in batches of 2: 600 x 90 steps, 2 x 90 of them warm-up.
-    schedule=Schedule(
-        steps=54_000,
-        warmup_steps=180,
-        warmup_from=0.5,
-        batch_size=2,
-        learning_rate=2e-4,
-        weight_decay=1e-5,
-        validate_every=900,
-    ),
+    schedule=paper_schedule(steps=54_000, warmup_steps=180, learning_rate=2e-4, validate_every=900),
 )
 """As Barfoot et al. train it (arXiv 2506.03942): SegResNetDS at 1 x 1 x 5 mm, for a GPU of 24 GB."""
 
 
-AMOS22_SMALL: Final = replace(
+AMOS22_SMALL: Final = small(
     AMOS22,
-    service=AMOS22.service.model_copy(
-        update={
-            "name": "amos22-small",
-            "network": Network(
-                name="UNet",
-                arguments={
-                    "spatial_dims": 3,
-                    "in_channels": 1,
-                    "out_channels": 16,
-                    "channels": [16, 32, 64, 128],
-                    "strides": [2, 2, 2],
-                    "num_res_units": 2,
-                    "norm": "instance",
-                },
-            ),
-            "spacing_mm": (3.0, 3.0, 5.0),
-            "patch_size": (64, 64, 32),
-            "overlap": 0.5,
-        }
-    ),
-    schedule=Schedule(
-        steps=2000, warmup_steps=100, batch_size=1, learning_rate=2e-3, weight_decay=1e-4, validate_every=400
-    ),
+    cpu_schedule(steps=2000, batch_size=1, validate_every=400),
+    spacing_mm=(3.0, 3.0, 5.0),
+    patch_size=(64, 64, 32),
 )
 """For a CPU: a small U-Net on voxels of 3 x 3 x 5 mm, four patches of one scan a step."""

@@ -3,12 +3,20 @@
 from typing import Final
 
 from model_training.config import Recipe, Schedule
-from model_training.data.case import Case
 from model_training.data.layouts.msd import read_msd
 from model_training.data.transforms import one_model_for_both_sides
 from model_training.locator.recipe import LocatorRecipe
-from service.bundle.card import Population
-from service.bundle.schema import Code, Label, Network, Part, ServiceConfig, ZScore
+from model_training.recipes.blocks import (
+    CARD_FOLD,
+    LEFT,
+    RIGHT,
+    TRAIN_FOLDS,
+    cpu_schedule,
+    held_out,
+    licence_notice,
+    unet,
+)
+from service.bundle.schema import Code, Label, Part, ServiceConfig, ZScore
 
 _CITATION = (
     "Medical Segmentation Decathlon, Task04_Hippocampus, Vanderbilt University Medical Center; "
@@ -16,19 +24,18 @@ _CITATION = (
 )
 
 _HIPPOCAMPUS = Code(value="5366008", meaning="Hippocampus")
+_ANTERIOR = Code(value="255549009", meaning="Anterior")
+_POSTERIOR = Code(value="255551008", meaning="Posterior")
 
-_LICENCE = f"""\
+_LICENCE = licence_notice(
+    """\
 The weights in this bundle are licensed under the Creative Commons Attribution-ShareAlike 4.0 International
-licence (CC BY-SA 4.0), https://creativecommons.org/licenses/by-sa/4.0/. SPDX-License-Identifier: CC-BY-SA-4.0
-
-They were trained on, and are adapted from: {_CITATION}, licensed under CC BY-SA 4.0.
-Changes: a neural network was trained on the images and labels; neither is contained in this bundle.
-
+licence (CC BY-SA 4.0), https://creativecommons.org/licenses/by-sa/4.0/. SPDX-License-Identifier: CC-BY-SA-4.0""",
+    f"They were trained on, and are adapted from: {_CITATION}, licensed under CC BY-SA 4.0.",
+    """\
 models/locator.safetensors was trained on images drawn from sixteen of the label maps of heads that come with SynthSeg
-(Billot et al., Medical Image Analysis 86:102789, 2023), licensed under Apache-2.0; no map is contained in this bundle.
-
-The code of Calibrant is licensed separately (Apache-2.0). No warranty; for research use only, not a medical device.
-"""
+(Billot et al., Medical Image Analysis 86:102789, 2023), licensed under Apache-2.0; no map is contained in this bundle.""",
+)
 
 
 def _person(case: str) -> str:
@@ -39,20 +46,6 @@ def _person(case: str) -> str:
     return f"head_{(int(case.removeprefix('hippocampus_')) + 1) // 2:03d}"
 
 
-def _population(cases: list[Case]) -> Population:
-    return Population(
-        dataset="Medical Segmentation Decathlon, Task04_Hippocampus",
-        citation=_CITATION,
-        licence="CC BY-SA 4.0",
-        modality="MR",
-        anatomy="one hippocampus, cropped (T1-weighted, about 35 x 50 x 36 voxels of 1 mm)",
-        protocol="held-out",
-        split="development fold 5 of 5 (trained on folds 1 to 4)",
-        n_persons=len({case.person for case in cases}),
-        n_cases=len(cases),
-    )
-
-
 HIPPOCAMPUS: Final = Recipe(
     service=ServiceConfig(
         name="hippocampus-mr",
@@ -61,18 +54,7 @@ HIPPOCAMPUS: Final = Recipe(
         modality="MR",
         anatomy="head, or a crop of about 35 x 50 x 36 mm around one hippocampus",
         channels=["T1"],
-        network=Network(
-            name="UNet",
-            arguments={
-                "spatial_dims": 3,
-                "in_channels": 1,
-                "out_channels": 3,
-                "channels": [16, 32, 64, 128],
-                "strides": [2, 2, 2],
-                "num_res_units": 2,
-                "norm": "instance",
-            },
-        ),
+        network=unet(in_channels=1, out_channels=3),
         orientation="RAS",
         spacing_mm=(1.0, 1.0, 1.0),
         intensity=[ZScore()],
@@ -85,42 +67,43 @@ HIPPOCAMPUS: Final = Recipe(
                 name="anterior hippocampus",
                 color=(230, 159, 0),
                 code=_HIPPOCAMPUS,
-                modifiers=[Code(value="255549009", meaning="Anterior")],
+                modifiers=[_ANTERIOR],
             ),
             Label(
                 value=2,
                 name="posterior hippocampus",
                 color=(86, 180, 233),
                 code=_HIPPOCAMPUS,
-                modifiers=[Code(value="255551008", meaning="Posterior")],
+                modifiers=[_POSTERIOR],
             ),
         ],
         temperature=[1.0, 1.0, 1.0],
     ),
     cases=lambda root: read_msd(root, _person),
     augmentation=one_model_for_both_sides,
-    train_splits=("fold1", "fold2", "fold3", "fold4"),
-    validation_split="fold5",
-    population=_population,
+    train_splits=TRAIN_FOLDS,
+    validation_split=CARD_FOLD,
+    population=held_out(
+        dataset="Medical Segmentation Decathlon, Task04_Hippocampus",
+        citation=_CITATION,
+        licence="CC BY-SA 4.0",
+        modality="MR",
+        anatomy="one hippocampus, cropped (T1-weighted, about 35 x 50 x 36 voxels of 1 mm)",
+    ),
     limits="one data set and one site; persons with and without psychosis, not told apart; the two sides are not told apart in a crop",
     nsd_tolerance_mm=1.0,
     licence_notice=_LICENCE,
     binning="soft",
     ace_weight=0.3,
     ace_after=1500,
-    schedule=Schedule(
-        steps=2100, warmup_steps=100, batch_size=4, learning_rate=2e-3, weight_decay=1e-4, validate_every=250
-    ),
+    schedule=cpu_schedule(steps=2100, batch_size=4, validate_every=250),
 )
-
-
 """The winner of the comparison: Dice + CE first, then soft-binned mL1-ACE (docs/results/hippocampus.md)."""
 
 
 def _side(side: Code, first: int, colors: tuple[tuple[int, int, int], tuple[int, int, int]]) -> Part:
     """Return the box about the hippocampus of a side; boxes of the edges of the training's crops."""
     name = side.meaning.lower()
-    ends = [Code(value="255549009", meaning="Anterior"), Code(value="255551008", meaning="Posterior")]
     return Part(
         name=name,
         landmark=f"{name} hippocampus",
@@ -134,7 +117,7 @@ def _side(side: Code, first: int, colors: tuple[tuple[int, int, int], tuple[int,
                 code=_HIPPOCAMPUS,
                 modifiers=[end, side],
             )
-            for k, (end, color) in enumerate(zip(ends, colors, strict=True))
+            for k, (end, color) in enumerate(zip((_ANTERIOR, _POSTERIOR), colors, strict=True))
         ],
     )
 
@@ -142,25 +125,14 @@ def _side(side: Code, first: int, colors: tuple[tuple[int, int, int], tuple[int,
 LOCATOR: Final = LocatorRecipe(
     anatomy="hippocampus",
     extent_mm=(48, 64, 52),
-    network=Network(
-        name="UNet",
-        arguments={
-            "spatial_dims": 3,
-            "in_channels": 1,
-            "out_channels": 17,
-            "channels": [16, 32, 64, 96],
-            "strides": [2, 2, 2],
-            "num_res_units": 2,
-            "norm": "instance",
-        },
-    ),
+    network=unet(in_channels=1, out_channels=17, channels=[16, 32, 64, 96]),
     spacing_mm=4,
     least_landmarks=10,
     residual_mm=6,
     scale=(0.75, 1.35),
     parts=(
-        _side(Code(value="7771000", meaning="Left"), 11, ((230, 159, 0), (86, 180, 233))),
-        _side(Code(value="24028007", meaning="Right"), 21, ((213, 94, 0), (0, 114, 178))),
+        _side(LEFT, 11, ((230, 159, 0), (86, 180, 233))),
+        _side(RIGHT, 21, ((213, 94, 0), (0, 114, 178))),
     ),
     held_out=4,
     schedule=Schedule(
