@@ -126,7 +126,6 @@ ROUTES: Final[dict[tuple[str, str], Route]] = {
     ("model_training.training", "model_training.config"): (("bottom", 0.24), ("top", 0.5), ()),
     ("model_training.training", "model_training.losses"): (("bottom", 0.76), ("top", 0.5), ()),
     ("model_training.data", "service.pipeline"): (("bottom", 0.5), ("right", 0.5), ()),
-    ("model_training.losses", "service.calibration"): (("bottom", 0.92), ("right", 0.5), ()),
 }
 """From which edge to which, and coordinates between (x where the line then runs down, rows where it runs across)."""
 
