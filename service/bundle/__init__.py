@@ -1,1 +1,1 @@
-"""The contract on disk: what a bundle holds, how it is verified and how it is loaded."""
+"""Bundles: their format on disk, how they are verified and how they are loaded."""

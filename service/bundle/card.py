@@ -1,7 +1,8 @@
-"""The calibration card: what was measured about a bundle, on whom, and all that is needed to compute it again.
+"""The calibration card, `calibration.json` of a bundle: what was measured about it, on which population.
 
-`calibration.json` in a bundle. The per-case sums are the only stored truth: every score follows from them by
-`service.calibration.cohort`. Version 1 is frozen as committed in `schemas/`; a later minor version may add fields.
+The sums per case are the only stored truth: every score can be computed from them again by
+`service.calibration.cohort`. Version 1 is frozen as committed in `service/bundle/schemas`; a later minor version may
+add fields.
 """
 
 import datetime as dt
@@ -22,7 +23,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Interval(Declaration):
-    """A figure with its 95 % person-bootstrap percentile interval; null where it is undefined."""
+    """A figure with its 95 % person-bootstrap percentile interval; null where undefined."""
 
     value: float | None
     low: float | None
@@ -30,15 +31,16 @@ class Interval(Declaration):
 
     @classmethod
     def of(cls, estimate: BootstrapEstimate) -> "Interval":
-        """Return the estimate with NaN as null."""
+        """Convert an estimate; NaN becomes null."""
         value, low, high = (None if np.isnan(x) else x for x in (estimate.value, estimate.low, estimate.high))
         return cls(value=value, low=low, high=high)
 
 
 class CaseRecord(Declaration):
-    """Sums of one case over its voxels; the outer list of each matrix is the structure, background first.
+    """Sums of one case over its voxels; rows of each matrix are structures, background first.
 
-    The structures are those of `ServiceConfig.structures`: the bundle's regions where it declares any, else its labels.
+    The structures are those of `ServiceConfig.structures`: the bundle's regions if it declares any, otherwise its
+    labels.
     """
 
     case: str
@@ -48,11 +50,11 @@ class CaseRecord(Declaration):
     sum_p: list[list[float]]
     """(C, M) sum of the predicted probabilities."""
     sum_y: list[list[int]]
-    """(C, M) voxels that carry the label."""
+    """(C, M) voxels with the label."""
     brier: float
-    """Summed over voxels."""
+    """Brier score summed over voxels."""
     nll: float
-    """Summed over voxels, in nats."""
+    """Negative log likelihood summed over voxels, in nats."""
     intersection: list[int]
     """(C,) voxels where argmax mask and reference agree on the class."""
     predicted: list[int]
@@ -60,7 +62,7 @@ class CaseRecord(Declaration):
     ace_floor: list[float]
     """(C,) mean ACE of labels drawn from the predicted probabilities themselves, voxels independent."""
     shape: tuple[int, int, int]
-    """Voxels along i, j, k of the scan as it came."""
+    """Voxels along i, j, k in the scan's file."""
     spacing_mm: tuple[float, float, float]
 
     @classmethod
@@ -82,7 +84,7 @@ class CaseRecord(Declaration):
         )
 
     def sums(self) -> CaseSums:
-        """Return the same sums as arrays, ready for `service.calibration`."""
+        """Return the sums as arrays for `service.calibration`."""
         return CaseSums(
             case=self.case,
             person=self.person,
@@ -98,17 +100,17 @@ class CaseRecord(Declaration):
 
 
 class Measurement(Declaration):
-    """What one engine at one precision scored on the card's cases."""
+    """The scores of one engine at one precision on the card's cases."""
 
     engine: Engine
     precision: Precision
     platform: str
-    """Processor and library versions of the machine that measured."""
+    """Processor and library versions of the measuring machine."""
     cases: list[CaseRecord]
     scores: dict[str, Interval]
-    """Foreground figures, keys as `service.calibration.cohort.cohort_scores`."""
+    """Foreground figures; keys as in `service.calibration.cohort.cohort_scores`."""
     class_scores: dict[str, dict[str, Interval]]
-    """The same per structure name, keys as `service.calibration.cohort.class_scores`."""
+    """Figures by structure name; keys as in `service.calibration.cohort.class_scores`."""
 
     @classmethod
     def of(
@@ -117,7 +119,7 @@ class Measurement(Declaration):
         """Return the measurement of these cases with its scores.
 
         Args:
-            engine: what ran the network.
+            engine: that ran the network.
             precision: of the network's arithmetic.
             platform: processor and library versions.
             cases: the per-case sums.
@@ -138,7 +140,7 @@ class Measurement(Declaration):
 
 
 class Population(Declaration):
-    """Whom the card speaks about."""
+    """The population on which the bundle was measured."""
 
     dataset: str
     citation: str
@@ -146,30 +148,31 @@ class Population(Declaration):
     modality: str
     anatomy: str
     protocol: Literal["held-out", "out-of-fold"]
-    """held-out: one model on persons that it never saw. out-of-fold: each person by the model that did not see them."""
+    """held-out: one model, tested on persons outside its training set. out-of-fold: each person is tested with the model
+    that was not trained on them."""
     split: str
-    """Which part of the data set, in words."""
+    """Part of the data set, in words."""
     split_unit: Literal["person"] = "person"
     n_persons: Annotated[int, Field(ge=1)]
     n_cases: Annotated[int, Field(ge=1)]
 
 
 class Estimator(Declaration):
-    """A fitted label-free estimator, e.g. of Dice or volume, with what is needed to refit and replay it."""
+    """A fitted label-free estimator, e.g. of Dice or volume, with the data needed to refit and replay it."""
 
     name: str
     structure: str
     method: str
     coefficients: dict[str, float]
     alphas: list[float]
-    """Miscoverage levels that may be asked for; no others."""
+    """Miscoverage levels that are offered."""
     persons: list[str]
     residuals: list[float]
-    """One per case, in the order of `persons`: the scores behind the conformal quantiles."""
+    """Conformity score of each case, in the order of `persons`, from which the conformal quantiles follow."""
 
 
 class RiskControl(Declaration):
-    """Loss curves from which a mask with a controlled risk is derived for any alpha on the list."""
+    """Loss curves from which a mask with controlled risk is derived for any alpha on the list."""
 
     name: str
     structure: str
@@ -182,7 +185,7 @@ class RiskControl(Declaration):
 
 
 class ShiftReference(Declaration):
-    """Values of one feature over the card's cases, against which a new scan is compared."""
+    """Values of one feature over the card's cases, with which a new scan is compared."""
 
     feature: str
     unit: str
@@ -190,40 +193,40 @@ class ShiftReference(Declaration):
 
 
 class Locating(Declaration):
-    """How well the bundle's locator does on scans drawn from label maps of heads that it never saw.
+    """Accuracy of the bundle's locator on synthetic scans of heads that it was not trained on.
 
-    Made scans stand in for real ones: no expert labels of whole heads were at hand, so locating in real scans is not
-    validated. Box: that in which the network looks first.
+    The scans are generated from label maps: there were no expert labels of whole heads, so locating in real scans is
+    not validated. "Box" is the search box of a part.
     """
 
     heads: Annotated[int, Field(ge=1)]
     """Held-out label maps."""
     scans: Annotated[int, Field(ge=1)]
-    """Drawn from them, each with every part whole in its field of view."""
+    """Scans generated from them, each with all parts whole in the field of view."""
     boxes_hold: int
     """Scans in which the box of every part holds at least 99 % of its structure."""
     distance_mm_median: float | None
-    """Between the centre of a box and the middle of its structure; null when nothing was found."""
+    """Distance between the centre of a box and the middle of its structure; null if nothing was found."""
     distance_mm_p95: float | None
     empty_scans: int
-    """Scans that show none of the anatomy: shapes that are no head, and heads cut off above it."""
+    """Scans without the anatomy: shapes other than heads, and heads cut off above it."""
     found_in_empty: int
-    """Of these, scans in which something was found."""
+    """Number of the empty scans in which something was found."""
     seed: int
     validated_on_experts: Literal[False] = False
 
 
 class CalibrationCard(Declaration):
-    """The card as a whole."""
+    """The whole card."""
 
     schema_version: Literal["1.0"] = SCHEMA_VERSION
     model: str
     model_version: str
     date: dt.date
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of models/model.safetensors."""
+    """Hash of models/model.safetensors."""
     config_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of service.json."""
+    """Hash of service.json."""
     population: Population
     bins: Literal[20] = BINS
     bin_rule: Literal["clip(ceil(float32(p) * 20) - 1, 0, 19)"] = "clip(ceil(float32(p) * 20) - 1, 0, 19)"
@@ -237,8 +240,8 @@ class CalibrationCard(Declaration):
     risk_controls: tuple[RiskControl, ...] = ()
     shift_references: tuple[ShiftReference, ...] = ()
     locating: Locating | None = None
-    """Null for a bundle without a locator. All measurements are of crops as an expert placed them."""
+    """Null for a bundle without a locator. All measurements above are of crops placed by experts."""
 
     def measurement(self, engine: Engine, precision: Precision) -> Measurement | None:
-        """Return what was measured with this engine at this precision, or None."""
+        """Return the measurement of this engine at this precision, None if there is none."""
         return next((m for m in self.measurements if (m.engine, m.precision) == (engine, precision)), None)

@@ -1,4 +1,4 @@
-"""A bundle as far as it can be known without torch: identity, configuration and card, all verified."""
+"""Read and verify a bundle without torch: identity, configuration and card."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +21,14 @@ _Declared = TypeVar("_Declared", bound=Declaration)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BundleDescription:
-    """What a verified bundle says about itself.
+    """The description of a verified bundle.
 
     Args:
-        root: its folder.
+        root: folder of the bundle.
         sha256: of its manifest; `name@sha256` is its identity.
         card_sha256: of its calibration card.
-        config: how it wants to be served.
-        card: what was measured about it.
+        config: its `service.json`.
+        card: its calibration card.
     """
 
     root: Path
@@ -39,7 +39,7 @@ class BundleDescription:
 
     @property
     def identity(self) -> str:
-        """``name@sha256`` of the manifest: names this very model, weights and card."""
+        """``name@sha256`` of the manifest: identifies this model with its weights and card."""
         return f"{self.config.name}@{self.sha256}"
 
 
@@ -47,7 +47,7 @@ def describe_bundle(root: Path) -> BundleDescription:
     """Return the verified description of the bundle at `root`.
 
     Raises:
-        BundleIntegrity: a file differs from the manifest, or the card was measured with other weights.
+        BundleIntegrity: a file differs from the manifest, or the card belongs to other weights.
         BundleInvalid: a description breaks its schema, or weights are missing.
     """
     sha256 = verify_manifest(root)

@@ -1,4 +1,4 @@
-"""The ways in which a network can be run: by which engine, at which precision."""
+"""The engines that can run a network, each at a precision."""
 
 from typing import Final, NamedTuple
 
@@ -13,12 +13,12 @@ class EngineKind(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the setting `CALIBRANT_ENGINE` has it, e.g. torch-fp32."""
+        """Name in the setting `CALIBRANT_ENGINE`, e.g. torch-fp32."""
         return f"{self.engine}-{self.precision}"
 
 
 REFERENCE: Final = EngineKind("torch", "fp32")
-"""The one that every machine has, and every other is compared with."""
+"""The engine that every machine has and that every other one is compared with."""
 
 ENGINE_KINDS: Final = {
     engine_kind.name: engine_kind
@@ -29,7 +29,7 @@ ENGINE_KINDS: Final = {
         REFERENCE,
     )
 }
-"""All by name, the fastest first: docs/results/speed.md."""
+"""All engine kinds by name, fastest first (docs/results/speed.md)."""
 
 AUTO: Final = "auto"
-"""Instead of a name: the fastest that the machine has and the card covers."""
+"""Value of `CALIBRANT_ENGINE` that selects the fastest engine that the machine has and the card covers."""

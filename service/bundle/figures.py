@@ -1,7 +1,7 @@
-"""Drawings of a `Reliability`, as PNG or SVG: diagrams of all cases and of one image, and how figures spread over cases.
+"""Draw reliability diagrams of a cohort or of one image, and distributions of figures over cases, as PNG or SVG.
 
-As the authors of mL1-ACE draw them (calibration gap as a bar between mean probability and observed frequency, counts
-below; images per cell as a heat map with normalised columns), in colours that do not depend on red and green.
+The style is that of the authors of mL1-ACE (calibration gap as a bar between mean probability and observed frequency,
+counts below; images per cell as a heat map with normalised columns), in colours that avoid red against green.
 """
 
 import io
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 Format = Literal["png", "svg"]
 
 LOG_FROM: Final = 100
-"""Counts are drawn on a logarithmic axis when the largest is so many times the smallest."""
+"""Counts are drawn on a logarithmic axis if the largest is more than this many times the smallest."""
 
 ACROSS: Final = 4
-"""Diagrams of one image side by side; further structures stand below."""
+"""Number of diagrams of one image side by side; further structures go below."""
 
 _GAP_COLOUR: Final = "#d5754a"
 _DOT_COLOUR: Final = "#0072b2"
 
 
 def draw_reliability(reliability: Reliability, picture_format: Format) -> bytes:
-    """Return a picture of all structures: a column each, the diagram above, the dataset histogram below.
+    """Return a picture with a column for each structure: the diagram above, the dataset histogram below.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -53,17 +53,17 @@ def draw_reliability(reliability: Reliability, picture_format: Format) -> bytes:
 
 
 class CaseDiagrams:
-    """Draws the reliability diagrams of one image after another into the same figure: axes are what takes the time.
+    """Draws the reliability diagrams of one image after another into the same figure, because creating axes is slow.
 
     Raises:
         SettingsError: matplotlib is not installed.
     """
 
     def __init__(self, structures: Sequence[str]) -> None:
-        """Lay out a diagram for each structure, with the number of voxels of each bin below."""
+        """Lay out a diagram for each structure, with the number of voxels in each bin below it."""
         across = min(ACROSS, len(structures))
         rows = -(-len(structures) // across)
-        # The title takes two lines, over a single diagram four.
+        # The title takes two lines, or four above a single diagram.
         head = 0.7 if across > 1 else 0.95
         width, height = 0.8 + 4.0 * across, head + 5.35 * rows
         self._figure = _figure(width, height)
@@ -82,7 +82,7 @@ class CaseDiagrams:
             self._axes.append((diagram, counts))
 
     def draw(self, reliability: Reliability, picture_format: Format) -> bytes:
-        """Return the picture of one image; its structures are those that the figure was laid out for, in order."""
+        """Return the picture of one image, whose structures are those of the constructor, in the same order."""
         self._title.set_text(f"{reliability.source}\n{RESEARCH_USE_ONLY}")
         drawn = []
         for (diagram, counts), structure in zip(self._axes, reliability.structures, strict=True):
@@ -96,13 +96,13 @@ class CaseDiagrams:
 
 
 def draw_distribution(values: Mapping[str, Sequence[float]], label: str, picture_format: Format) -> bytes:
-    """Return a picture of how a figure spreads over cases: a row per structure, a dot per case.
+    """Return a picture of the distribution of a figure over cases: a row per structure, a dot per case.
 
-    The bar spans the middle half of the cases, the tick is their median. NaN is left out: the figure is undefined there.
+    The bar spans the middle half of the cases, the tick is their median. Undefined figures (NaN) are left out.
 
     Args:
-        values: of each case, by structure.
-        label: name of the figure, with its unit where it has one.
+        values: of all cases, by structure.
+        label: name of the figure, with its unit if it has one.
         picture_format: file format.
 
     Raises:
@@ -112,7 +112,7 @@ def draw_distribution(values: Mapping[str, Sequence[float]], label: str, picture
     axes = figure.subplots()
     for row, of_cases in enumerate(values.values()):
         finite = np.array([value for value in of_cases if np.isfinite(value)])
-        # Multiples of the golden ratio spread the dots over the row's height, the same way each time.
+        # Multiples of the golden ratio spread the dots over the row's height reproducibly.
         height = row + 0.5 * ((np.arange(finite.size) * 0.618) % 1 - 0.5)
         axes.scatter(finite, height, s=16, color=_DOT_COLOUR, alpha=0.5, linewidths=0)
         if finite.size:
@@ -139,7 +139,7 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
 
 def _saved(figure: "Figure", picture_format: Format) -> bytes:
     buffer = io.BytesIO()
-    with _the_same_each_time():
+    with _reproducible():
         figure.savefig(
             buffer, format=picture_format, dpi=110, metadata={"Date": None} if picture_format == "svg" else None
         )
@@ -147,7 +147,7 @@ def _saved(figure: "Figure", picture_format: Format) -> bytes:
 
 
 @contextmanager
-def _the_same_each_time() -> Iterator[None]:
+def _reproducible() -> Iterator[None]:
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "calibrant"}):
@@ -155,7 +155,7 @@ def _the_same_each_time() -> Iterator[None]:
 
 
 def _frame(diagram: Any, counts: Any) -> None:  # noqa: ANN401 - matplotlib's own types are untyped
-    """Draw what stays the same from image to image."""
+    """Draw the parts of a diagram that do not change from image to image."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -189,9 +189,9 @@ def _draw_gaps(axes: Any, structure: StructureReliability, heading: str) -> list
 def _draw_images(axes: Any, structure: StructureReliability) -> None:  # noqa: ANN401 - as above
     images = np.array(structure.images, dtype=float)
     total = images.sum(axis=1, keepdims=True)
-    share = np.divide(images, total, out=np.zeros_like(images), where=total > 0)
-    # The square root of the share: one image in thirty must still be seen.
-    axes.imshow(np.sqrt(share.T), origin="lower", extent=(0, 1, 0, 1), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    fraction = np.divide(images, total, out=np.zeros_like(images), where=total > 0)
+    # The square root keeps one image in thirty visible.
+    axes.imshow(np.sqrt(fraction.T), origin="lower", extent=(0, 1, 0, 1), cmap="cividis", vmin=0, vmax=1, aspect="auto")
     axes.plot([0, 1], [0, 1], color="white", linestyle="--", linewidth=1)
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed frequency, per image")
 
@@ -202,7 +202,7 @@ def _draw_counts(axes: Any, counts: npt.NDArray[np.int64]) -> list[Any]:  # noqa
     logarithmic = bool(filled.size) and filled.max() > LOG_FROM * filled.min()
     axes.set_yscale("log" if logarithmic else "linear")
     axes.set_ylim(*(filled.min() / 2, filled.max() * 2) if logarithmic else (0, 1.1 * max(counts.max(), 1)))
-    # A bar that began at 0 would begin nowhere on a logarithmic axis.
+    # A logarithmic axis has no 0 at which a bar could start.
     low = np.full(bins, filled.min() / 4 if logarithmic else 0)
     centres = (np.arange(bins) + 0.5) / bins
     return [_draw_bars(axes, centres, low, np.maximum(counts, low), 0.9 / bins, facecolor="#555555")]
@@ -216,7 +216,7 @@ def _draw_bars(
     width: float,
     **style: Any,  # noqa: ANN401 - as above
 ) -> Any:  # noqa: ANN401 - as above
-    """Draw bars as one artist: as many patches, which `Axes.bar` makes of them, take half as long again to draw."""
+    """Draw all bars as one artist: the many patches of `Axes.bar` take half as long again."""
     from matplotlib.collections import PolyCollection
 
     left, right = centres - width / 2, centres + width / 2

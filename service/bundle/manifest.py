@@ -1,4 +1,4 @@
-"""`MANIFEST.json`: the SHA-256 of every file of a bundle, and with it the bundle's identity."""
+"""`MANIFEST.json`: the SHA-256 of every file of a bundle; its own SHA-256 identifies the bundle."""
 
 import hashlib
 from pathlib import Path
@@ -38,18 +38,18 @@ def write_manifest(root: Path) -> str:
 
 
 def verify_manifest(root: Path) -> str:
-    """Return the bundle's identity (SHA-256 of its manifest) after comparing every file with it.
+    """Compare every file of a bundle with its manifest and return the manifest's SHA-256, the bundle's identity.
 
     Raises:
-        BundleIntegrity: no manifest, a file that is missing, added, changed or a link.
+        BundleIntegrity: there is no manifest, or a file is missing, added, changed or a link.
     """
     try:
         expected = _Manifest.model_validate_json((root / NAME).read_bytes()).files
     except (OSError, ValidationError) as error:
         msg = f"No readable {NAME} was found. Install the bundle again from its source."
         raise BundleIntegrity(msg) from error
-    found = {path: sha256_of(root / path) for path in _files(root)}
-    differing = sorted(path for path in {*expected, *found} if expected.get(path) != found.get(path))
+    actual = {path: sha256_of(root / path) for path in _files(root)}
+    differing = sorted(path for path in {*expected, *actual} if expected.get(path) != actual.get(path))
     if differing:
         msg = f"{len(differing)} files differ from {NAME}, first {differing[0]}. Install the bundle again from its source."
         raise BundleIntegrity(msg)

@@ -1,4 +1,4 @@
-"""The allow-list of networks that a bundle may name, each built from the bundle's arguments."""
+"""The allow-list of networks that a bundle may name, and their construction from the bundle's arguments."""
 
 from collections.abc import Callable
 from typing import Final
@@ -16,7 +16,7 @@ NETWORKS: Final[dict[str, Callable[..., nn.Module]]] = {
 }
 """Names that `service.json` may use; a bundle never brings code of its own."""
 
-# What the constructors raise when the arguments do not fit; anything else would be a fault of ours.
+# Raised by the constructors if the arguments do not fit; any other exception is a bug here.
 _BAD_ARGUMENTS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 

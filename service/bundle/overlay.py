@@ -1,6 +1,6 @@
-"""What was measured about a bundle on this machine, in the state directory: a bundle itself never changes.
+"""Measurements of a bundle made on this machine, kept in the state directory because a bundle itself never changes.
 
-measurements/<sha256>/<engine>-<precision>.json
+Path: measurements/<sha256 of the bundle>/<engine>-<precision>.json
 """
 
 import datetime as dt
@@ -19,7 +19,7 @@ FOLDER: Final = "measurements"
 
 
 class Overlay(Declaration):
-    """A measurement beside those of the card."""
+    """A measurement in addition to those of the card."""
 
     schema_version: Literal["1.0"] = "1.0"
     bundle: str
@@ -29,7 +29,7 @@ class Overlay(Declaration):
 
 
 def write_overlay(state: Path, bundle: BundleDescription, measurement: Measurement) -> Path:
-    """Keep a measurement in a state directory and return its file; an earlier one of the same kind is replaced."""
+    """Store a measurement in a state directory, replacing one of the same engine and precision; return its file."""
     file = _file(state, bundle, EngineKind(measurement.engine, measurement.precision))
     file.parent.mkdir(parents=True, exist_ok=True)
     overlay = Overlay(bundle=bundle.identity, date=dt.datetime.now(dt.UTC).date(), measurement=measurement)
@@ -40,20 +40,22 @@ def write_overlay(state: Path, bundle: BundleDescription, measurement: Measureme
 
 
 def measurements_of(bundle: BundleDescription, state: Path | None) -> dict[EngineKind, Measurement]:
-    """Return what the card holds and, for kinds that it lacks, what a state directory holds.
+    """Return the card's measurements and, for engine kinds that it lacks, those of a state directory.
 
     Raises:
-        BundleInvalid: a file there is damaged, or belongs to another bundle.
+        BundleInvalid: a file in the state directory is damaged or belongs to another bundle.
     """
-    found = {EngineKind(each.engine, each.precision): each for each in bundle.card.measurements}
+    of_card = {
+        EngineKind(measurement.engine, measurement.precision): measurement for measurement in bundle.card.measurements
+    }
     if state is None:
-        return found
+        return of_card
     files = {
         engine_kind: _file(state, bundle, engine_kind)
         for engine_kind in ENGINE_KINDS.values()
-        if engine_kind not in found
+        if engine_kind not in of_card
     }
-    return found | {
+    return of_card | {
         engine_kind: _read(file, bundle, engine_kind) for engine_kind, file in files.items() if file.is_file()
     }
 

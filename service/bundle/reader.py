@@ -18,15 +18,15 @@ from service.errors import BundleInvalid
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedBundle:
-    """A bundle whose networks are in memory, in evaluation mode, on `device`.
+    """A bundle with its networks in memory, in evaluation mode, on `device`.
 
     Args:
-        description: what it says about itself.
-        network: windows to logits, as the engine of `kind` runs it.
+        description: of the bundle.
+        network: maps windows to logits, run by the engine of `engine_kind`.
         device: that computes.
-        locator: where it has one, by torch in float32.
+        locator: run by torch in float32; None if the bundle has none.
         engine_kind: engine and precision of the network.
-        measurement: of this kind, where it was made here; else the card's counts.
+        measurement: of `engine_kind`, if made on this machine; None if the card's applies.
     """
 
     description: BundleDescription
@@ -38,12 +38,12 @@ class LoadedBundle:
 
 
 def load_bundle(root: Path, device: torch.device) -> LoadedBundle:
-    """Return the bundle at `root` with its networks by torch in float32.
+    """Load the bundle at `root` with its networks in torch, float32.
 
     Raises:
         BundleIntegrity: a file differs from the manifest.
         BundleInvalid: a description breaks its schema, or the weights do not fit the network.
-        BundleUnsupported: a network or feature that this version does not have.
+        BundleUnsupported: a network that this version does not support.
     """
     description = describe_bundle(root)
     locator = description.config.locator
@@ -66,6 +66,6 @@ def _loaded(declaration: Network, weights: Path) -> nn.Module:
 
 
 def _channels_last(network: nn.Module) -> nn.Module:
-    """Return the network with its weights laid out so that its convolutions take two thirds of the time."""
+    """Return the network with channels-last weights, which reduces the time of its convolutions by a third."""
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's types lack it
     return network

@@ -1,4 +1,4 @@
-"""The installed bundles by name: those shipped with the package, and those of one further folder."""
+"""The installed bundles by name: those shipped with the package and those of one more folder."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -12,18 +12,18 @@ SHIPPED: Final = Path(__file__).parents[1] / "bundles"
 """Folder of the bundles that come with the package."""
 
 DEFAULT_MODEL: Final = "hippocampus-mr"
-"""The model that serves a request which names none."""
+"""The model for requests that name none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Every bundle found at start or since, verified once; a broken one is kept with the reason why.
+    """All bundles found at start or since, each verified once; a broken one is listed with its reason.
 
     Args:
         ready: descriptions by name.
-        broken: why not, by folder name.
-        folders: where bundles were looked for.
-        unloaded: descriptions of those that an administrator has taken out of service, by name.
+        broken: reason by folder name.
+        folders: searched for bundles.
+        unloaded: descriptions, by name, of the bundles that an administrator has taken out of service.
     """
 
     ready: dict[str, BundleDescription] = field(default_factory=dict)
@@ -33,11 +33,11 @@ class Registry:
 
     @classmethod
     def scan(cls, *folders: Path, unloaded: Collection[str] = ()) -> "Registry":
-        """Return the registry of all bundles directly below the folders; of two with one name the later wins.
+        """Return the registry of all bundles directly below the folders; the later of two with the same name wins.
 
         Args:
-            folders: with one folder for each bundle.
-            unloaded: names that are not to be served.
+            folders: each with one subfolder per bundle.
+            unloaded: names of models that are out of service.
 
         Raises:
             SettingsError: a folder does not exist.
@@ -59,20 +59,20 @@ class Registry:
         return registry
 
     def load(self, name: str) -> BundleDescription:
-        """Read a bundle from the disk, new or again, and serve it from now on.
+        """Read a bundle from disk, for the first time or again, and put it into service.
 
         Args:
             name: of the bundle, not of its folder.
 
         Raises:
             ModelNotFound: none of the folders holds a bundle of this name.
-            BundleInvalid: its files on the disk have become invalid; nothing has changed.
+            BundleInvalid: its files on disk have become invalid; the registry is unchanged.
         """
-        found = Registry.scan(*self.folders)
+        on_disk = Registry.scan(*self.folders)
         known = self.ready.get(name) or self.unloaded.get(name)
-        description = found.ready.get(name)
-        if description is None and known is not None and known.root.name in found.broken:
-            raise BundleInvalid(found.broken[known.root.name])
+        description = on_disk.ready.get(name)
+        if description is None and known is not None and known.root.name in on_disk.broken:
+            raise BundleInvalid(on_disk.broken[known.root.name])
         if description is None:
             raise self._not_found()
         self.broken.pop(description.root.name, None)
@@ -81,7 +81,7 @@ class Registry:
         return description
 
     def unload(self, name: str) -> BundleDescription:
-        """Serve a bundle no longer.
+        """Take a bundle out of service.
 
         Raises:
             ModelNotFound: no such name.
@@ -115,5 +115,5 @@ class Registry:
 
 
 def _is_bundle(folder: Path) -> bool:
-    # A name with a leading dot is a draft that somebody is writing.
+    # A leading dot marks a draft that is still being written.
     return folder.is_dir() and not folder.name.startswith(".")

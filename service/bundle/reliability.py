@@ -1,7 +1,7 @@
-"""Case records -> what a reliability diagram shows, as one document that files, pages and reports draw from.
+"""Case records -> the data of reliability diagrams, as one document from which files, pages and reports are drawn.
 
 Per structure: the diagram of all voxels pooled, and the dataset reliability histogram, which keeps the images apart
-(Barfoot et al., arXiv 2506.03942, section 3): for each confidence bin, how many images have which observed frequency.
+(Barfoot et al., arXiv 2506.03942, section 3): for each confidence bin, the number of images by observed frequency.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def reliability_of(records: Sequence[CaseRecord], structures: Sequence[str], sou
     Args:
         records: one or more cases.
         structures: names of the rows 1 .. C-1 of the records.
-        source: what the cases are: data set, split, date. Stands on every drawing.
+        source: data set, split and date of the cases; printed on every diagram.
     """
     histograms = [record.sums().histogram for record in records]
     pooled = reduce(add, histograms)
@@ -48,10 +48,10 @@ def reliability_of(records: Sequence[CaseRecord], structures: Sequence[str], sou
 
 
 def images_per_cell(histograms: Sequence[ReliabilityHistogram]) -> npt.NDArray[np.int64]:
-    """Return how many images have which frequency in which confidence bin, (C, M, M): [class, confidence, frequency].
+    """Return the number of images per confidence bin and observed frequency, (C, M, M): [class, confidence, frequency].
 
-    Frequencies are binned as probabilities are. An image counts once per class and confidence bin that it fills; one
-    whose reference lacks the class does not count for it.
+    Frequencies are binned like probabilities. An image counts once in each class and confidence bin in which it has
+    voxels; an image whose reference lacks a class does not count for that class.
     """
     classes = len(histograms[0].count)
     cells = np.zeros((classes, BINS, BINS), np.int64)

@@ -1,6 +1,6 @@
-"""`service.json`: how a bundle wants to be served. Declarative: nothing in it is ever evaluated as code.
+"""`service.json`: declares how a bundle is served. Nothing in it is ever evaluated as code.
 
-Version 1 is frozen: a later minor version may add optional fields, never change the meaning of these.
+Version 1 is frozen: a later minor version may add optional fields but never change the meaning of existing ones.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class ZScore(Declaration):
 
     step: Literal["zscore"] = "zscore"
     nonzero: bool = False
-    """Take mean and deviation over the voxels that are not 0, and leave the zeros 0."""
+    """Whether mean and deviation are taken over the nonzero voxels only, and zeros stay 0."""
 
 
 class Window(Declaration):
@@ -63,7 +63,7 @@ IntensityStep = Annotated[ZScore | Window, Field(discriminator="step")]
 
 
 class Code(Declaration):
-    """A coded concept, e.g. SNOMED CT: value, scheme designator as in DICOM PS3.16 section 8, meaning."""
+    """A coded concept, e.g. of SNOMED CT: value, coding scheme designator (DICOM PS3.16 section 8) and meaning."""
 
     value: str
     scheme: str = "SCT"
@@ -71,7 +71,7 @@ class Code(Declaration):
 
 
 class Label(Declaration):
-    """One class of the mask. The position in the list is the network's output channel."""
+    """One class of the mask. Its position in the list is the network's output channel."""
 
     value: Byte
     """Voxel value in the mask; 0 is background."""
@@ -81,11 +81,11 @@ class Label(Declaration):
     code: Code | None = None
     """Segmented property type, e.g. of SNOMED CT (PS3.3 C.8.20.4, (0062,000F))."""
     modifiers: list[Code] = []
-    """Laterality and the like (PS3.3 C.8.20.4, (0062,0011))."""
+    """Segmented property type modifiers such as laterality (PS3.3 C.8.20.4, (0062,0011))."""
 
 
 class Region(Declaration):
-    """A structure made of several classes: its probability is the sum of theirs."""
+    """A structure that joins several classes; its probability is the sum of theirs."""
 
     name: str
     labels: list[int]
@@ -93,7 +93,7 @@ class Region(Declaration):
 
 @dataclass(frozen=True, slots=True)
 class StructureChannels:
-    """What a figure speaks about: a name and the output channels whose probabilities are summed for it."""
+    """A scored structure: its name and the output channels whose probabilities are summed."""
 
     name: str
     channels: tuple[int, ...]
@@ -103,54 +103,54 @@ Millimetres = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class Landmark(Declaration):
-    """A structure by which a locator finds its way. The position in the list, from 1, is its output channel."""
+    """A structure that the locator marks to find its way. Its position in the list, from 1, is its output channel."""
 
     name: str
     centre_mm: Millimetres
-    """Centroid in the reference frame: RAS, origin and axes those of the mean of the training heads."""
+    """Centroid in the reference frame: RAS, with origin and axes of the mean of the training heads."""
     usual_ml: PositiveFloat
-    """Mean volume in the training heads: what share of a scan it usually is, which the network was not told."""
+    """Mean volume in the training heads: gives the prior that the network's training with equal class weights lacks."""
     volume_ml: tuple[PositiveFloat, PositiveFloat]
-    """Least and largest volume at which it counts as found."""
+    """Smallest and largest volume at which it counts as found."""
 
 
 class Part(Declaration):
-    """A box about one landmark that the network segments as if it were a scan of its own."""
+    """A box about a landmark that the network segments as if it were a whole scan."""
 
     name: str
     landmark: str
-    """About whose centroid the box lies."""
+    """Name of the landmark at whose centroid the box is placed."""
     shift_mm: Millimetres = (0.0, 0.0, 0.0)
-    """From the centroid to the centre of the box, along the axes of the reference frame."""
+    """Offset from the centroid to the centre of the box, along the axes of the reference frame."""
     search_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    """Edges of the box in which the network looks first, along the same axes."""
+    """Edges of the search box, in which the network segments first, along the same axes."""
     size_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    """Edges of the box that is segmented, about what it found there: the field of view of the training's crops."""
+    """Edges of the final box, centred on the structure found there: the field of view of the training crops."""
     labels: list[Label]
-    """What the network's structures are called here, in the order of the output channels 1 .. C-1."""
+    """Labels of the network's structures in this part, in the order of the output channels 1 .. C-1."""
 
 
 class Locator(Declaration):
-    """How the anatomy is found in a scan that shows more than the network was trained on.
+    """Declares how the anatomy is found in a scan that shows more than the network was trained on.
 
-    A small network (`models/locator.safetensors`) marks landmarks on a coarse grid; the rotation and the scale that
-    bring their mean positions onto the ones found give each part's box its place and its axes. Where too few are
-    found, or they do not lie as in the heads of the training, nothing is segmented.
+    A small network (`models/locator.safetensors`) marks landmarks on a coarse grid. A similarity transform from their
+    mean positions to the marked ones gives the position and axes of each part's box. If too few landmarks are found,
+    or they do not lie as in the training heads, nothing is segmented.
     """
 
     anatomy: str
-    """What is looked for, as the refusal names it, e.g. hippocampus."""
+    """Name of the anatomy in error messages, e.g. hippocampus."""
     extent_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    """A scan that is no longer than this R-L, A-P and I-S is segmented as it comes: as long as the training's crops."""
+    """Extent of the training crops, R-L, A-P and I-S: a scan that is no longer is segmented whole, without locating."""
     network: Network
     spacing_mm: PositiveFloat
-    """Of the coarse grid, along all its axes, which are those of the patient (RAS)."""
+    """Voxel size of the coarse grid along all its axes, which are those of the patient (RAS)."""
     landmarks: list[Landmark]
     least_landmarks: Annotated[int, Field(ge=4)]
     residual_mm: PositiveFloat
-    """Largest root mean square distance between the landmarks found and their places by rotation and scale."""
+    """Largest root mean square distance between the marked landmarks and their fitted positions."""
     scale: tuple[PositiveFloat, PositiveFloat]
-    """Least and largest size of a head, relative to the mean of the training heads."""
+    """Smallest and largest size of a head, relative to the mean of the training heads."""
     parts: Annotated[list[Part], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -163,7 +163,7 @@ class Locator(Declaration):
 
 
 class ServiceConfig(Declaration):
-    """All that serving needs besides the weights."""
+    """Everything that serving needs besides the weights."""
 
     schema_version: Literal["1.0"] = SCHEMA_VERSION
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -172,7 +172,7 @@ class ServiceConfig(Declaration):
     modality: str
     """DICOM Modality (0008,0060) of the scans that it was trained on, e.g. MR."""
     anatomy: str
-    """What must be in the field of view, in words."""
+    """Anatomy that must be in the field of view, in words."""
     channels: list[str]
     """Names of the input channels, in order."""
     network: Network
@@ -187,13 +187,13 @@ class ServiceConfig(Declaration):
     labels: list[Label]
     regions: list[Region] = []
     temperature: list[Annotated[FiniteFloat, Field(gt=0)]]
-    """Per class: logits are divided by it before softmax; 1 leaves them as they are."""
+    """Temperature of each class: its logits are divided by it before softmax; 1 leaves them unchanged."""
     locator: Locator | None = None
-    """How to find the anatomy in a larger scan; null when every scan is segmented as it comes."""
+    """Finds the anatomy in a larger scan; null if every scan is segmented whole."""
 
     @property
     def every_label(self) -> list[Label]:
-        """Labels of a scan that is segmented as it comes, then those of the parts that a locator finds."""
+        """Labels of a scan that is segmented whole, then those of the parts that a locator finds."""
         return [
             *self.labels,
             *(label for part in (self.locator.parts if self.locator else []) for label in part.labels),
@@ -201,7 +201,7 @@ class ServiceConfig(Declaration):
 
     @property
     def located(self) -> "ServiceConfig":
-        """The same without a locator, for a result of several parts: the background and the labels of each part.
+        """The configuration of a result of several parts: without a locator, with the background and all parts' labels.
 
         Raises:
             ValueError: there is no locator.
@@ -229,7 +229,7 @@ class ServiceConfig(Declaration):
 
     @property
     def structures(self) -> tuple[StructureChannels, ...]:
-        """What is scored beside the background: the regions where there are any, else each label on its own."""
+        """The scored structures: the regions if there are any, otherwise each label but the background."""
         if not self.regions:
             return tuple(
                 StructureChannels(label.name, (channel,)) for channel, label in enumerate(self.labels) if channel

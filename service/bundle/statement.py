@@ -1,4 +1,4 @@
-"""The statement that travels with every answer: what the card says about its population, or why it is withdrawn."""
+"""The statement in every summary: what the card says about its population, or why it is withdrawn."""
 
 from typing import Final
 
@@ -9,19 +9,28 @@ MARGIN: Final = 1.25
 """A scan may leave the range of the card's cases by this factor before the statement is withdrawn."""
 
 FEATURES: Final = ("extent_mm_1", "extent_mm_2", "extent_mm_3", "spacing_mm_1", "spacing_mm_2", "spacing_mm_3")
-"""Field of view and voxel size along the axes of the bundle's orientation: what a scan is compared by."""
+"""Features by which a scan is compared: field of view and voxel size along the axes of the bundle's orientation."""
 
 
 def statement_of(card: CalibrationCard, measurement: Measurement, reasons: list[str]) -> Statement:
-    """Return what the card says about its population, or why it says nothing about this scan."""
-    whom = card.population
-    about = f"{whom.n_cases} cases of {whom.n_persons} persons ({whom.dataset}, {whom.split}; {card.date})"
+    """Return the card's statement about its population, withdrawn if there are reasons.
+
+    Args:
+        card: of the bundle.
+        measurement: of the engine that ran.
+        reasons: from `reasons_to_withdraw`.
+    """
+    population = card.population
+    cases = (
+        f"{population.n_cases} cases of {population.n_persons} persons "
+        f"({population.dataset}, {population.split}; {card.date})"
+    )
     if reasons:
-        text = f"Withdrawn: this scan is unlike the {about} that the calibration card was measured on."
+        text = f"Withdrawn: this scan is unlike the {cases} that the calibration card was measured on."
     else:
         scores = measurement.scores
         text = (
-            f"On {about} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
+            f"On {cases} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
             f"of which {_spelt(scores['ace_floor'])} is the floor for images of this size (means over persons' cases with "
             "95 % intervals). This describes that population, not this image."
         )
@@ -29,11 +38,11 @@ def statement_of(card: CalibrationCard, measurement: Measurement, reasons: list[
         status="withdrawn" if reasons else "holds",
         text=text,
         reasons=reasons,
-        dataset=whom.dataset,
-        split=whom.split,
-        protocol=whom.protocol,
-        n_persons=whom.n_persons,
-        n_cases=whom.n_cases,
+        dataset=population.dataset,
+        split=population.split,
+        protocol=population.protocol,
+        n_persons=population.n_persons,
+        n_cases=population.n_cases,
         date=card.date,
         engine=measurement.engine,
         precision=measurement.precision,
@@ -42,13 +51,13 @@ def statement_of(card: CalibrationCard, measurement: Measurement, reasons: list[
 
 
 def reasons_to_withdraw(features: dict[str, float], card: CalibrationCard) -> list[str]:
-    """Return each way in which a scan lies outside the card's cases by more than `MARGIN`."""
+    """Return a reason for each feature of a scan that lies outside the range of the card's cases by more than `MARGIN`."""
     reasons = []
     for reference in card.shift_references:
-        found, low, high = features[reference.feature], min(reference.values), max(reference.values)
-        if not low / MARGIN <= found <= high * MARGIN:
+        value, low, high = features[reference.feature], min(reference.values), max(reference.values)
+        if not low / MARGIN <= value <= high * MARGIN:
             name = reference.feature.replace("_mm_", " along axis ")
-            reasons.append(f"{name}: {found:.1f} {reference.unit}; the card's cases span {low:.1f} to {high:.1f}.")
+            reasons.append(f"{name}: {value:.1f} {reference.unit}; the card's cases span {low:.1f} to {high:.1f}.")
     return reasons
 
 

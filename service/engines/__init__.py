@@ -1,1 +1,1 @@
-"""What runs a network: torch or OpenVINO, in float32 or bfloat16."""
+"""Engines run a network: torch or OpenVINO, in float32 or bfloat16."""

@@ -1,4 +1,4 @@
-"""Does an engine compute what the network says? Some versions of some libraries do not on some processors."""
+"""Check that an engine computes the network's function: some library versions do not on some processors."""
 
 from typing import Final
 
@@ -9,14 +9,14 @@ from service.bundle.card import Precision
 from service.errors import EngineDisagrees
 
 MEAN_TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-3}
-"""Largest mean difference of the probabilities of a window: docs/engines.md."""
+"""Largest accepted mean difference between the probabilities of a window (docs/engines.md)."""
 
 _COARSE: Final = 6
 _NOISE: Final = 0.3
 
 
 def example_window(channels: int, patch_size: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return a window (1, channels, *patch_size) float32 of smooth shapes and noise, always the same."""
+    """Return a reproducible window of smooth shapes and noise, (1, channels, *patch_size) float32."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn((1, channels, *[min(_COARSE, n) for n in patch_size]), generator=generator)
     smooth = nn.functional.interpolate(coarse, size=patch_size, mode="trilinear", align_corners=True)
@@ -25,19 +25,19 @@ def example_window(channels: int, patch_size: tuple[int, ...], device: torch.dev
 
 @torch.inference_mode()
 def check(network: nn.Module, reference: nn.Module, window: torch.Tensor, precision: Precision) -> None:
-    """Compare the probabilities of a window.
+    """Compare an engine's probabilities for a window with the reference's.
 
     Args:
-        network: as the engine runs it.
-        reference: the same by torch in float32.
+        network: run by the engine.
+        reference: the same network run by torch in float32.
         window: (1, channels, D, H, W).
         precision: of the engine.
 
     Raises:
-        EngineDisagrees: their mean difference is larger than the precision explains.
+        EngineDisagrees: the mean difference is larger than the precision explains.
     """
-    found, expected = (each(window).softmax(dim=1) for each in (network, reference))
-    difference = float((found - expected).abs().mean())
-    if not difference <= MEAN_TOLERANCE[precision]:  # NaN, too
+    computed, expected = (candidate(window).softmax(dim=1) for candidate in (network, reference))
+    difference = float((computed - expected).abs().mean())
+    if not difference <= MEAN_TOLERANCE[precision]:  # also catches NaN
         msg = f"Its probabilities differ from float32's by {difference:.2g} on average; at most {MEAN_TOLERANCE[precision]:g} was expected. Choose another engine (CALIBRANT_ENGINE)."
         raise EngineDisagrees(msg)

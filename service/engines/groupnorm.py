@@ -1,6 +1,6 @@
-"""Group normalisation written so that OpenVINO keeps the convolutions' memory layout.
+"""Group normalisation in a form for which OpenVINO keeps the memory layout of the convolutions.
 
-OpenVINO carries out a GroupNorm as reshape, MVN, reshape, for which each tensor is laid out anew, before and after.
+OpenVINO runs GroupNorm as reshape, MVN, reshape, and reorders each tensor in memory before and after.
 """
 
 import torch
@@ -9,23 +9,24 @@ from torch.nn.functional import avg_pool3d
 
 
 class PooledGroupNorm(nn.Module):
-    """The function of a `torch.nn.GroupNorm` for one window, (1, C, D, H, W).
+    """Computes a `torch.nn.GroupNorm` for one window, (1, C, D, H, W).
 
-    A group's variance is the mean of its channels' variances and of their means' squared distances from its own mean.
+    The variance of a group is the mean over its channels of the channel's variance plus the squared distance of the
+    channel's mean from the group's mean.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
-        """Take over groups, weights and epsilon."""
+        """Take groups, weights and epsilon from a layer."""
         super().__init__()
         self._groups, self._eps = norm.num_groups, norm.eps
         ones = torch.ones(norm.num_channels)
         self._weight, self._bias = (
-            nn.Parameter(fill if found is None else found.detach(), requires_grad=False)
-            for fill, found in ((ones, norm.weight), (0 * ones, norm.bias))
+            nn.Parameter(default if parameter is None else parameter.detach(), requires_grad=False)
+            for default, parameter in ((ones, norm.weight), (0 * ones, norm.bias))
         )
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
-        """Return (1, C, D, H, W): each group with a mean of 0 and a variance of 1, then scaled and shifted."""
+        """Normalise each group of a window (1, C, D, H, W) to mean 0 and variance 1, then scale and shift its channels."""
         mean = _mean(window)
         variance = _mean((window - mean).square())
         of_group = self._over_groups(mean)
@@ -34,15 +35,15 @@ class PooledGroupNorm(nn.Module):
         return (window - of_group) * scale + self._bias.view(1, -1, 1, 1, 1)
 
     def _over_groups(self, values: torch.Tensor) -> torch.Tensor:
-        """Return each channel's group's mean of one value for each channel, (1, C, 1, 1, 1) both."""
-        of_groups = values.view(self._groups, -1)
-        return of_groups.mean(dim=1, keepdim=True).expand_as(of_groups).reshape(values.shape)
+        """Average values of channels, (1, C, 1, 1, 1), over the channels of each group; same shape."""
+        grouped = values.view(self._groups, -1)
+        return grouped.mean(dim=1, keepdim=True).expand_as(grouped).reshape(values.shape)
 
 
 def _mean(window: torch.Tensor) -> torch.Tensor:
     """Return the mean of each channel, (1, C, 1, 1, 1).
 
-    One axis after the other, as pooling: a reduction over all adds up some million float32 numbers in a row and loses digits.
+    Axes are pooled one after another: a single reduction over millions of float32 values loses digits.
     """
     d, h, w = (int(n) for n in window.shape[2:])
     return avg_pool3d(avg_pool3d(avg_pool3d(window, (1, 1, w)), (1, h, 1)), (d, 1, 1))

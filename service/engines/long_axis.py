@@ -1,4 +1,4 @@
-"""A network turned so that its convolutions run along a long axis: on a CPU a row of the last axis is computed at once."""
+"""Transpose a network so that its last axis is a long one: on a CPU, convolutions are vectorised along the last axis."""
 
 import copy
 from typing import Any, Final
@@ -12,9 +12,9 @@ _SIZED: Final = {
     nn.ConvTranspose3d: ("kernel_size", "stride", "padding", "output_padding", "dilation"),
     nn.Upsample: ("scale_factor",),
 }
-"""Layers that have a size along each axis, and where they keep it."""
+"""Layers with a size along each axis, and the attributes that hold it."""
 
-_ALIKE: Final = (
+_ISOTROPIC: Final = (
     nn.GroupNorm,
     nn.InstanceNorm3d,
     nn.BatchNorm3d,
@@ -24,25 +24,25 @@ _ALIKE: Final = (
     nn.Dropout,
     nn.Identity,
 )
-"""Layers to which all axes are alike."""
+"""Layers that treat all axes alike."""
 
 _SHORT: Final = 48
-"""Rows up to this length leave the processor's vectors idle, the more so the shorter they are."""
+"""Rows up to this length do not fill the processor's vectors."""
 
 
 class LongAxisLast(nn.Module):
-    """The function of a network, computed with the last axis of the window, D, H or W, swapped with another one."""
+    """Computes a network with the last axis of the window, W, swapped with D or H."""
 
     def __init__(self, network: nn.Module, axis: int) -> None:
-        """Keep a turned copy of a network that is `turnable`.
+        """Keep a transposed copy of a network that is `transposable`.
 
         Args:
             network: in evaluation mode.
-            axis: of the window (1, channels, D, H, W) that is swapped with the last one: 2 or 3.
+            axis: 2 or 3: axis of the window (1, channels, D, H, W) that is swapped with the last one.
         """
         super().__init__()
         self.axis = axis
-        self._network = _turned(network, axis)
+        self._network = _transposed(network, axis)
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
         """Return the logits (1, C, D, H, W) of a window (1, channels, D, H, W)."""
@@ -51,20 +51,20 @@ class LongAxisLast(nn.Module):
 
 
 def with_long_axis_last(network: nn.Module, window: torch.Tensor) -> nn.Module:
-    """Return the network turned if that is worth it for windows of this one's size, else itself."""
+    """Return the network transposed if that pays for windows of this size, otherwise the network itself."""
     shape = window.shape
     longest = max((3, 2), key=lambda axis: shape[axis])
-    worth_it = shape[-1] <= _SHORT and shape[longest] >= 2 * shape[-1]
-    return LongAxisLast(network, longest) if worth_it and turnable(network) else network
+    pays = shape[-1] <= _SHORT and shape[longest] >= 2 * shape[-1]
+    return LongAxisLast(network, longest) if pays and transposable(network) else network
 
 
-def turnable(network: nn.Module) -> bool:
-    """Return whether nothing in the network but what is known here depends on the order of the axes."""
+def transposable(network: nn.Module) -> bool:
+    """Return whether the network consists only of layers that this module knows how to transpose."""
     layers = [module for module in network.modules() if not list(module.children())]
-    return all(isinstance(layer, (*_SIZED, *_ALIKE)) for layer in layers)
+    return all(isinstance(layer, (*_SIZED, *_ISOTROPIC)) for layer in layers)
 
 
-def _turned(network: nn.Module, axis: int) -> nn.Module:
+def _transposed(network: nn.Module, axis: int) -> nn.Module:
     network = copy.deepcopy(network)
     for module in network.modules():
         for name in _SIZED.get(type(module), ()):
@@ -77,9 +77,9 @@ def _turned(network: nn.Module, axis: int) -> nn.Module:
 
 
 def _swapped(sizes: Any, axis: int) -> Any:  # noqa: ANN401 - as torch and MONAI keep them
-    """Return sizes along D, H, W with one of them swapped with the last; what holds for all three stays."""
+    """Swap one of the sizes along D, H, W with the last; a single size for all axes stays unchanged."""
     if isinstance(sizes, int | float | str):
         return sizes
-    turned = list(sizes)
-    turned[axis - 2], turned[-1] = turned[-1], turned[axis - 2]
-    return tuple(turned)
+    swapped = list(sizes)
+    swapped[axis - 2], swapped[-1] = swapped[-1], swapped[axis - 2]
+    return tuple(swapped)

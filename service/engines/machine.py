@@ -1,4 +1,4 @@
-"""Which engines a machine has."""
+"""Find the engines that a machine has."""
 
 from importlib.util import find_spec
 
@@ -8,7 +8,7 @@ from service.bundle.engine_kind import ENGINE_KINDS, EngineKind
 
 
 def available(device: torch.device) -> list[EngineKind]:
-    """Return the kinds that a device can run, the fastest first."""
+    """Return the engine kinds that a device can run, fastest first."""
     return [
         engine_kind
         for engine_kind in ENGINE_KINDS.values()
@@ -25,5 +25,5 @@ def _has_precision(engine_kind: EngineKind, device: torch.device) -> bool:
         return True
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    # Elsewhere bfloat16 is emulated, and slower than float32. torch has no public name for these questions.
+    # Other CPUs emulate bfloat16, slower than float32. torch has no public function for this query.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001

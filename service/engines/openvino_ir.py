@@ -1,4 +1,4 @@
-"""A network run by OpenVINO on the CPU, from its intermediate representation (IR), which is kept: making it takes long."""
+"""Run a network by OpenVINO on the CPU, from its intermediate representation (IR), cached because conversion is slow."""
 
 import copy
 import tempfile
@@ -20,20 +20,20 @@ _HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 _MODEL: Final = "model.xml"
 
 _FORM: Final = 3
-"""Raised when the conversion changes, so that what an earlier one made is left alone."""
+"""Version of the conversion: raise it when the conversion changes, so that older cached IRs are not used."""
 
 
 class Compiled(nn.Module):
-    """A compiled network that takes and returns float32.
+    """A compiled network with float32 input and output.
 
-    The logits lie in memory of the engine's own, which the next window overwrites.
+    The returned logits share memory with the engine: the next window overwrites them.
     """
 
     def __init__(self, model: Any, precision: Precision) -> None:  # noqa: ANN401 - openvino.Model, an optional package
         """Compile for as many threads as torch uses.
 
         Args:
-            model: with a fixed window.
+            model: of a fixed window size.
             precision: of the arithmetic; weights are float32 in any case.
         """
         super().__init__()
@@ -47,41 +47,41 @@ class Compiled(nn.Module):
             },
         )
         self._request = compiled.create_infer_request()
-        # Whoever asks a network's parameters where it computes gets an answer.
-        self._place = nn.Parameter(torch.empty(0), requires_grad=False)
+        # Callers read the device from a network's parameters: an empty one says CPU.
+        self._device_marker = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
         """Return the logits (1, C, *window) float32 of a window (1, channels, *window)."""
-        found = self._request.infer([window.contiguous().numpy()], share_inputs=True, share_outputs=True)
-        return torch.from_numpy(found[0])
+        outputs = self._request.infer([window.contiguous().numpy()], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(outputs[0])
 
 
 def compiled(network: nn.Module, window: torch.Tensor, precision: Precision, cache: Path | None) -> Compiled:
-    """Return the network ready to run.
+    """Return the compiled network.
 
     Args:
         network: in evaluation mode, on the CPU.
-        window: of the size that it will be given.
+        window: of the size of all windows.
         precision: of the arithmetic.
-        cache: folder for the IR of this very network and window; None keeps it nowhere.
+        cache: folder for the IR of this network and window size; None for no cache.
     """
     kept = None if cache is None else cache / f"openvino-{ov.__version__.partition('-')[0]}-{_FORM}"
     if kept is not None and (kept / _MODEL).is_file():
         return Compiled(ov.Core().read_model(kept / _MODEL), precision)
     model = converted(network, window)
     if kept is not None:
-        with suppress(OSError):  # where nothing can be written it is made again the next time
+        with suppress(OSError):  # without a writable cache the network is converted again next time
             _keep(model, kept)
     return Compiled(model, precision)
 
 
 def converted(network: nn.Module, window: torch.Tensor) -> Any:  # noqa: ANN401 - openvino.Model, an optional package
-    """Return the IR of a network for windows of one size."""
+    """Convert a network to IR for windows of one size."""
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    # By hand: openvino.convert_model would report to its maker that it was used.
-    with warnings.catch_warnings(action="ignore"):  # tracing warns of itself; what it made is checked afterwards
+    # Not by openvino.convert_model, which sends telemetry.
+    with warnings.catch_warnings(action="ignore"):  # tracing always warns; its result is checked afterwards
         decoder = TorchScriptPythonDecoder(rewritten(network, window), example_input=(window,))
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
@@ -90,7 +90,7 @@ def converted(network: nn.Module, window: torch.Tensor) -> Any:  # noqa: ANN401 
 
 
 def rewritten(network: nn.Module, window: torch.Tensor) -> nn.Module:
-    """Return a copy that is the same function of windows of this one's size, made of what OpenVINO is fast at."""
+    """Return an equivalent copy of the network for windows of this size, of layers that OpenVINO runs fast."""
     network = with_long_axis_last(copy.deepcopy(network), window)
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.GroupNorm):
@@ -101,7 +101,7 @@ def rewritten(network: nn.Module, window: torch.Tensor) -> nn.Module:
 
 
 def _keep(model: Any, folder: Path) -> None:  # noqa: ANN401 - openvino.Model, an optional package
-    """Write the IR so that whoever finds it finds all of it; of two processes the first one's stays."""
+    """Store the IR atomically; if two processes store it, the first one's stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as draft:
         ov.save_model(model, Path(draft) / "ir" / _MODEL, compress_to_fp16=False)

@@ -1,4 +1,4 @@
-"""A bundle on the disk -> ready to serve, by the fastest engine that its card covers."""
+"""Load a bundle and select the fastest engine that its card covers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,22 +19,22 @@ from service.errors import BundleUnsupported, EngineDisagrees
 log = structlog.get_logger(__name__)
 
 FOLDER = "engines"
-"""Of the state directory: what engines keep of a bundle, by its SHA-256."""
+"""Folder of the state directory for prepared networks, by the bundle's SHA-256."""
 
 
 def ready_bundle(root: Path, device: torch.device, engine: str = AUTO, state: Path | None = None) -> LoadedBundle:
-    """Return the bundle at `root`, run by the engine that was asked for.
+    """Load the bundle at `root` with the requested engine.
 
     Args:
         root: folder of the bundle.
         device: that computes.
-        engine: name of a kind; by default the fastest of those that the device has and that were measured, on the
-            card or here. Without any, the reference, which no case can be run with.
-        state: directory where measurements and prepared networks are kept; None for none.
+        engine: name of an engine kind. By default the fastest that the device has and that was measured, on the card or
+            on this machine; if there is none, the reference, with which `run_case` refuses to run.
+        state: directory for measurements and prepared networks; None for none.
 
     Raises:
-        BundleError: as `load_bundle`; or the engine that was asked for is not there, was not measured, or does not
-            compute what the network says.
+        BundleError: as `load_bundle`; or the requested engine is not available, was not measured, or does not compute
+            the network's function.
     """
     bundle = load_bundle(root, device)
     measured = measurements_of(bundle.description, state)
@@ -57,16 +57,16 @@ def ready_bundle(root: Path, device: torch.device, engine: str = AUTO, state: Pa
 
 
 def run_by(engine_kind: EngineKind, network: nn.Module, config: ServiceConfig, cache: Path | None = None) -> nn.Module:
-    """Return the network as an engine runs it: the same mapping of windows to logits, checked.
+    """Return the network run by an engine: the same mapping from windows to logits, checked.
 
     Args:
         engine_kind: that the network's device has.
-        network: in evaluation mode, by torch in float32.
-        config: size of its windows.
-        cache: folder in which engines may keep what they have prepared of this very network.
+        network: in evaluation mode, in torch, float32.
+        config: holds the window size.
+        cache: folder in which engines may store the prepared network.
 
     Raises:
-        EngineDisagrees: it computes something else.
+        EngineDisagrees: the engine does not compute the network's function.
     """
     if engine_kind == REFERENCE:
         return network
@@ -75,18 +75,18 @@ def run_by(engine_kind: EngineKind, network: nn.Module, config: ServiceConfig, c
     if engine_kind.engine == "openvino":
         from service.engines.openvino_ir import compiled  # an optional package
 
-        found: nn.Module = compiled(network, window, engine_kind.precision, cache)
+        prepared: nn.Module = compiled(network, window, engine_kind.precision, cache)
     else:
-        found = in_bf16(network, window)
-    check(found, network, window, engine_kind.precision)
-    return found
+        prepared = in_bf16(network, window)
+    check(prepared, network, window, engine_kind.precision)
+    return prepared
 
 
-def _candidates(engine: str, here: list[EngineKind]) -> list[EngineKind]:
+def _candidates(engine: str, installed: list[EngineKind]) -> list[EngineKind]:
     if engine == AUTO:
-        return here
-    if engine not in ENGINE_KINDS or ENGINE_KINDS[engine] not in here:
-        names = ", ".join(engine_kind.name for engine_kind in here)
+        return installed
+    if engine not in ENGINE_KINDS or ENGINE_KINDS[engine] not in installed:
+        names = ", ".join(engine_kind.name for engine_kind in installed)
         msg = f"This machine does not have the engine that was asked for; it has {names}. Set CALIBRANT_ENGINE to one of these, or to {AUTO}."
         raise BundleUnsupported(msg)
     return [ENGINE_KINDS[engine]]

@@ -1,4 +1,4 @@
-"""A network in bfloat16 by torch: its weights on a CPU, autocast on a GPU."""
+"""Run a network in bfloat16 by torch: with bfloat16 weights on a CPU, by autocast on a GPU."""
 
 import copy
 import time
@@ -10,13 +10,13 @@ from torch import nn
 from service.engines.long_axis import with_long_axis_last
 
 _FORMATS: Final = (torch.contiguous_format, torch.channels_last_3d)
-"""Which of them is faster depends on the network: with GroupNorm the second, with InstanceNorm the first."""
+"""Candidate memory formats: with GroupNorm the second is faster, with InstanceNorm the first."""
 
 _ROUNDS: Final = 2
 
 
 class HalvedOnCPU(nn.Module):
-    """A network of bfloat16 weights that takes and returns float32."""
+    """A network with bfloat16 weights and float32 input and output."""
 
     def __init__(self, network: nn.Module, memory_format: torch.memory_format) -> None:
         """Keep a copy of the network.
@@ -37,7 +37,7 @@ class HalvedOnCPU(nn.Module):
 
 
 class AutocastOnGPU(nn.Module):
-    """A network whose convolutions run in bfloat16 wherever it is moved to; it takes and returns float32."""
+    """A network whose convolutions run in bfloat16 on any device, with float32 input and output."""
 
     def __init__(self, network: nn.Module) -> None:
         """Keep the network itself.
@@ -56,11 +56,11 @@ class AutocastOnGPU(nn.Module):
 
 
 def in_bf16(network: nn.Module, window: torch.Tensor) -> nn.Module:
-    """Return the network in bfloat16, on a CPU in the memory format that a probe finds faster.
+    """Return the network in bfloat16; on a CPU in the memory format that is faster in a trial run.
 
     Args:
         network: in evaluation mode.
-        window: of the size that it will be given, on its device.
+        window: of the size of all windows, on the network's device.
     """
     if window.device.type != "cpu":
         return AutocastOnGPU(network)
@@ -71,7 +71,7 @@ def in_bf16(network: nn.Module, window: torch.Tensor) -> nn.Module:
 
 @torch.inference_mode()
 def _seconds(network: nn.Module, window: torch.Tensor) -> float:
-    """Return the shortest time of a window; the first, which also prepares, does not count."""
+    """Return the shortest time for a window after a warm-up."""
     network(window)
     times = []
     for _ in range(_ROUNDS):
