@@ -9,9 +9,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api import events, health, login, models, problems, reference, results, scans, segmentations
+from service.api import events, health, login, models, pacs, problems, reference, results, scans, segmentations
 from service.api import metrics as metrics_route
-from service.api import pacs as dicomjobs
 from service.api.auth import Sessions
 from service.api.deps import Services
 from service.api.hosts import KnownHosts
@@ -39,6 +38,11 @@ from service.storage.local import StateDirectory
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host headers that a service on a loopback address answers: a web page elsewhere cannot rebind its name to it."""
 
+_ROUTES = (
+    *(segmentations, events, results, reference, scans, models, health, metrics_route, login, pacs),
+    *(monailabel_login, info, session, infer, idle),
+)
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the application; the job queue and the inference process start and end with it.
@@ -47,46 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         SettingsError: another service uses the state directory, the folder of bundles does not exist, or the database
             cannot be used.
     """
-    state = StateDirectory.open(settings.state_dir)
-    database = open_database(state, settings.postgresql_url)
-
-    keys = Keys(settings.keys_file) if settings.keys_file else None
-    folders = [SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else [])]
-    registry = Registry.scan(*folders, unloaded=state.unloaded)
-
-    metrics = Metrics()
-    pacs = read_pacs_file(settings.pacs_file)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        executor = EmbeddedExecutor(
-            device=settings.device,
-            deadline_s=settings.case_deadline_s,
-            memory_bytes=settings.memory_bytes,
-            engine=settings.engine,
-            state=settings.state_dir,
-            warm=registry.ready.get(DEFAULT_MODEL),
-        )
-        executor.start()
-        start_sandbox("service.derived.dicom")
-        jobs = SegmentationJobs(state, registry, executor, metrics, database)
-        dicom = PacsJobs(jobs, state, pacs, derive_dicom, settings.case_deadline_s)
-        arrivals = Arrivals(dicom, pacs, registry, state)
-        sweeper = Sweeper(jobs, state, _policy(settings), dicom)
-        try:
-            await run_in_threadpool(jobs.launch, dicom.register)
-            await run_in_threadpool(dicom.start)
-            sweeper.start()
-            sessions = Sessions(settings.session_hours)
-            app.state.services = Services(settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals)
-            arrivals.start()
-            yield
-            await run_in_threadpool(arrivals.stop)
-            await run_in_threadpool(sweeper.stop)
-        finally:
-            dicom.close()
-            await run_in_threadpool(jobs.close)
-
+    services = _services(settings)
     # FastAPI's own page of the routes loads its scripts from the internet, which a hospital does not have.
     app = FastAPIOffline(
         redoc_url=None,
@@ -95,20 +60,61 @@ def create_app(settings: Settings) -> FastAPI:
         description=f"3-D medical image segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         servers=[{"url": "/"}],
-        lifespan=lifespan,
+        lifespan=lambda app: _lifespan(app, services),
     )
-    if not settings.behind_proxy and keys is None:
+    if not settings.behind_proxy and services.keys is None:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     problems.install(app)
-    app.add_middleware(CountedRequests, metrics=metrics)
-    for part in (segmentations, events, results, reference, scans, models, health, metrics_route, login, dicomjobs):
-        app.include_router(part.router)
-    for part in (monailabel_login, info, session, infer, idle):
-        app.include_router(part.router)
-    # The last one added is the first one passed: what counts and logs requests sees no secret.
+    app.add_middleware(CountedRequests, metrics=services.metrics)
+    for module in _ROUTES:
+        app.include_router(module.router)
+    # The middleware added last is the outermost: what counts and logs requests never sees the secret.
     app.add_middleware(Door, secret=settings.monailabel_path, origins=settings.monailabel_origins)
     describe(app)
     return app
+
+
+def _services(settings: Settings) -> Services:
+    """Return the parts of the service, wired together and not yet started."""
+    state = StateDirectory.open(settings.state_dir)
+    database = open_database(state, settings.postgresql_url)
+    keys = Keys(settings.keys_file) if settings.keys_file else None
+    folders = [SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else [])]
+    registry = Registry.scan(*folders, unloaded=state.unloaded)
+    metrics = Metrics()
+    pacs_file = read_pacs_file(settings.pacs_file)
+    executor = EmbeddedExecutor(
+        device=settings.device,
+        deadline_s=settings.case_deadline_s,
+        memory_bytes=settings.memory_bytes,
+        engine=settings.engine,
+        state=settings.state_dir,
+        warm=registry.ready.get(DEFAULT_MODEL),
+    )
+    jobs = SegmentationJobs(state, registry, executor, metrics, database)
+    dicom = PacsJobs(jobs, state, pacs_file, derive_dicom, settings.case_deadline_s)
+    arrivals = Arrivals(dicom, pacs_file, registry, state)
+    return Services(settings, state, registry, jobs, keys, Sessions(settings.session_hours), metrics, dicom, arrivals)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+    jobs, dicom = services.jobs, services.dicom
+    jobs.executor.start()
+    start_sandbox("service.derived.dicom")
+    sweeper = Sweeper(jobs, services.state, _policy(services.settings), dicom)
+    try:
+        await run_in_threadpool(jobs.launch, dicom.register)
+        await run_in_threadpool(dicom.start)
+        sweeper.start()
+        app.state.services = services
+        services.arrivals.start()
+        yield
+        await run_in_threadpool(services.arrivals.stop)
+        await run_in_threadpool(sweeper.stop)
+    finally:
+        dicom.close()
+        await run_in_threadpool(jobs.close)
 
 
 def _policy(settings: Settings) -> Policy:

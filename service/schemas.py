@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +25,8 @@ Priority = Literal["urgent", "normal", "background"]
 
 Output = Literal["mask", "confidence", "summary", "probabilities"]
 """What a job keeps. Probabilities and uncertainty are computed from the logits, which are kept for probabilities only."""
+
+ALL_OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
 
 DicomObject = Literal["seg", "sr", "sc", "pm", "bands", "labelmap", "pdf"]
 """A result as DICOM: segmentation, structured report, picture of the summary; confidence as parametric map and as bands of a segmentation; label map; PDF."""

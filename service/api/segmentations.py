@@ -15,13 +15,11 @@ from service.api.upload import SCAN_BODY, receive_scan
 from service.bundle.registry import DEFAULT_MODEL
 from service.errors import InvalidRequest
 from service.jobs.segmentation.status import WorkflowInput
-from service.schemas import FINISHED, Job, Jobs, Output, Priority, State
+from service.schemas import ALL_OUTPUTS, FINISHED, Job, Jobs, Output, Priority, State
 
 router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses=RESPONSES)
 
 Preference = Annotated[str, StringConstraints(max_length=200)]
-
-ALL_OUTPUTS: Final[tuple[Output, ...]] = ("mask", "confidence", "summary", "probabilities")
 
 RETRY_AFTER_S: Final = 1
 """What a client that polls should wait."""
@@ -51,7 +49,7 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     order = WorkflowInput(owner.name, stored.id, bundle.identity, kept)
     job = await run_in_threadpool(services.jobs.submit, order, priority=priority, idempotency_key=idempotency_key)
     if wait_s:
-        job = await run_in_threadpool(services.jobs.wait, owner.name, job.id, wait_s)
+        job = await services.jobs.wait_async(owner.name, job.id, wait_s)
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
     response.headers["Location"] = job.links.self
     if job.state in FINISHED:

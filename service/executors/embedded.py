@@ -9,7 +9,8 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -266,10 +267,14 @@ def _serve(
 
     from service.pipeline.run import run_case
 
-    bundles: dict[Path, LoadedBundle] = {}
+    networks = _Networks(device, engine, state)
+
+    def compute(scan: Path, root: Path, identity: str, out: Path, outputs: tuple[Output, ...]) -> str:
+        return run_case(scan, networks.load(root, identity), out, partial(_report, pipe), outputs).model_dump_json()
+
     if warm is not None:
-        with suppress(Exception):  # the first case of the bundle meets the same error, and says so
-            bundles[warm[0]] = _loaded(*warm, device, engine, state)
+        # The first case of the bundle meets the same error and reports it.
+        _outcome(lambda: networks.load(*warm).description.identity, memory_bytes)
     pipe.send(("ready",))
     while True:
         try:
@@ -277,19 +282,47 @@ def _serve(
         except EOFError:
             return
         if message == _FORGET:
-            bundles.pop(order, None)
+            networks.forget(order)
         if message != _RUN:  # a cancellation came too late: the case was done
             continue
-        scan, root, identity, out, outputs = order
-        try:
-            bundle = bundles.get(root)
-            if bundle is None or bundle.description.identity != identity:
-                bundle = bundles[root] = _loaded(root, identity, device, engine, state)
-            result = run_case(scan, bundle, out, lambda stage, done: _report(pipe, stage, done), outputs)
-        except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
-            pipe.send(("failed", *_failure(error, memory_bytes)))
-        else:
-            pipe.send(("done", result.model_dump_json()))
+        pipe.send(_outcome(partial(compute, *order), memory_bytes))
+
+
+@dataclass(slots=True)
+class _Networks:
+    """The bundles that the child keeps in memory."""
+
+    device: str
+    engine: str
+    state: Path | None
+    _loaded: "dict[Path, LoadedBundle]" = field(default_factory=dict)
+
+    def load(self, root: Path, identity: str) -> "LoadedBundle":
+        """Return the bundle of this identity, from the disk unless it was loaded before."""
+        import torch
+
+        from service.engines.ready import ready_bundle
+
+        bundle = self._loaded.get(root)
+        if bundle is None or bundle.description.identity != identity:
+            bundle = ready_bundle(root, torch.device(self.device), self.engine, self.state)
+            if bundle.description.identity != identity:
+                msg = "Another version of the model lies on the disk than the one in service. An administrator can load it."
+                raise BundleIntegrity(msg)
+            self._loaded[root] = bundle
+        return bundle
+
+    def forget(self, root: Path) -> None:
+        """Free the memory of a bundle."""
+        self._loaded.pop(root, None)
+
+
+def _outcome(work: Callable[[], str], memory_bytes: int) -> tuple[str, ...]:
+    """Do the work and return the message about its end."""
+    try:
+        return "done", work()
+    except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
+        return "failed", *_failure(error, memory_bytes)
 
 
 def _failure(error: Exception, memory_bytes: int) -> tuple[str, str]:
@@ -304,19 +337,6 @@ def _failure(error: Exception, memory_bytes: int) -> tuple[str, str]:
     # The message may hold what the user sent; the type cannot.
     log.error("case failed", error=type(error).__name__)
     return CalibrantError.code, f"The computation failed ({type(error).__name__})."
-
-
-def _loaded(root: Path, identity: str, device: str, engine: str, state: Path | None) -> "LoadedBundle":
-    """Return the bundle of this identity from the disk."""
-    import torch
-
-    from service.engines.ready import ready_bundle
-
-    found = ready_bundle(root, torch.device(device), engine, state)
-    if found.description.identity != identity:
-        msg = "Another version of the model lies on the disk than the one in service. An administrator can load it."
-        raise BundleIntegrity(msg)
-    return found
 
 
 def _report(pipe: "connection.Connection[Any, Any]", stage: Stage, done: float) -> None:

@@ -1,6 +1,6 @@
 """`/monailabel/infer`: the ordinary durable job for a scan of MONAI Label's clients, and its result when it has finished."""
 
-import asyncio
+import math
 import tempfile
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -16,17 +16,13 @@ from service.api.monailabel.door import PREFIX, ViewerDep
 from service.api.monailabel.form import receive_form
 from service.api.monailabel.series import fetch_scan
 from service.api.results import result_of
-from service.api.segmentations import ALL_OUTPUTS
 from service.errors import from_code
 from service.executors.on_demand import derive_dicom
 from service.jobs.segmentation.status import WorkflowInput
-from service.schemas import FINISHED, DicomObject, Job, Scan
+from service.schemas import ALL_OUTPUTS, DicomObject, Job, Scan
 from service.storage.keys import Owner
 
 router = APIRouter(prefix=f"{PREFIX}/infer", include_in_schema=False)
-
-LOOK_EVERY_S: Final = 0.1
-"""Seconds between two looks at the job."""
 
 _SEGMENTATION: Final[tuple[DicomObject, ...]] = ("seg",)
 
@@ -71,14 +67,12 @@ async def _scan_of(services: Services, owner: Owner, session_id: str, image: str
 
 
 async def _finished(services: Services, owner: Owner, job: Job) -> Job:
-    """Return the job once it has succeeded; nobody holds a thread while it runs.
+    """Return the job once it has succeeded.
 
     Raises:
         CalibrantError: why it failed.
     """
-    while job.state not in FINISHED:
-        await asyncio.sleep(LOOK_EVERY_S)
-        job = await run_in_threadpool(services.jobs.find, owner.name, job.id)
+    job = await services.jobs.wait_async(owner.name, job.id, math.inf)
     if job.problem is not None:
         raise from_code(job.problem.type, job.problem.detail)
     return job

@@ -13,6 +13,9 @@ from service.pacs.ledger import Ledger
 from service.pacs.schemas import DeliveredObject, DicomJob, DicomLinks, DicomStage
 from service.schemas import DicomObject, Problem, State, problem_of
 
+WORKFLOW: Final = "dicom"
+"""DBOS's name of the workflow."""
+
 _UNFINISHED: Final[dict[str, State]] = {"ENQUEUED": "queued", "DELAYED": "queued", "PENDING": "running"}
 
 

@@ -1,28 +1,31 @@
-"""Wakes those who wait for a job when one ends, so that nobody has to look at the database over and over."""
+"""Wakes whoever waits for a job when one ends, so that waiting needs no polling of the database."""
 
 import threading
+from concurrent.futures import Future
 
 
 class Ends:
-    """Counts what has ended in this process; several threads may wait, any may tell."""
+    """Announces each end of a job to every thread and coroutine that waits."""
 
     def __init__(self) -> None:
-        """Begin with none."""
-        self._changed = threading.Condition()
-        self._count = 0
+        self._turn = threading.Lock()
+        self._next = _uncancellable()
 
     @property
-    def count(self) -> int:
-        """How many ends were told so far."""
-        return self._count
+    def next(self) -> "Future[None]":
+        """Future that is done once the next job has ended; take it before looking at the job, to miss no end."""
+        with self._turn:
+            return self._next
 
     def tell(self) -> None:
-        """Wake everybody who waits: some job has ended."""
-        with self._changed:
-            self._count += 1
-            self._changed.notify_all()
+        """Wake everyone who waits: some job has ended."""
+        with self._turn:
+            ended, self._next = self._next, _uncancellable()
+        ended.set_result(None)
 
-    def wait(self, seen: int, seconds: float) -> None:
-        """Return once more ends were told than were seen, or after so many seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._count != seen, seconds)
+
+def _uncancellable() -> "Future[None]":
+    # A coroutine that gives up waiting cancels its future; this one is shared with others, and running ones stay.
+    future: Future[None] = Future()
+    future.set_running_or_notify_cancel()
+    return future

@@ -174,7 +174,7 @@ def queue(service: Service) -> Iterator[SegmentationJobs]:
     """Yield a running, idle queue with an executor that knows nothing of earlier tests."""
     queue, executor = service.launch(), service.executor
     executor.released.set()
-    while any(queue.count().values()) or queue._live:
+    while any(queue.count().values()) or queue.worker.live:
         time.sleep(0.01)
     executor.calls.clear()
     executor.errors.clear()

@@ -1,10 +1,13 @@
 import datetime as dt
 import os
+import shutil
+import sqlite3
 import sys
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,11 +55,13 @@ STUDY, SERIES = "1.2.4", "1.2.5"
 
 
 class Computes(EmbeddedExecutor):
-    """Computes nothing, at once, and counts; a number of cases may be told to fail."""
+    """Computes nothing, counts the cases and may be held back."""
 
     def __init__(self) -> None:
         super().__init__(device="cpu", deadline_s=1.0)
         self.cases = 0
+        self.released = threading.Event()
+        self.released.set()
 
     @property
     def ready(self) -> bool:
@@ -69,6 +74,7 @@ class Computes(EmbeddedExecutor):
     def run(self, scan: Path, _: object, out: Path, *__: object) -> CaseResult:
         """Write a small result."""
         self.cases += 1
+        assert self.released.wait(60)
         assert scan.read_bytes().startswith(b"PK")
         write_result(out, "mask")
         return CaseResult.model_validate_json(RESULT_JSON)
@@ -185,7 +191,7 @@ def site(
     monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.05)
     whole_site.orthanc.clear()
     whole_site.executor.cases = 0
-    whole_site.jobs._breakers.clear()
+    whole_site.jobs.worker.breakers.clear()
     for k, image in enumerate(slices_of()):
         (tmp_path / f"{k}.dcm").write_bytes(dicom_file(image))
     whole_site.orthanc.send(*sorted(tmp_path.glob("*.dcm")))
@@ -238,7 +244,7 @@ def test_late_slices_are_another_job(site: Site, tmp_path: Path) -> None:
 
     assert second.id != first.id
     # A repetition replaces what the first of its kind has replaced: its own objects are not earlier ones.
-    assert site.jobs._superseded(again.id, _order(site, again)) == site.jobs._superseded(
+    assert site.jobs.worker.superseded(again.id, _order(site, again)) == site.jobs.worker.superseded(
         second.id, _order(site, second)
     )
     assert second.instances != first.instances
@@ -320,6 +326,50 @@ def test_a_pacs_that_is_gone_is_waited_for(site: Site) -> None:
     assert site.executor.cases == 1
 
 
+def test_an_erased_segmentation_ends_its_job(site: Site) -> None:
+    """If a user erases the segmentation that a DICOM job waits for, the DICOM job fails instead of waiting for ever."""
+    site.executor.released.clear()
+    try:
+        job = site.ask()
+        site.wait(job, lambda job: job.stage == "segment" and job.links.segmentation is not None)
+        site.jobs.queue.erase("local", inner_of("local", job.id))
+        done = site.wait(job)
+    finally:
+        site.executor.released.set()
+
+    assert done.state == "failed"
+    assert done.problem is not None
+    assert done.problem.type in ("/problems/job-cancelled", "/problems/job-not-found")
+
+
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["within its step", "after its step"])
+def test_an_unfinished_job_of_the_version_before_is_finished(site: Site, *, is_recorded: bool) -> None:
+    """That version did pull, segmentation and objects in one step, and its segmentation was no child of the workflow."""
+    job = site.wait(site.ask())
+    site.end()
+    inner = inner_of("local", job.id)
+    with closing(sqlite3.connect(site.state.database)) as database, database:
+        for statement, parameters in (
+            ("DELETE FROM operation_outputs WHERE workflow_uuid = ?", (f"{job.id}-0",)),
+            ("DELETE FROM workflow_status WHERE workflow_uuid = ?", (f"{job.id}-0",)),
+            ("DELETE FROM operation_outputs WHERE workflow_uuid = ? AND function_id > ?", (job.id, int(is_recorded))),
+            ("UPDATE operation_outputs SET output = ? WHERE workflow_uuid = ?", ('{"failure":null}', job.id)),
+            ("DELETE FROM workflow_output WHERE workflow_uuid = ?", (job.id,)),
+            ("UPDATE workflow_status SET status = 'PENDING', completed_at = NULL WHERE workflow_uuid = ?", (job.id,)),
+            ("UPDATE workflow_status SET parent_workflow_id = NULL WHERE workflow_uuid = ?", (inner,)),
+        ):
+            database.execute(statement, parameters)
+    if not is_recorded:
+        shutil.rmtree(site.state.dicom / job.id)
+    site.begin()
+
+    done = site.wait(job, lambda job: job.state in FINISHED and bool(site.jobs._pushes(job.id)))
+    assert done.state == "succeeded"
+    assert [delivered.state for delivered in done.objects] == ["stored", "stored"]
+    assert site.executor.cases == 1
+    assert site.held() == {"CT": 6, "OT": 2}
+
+
 def test_orthanc_killed_in_the_middle_of_a_store(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after it has stored the first object and before it said so, it comes back to one complete result."""
     store, killed = DicomWeb.store, threading.Event()
@@ -376,7 +426,7 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
     first = site.wait(site.ask())
     site.jobs.erase("local", first.id)
     # The same identifiers with other content, as a result would have whose key forgot something.
-    original = site.jobs.build
+    original = site.jobs.worker.build
 
     def build_other(*arguments: Any) -> list[Path]:  # noqa: ANN401 - passed on
         paths = original(*arguments)
@@ -385,11 +435,11 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
         image.save_as(paths[0])
         return paths
 
-    site.jobs.build = build_other
+    site.jobs.worker.build = build_other
     try:
         done = site.wait(site.ask())
     finally:
-        site.jobs.build = original
+        site.jobs.worker.build = original
     assert done.state == "failed"
     assert done.problem.type == "/problems/object-not-kept"
     assert [each.state for each in done.objects] == ["dead", "stored"]

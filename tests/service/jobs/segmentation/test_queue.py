@@ -1,3 +1,4 @@
+import asyncio
 import datetime as dt
 import errno
 import json
@@ -8,7 +9,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dbos import DBOS
@@ -25,16 +25,15 @@ from service.errors import (
     StorageFull,
 )
 from service.jobs.segmentation import queue as segment
-from service.jobs.segmentation.queue import AHEAD_S, MAX_ATTEMPTS, POLL_S, QUEUE, WORKFLOW, SegmentationJobs
+from service.jobs.segmentation import worker
+from service.jobs.segmentation.queue import POLL_S, SegmentationJobs
+from service.jobs.segmentation.records import QUEUE, WORKFLOW
 from service.jobs.segmentation.status import WorkflowInput
+from service.jobs.segmentation.worker import AHEAD_S, MAX_ATTEMPTS
 from service.result.files import RESULT, SUMMARY
-from service.schemas import FINISHED, Job
+from service.schemas import FINISHED
 from service.storage.local import StateDirectory
-
-Submit = Callable[..., Job]
-FakeExecutor = Any
-"""Of conftest.py, as is `Service`: test folders are no packages."""
-Service = Any
+from tests.service.jobs.conftest import FakeExecutor, Service, Submit
 
 
 def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, state: StateDirectory, model: str) -> None:
@@ -280,6 +279,40 @@ def test_who_waits_is_woken_by_the_end(
     assert sum(look < released[0] for look in looks) == 1
 
 
+def test_a_coroutine_waits_for_a_job_as_a_thread_does(
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets the running job when its time is over, and the finished one as soon as it has ended."""
+    monkeypatch.setattr(segment, "LOOK_S", 60)
+    job = submit("slow and awaited")
+    assert executor.entered.wait(20)
+
+    assert asyncio.run(queue.wait_async("local", job.id, 0.1)).state == "running"
+    threading.Timer(0.3, executor.released.set).start()
+    started = time.monotonic()
+    assert asyncio.run(queue.wait_async("local", job.id, 30)).state == "succeeded"
+    assert time.monotonic() - started < 10
+
+
+def test_a_check_ends_a_wait(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
+    """It is called before each look at the job, and at once when it is told that there is something new."""
+    job = submit("slow and given up")
+    assert executor.entered.wait(20)
+    closing = threading.Event()
+
+    def check() -> None:
+        if closing.is_set():
+            raise InterruptedError
+
+    def close() -> None:
+        closing.set()
+        queue.ends.tell()
+
+    threading.Timer(0.2, close).start()
+    with pytest.raises(InterruptedError):
+        queue.wait("local", job.id, 30, check)
+
+
 @pytest.mark.parametrize(
     ("look_s", "end"),
     [
@@ -316,8 +349,8 @@ def test_urgent_jobs_overtake_those_that_wait(queue: SegmentationJobs, executor:
         text: submit(text, priority=priority).id
         for text, priority in (("b", "background"), ("n1", "normal"), ("n2", "normal"), ("u", "urgent"))
     }
-    queue._seconds.clear()
-    queue._seconds.extend([2.0, 4.0])
+    queue.worker.seconds.clear()
+    queue.worker.seconds.extend([2.0, 4.0])
 
     jobs = {text: queue.find("local", identifier) for text, identifier in waiting.items()}
 
@@ -338,7 +371,7 @@ def test_urgent_jobs_overtake_those_that_wait(queue: SegmentationJobs, executor:
 
 def test_the_first_job_has_no_estimate(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """Before anything was measured nothing is promised."""
-    queue._seconds.clear()
+    queue.worker.seconds.clear()
     running = submit("slow")
     assert executor.entered.wait(10)
 
@@ -456,7 +489,7 @@ def test_a_running_job_is_cancelled(
     assert queue.cancel("local", job.id).state == "cancelled"
     assert state.result(job.id) is None
     assert not (state.work / job.id).exists()
-    assert queue._cancelled == set()
+    assert queue.worker.cancelled == set()
 
 
 def test_a_finished_job_cannot_be_cancelled(
@@ -487,7 +520,7 @@ def test_a_job_that_is_cancelled_while_it_ends_ends_once(
         found = queue.wait("local", job.id, 20).state
         assert found == answer
         outcomes.add(found)
-        while job.id in queue._live:
+        while job.id in queue.worker.live:
             time.sleep(0.001)
         assert (state.result(job.id) is not None) == (found == "succeeded")
         assert queue.find("local", job.id).state == found
@@ -512,7 +545,7 @@ def test_a_cancellation_while_the_result_is_published_takes_it_away(
         assert cancelled.wait(20)
 
     assert queue.cancel("local", job.id).state == "cancelled"
-    while job.id in queue._live:
+    while job.id in queue.worker.live:
         time.sleep(0.001)
     assert queue.cancel("local", job.id).state == "cancelled"
     assert state.result(job.id) is None
@@ -522,7 +555,7 @@ def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation between the queue and the first report is seen before any work is done."""
-    reject, seen = segment.reject_cancelled, threading.Event()
+    reject, seen = worker.reject_cancelled, threading.Event()
 
     def cancel_first(identifier: str) -> None:
         DBOS.cancel_workflow(identifier)
@@ -530,7 +563,7 @@ def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
         reject(identifier)
 
     with monkeypatch.context() as race:
-        race.setattr(segment, "reject_cancelled", cancel_first)
+        race.setattr(worker, "reject_cancelled", cancel_first)
         job = submit("good")
         assert seen.wait(20)
     assert queue.wait("local", submit("next").id, 20).state == "succeeded"

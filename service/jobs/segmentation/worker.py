@@ -1,0 +1,167 @@
+"""Computes the jobs that have left the queue, one at a time, and publishes their results."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from service.bundle.registry import Registry
+from service.errors import CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled, StorageFull
+from service.executors.embedded import EmbeddedExecutor
+from service.jobs.segmentation.ends import Ends
+from service.jobs.segmentation.records import reject_cancelled
+from service.jobs.segmentation.status import Live, WorkflowInput
+from service.observability.metrics import Metrics
+from service.result.files import RESULT, SUMMARY
+from service.schemas import CaseResult, Stage, Summary
+from service.storage.local import StateDirectory
+
+log = structlog.get_logger(__name__)
+
+AHEAD_S: Final = 0.2
+"""Estimated seconds before the end of a case at which the next one leaves the queue.
+
+Otherwise a poll interval of the queue separates consecutive cases.
+"""
+
+MAX_ATTEMPTS: Final = 3
+"""Times a case may kill or hang the inference process before its job fails."""
+
+Outcome = dict[str, Any]
+"""Output of the workflow: ``{"attempts": n, "failure": None or {"code": ..., "detail": ...}}``."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """Runs cases and knows what the unfinished jobs of this process are doing.
+
+    Args:
+        state: where scans and results lie.
+        registry: of the bundles.
+        executor: computes the cases.
+        metrics: counts how the jobs end.
+        take: sets how many jobs may be out of the queue. With two, one waits until the running case has ended.
+    """
+
+    state: StateDirectory
+    registry: Registry
+    executor: EmbeddedExecutor
+    metrics: Metrics
+    take: Callable[[int], None]
+    live: dict[str, Live] = field(default_factory=dict)
+    """Jobs that have left the queue and have not ended, by id."""
+    cancelled: set[str] = field(default_factory=set)
+    """Those of them that were cancelled."""
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """Held while results are published or erased."""
+    ended: deque[str] = field(default_factory=lambda: deque(maxlen=100))
+    """Jobs that ended last; DBOS may not have recorded that yet."""
+    ends: Ends = field(default_factory=Ends)
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """Durations of the cases that succeeded last."""
+    _computing: threading.Lock = field(default_factory=threading.Lock)
+    _taken: int = 1
+
+    def run(self, identifier: str, order: WorkflowInput) -> Outcome:
+        """Publish the result, or return the failure; safe to repeat after a crash at any point."""
+        live = self.live[identifier] = Live(waiting=True)
+        failure = None
+        try:
+            # A cancellation that came before the job was in `live` is only known to the database.
+            reject_cancelled(identifier)
+            if self.state.result(identifier) is None:
+                self._compute(identifier, order, live)
+            else:
+                live.waiting, live.attempt = False, 0  # counted by the process that published it
+        except CalibrantError as error:
+            failure = {"code": error.code, "detail": error.detail}
+        except OSError as error:
+            detail = f"The state directory could not be written ({error.strerror})."
+            failure = {"code": StorageFull.code, "detail": detail}
+        finally:
+            self.state.clear_attempts(identifier)
+            with self.turn:
+                if identifier in self.cancelled:
+                    self.state.forget_job(identifier)
+                self.ended.append(identifier)
+                self.live.pop(identifier, None)
+                self.cancelled.discard(identifier)
+            self.ends.tell()
+        self._take(1)
+        self._log(identifier, order, failure)
+        return {"attempts": live.attempt, "failure": failure}
+
+    def stop(self, identifier: str) -> None:
+        """End the computation of a job that was cancelled, if it runs, and wake whoever waits for the job."""
+        with self.turn:
+            if identifier in self.live:
+                self.cancelled.add(identifier)
+        self.ends.tell()
+
+    def _compute(self, identifier: str, order: WorkflowInput, live: Live) -> None:
+        bundle = self.registry.find(order.model)
+        self.state.find_scan(order.owner, order.scan)
+        scan = self.state.scan(order.owner, order.scan)
+
+        def report(stage: Stage, progress: float) -> None:
+            live.stage, live.progress = stage, progress
+            taken = time.monotonic() - started
+            if stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
+                self._take(2)
+
+        def cancelled() -> bool:
+            return identifier in self.cancelled
+
+        for live.attempt in range(1, MAX_ATTEMPTS + 1):
+            folder = self.state.begin_attempt(identifier)
+            try:
+                with self._computing:
+                    live.waiting = False
+                    if cancelled():
+                        msg = "The job was cancelled before it began."
+                        raise JobCancelled(msg)
+                    started = time.monotonic()
+                    self.executor.run(scan, bundle, folder, report, cancelled, order.outputs)
+            except (InferenceCrashed, InferenceDeadline):
+                if live.attempt == MAX_ATTEMPTS:
+                    raise
+            else:
+                with self.turn:
+                    if cancelled():
+                        msg = "The job was cancelled when it was done."
+                        raise JobCancelled(msg)
+                    self.state.publish(identifier, folder)
+                self.seconds.append(time.monotonic() - started)
+                return
+
+    def _take(self, jobs: int) -> None:
+        if self._taken != jobs:
+            self._taken = jobs
+            self.take(jobs)
+
+    def _log(self, identifier: str, order: WorkflowInput, failure: dict[str, str] | None) -> None:
+        """Count and log how a job ended."""
+        model = order.model.partition("@")[0]
+        folder = self.state.result(identifier)
+        if failure is None and folder is not None:
+            seconds = CaseResult.model_validate_json((folder / RESULT).read_bytes()).seconds
+            summary = _summary(folder)
+            confidence = summary.foreground_confidence if summary else None
+            withdrawn = summary is not None and summary.statement.status == "withdrawn"
+            self.metrics.case_succeeded(model, seconds, confidence, withdrawn=withdrawn)
+            log.info("job succeeded", job=identifier, model=model, seconds=seconds)
+        elif failure is not None:
+            state = "cancelled" if failure["code"] == JobCancelled.code else "failed"
+            self.metrics.case_ended(model, state)
+            log.info("job ended", job=identifier, model=model, state=state, problem=failure["code"])
+
+
+def _summary(folder: Path) -> Summary | None:
+    """Return the summary of a result; None if the job did not keep it."""
+    path = folder / SUMMARY
+    return Summary.model_validate_json(path.read_bytes()) if path.is_file() else None
