@@ -1,4 +1,4 @@
-"""`calibrant train | train-locator | measure-locator | crossvalidate | calibrate | export | evaluate | compare | comparison`; joined to the command by entry point, heavy libraries imported when used."""
+"""The training commands of `calibrant`, joined to it by entry point; heavy libraries are imported when used."""
 
 import sys
 from contextlib import ExitStack
@@ -165,26 +165,12 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     fold: Annotated[
         list[int] | None, typer.Option(help="Folds that take part; by default those that the recipe trains on.")
     ] = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            "--verify",
-            help="Instead: measure this bundle with --engine on its card's cases, so that it may be served with it.",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="To verify, e.g. openvino-bf16; all that this machine has by default.")
-    ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="State directory of the service, where the measurement is kept.", envvar="CALIBRANT_STATE_DIR"
-        ),
-    ] = None,
+    # The former name of verify-engine, for one version.
+    bundle: Annotated[Path | None, typer.Option("--verify", hidden=True, exists=True, file_okay=False)] = None,
+    engine: Annotated[str | None, typer.Option(hidden=True)] = None,
+    state: Annotated[Path | None, typer.Option(hidden=True, envvar="CALIBRANT_STATE_DIR")] = None,
 ) -> None:
-    """Fit a temperature, scalar and per class, on out-of-fold cases; or --verify an engine that a card does not cover."""
+    """Fit a temperature, scalar and per class, on out-of-fold cases."""
     from model_training.evaluation.temperature import calibrate as fit
 
     chosen = _recipe(recipe)
@@ -245,15 +231,58 @@ def evaluate(
 
 
 @app.command()
-def compare(
-    recipe: RecipeName,
+def verify_engine(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", exists=True, file_okay=False)],
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe that knows the data set's layout.")],
     data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs; those that are there are skipped.")],
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine to measure, e.g. openvino-bf16; by default all that the machine has and the card lacks."
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="State directory of the service, where the measurement is kept.", envvar="CALIBRANT_STATE_DIR"
+        ),
+    ] = None,
+) -> None:
+    """Measure an engine that a bundle's card does not cover on the card's cases, so that it may serve the bundle here."""
+    _verify(bundle, _recipe(recipe), data, engine, state)
+
+
+@app.command()
+def compare(  # noqa: PLR0913, PLR0917 - one for each option
+    recipe: Annotated[str | None, typer.Argument(help="Name of the recipe, e.g. hippocampus.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of the data set, in its genuine layout.", exists=True, file_okay=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the runs; those that are there are skipped.")
+    ] = None,
     fold: Annotated[list[int] | None, typer.Option(help="Folds to hold out; all by default.")] = None,
     configuration: Annotated[list[str] | None, typer.Option(help="Configurations; all by default.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Instead: print the tables of the runs in this folder, as Markdown.", exists=True
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="With --report: draw DSC against ACE to this file, .png or .svg.", dir_okay=False),
+    ] = None,
 ) -> None:
     """Train each configuration of a comparison without each fold and measure it there; may be stopped and called again."""
+    if report is not None:
+        _report(report, picture)
+        return
+    if recipe is None or data is None or out is None:
+        typer.echo("RECIPE, --data and --out are needed to compare, or --report to print.", err=True)
+        raise typer.Exit(2)
     from model_training.comparison.run import RunName, run_once
     from model_training.recipes import COMPARISONS
 
@@ -262,30 +291,33 @@ def compare(
     if unknown := sorted(set(configuration or []) - configurations.keys()):
         typer.echo(f"There is no configuration {unknown[0]}; there are: {', '.join(configurations)}.", err=True)
         raise typer.Exit(2)
-    wanted = _folds(next(iter(configurations.values())), data, fold)
+    folds = _folds(next(iter(configurations.values())), data, fold)
     out.mkdir(parents=True, exist_ok=True)
-    for number, name, held_out in product(seed or [0], configuration or configurations, wanted):
+    for number, name, held_out in product(seed or [0], configuration or configurations, folds):
         run = RunName(name, held_out, number)
         if not run.is_done_in(out):
             typer.echo(str(run_once(configurations[name], run, data, out, _show)))
 
 
-@app.command()
+@app.command(hidden=True)
 def comparison(
-    runs: Annotated[Path, typer.Argument(help="Folder of the runs that calibrant compare wrote.", exists=True)],
-    picture: Annotated[
-        Path | None, typer.Option(help="Also draw DSC against ACE to this file, .png or .svg.", dir_okay=False)
-    ] = None,
+    runs: Annotated[Path, typer.Argument(exists=True)],
+    picture: Annotated[Path | None, typer.Option(dir_okay=False)] = None,
 ) -> None:
+    """Do what `compare --report` does: its former name, for one version."""
+    _report(runs, picture)
+
+
+def _report(runs: Path, picture: Path | None) -> None:
     """Print the tables of a comparison, as Markdown, from its runs alone."""
     from model_training.comparison.tables import compared, load_runs, table
 
-    found = compared(load_runs(runs))
-    typer.echo(table(found))
+    comparison = compared(load_runs(runs))
+    typer.echo(table(comparison))
     if picture is not None:
         from model_training.comparison.front import draw_front
 
-        picture.write_bytes(draw_front(found, "svg" if picture.suffix == ".svg" else "png"))
+        picture.write_bytes(draw_front(comparison, "svg" if picture.suffix == ".svg" else "png"))
 
 
 def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, state: Path | None) -> None:

@@ -1,7 +1,6 @@
 """Every error that a caller can meet, with its HTTP status and its stable code.
 
-A message says what was found, what was expected and what to do. It holds nothing that the user sent: no names, paths or
-header text, only numbers and types.
+A message says what was found, what was expected and what to do; of what the user sent, it holds only numbers and types.
 """
 
 import re
@@ -11,7 +10,7 @@ from typing import ClassVar, Final
 class CalibrantError(Exception):
     """Base of every error; `detail` is a sentence that may be shown to the caller.
 
-    A subclass states its title; its status is that of its parent and its code its name in kebab case
+    A subclass states its title; its status is that of its parent and its code is its name in kebab case
     (`VolumeTooLarge`: `volume-too-large`), unless stated.
     """
 
@@ -394,8 +393,8 @@ def from_code(code: str, detail: str, default: type[CalibrantError] = CalibrantE
     """Return the error with this code, as a process, a job's record or a problem document (RFC 9457) names it.
 
     Args:
-        code: stable code, e.g. `empty-file`; also the `type` of a problem document, `/problems/empty-file`.
+        code: stable code, or `/problems/` and the code.
         detail: sentence for the caller.
-        default: class for a code that this version does not know.
+        default: class for an unknown code.
     """
     return BY_CODE.get(code.removeprefix("/problems/"), default)(detail)

@@ -1,4 +1,4 @@
-"""`calibrant calibrate --verify`: an engine that the card does not cover, measured on the card's cases, here."""
+"""`calibrant verify-engine`: an engine that the card does not cover, measured on the card's cases, here."""
 
 from collections.abc import Callable
 from pathlib import Path

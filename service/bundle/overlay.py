@@ -64,7 +64,7 @@ def _read(file: Path, bundle: BundleDescription, engine_kind: EngineKind) -> Mea
     try:
         overlay = Overlay.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory is damaged. Remove it, or measure again: calibrant calibrate --verify."
+        msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory is damaged. Remove it, or measure again: calibrant verify-engine."
         raise BundleInvalid(msg) from error
     measured = overlay.measurement
     if (overlay.bundle, measured.engine, measured.precision) != (bundle.identity, *engine_kind):

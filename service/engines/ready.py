@@ -95,5 +95,5 @@ def _candidates(engine: str, installed: list[EngineKind]) -> list[EngineKind]:
 def _not_measured(engine_kind: EngineKind) -> str:
     return (
         f"The calibration card has no measurement of {engine_kind.engine} at {engine_kind.precision}: nothing could be said about its "
-        f"results. Measure it here: calibrant calibrate RECIPE --data DIR --verify BUNDLE --engine {engine_kind.name}."
+        f"results. Measure it here: calibrant verify-engine BUNDLE --recipe RECIPE --data DIR --engine {engine_kind.name}."
     )

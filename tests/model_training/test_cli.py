@@ -93,3 +93,22 @@ def test_the_shipped_bundle_reproduces_its_card(hippocampus: Path) -> None:
     bundle = Path(__file__).parents[2] / "service" / "bundles" / "hippocampus-mr"
     code, output = call("evaluate", bundle, "--recipe", "hippocampus", "--data", hippocampus)
     assert code == 0, output
+
+
+@pytest.mark.parametrize("command", [("compare", "--report"), ("comparison",)], ids=["now", "its former name"])
+def test_the_tables_of_a_comparison_are_printed(command: tuple[str, ...]) -> None:
+    """The committed runs give the lines of the committed page; the former name works for one version."""
+    results = Path(__file__).parents[2] / "docs" / "results"
+
+    code, output = call(*command, results / "runs" / "acdc")
+
+    assert code == 0
+    assert output.strip()
+    assert all(line in (results / "acdc.md").read_text() for line in output.splitlines())
+
+
+def test_a_comparison_needs_to_know_what_to_train_on() -> None:
+    """Without --report, the recipe, the data and the folder are required."""
+    code, output = call("compare", "acdc")
+    assert code == 2
+    assert "--report" in output

@@ -45,7 +45,7 @@ def bundle_(recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path) -> Pa
 def test_what_was_verified_may_be_served(bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
     """An engine that the card lacks is refused before, and serves with its own measurement afterwards."""
     state = tmp_path / "state"
-    with pytest.raises(BundleUnsupported, match="--verify"):
+    with pytest.raises(BundleUnsupported, match="verify-engine"):
         ready_bundle(bundle, CPU, "torch-bf16", state)
 
     found, moved = verify(bundle, recipe, tiny_msd, BF16, state, quiet)
@@ -101,9 +101,9 @@ def test_distances_by_hand(tiny_bundle: Path) -> None:
 def test_the_command_verifies(
     bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`calibrant calibrate --verify` measures, says how far figures moved, and keeps it in the state directory."""
+    """`calibrant verify-engine` measures, says how far figures moved, and keeps the measurement in the state directory."""
     monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
-    command = ["calibrate", "tiny", "--data", str(tiny_msd), "--verify", str(bundle), "--engine", "torch-bf16"]
+    command = ["verify-engine", str(bundle), "--recipe", "tiny", "--data", str(tiny_msd), "--engine", "torch-bf16"]
 
     without_state = CliRunner().invoke(app, command, env={"CALIBRANT_STATE_DIR": None})
     result = CliRunner().invoke(app, [*command, "--state", str(tmp_path / "state")])
@@ -112,3 +112,16 @@ def test_the_command_verifies(
     assert result.exit_code == 0, result.output
     assert "torch-bf16 may be served" in result.output
     assert BF16 in measurements_of(describe_bundle(bundle), tmp_path / "state")
+
+
+def test_the_command_has_its_former_name_for_one_version(
+    bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`calibrant calibrate RECIPE --verify BUNDLE` does what `verify-engine` does."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
+    command = ["calibrate", "tiny", "--data", str(tiny_msd), "--verify", str(bundle), "--engine", "torch-bf16"]
+
+    result = CliRunner().invoke(app, [*command, "--state", str(tmp_path / "state")])
+
+    assert result.exit_code == 0, result.output
+    assert "torch-bf16 may be served" in result.output
