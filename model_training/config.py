@@ -1,4 +1,4 @@
-"""What a recipe decides: data, network, loss, schedule."""
+"""What a recipe holds: data, network, loss and schedule."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -12,7 +12,10 @@ from service.bundle.card import Population
 from service.bundle.schema import ServiceConfig
 
 CaseLister = Callable[[Path], dict[str, list[Case]]]
+"""Folder of a data set -> its cases by split."""
+
 Augmentation = Callable[[ServiceConfig], Compose]
+"""A bundle's configuration -> random transforms of a training image."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -30,12 +33,16 @@ class Schedule:
     weight_decay: float
     """Of AdamW."""
     validate_every: int
-    """Steps between two looks at the validation cases, each with a checkpoint."""
+    """Steps between two validations; each also writes a checkpoint."""
     warmup_from: float = 0.0
-    """Fraction of the peak at which the warm-up begins."""
+    """Fraction of the peak learning rate at which the warm-up starts."""
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that cannot run."""
+        """Reject a schedule that cannot run.
+
+        Raises:
+            ValueError: a field is out of range.
+        """
         if not 0 <= self.warmup_steps < self.steps:
             msg = f"warmup_steps is {self.warmup_steps}; expected 0 to {self.steps - 1}, less than steps."
             raise ValueError(msg)
@@ -46,51 +53,51 @@ class Schedule:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Recipe:
-    """One data set's way from raw files to a bundle."""
+    """Everything that one training follows from, from the raw files of a data set to a bundle."""
 
     service: ServiceConfig
-    """How the bundle will be served; training preprocesses by the same declaration."""
+    """How the bundle is served; training preprocesses with the same configuration."""
     cases: CaseLister
-    """Data folder -> cases per split name."""
+    """Lists the cases of the data set by split."""
     augmentation: Augmentation
-    """Random changes of a training image, and the patch that is cut from it."""
+    """Cuts a patch from a training image and augments it."""
     train_splits: tuple[str, ...]
     """Splits that the shipped model is trained on."""
     validation_split: str
     """Split that the card is measured on; never trained on, never used to choose."""
     population: Callable[[list[Case]], Population]
-    """Whom a card over these cases speaks about."""
+    """Describes the population of a card that is measured on these cases."""
     limits: str
-    """What the model card says about the limits of the data, half a sentence each."""
+    """Limits of the data, for the model card; clauses separated by semicolons."""
     nsd_tolerance_mm: float | None
-    """Distance within which two surfaces agree; None where the files do not tell the true voxel size, so that no
+    """Tolerance of the normalised surface Dice; None where the files do not state the true voxel size, so that no
     distance can be given in mm."""
     licence_notice: str
     """Text of the LICENSE file of the weights."""
     binning: Literal["hard", "soft"]
-    """Which mL1-ACE."""
+    """Binning of the mL1-ACE term."""
     ace_weight: float
-    """Its weight beside Dice and cross-entropy."""
+    """Weight of the mL1-ACE term; Dice and cross-entropy have weight 1."""
     ace_after: int
-    """Steps of Dice and cross-entropy alone before it joins: first the segmentation, then its calibration."""
+    """Steps of Dice and cross-entropy alone before mL1-ACE joins: first the segmentation, then its calibration."""
     schedule: Schedule
-    """How long and how fast."""
+    """How long and how fast to train."""
 
     def without(self, fold: str, splits: Iterable[str]) -> Self:
-        """Return the recipe trained on all folds but one and looked at on that one.
+        """Return the recipe that trains on all folds but one and validates on that one.
 
         Args:
-            fold: that is held out.
-            splits: names of all splits; the test set never takes part.
+            fold: the fold to hold out.
+            splits: names of all splits; the test set is never used.
         """
         others = tuple(split for split in splits if split not in (fold, "test"))
         return replace(self, train_splits=others, validation_split=fold)
 
     def with_temperature(self, temperature: list[float]) -> Self:
-        """Return the recipe whose bundle divides the logits of each class by these."""
+        """Return the recipe with these temperatures, one per class, by which the logits are divided."""
         service = self.service.model_copy(update={"temperature": temperature})
         return replace(self, service=ServiceConfig.model_validate(service.model_dump()))
 
     def with_loss(self, binning: Literal["hard", "soft"], ace_weight: float, *, after: int = 0) -> Self:
-        """Return the recipe with another mL1-ACE term and everything else equal."""
+        """Return the recipe with another mL1-ACE term, everything else unchanged."""
         return replace(self, binning=binning, ace_weight=ace_weight, ace_after=after)

@@ -1,4 +1,4 @@
-"""A case on disk: where its images and its label lie, whose they are, and how they are read for training."""
+"""A labelled case on disk, and how it is read for training."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,12 @@ _SAME_PLACE_MM = 1e-3
 
 
 class DataError(CalibrantError, title="The data cannot be used", status=422):
-    """The data set is not as the recipe expects; the message names the file and the fix."""
+    """The data set differs from what the recipe expects; the message names the file and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One labelled scan and the person whom it shows."""
+    """One labelled scan and the person it shows."""
 
     name: str
     person: str
@@ -40,10 +40,10 @@ class Sample:
 
 
 def read_scan(case: Case) -> Volume:
-    """Return the images of a case as one volume of as many channels.
+    """Return the images of a case as one volume, a channel per image.
 
     Raises:
-        DataError: a file cannot be read, or two channels lie on different grids.
+        DataError: a file cannot be read, or two channels have different grids.
     """
     channels = [_decoded(path) for path in case.images]
     for path, channel in zip(case.images, channels, strict=True):
@@ -52,15 +52,15 @@ def read_scan(case: Case) -> Volume:
 
 
 def read_labels(case: Case, config: ServiceConfig) -> tuple[Volume, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-    """Return the label file of a case and its class indices, (D, H, W) uint8 on the file's grid.
+    """Return the label volume of a case and its class indices, (D, H, W) uint8 on the same grid.
 
     Raises:
         DataError: the file cannot be read, or holds a value that no label of the recipe has.
     """
     volume = _decoded(case.label)
     values = np.array([label.value for label in config.labels])
-    found = np.unique(volume.array_CDHW)
-    if unknown := sorted(set(found.tolist()) - set(values.tolist())):
+    present = np.unique(volume.array_CDHW)
+    if unknown := sorted(set(present.tolist()) - set(values.tolist())):
         msg = f"{case.label} holds the values {unknown}; the recipe knows {values.tolist()}. Map them, or fix the recipe's labels."
         raise DataError(msg)
     order = np.argsort(values)
@@ -71,7 +71,7 @@ def read_case(case: Case, config: ServiceConfig) -> tuple[Volume, np.ndarray[tup
     """Return the scan of a case and its class indices, (D, H, W) uint8 on the same grid.
 
     Raises:
-        DataError: as `read_scan` and `read_labels`, or scan and label lie on different grids.
+        DataError: as `read_scan` and `read_labels`, or scan and label have different grids.
     """
     scan = read_scan(case)
     labels, classes = read_labels(case, config)
@@ -80,10 +80,10 @@ def read_case(case: Case, config: ServiceConfig) -> tuple[Volume, np.ndarray[tup
 
 
 def load_sample(case: Case, config: ServiceConfig) -> Sample:
-    """Return the case on the network's grid, preprocessed exactly as serving does.
+    """Return the case on the network's grid, preprocessed exactly as for serving.
 
     Raises:
-        DataError: a file cannot be read or normalised, images and label lie on different grids, or a label value is
+        DataError: a file cannot be read or normalised, images and label have different grids, or a label value is
             unknown.
     """
     scan, classes = read_case(case, config)

@@ -1,4 +1,4 @@
-"""The cases of a run on the network's grid, on disk: checked before training starts, read as they are needed."""
+"""Preprocessed cases of a run, stored on disk: all are checked before training starts and read when needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from service.bundle.schema import ServiceConfig
 
 
 def stored_samples(cases: Sequence[Case], config: ServiceConfig, folder: Path) -> list[Sample]:
-    """Return the cases as samples whose tensors lie in files of the folder; what is there is not computed again.
+    """Return the cases as samples whose tensors are mapped from files in the folder; existing files are reused.
 
-    A data set may be larger than memory: the tensors are mapped, and the system reads and forgets as it sees fit.
+    A data set may be larger than memory: with mapped files the operating system decides what stays in memory.
 
     Args:
-        cases: to be read and preprocessed.
-        config: how.
-        folder: for this configuration alone.
+        cases: cases to read and preprocess.
+        config: how to preprocess them.
+        folder: used for this configuration alone.
 
     Raises:
         DataError: as `load_sample`.
@@ -42,5 +42,5 @@ def _write(file: Path, tensor: torch.Tensor) -> None:
 
 
 def _mapped(file: Path) -> torch.Tensor:
-    # "c": what is written to such a tensor stays in memory; torch wants its memory writable.
+    # Copy-on-write: torch requires writable memory, and writes do not reach the file.
     return torch.from_numpy(np.load(file, mmap_mode="c"))

@@ -1,4 +1,4 @@
-"""Cases -> development folds and a test set, by person: two scans of one person never stand on two sides."""
+"""Splits cases into development folds and a test set, by person: all scans of a person are in one split."""
 
 import json
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ import numpy as np
 from model_training.data.case import Case, DataError
 
 FOLDS: Final = 5
-"""Development folds, where the data set brings none of its own."""
+"""Number of development folds, unless the data set defines its own."""
 
 TEST_SHARE: Final = 0.2
-"""Share of the persons in the test set, where the data set brings none of its own."""
+"""Share of the persons in the test set, unless the data set defines its own."""
 
 TEST: Final = "test"
 """Name of the test set among the splits; the folds are ``fold1`` .. ``foldN``."""
 
 
 def split_cases(root: Path, cases: Sequence[Case], test: Sequence[Case] = ()) -> dict[str, list[Case]]:
-    """Return the cases by split: as ``splits.json`` in the root says, or drawn by person, the same on every machine.
+    """Return the cases by split: as ``splits.json`` in the root lists them, or drawn by person, alike on every machine.
 
     Args:
-        root: the data set. Its ``splits.json``, if there is one, lists cases or persons: {folds: [[name]], test: [name]}.
-        cases: every labelled case, but for the data set's own test set.
+        root: the data set. Its ``splits.json``, if present, lists cases or persons: {folds: [[name]], test: [name]}.
+        cases: every labelled case except those of the data set's own test set.
         test: that test set, if its labels are public.
 
     Raises:
-        DataError: splits.json does not fit, a listed case is not there, or a person stands in two splits.
+        DataError: splits.json is malformed, a listed case is missing, or a person is in two splits.
     """
     if (root / "splits.json").is_file():
         splits = _as_listed(root / "splits.json", [*cases, *test])
@@ -55,7 +55,7 @@ def _as_listed(file: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
         if missing := next((name for name in names if name not in by_name), None):
             msg = f"{file} lists {missing}, but the data set holds no such case: restore its files or take it out of the split."
             raise DataError(msg)
-    # A list may name a person and one of their cases: each case counts once.
+    # A list may name both a person and one of their cases; the case still counts once.
     return {
         split: list(dict.fromkeys(case for name in names for case in by_name[name]))
         for split, names in names_of.items()
@@ -64,13 +64,13 @@ def _as_listed(file: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
 
 def _drawn(cases: Sequence[Case], test: Sequence[Case]) -> dict[str, list[Case]]:
     persons = sorted({case.person for case in cases})
-    order = [persons[i] for i in np.random.default_rng(0).permutation(len(persons))]
-    held_out = 0 if test else round(TEST_SHARE * len(order))
-    development = order[held_out:]
+    shuffled = [persons[i] for i in np.random.default_rng(0).permutation(len(persons))]
+    held_out = 0 if test else round(TEST_SHARE * len(shuffled))
+    development = shuffled[held_out:]
     if len(development) < FOLDS:
         msg = f"The data set holds {len(persons)} persons: too few for {FOLDS} folds and a test set."
         raise DataError(msg)
-    split_of = dict.fromkeys(order[:held_out], TEST) | {
+    split_of = dict.fromkeys(shuffled[:held_out], TEST) | {
         person: f"fold{1 + index % FOLDS}" for index, person in enumerate(development)
     }
     splits: dict[str, list[Case]] = {f"fold{k}": [] for k in range(1, FOLDS + 1)} | {TEST: list(test)}

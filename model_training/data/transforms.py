@@ -1,8 +1,8 @@
-"""Random changes of a training image, one function for each kind of data: what the model must not depend on.
+"""Random augmentation of a training image, one function for each kind of data.
 
-Each returns the transform of ``{"image": (C, D, H, W), "label": (1, D, H, W)}`` to one augmented patch of the bundle's
-size, or to a list of several, intensities already normalised. The patch is cut first and changed afterwards, in the
-paper's code partly the other way round: a patch costs a tenth of a whole scan.
+Each function returns the transform of ``{"image": (C, D, H, W), "label": (1, D, H, W)}``, with normalised intensities, to
+one augmented patch of the bundle's size, or to a list of several. The patch is cut first and augmented afterwards, which
+costs a tenth of augmenting the whole scan; the paper's code partly does it in the other order.
 """
 
 from typing import Final
@@ -30,7 +30,7 @@ _MODES: Final = ("bilinear", "nearest")
 
 
 def one_model_for_both_sides(config: ServiceConfig) -> Compose:
-    """Flip left and right, so that one model serves both sides; move, turn, scale; blur, noise, contrast."""
+    """Flip left and right, so that one model serves both sides; translate, rotate, scale; blur, noise, contrast."""
     return Compose(
         [
             *_any_patch(config),
@@ -53,9 +53,9 @@ def one_model_for_both_sides(config: ServiceConfig) -> Compose:
 
 
 def turned_in_plane(config: ServiceConfig) -> Compose:
-    """Turn about the third axis by any angle, move, scale: for stacks of thick slices, whose planes never tilt.
+    """Rotate about the third axis by any angle, translate, scale: for stacks of thick slices, whose planes never tilt.
 
-    Every second patch is centred in a structure: the heart is a small part of some fields of view.
+    Every second patch is centred on a foreground voxel: in some fields of view the heart is small.
     """
     return Compose(
         [
@@ -79,17 +79,17 @@ def turned_in_plane(config: ServiceConfig) -> Compose:
 
 
 def small_affine(config: ServiceConfig) -> Compose:
-    """Turn, shear and scale by a tenth, of every second patch: as the paper trains on ACDC (arXiv 2506.03942)."""
+    """Rotate, shear and scale every second patch by a tenth: as the paper trains on ACDC (arXiv 2506.03942)."""
     return Compose([*_any_patch(config), _affine()])
 
 
 def small_affine_about_foreground(config: ServiceConfig) -> Compose:
-    """The same on four patches of an image, every second centred in a structure: as the paper trains on AMOS and KiTS."""
+    """As `small_affine`, on four patches of an image, every second centred on foreground: the paper's AMOS and KiTS."""
     return Compose([SpatialPadd(_BOTH, config.patch_size), _about_foreground(config, patches=4), _affine()])
 
 
 def zoom_turn_blur(config: ServiceConfig) -> Compose:
-    """Zoom, turn, noise, blur, gamma and left-right flips: as the paper trains on BraTS."""
+    """Zoom, rotate, noise, blur, gamma and left-right flips: as the paper trains on BraTS (arXiv 2506.03942)."""
     turn = 0.2618  # 15 degrees
     blur = (0.5, 1.15)
     return Compose(

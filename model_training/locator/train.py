@@ -21,7 +21,7 @@ from model_training.locator.recipe import LocatorRecipe
 from model_training.locator.synthesis import draw, training_pair
 from model_training.training.checkpoint import NAME as CHECKPOINT
 from model_training.training.checkpoint import load_checkpoint, save_checkpoint
-from model_training.training.train import GRADIENT_NORM, learning_rate_factor
+from model_training.training.train import GRADIENT_NORM, set_learning_rate
 from service.bundle.card import Locating
 from service.bundle.network import build_network
 from service.bundle.schema import Locator
@@ -77,8 +77,7 @@ def train_locator(
     for step, pairs in zip(
         scans.steps, DataLoader(scans, batch_size=None, num_workers=os.cpu_count() or 1), strict=True
     ):
-        for parameters in optimiser.param_groups:
-            parameters["lr"] = recipe.schedule.learning_rate * learning_rate_factor(step - 1, recipe.schedule)
+        set_learning_rate(optimiser, recipe.schedule, step)
         optimiser.zero_grad(set_to_none=True)
         losses = [_descend(network, image, share, multiple_of(declaration), len(pairs)) for image, share in pairs]
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)

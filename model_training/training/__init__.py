@@ -1,1 +1,1 @@
-"""The training loop and what it needs: checkpoints, several processes, precision, progress."""
+"""The training loop with its checkpoints, processes, precision and progress."""

@@ -1,7 +1,7 @@
-"""The state of an unfinished run in one file, written whole or not at all; safetensors, no pickle.
+"""The checkpoint of an unfinished run: one safetensors file, written atomically.
 
-What a step draws at random follows from the seed and the step alone (`model_training.training.train`), so that weights, the
-optimiser's moments and the number of the step are all that a run needs to go on as if nothing had happened.
+Random draws of a step follow from seed and step alone (`model_training.training.train`). So weights, the optimiser's moments
+and the step are all that a run needs to continue as if it had never stopped.
 """
 
 import json
@@ -23,14 +23,27 @@ NAME: Final = "checkpoint.safetensors"
 
 @dataclass(slots=True)
 class TrainingPosition:
-    """How far a run has come."""
+    """Progress of a run."""
 
     step: int = 0
-    """Steps that are done."""
+    """Number of completed steps."""
     seconds: float = 0.0
-    """Time that they took."""
+    """Time they took."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """What validation showed."""
+    """Scores and losses at each validation."""
+
+    def advance(self, step: int, seconds: float, scores: Mapping[str, float], losses: Mapping[str, float]) -> None:
+        """Move to a step at which the network was validated.
+
+        Args:
+            step: number of the step.
+            seconds: since the start of the run, earlier processes included.
+            scores: of the validation cases.
+            losses: terms of the step's loss.
+        """
+        validated = {f"validation_{name}": score for name, score in scores.items()}
+        self.history.append({"step": step, **validated, **losses})
+        self.step, self.seconds = step, seconds
 
 
 def save_checkpoint(
@@ -40,10 +53,10 @@ def save_checkpoint(
 
     Args:
         run: folder of the run.
-        network: its weights.
-        optimiser: its moments.
-        position: how far the run has come.
-        identity: what the run was started as; only the same may go on.
+        network: its weights are saved.
+        optimiser: its moments are saved.
+        position: progress of the run.
+        identity: identity of the run; only a run with the same identity may continue from the checkpoint.
     """
     tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
     for index, moments in optimiser.state_dict()["state"].items():
@@ -56,13 +69,13 @@ def save_checkpoint(
 def load_checkpoint(
     run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, identity: Callable[[int], str]
 ) -> TrainingPosition:
-    """Bring network and optimiser to where the run's checkpoint stands and return its position; 0 without one.
+    """Load the run's checkpoint into network and optimiser and return its position; step 0 without a checkpoint.
 
     Args:
         run: folder of the run.
         network: receives the weights.
         optimiser: receives the moments.
-        identity: step -> what the checkpoint of this run says there.
+        identity: step -> identity that a checkpoint of this run has at that step.
 
     Raises:
         DataError: the checkpoint is damaged, or belongs to another recipe, seed or data set.
@@ -71,7 +84,7 @@ def load_checkpoint(
         return TrainingPosition()
     try:
         with safe_open(run / NAME, framework="pt") as file:
-            facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         msg = f"{run / NAME} cannot be read ({error}). Remove it to train from the first step."
         raise DataError(msg) from error

@@ -1,4 +1,4 @@
-"""Several processes that train one network, as ``torchrun`` starts them; one process is the case of one."""
+"""The processes that train one network together, as ``torchrun`` starts them; without torchrun, one process."""
 
 import os
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ class Group:
     """The processes of a run.
 
     Args:
-        rank: which of them this is; 0 writes and shows.
-        size: how many there are.
-        device: what this one computes on.
+        rank: number of this process; rank 0 writes files and shows progress.
+        size: number of processes.
+        device: device of this process.
     """
 
     rank: int
@@ -32,15 +32,15 @@ class Group:
         return self.rank == 0
 
     def gathered(self, mine: _T) -> list[_T]:
-        """Return what every process gave, in the order of their ranks."""
+        """Return the value of every process, in the order of their ranks."""
         if self.size == 1:
             return [mine]
         everyone: list[_T | None] = [None] * self.size
         distributed.all_gather_object(everyone, mine)
-        return everyone  # type: ignore[return-value]  # filled by now
+        return everyone  # type: ignore[return-value]  # all_gather_object has replaced every None
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Block until every process has called this."""
         if self.size > 1:
             distributed.barrier()
 
@@ -51,10 +51,10 @@ ALONE: Final = Group(rank=0, size=1, device=torch.device("cpu"))
 
 @contextmanager
 def process_group(device: str) -> Iterator[Group]:
-    """Join the processes that ``torchrun`` started, or stand alone.
+    """Join the group that ``torchrun`` started; without torchrun, yield a group of one.
 
     Args:
-        device: e.g. ``cpu``, ``cuda:1``; with torchrun ``cuda`` gives each process the device of its local rank.
+        device: e.g. ``cpu``, ``cuda:1``; with torchrun, ``cuda`` gives each process the device of its local rank.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     own = torch.device(device)

@@ -1,4 +1,4 @@
-"""May a network be trained in bfloat16? On a CPU the gradients of some convolutions are wrong there."""
+"""Whether a network can be trained in bfloat16: on a CPU the gradients of some convolutions are wrong."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,20 +7,21 @@ import torch
 from torch import nn
 
 LEAST_VOXELS: Final = 3
-"""Along each axis of what a convolution sees, on a CPU, for its gradients to be trusted."""
+"""Voxels along each axis that a convolution's input and output need on a CPU for its gradients to be right."""
 
 
 def trains_in_bf16(network: nn.Module, channels: int, patch_size: Sequence[int]) -> bool:
-    """Return whether every convolution of a network sees three voxels or more along each axis, or no CPU computes it.
+    """Return whether a network may be trained in bfloat16: always on a GPU, on a CPU if no convolution is too thin.
 
-    On processors with AVX-512 BF16 or AMX, oneDNN 3.12 (torch 2.13) reads memory that nobody wrote when it computes the
-    gradient of the weights where an axis has one or two voxels: see pytorch issues 188426 and 169688, which tell of the
-    forward pass. Whether it happens depends on what lay there, so that no trial run can tell; this does.
+    On processors with AVX-512 BF16 or AMX, oneDNN 3.12 (torch 2.13) reads uninitialised memory when it computes the
+    gradient of the weights for an axis of one or two voxels; pytorch issues 188426 and 169688 describe the forward pass.
+    Whether gradients come out wrong depends on the contents of that memory, so a trial run cannot tell. This check can: it
+    requires three voxels or more along each axis of every convolution.
 
     Args:
-        network: on the device that trains it.
-        channels: of its input.
-        patch_size: (D, H, W) that it is trained on.
+        network: on the device that will train it.
+        channels: number of its input channels.
+        patch_size: (D, H, W) of the training patches.
     """
     device = next(network.parameters()).device
     if device.type != "cpu":

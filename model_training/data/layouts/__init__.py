@@ -1,1 +1,1 @@
-"""Genuine layouts of public data sets, one module each: folder -> cases by split."""
+"""Published layouts of public data sets, one module each: folder -> cases by split."""

@@ -1,7 +1,7 @@
 """ACDC 2017: ``patientXXX/{Info.cfg, patientXXX_frameYY.nii.gz, patientXXX_frameYY_gt.nii.gz}``.
 
-Under ``training`` and, where it is there, ``testing``; both in the root or in ``database`` below it. ``Info.cfg`` names
-the frames of end diastole and end systole, ``ED: 1`` and ``ES: 12``.
+The patients are in ``training`` and, if present, ``testing``; both lie in the root or in ``database`` below it.
+``Info.cfg`` names the frames of end diastole and end systole, e.g. ``ED: 1`` and ``ES: 12``.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from model_training.data.splits import split_cases
 
 
 def read_acdc(root: Path) -> dict[str, list[Case]]:
-    """Return end diastole and end systole of every patient by split, a patient never on two sides.
+    """Return end diastole and end systole of every patient by split; both frames of a patient are in one split.
 
     Raises:
-        DataError: the layout is another one, a file is missing, or a patient stands in two splits.
+        DataError: the layout is not ACDC's, a file is missing, or a patient is in two splits.
     """
     top = root / "database" if (root / "database").is_dir() else root
     cases, test = _patients(top / "training"), _patients(top / "testing")

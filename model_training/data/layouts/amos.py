@@ -1,7 +1,7 @@
 """AMOS 2022: ``dataset.json`` beside ``imagesTr``, ``labelsTr``, ``imagesVa`` and ``labelsVa``, scans ``amos_XXXX.nii.gz``.
 
-CT and MR lie side by side, told apart by their numbers only. The data set's readme counts 500 CT and 100 MR scans and
-says that "id numbers less than 500 belong to CT data"; the numbers run from 1 to 600, so that 500 is the last CT.
+CT and MR scans are mixed and differ in their numbers only. The data set's readme counts 500 CT and 100 MR scans and says
+that "id numbers less than 500 belong to CT data"; the numbers run from 1 to 600, so 500 is the last CT scan.
 """
 
 import json
@@ -20,12 +20,12 @@ _LISTS = ("training", "validation")
 
 
 def read_amos(root: Path) -> dict[str, list[Case]]:
-    """Return the labelled CT scans by split: folds of the training list, the validation list as the test set.
+    """Return the labelled CT scans by split: the training list as folds, the validation list as the test set.
 
-    Each scan is of a person of its own.
+    Each scan shows another person.
 
     Raises:
-        DataError: the layout is another one, a file is missing, or splits.json does not fit.
+        DataError: the layout is not AMOS22's, a file is missing, or splits.json is malformed.
     """
     file = root / "dataset.json"
     reject_other_layout(file.is_file(), root, "the dataset.json of AMOS22 beside imagesTr and labelsTr")
@@ -38,7 +38,7 @@ def read_amos(root: Path) -> dict[str, list[Case]]:
 
 
 def _read(file: Path) -> list[list[tuple[str, str]]]:
-    """Return image and label of each entry of both lists."""
+    """Return image and label path of every entry, for both lists."""
     try:
         lists = json.loads(file.read_bytes())
         return [[(str(entry["image"]), str(entry["label"])) for entry in lists[name]] for name in _LISTS]

@@ -15,11 +15,11 @@ _EXPECTED = f"CASE/CASE_{{{','.join((*CHANNELS, _LABEL))}}}.nii.gz (BraTS 2021)"
 
 
 def read_brats(root: Path) -> dict[str, list[Case]]:
-    """Return the cases by split, each of four channels and of a person of its own.
+    """Return the cases by split. Each has four channels and shows another person.
 
     Raises:
-        DataError: the layout is another one, that of BraTS 2023 and later among them, a file is missing, or splits.json
-            does not fit.
+        DataError: the layout is another one, e.g. that of BraTS 2023 and later; a file is missing, or splits.json is
+            malformed.
     """
     _reject_later_years(root)
     cases = [_case(folder) for folder in sorted(root.iterdir()) if _is_case(folder)]
@@ -29,9 +29,9 @@ def read_brats(root: Path) -> dict[str, list[Case]]:
 
 
 def _reject_later_years(root: Path) -> None:
-    if found := next(iter(sorted(root.glob("*/*-t1[nc].nii.gz"))), None):
+    if later := next(iter(sorted(root.glob("*/*-t1[nc].nii.gz"))), None):
         msg = (
-            f"{root} has the layout of BraTS 2023 and later ({found.relative_to(root)}), in which label 3 is what 4 was before; "
+            f"{root} has the layout of BraTS 2023 and later ({later.relative_to(root)}), in which label 3 is what 4 was before; "
             f"expected {_EXPECTED}. Give the folder of the 2021 data as --data."
         )
         raise DataError(msg)

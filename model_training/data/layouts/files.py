@@ -1,4 +1,4 @@
-"""What every layout asks of the files that it names: that they are there."""
+"""Checks that every layout shares: the files that it names exist."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,11 +7,11 @@ from model_training.data.case import Case, DataError
 
 
 def reject_missing(cases: Iterable[Case], said_by: str) -> None:
-    """Raise for the first file of a case that is not there.
+    """Raise for the first missing file of a case.
 
     Args:
-        cases: what the data set should hold.
-        said_by: what says so, e.g. ``dataset.json``.
+        cases: the cases that the data set should hold.
+        said_by: the file that lists them, e.g. ``dataset.json``.
 
     Raises:
         DataError: names the file, and what to do.
@@ -26,7 +26,7 @@ def reject_missing(cases: Iterable[Case], said_by: str) -> None:
 
 
 def reject_other_layout(found: bool, root: Path, expected: str) -> None:  # noqa: FBT001 - reads as a sentence
-    """Raise unless the layout's landmark was found.
+    """Raise unless the files that mark the layout were found.
 
     Raises:
         DataError: names the folder and what was expected in it.

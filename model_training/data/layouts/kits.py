@@ -1,4 +1,4 @@
-"""KiTS 2023: ``dataset/case_XXXXX/{imaging,segmentation}.nii.gz``, as ``kits23_download_data`` leaves them."""
+"""KiTS 2023: ``dataset/case_XXXXX/{imaging,segmentation}.nii.gz``, as ``kits23_download_data`` writes them."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ _SCAN, _LABEL = "imaging.nii.gz", "segmentation.nii.gz"
 
 
 def read_kits(root: Path) -> dict[str, list[Case]]:
-    """Return the cases by split, each of a person of its own.
+    """Return the cases by split. Each shows another person.
 
     Args:
-        root: the repository of KiTS23, in whose folder ``dataset`` the cases lie.
+        root: the clone of KiTS23's repository, with the cases in its folder ``dataset``.
 
     Raises:
-        DataError: the layout is another one, a file is missing, or splits.json does not fit.
+        DataError: the layout is not KiTS23's, a file is missing, or splits.json is malformed.
     """
     cases = [
         Case(folder.name, folder.name, (folder / _SCAN,), folder / _LABEL)

@@ -9,17 +9,17 @@ from model_training.data.layouts.files import reject_missing, reject_other_layou
 from model_training.data.splits import split_cases
 
 PersonOf = Callable[[str], str]
-"""Name of a case -> its person."""
+"""Name of a case -> name of its person."""
 
 
 def read_msd(root: Path, person_of: PersonOf) -> dict[str, list[Case]]:
-    """Return the labelled cases of a task with one channel by split.
+    """Return the labelled cases of a single-channel task by split.
 
-    ``persons.json`` ({person: [case]}) in the root goes before `person_of`. The hidden ``._`` files of the published
-    archives are passed over.
+    ``persons.json`` ({person: [case]}) in the root takes precedence over `person_of`. The hidden ``._`` files of the
+    published archives are ignored.
 
     Raises:
-        DataError: the layout is another one, a file is missing, or a person stands in two splits.
+        DataError: the layout is not the Decathlon's, a file is missing, or a person is in two splits.
     """
     names = sorted(
         path.name.removesuffix(".nii.gz") for path in root.glob("labelsTr/*.nii.gz") if not path.name.startswith(".")

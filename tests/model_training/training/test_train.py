@@ -4,26 +4,22 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from monai.metrics import CalibrationErrorMetric, CalibrationReduction
 from monai.networks.nets import UNet
 from safetensors.torch import load_file
 
 from model_training.config import Recipe, Schedule
-from model_training.data.case import Case, DataError, Sample, load_sample
+from model_training.data.case import DataError
 from model_training.data.layouts.msd import read_msd
-from model_training.data.transforms import one_model_for_both_sides, small_affine_about_foreground
+from model_training.data.transforms import small_affine_about_foreground
 from model_training.evaluation.evaluate import measure
 from model_training.training.checkpoint import NAME as CHECKPOINT
 from model_training.training.parallel import ALONE
 from model_training.training.progress import Progress
-from model_training.training.train import OutOfMemory, draw_batch, learning_rate_factor, train, validation_scores
+from model_training.training.train import OutOfMemory, learning_rate_factor, train
 from service.bundle.network import build_network
-from service.bundle.schema import Network, Region, ServiceConfig
-from service.calibration.histogram import ReliabilityHistogram
-from service.calibration.scores import ace
+from service.bundle.schema import Network, ServiceConfig
 
 Run = Callable[..., Path]
 
@@ -144,31 +140,6 @@ def test_a_folder_of_another_run_is_refused(run: Run, recipe: Recipe, monkeypatc
     run("a", schedule=often)
     with pytest.raises(DataError, match="finished run"):
         run("a", schedule=often)
-
-
-def test_batches_follow_from_seed_and_step(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
-    """The same seed and step draw the same batch whatever was drawn before; another step or seed another."""
-    samples = [load_sample(case, tiny_config) for case in read_msd(tiny_msd, str)["fold1"]]
-    augment = one_model_for_both_sides(tiny_config)
-
-    images = [draw_batch(samples, augment, 2, seed=s, step=t)[0] for s, t in ((1, 5), (1, 6), (2, 5), (1, 5))]
-
-    assert torch.equal(images[0], images[3])
-    assert not torch.equal(images[0], images[1])
-    assert not torch.equal(images[0], images[2])
-
-
-def test_a_batch_holds_every_patch_of_its_images(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
-    """Two images of four patches each make a batch of eight, plain tensors, each patch beside its own label."""
-    samples = [load_sample(case, tiny_config) for case in read_msd(tiny_msd, str)["fold1"]]
-
-    images, labels = draw_batch(samples, small_affine_about_foreground(tiny_config), 2, seed=0, step=1)
-
-    assert images.shape == labels.shape == (8, 1, 8, 8, 8)
-    assert type(images) is type(labels) is torch.Tensor
-    for image, label in zip(images, labels, strict=True):
-        means = [float(image[label == value].mean()) for value in label.unique()]
-        assert means == sorted(means)
 
 
 def test_training_lowers_the_loss(run: Run, recipe: Recipe) -> None:
@@ -341,68 +312,3 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
     root = math.sqrt(0.5)
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, (1 + root) / 2, 0.5, (1 - root) / 2, 0])
-
-
-def test_validation_scores_is_the_mean_over_present_structures(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
-    """A network that knows structure 1 and calls structure 2 background scores 1 and 0; absent ones do not count."""
-    sample = load_sample(read_msd(tiny_msd, str)["test"][0], tiny_config)
-    only_front = Sample(sample.case, sample.image, torch.where(sample.label == 1, 1, 0).to(torch.uint8))
-    network = Knows(sample.label == 1, like=sample.image)
-
-    assert validation_scores(network, [sample], tiny_config, ALONE)["dsc"] == 0.5
-    assert validation_scores(network, [only_front], tiny_config, ALONE)["dsc"] == 1.0
-    assert network.training
-
-
-def test_validation_scores_are_those_of_monai_and_of_the_histogram(tiny_config: ServiceConfig) -> None:
-    """On an image of one window: the ACE of each structure that is there, averaged; by region the probabilities summed."""
-    torch.manual_seed(3)
-    network = build_network(tiny_config.network)
-    case = Case("a1", "A", (Path("image"),), Path("label"))
-    image, label = torch.randn(1, 8, 8, 8), torch.randint(3, (1, 8, 8, 8), dtype=torch.uint8)
-    no_back = torch.where(label == 2, 0, label)
-    with torch.inference_mode():
-        probs = network.eval()(image[None]).softmax(dim=1)
-
-    found = validation_scores(network, [Sample(case, image, label), Sample(case, image, no_back)], tiny_config, ALONE)
-
-    metric = CalibrationErrorMetric(
-        num_bins=20, include_background=False, calibration_reduction=CalibrationReduction.AVERAGE
-    )
-    metric(
-        probs.expand(2, -1, -1, -1, -1),
-        torch.nn.functional.one_hot(torch.cat([label, no_back]).long(), 3).movedim(-1, 1),
-    )
-    (front, back), (front_alone, _) = metric.get_buffer().tolist()
-    assert found["ace"] == pytest.approx((front + back + front_alone) / 3, abs=1e-6)
-
-    config = tiny_config.model_copy(update={"regions": [Region(name="both", labels=[1, 2])]})
-    both = validation_scores(network, [Sample(case, image, label)], config, ALONE)
-    histogram = ReliabilityHistogram.from_probabilities(probs[0].numpy(), label[0].numpy(), [(1, 2)])
-    predicted, reference = probs[0].argmax(dim=0).numpy() > 0, label[0].numpy() > 0
-    assert both["ace"] == pytest.approx(ace(histogram)[0], abs=1e-6)
-    assert both["dsc"] == pytest.approx(2 * (predicted & reference).sum() / (predicted.sum() + reference.sum()))
-
-
-def test_without_a_structure_there_is_no_score(tiny_config: ServiceConfig) -> None:
-    """Images of background alone, or none at all, have no DSC and no ACE; nothing is warned about."""
-    case = Case("a1", "A", (Path("image"),), Path("label"))
-    empty = Sample(case, torch.randn(1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.uint8))
-
-    for samples in ([], [empty]):
-        scores = validation_scores(build_network(tiny_config.network), samples, tiny_config, ALONE)
-        assert np.isnan([scores["dsc"], scores["ace"]]).all()
-
-
-class Knows(torch.nn.Module):
-    """Recognises the voxels of a mask by their intensities, which all differ."""
-
-    def __init__(self, mask: torch.Tensor, like: torch.Tensor) -> None:
-        """Remember the intensities."""
-        super().__init__()
-        self.intensities = like[mask]
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits (1, 3, ...) in favour of class 1 where the intensity is known, else of class 0."""
-        known = torch.isin(image[:, 0], self.intensities).float()
-        return torch.stack([1 - known, known, torch.zeros_like(known)], dim=1)
