@@ -1,1 +1,1 @@
-"""Everything that talks to a PACS (picture archiving and communication system)."""
+"""Communication with a PACS (picture archiving and communication system)."""

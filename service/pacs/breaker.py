@@ -1,4 +1,4 @@
-"""A circuit breaker: a PACS that fails again and again is left alone for a while, then asked by one job only."""
+"""A circuit breaker: a PACS that keeps failing is not contacted for a while, then by one job only."""
 
 import threading
 import time
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 FAILURES: Final = 5
-"""Failures in a row that open the circuit."""
+"""Number of failures in a row that opens the circuit."""
 
 PAUSE_S: Final = 30.0
-"""Seconds for which nobody asks once it is open."""
+"""Seconds without requests after the circuit has opened."""
 
 
 class Breaker:
@@ -23,18 +23,21 @@ class Breaker:
 
     @property
     def state(self) -> Literal["closed", "open"]:
-        """Whether jobs may ask."""
+        """closed: requests are allowed; open: they must wait."""
         return "open" if self._failures >= FAILURES else "closed"
 
     def seconds_to_wait(self) -> float:
-        """Return how long a job must wait before it asks; 0 means now, and for the others another pause."""
+        """Return how long a job must wait before its next request.
+
+        With an open circuit, the first caller after the pause gets 0 and may try; the others wait for another pause.
+        """
         with self._turn:
             if self._failures < FAILURES:
                 return 0.0
             now = self._now()
             if now < self._open_until:
                 return self._open_until - now
-            self._open_until = now + PAUSE_S  # this one may try; should it vanish, another may after the pause
+            self._open_until = now + PAUSE_S  # if this job vanishes, another may try after the pause
             return 0.0
 
     def succeeded(self) -> None:
@@ -43,7 +46,7 @@ class Breaker:
             self._failures = 0
 
     def failed(self) -> None:
-        """Count a failure; the fifth in a row opens the circuit, each further one keeps it open."""
+        """Count a failure; the fifth in a row opens the circuit, and each further one prolongs the pause."""
         with self._turn:
             self._failures += 1
             if self._failures >= FAILURES:

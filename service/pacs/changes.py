@@ -1,7 +1,7 @@
-"""What has changed at an Orthanc since it was last asked, by its own REST interface; the position outlives a restart.
+"""Follow the change log of an Orthanc by its own REST interface, from a position that survives restarts.
 
-Orthanc calls a series stable when nothing has come for a while (its StableAge). That is not the same as complete, and
-it may call a series so more than once: what is read here are hints.
+Orthanc calls a series stable when no image has arrived for a while (its StableAge). A stable series may be incomplete
+and may become stable more than once: changes are only hints.
 """
 
 import re
@@ -21,12 +21,12 @@ _CHANGE: Final = "StableSeries"
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """A piece of the list.
+    """A page of the change log.
 
     Args:
-        series: Series Instance UIDs that were called stable.
-        last: position after this piece.
-        done: whether nothing follows at the moment.
+        series: Series Instance UIDs that became stable.
+        last: position after this page.
+        done: whether this is the last page at the moment.
     """
 
     series: list[str]
@@ -35,17 +35,17 @@ class Changes:
 
 
 class Position:
-    """How far the changes of one Orthanc have been followed."""
+    """The stored position in the change log of one Orthanc."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> int | None:
-        """Return the position; None before the first."""
+        """Return the position, None if none was stored yet."""
         return int(self._path.read_text()) if self._path.is_file() else None
 
     def write(self, position: int) -> None:
-        """Remember the position."""
+        """Store the position durably."""
         draft = self._path.with_name(f".{self._path.name}")
         write_durably(draft, str(position).encode())
         draft.rename(self._path)
@@ -56,7 +56,7 @@ class Orthanc:
     """The REST interface of one Orthanc; `close` ends the connection."""
 
     def __init__(self, pacs: Pacs) -> None:
-        """Prepare; nothing is sent.
+        """Prepare without sending anything.
 
         Raises:
             SettingsError: a secret or a certificate cannot be read.
@@ -73,29 +73,29 @@ class Orthanc:
         )
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._http.close()
 
     def end(self) -> int:
-        """Return the position after the last change that there is."""
+        """Return the position after the last change."""
         return _number(self._get("/changes?last"), "Last")
 
     def since(self, position: int) -> Changes:
         """Return the next changes after a position.
 
         Raises:
-            PacsError: Orthanc does not answer, or answers something else.
+            PacsError: Orthanc does not answer, or the answer is not Orthanc's.
         """
-        found = self._get(f"/changes?since={position}&limit={_LIMIT}")
-        stable = [each for each in found.get("Changes", []) if each.get("ChangeType") == _CHANGE]
-        last = _number(found, "Last")
-        # Another database stands behind the same address: its numbers begin anew.
+        page = self._get(f"/changes?since={position}&limit={_LIMIT}")
+        stable = [change for change in page.get("Changes", []) if change.get("ChangeType") == _CHANGE]
+        last = _number(page, "Last")
+        # A smaller number means that a new database at the same address counts from the beginning.
         last = self.end() if last < position else last
-        uids = [uid for each in stable if (uid := self._uid(str(each.get("ID", ""))))]
-        return Changes(list(dict.fromkeys(uids)), last, bool(found.get("Done", True)))
+        uids = [uid for change in stable if (uid := self._uid(str(change.get("ID", ""))))]
+        return Changes(list(dict.fromkeys(uids)), last, bool(page.get("Done", True)))
 
     def _uid(self, identifier: str) -> str | None:
-        """Return the Series Instance UID of Orthanc's own identifier; None if the series is gone."""
+        """Return the Series Instance UID for Orthanc's own identifier, None if the series is gone."""
         if not re.fullmatch(r"[0-9a-f-]{44}", identifier):
             return None
         try:
@@ -117,18 +117,18 @@ class Orthanc:
             msg = f"Orthanc answered HTTP {answer.status_code}. Look at its configured address and credentials."
             raise PacsRefused(msg)
         try:
-            found = answer.json()
+            content = answer.json()
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            content = None
+        if not isinstance(content, dict):
             msg = "Something else than Orthanc answered. Look at its configured address."
             raise PacsBadResponse(msg)
-        return found
+        return content
 
 
-def _number(found: dict[str, Any], name: str) -> int:
+def _number(content: dict[str, Any], name: str) -> int:
     try:
-        return int(found[name])
+        return int(content[name])
     except (KeyError, TypeError, ValueError):
         msg = "Something else than Orthanc answered. Look at its configured address."
         raise PacsBadResponse(msg) from None

@@ -1,4 +1,7 @@
-"""Can a PACS be used? What `calibrant pacs test` and `POST /v1/dicom/pacs/{name}/test` try; nothing is stored or changed."""
+"""Test whether a PACS can be used, for `calibrant pacs test` and `POST /v1/dicom/pacs/{name}/test`.
+
+Nothing is stored or changed.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -15,12 +18,11 @@ _NO_SERIES = "2.25.1"
 
 
 def examine_pacs(pacs: Pacs) -> list[PacsCheck]:
-    """Return what was found, in the order in which it was tried; after a failure the rest is not tried."""
-    checks = _dimse(pacs) if pacs.dimse else _web(pacs)
-    found = list(checks)
-    if pacs.orthanc is not None and all(check.ok for check in found):
-        found.append(_tried("Orthanc /changes", lambda: _changes(pacs)))
-    return found
+    """Return the checks of a PACS in the order in which they were made; if it does not answer, the rest is skipped."""
+    checks = list(_dimse(pacs) if pacs.dimse else _web(pacs))
+    if pacs.orthanc is not None and all(check.ok for check in checks):
+        checks.append(_tried("Orthanc /changes", lambda: _changes(pacs)))
+    return checks
 
 
 def _web(pacs: Pacs) -> Iterator[PacsCheck]:
@@ -87,8 +89,8 @@ def _found(peer: DimsePeer) -> str:
 
 
 def _accepted(peer: DimsePeer) -> str:
-    kinds = {"segmentations": _SEGMENTATION, "reports": _REPORT}
-    if missing := [name for name, kind in kinds.items() if not peer.accepts(kind)]:
+    sop_classes = {"segmentations": _SEGMENTATION, "reports": _REPORT}
+    if missing := [name for name, sop_class in sop_classes.items() if not peer.accepts(sop_class)]:
         msg = f"The PACS takes no {' and no '.join(missing)}. Let it take them from this service."
         raise PacsBadResponse(msg)
     return "takes segmentations and reports; nothing was stored"

@@ -1,4 +1,4 @@
-"""Which PACS there are, where they are and how this service proves who it is: from one TOML file, never from a request."""
+"""Configuration of all PACS, their addresses and credentials: read from one TOML file, never from a request."""
 
 import os
 import ssl
@@ -27,7 +27,7 @@ class _Table(BaseModel):
 
 
 class Secret(_Table):
-    """Where a password or token stands: a file of its own, or a variable of the environment."""
+    """Where to read a password or token: a file of its own, or an environment variable."""
 
     file: Path | None = None
     env: str | None = None
@@ -40,17 +40,17 @@ class Secret(_Table):
         return self
 
     def read(self) -> str:
-        """Return the secret, without white space around it.
+        """Return the secret without surrounding white space.
 
         Raises:
             SettingsError: the file cannot be read, or the variable is not set.
         """
         if self.env is not None:
-            found = os.environ.get(self.env, "").strip()
-            if not found:
+            secret = os.environ.get(self.env, "").strip()
+            if not secret:
                 msg = f"The variable {self.env}, which the PACS file names as a secret, is not set."
                 raise SettingsError(msg)
-            return found
+            return secret
         path = self.file or Path()
         try:
             return path.read_text().strip()
@@ -60,16 +60,16 @@ class Secret(_Table):
 
 
 class Tls(_Table):
-    """Whom to believe, and who this service is, on encrypted connections."""
+    """Trusted certificates and this service's own certificate for encrypted connections."""
 
     ca_file: Path | None = None
-    """Certificates that are trusted; the system's by default."""
+    """Trusted certificates; the system's by default."""
     certificate_file: Path | None = None
     """This service's own certificate (mutual TLS), with its key in `key_file`."""
     key_file: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return the context of a client's connection.
+        """Return the SSL context of a client.
 
         Raises:
             SettingsError: a file cannot be used.
@@ -78,21 +78,21 @@ class Tls(_Table):
             context = ssl.create_default_context(cafile=self.ca_file)
             if self.certificate_file is not None:
                 context.load_cert_chain(self.certificate_file, self.key_file)
-        except OSError as error:  # ssl.SSLError is one, too
+        except OSError as error:  # also the base class of ssl.SSLError
             raise SettingsError(_NO_CERTIFICATE) from error
         return context
 
 
 class ServerTls(_Table):
-    """The certificate of a server, and whose clients are let in."""
+    """The certificate of a server, and the clients that it accepts."""
 
     certificate_file: Path
     key_file: Path
     client_ca_file: Path | None = None
-    """Clients must have a certificate of these, where it is given."""
+    """If set, clients must have a certificate issued by one of these."""
 
     def context(self) -> ssl.SSLContext:
-        """Return the context of a server.
+        """Return the SSL context of a server.
 
         Raises:
             SettingsError: a file cannot be used.
@@ -117,9 +117,9 @@ class Dimse(_Table):
     our_aet: AeTitle = "CALIBRANT"
     """AE title of this service; the PACS must know it, with the address of this machine and `move_port`."""
     move_port: Port = 11113
-    """Where the images of a C-MOVE are received, for as long as it takes."""
+    """Port on which the images of a C-MOVE are received while it runs."""
     move_host: str = "0.0.0.0"  # noqa: S104 - the PACS is another machine
-    """Address of this machine that is listened on for them."""
+    """Address of this machine on which they are received."""
     tls: Tls | None = None
 
 
@@ -130,18 +130,18 @@ class Pacs(_Table):
     """Root of QIDO-RS, WADO-RS and STOW-RS, e.g. http://127.0.0.1:8042/dicom-web."""
     dimse: Dimse | None = None
     orthanc: HttpUrl | None = None
-    """Root of Orthanc's own REST interface, for those whose changes are followed."""
+    """Root of Orthanc's own REST interface, if its change log is to be followed."""
     user: str | None = None
     password: Secret | None = None
     token: Secret | None = None
     """Sent as Authorization: Bearer."""
     tls: Tls = Tls()
     timeout_s: PositiveFloat = 30
-    """Longest silence of the PACS."""
+    """Seconds without data after which the PACS counts as unreachable."""
     deadline_s: PositiveFloat = 600
-    """Longest time that one request may take altogether."""
+    """Seconds that one request may take altogether."""
     poll_s: PositiveFloat = 2
-    """Seconds between two questions for Orthanc's changes."""
+    """Seconds between two polls of Orthanc's change log."""
 
     @model_validator(mode="after")
     def _reject_half(self) -> Self:
@@ -155,40 +155,40 @@ class Pacs(_Table):
 
 
 class Rule(_Table):
-    """Which series that arrive at a PACS are segmented without being asked for."""
+    """Selects arriving series that are segmented automatically."""
 
     pacs: PacsName
     select: Selection = Selection()
     model: str = DEFAULT_MODEL
     objects: list[DicomObject] = list(DEFAULT_OBJECTS)
     destination: PacsName | None = None
-    """Where results go; back to `pacs` if left out."""
+    """PACS that results are sent to; `pacs` itself by default."""
     owner: OwnerName = LOCAL
-    """Whose jobs these are."""
+    """Owner of the jobs."""
 
 
 class Webhook(_Table):
-    """Orthanc's own scripts may tell of stable series at /v1/hooks/orthanc."""
+    """Lets Orthanc's scripts announce stable series at /v1/hooks/orthanc."""
 
     pacs: PacsName
     secret: Secret
 
 
 class Receiver(_Table):
-    """`calibrant receive`: a C-STORE SCP of this service's own."""
+    """`calibrant receive`: this service's own C-STORE SCP."""
 
     host: str = "127.0.0.1"
     port: Port = 11112
     aet: AeTitle = "CALIBRANT"
     allowed: list[AeTitle] = Field(min_length=1)
-    """AE titles that may send."""
+    """AE titles of accepted senders."""
     tls: ServerTls | None = None
     idle_s: PositiveFloat = 10
-    """Seconds without a new image after which a series without gaps is taken to be complete."""
+    """Seconds without a new image after which a series without gaps counts as complete."""
     patience_s: PositiveFloat = 120
-    """Seconds after which it is taken as it is: gaps are then refused by name."""
+    """Seconds without a new image after which any series is processed; one with gaps is then refused."""
     least_free_bytes: PositiveInt = 1 << 30
-    """Free space below which images are refused (0xA700)."""
+    """Free disk space below which images are refused (0xA700)."""
     most_associations: PositiveInt = 10
 
 
@@ -229,14 +229,14 @@ _NO_CERTIFICATE: Final = (
 )
 
 RECEIVED: Literal["received"] = "received"
-"""What rules call the series that `calibrant receive` was sent."""
+"""Name in rules for the series received by `calibrant receive`."""
 
 
 def read_pacs_file(path: Path | None) -> PacsFile:
-    """Return what a file says; no PACS without a file.
+    """Return the configuration of a file; without a file, one without any PACS.
 
     Raises:
-        SettingsError: it cannot be read, or breaks its schema. Values are not repeated: they may be secret.
+        SettingsError: the file cannot be read or breaks its schema. The message repeats no values: they may be secret.
     """
     if path is None:
         return PacsFile()
@@ -249,6 +249,6 @@ def read_pacs_file(path: Path | None) -> PacsFile:
         msg = f"The PACS file, {path}, is not TOML. See docs/pacs.md."
         raise SettingsError(msg) from error
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        reasons = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         msg = f"The PACS file, {path}, cannot be used: {reasons}. See docs/pacs.md."
         raise SettingsError(msg) from error

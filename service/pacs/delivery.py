@@ -1,8 +1,8 @@
-"""Objects of a result -> a PACS, each exactly once, as far as the PACS can be seen to hold it.
+"""Deliver the objects of a result to a PACS, each exactly once.
 
-Identifiers are derived from what was segmented, so that a repetition is the same object. Before an object is sent the
-PACS is asked for it; afterwards it is looked for again, and what is there is compared with what was sent: a PACS may
-answer success and keep an older object of the same identifier.
+UIDs are derived from the content, so a repetition sends the same object. The PACS is queried before an object is sent
+and again afterwards. Where necessary the stored object is fetched and compared with the one sent, because a PACS may
+report success and keep an older object with the same UID.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,16 @@ log = structlog.get_logger(__name__)
 
 
 def deliver(folder: Path, peer: Peer, breaker: Breaker, sleep: Callable[[float], None]) -> Ledger:
-    """Send what is pending and return the ledger: nothing is pending any more, only stored or given up.
+    """Send all pending objects and return the ledger, in which each object is then stored or given up.
 
     Args:
         folder: of the job, with a ledger and the objects.
         peer: the PACS.
         breaker: of the PACS.
-        sleep: waits so many seconds; it raises whatever ends the job.
+        sleep: waits for a number of seconds; whatever it raises ends the delivery.
+
+    Raises:
+        FileNotFoundError: there is no ledger.
     """
     ledger = Ledger.read(folder)
     if ledger is None:
@@ -60,13 +63,13 @@ def deliver(folder: Path, peer: Peer, breaker: Breaker, sleep: Callable[[float],
 def _send(peer: Peer, entry: Entry, path: Path, *, read_back: bool) -> None:
     place = entry.study, entry.series, entry.uid
     held = peer.holds(*place)
-    if held and _held(peer, entry) == entry.content:
-        return  # an earlier attempt got through, though nobody heard of it
+    if held and _stored_digest(peer, entry) == entry.content:
+        return  # an earlier attempt succeeded without a response
     peer.store(path)
     if not peer.holds(*place):
         msg = "The PACS answered that it has stored an object, but does not find it. It is tried again."
         raise PacsBadResponse(msg)
-    if (held or read_back) and _held(peer, entry) != entry.content:
+    if (held or read_back) and _stored_digest(peer, entry) != entry.content:
         msg = (
             "The PACS answered that it has stored an object, but holds another one of the same identifier. It keeps the "
             "first that it got: delete that one there, then retry."
@@ -76,8 +79,8 @@ def _send(peer: Peer, entry: Entry, path: Path, *, read_back: bool) -> None:
         raise ObjectNotKept(msg)
 
 
-def _held(peer: Peer, entry: Entry) -> str | None:
-    with suppress(PacsRefused):  # found by a query, but not to be had
+def _stored_digest(peer: Peer, entry: Entry) -> str | None:
+    with suppress(PacsRefused):  # listed by a query, but it cannot be fetched
         return content_digest(peer.fetch_instance(entry.study, entry.series, entry.uid))
     return None
 

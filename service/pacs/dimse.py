@@ -1,7 +1,7 @@
-"""A PACS over DIMSE (PS3.7, PS3.4 annexes B and C) for those without DICOMweb: C-FIND finds, C-MOVE fetches, C-STORE stores.
+"""Client of a PACS without DICOMweb, over DIMSE (PS3.7, PS3.4 annexes B and C): C-FIND, C-MOVE and C-STORE.
 
-Images of a C-MOVE come on a second connection, which the PACS opens: it must know this service's AE title, machine
-and `move_port`.
+The PACS sends the images of a C-MOVE over a second connection that it opens itself: it must know this service's AE
+title, machine and `move_port`.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ _FIND: Final = UID("1.2.840.10008.5.1.4.1.2.2.1")  # Study Root Query/Retrieve I
 _MOVE: Final = UID("1.2.840.10008.5.1.4.1.2.2.2")
 
 TRANSFER_SYNTAXES: Final = (
-    "1.2.840.10008.1.2.1",  # explicit little endian first: what the tests of PACS are made of
+    "1.2.840.10008.1.2.1",  # explicit little endian first: the most widely tested
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.2",
     "1.2.840.10008.1.2.5",  # RLE
@@ -39,18 +39,22 @@ TRANSFER_SYNTAXES: Final = (
     "1.2.840.10008.1.2.4.90",  # JPEG 2000
     "1.2.840.10008.1.2.4.91",
 )
-"""What is received: every one that `service.dicom` decodes (PS3.5 annex A)."""
+"""Transfer syntaxes that are received: all that `service.intake.dicom` decodes (PS3.5 annex A)."""
 
 _SUCCESS, _PENDING = 0x0000, (0xFF00, 0xFF01)
 _WARNINGS: Final = frozenset({0xB000, 0xB006, 0xB007})
-_MOVES: Final = threading.Lock()  # the port of the second connection is one
+_MOVES: Final = threading.Lock()  # all moves share the port of the second connection
 
 
 class DimsePeer:
-    """Connections to one PACS, one an operation; a context manager. Every method may raise a `PacsError`."""
+    """A PACS over DIMSE, with a connection for each operation; a context manager. Every method may raise a `PacsError`."""
 
     def __init__(self, pacs: Pacs) -> None:
-        """Prepare; nothing is sent."""
+        """Prepare without sending anything.
+
+        Raises:
+            ValueError: the PACS is configured for DICOMweb.
+        """
         if pacs.dimse is None:
             msg = "this PACS speaks DICOMweb"
             raise ValueError(msg)
@@ -63,40 +67,41 @@ class DimsePeer:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection stays open."""
 
     def echo(self) -> None:
-        """Ask whether it is there (C-ECHO)."""
+        """Check that the PACS answers (C-ECHO)."""
         with self._association(VERIFICATION) as association:
             _reject_status(association.send_c_echo())
 
     def find_series(self, *, study: str | None = None, series: str | None = None) -> list[Series]:
-        """Return the series of a study, or the one of a Series Instance UID alone."""
+        """Return the series of a study, or the one with a Series Instance UID."""
         query = _query("SERIES", study, series)
         for name in ("Modality", "SeriesDescription", "BodyPartExamined", "Manufacturer"):
             setattr(query, name, "")
         query.NumberOfSeriesRelatedInstances = None
         return [
             Series(
-                study=_text(each, "StudyInstanceUID") or study or "",
-                uid=_text(each, "SeriesInstanceUID"),
-                modality=_text(each, "Modality"),
-                description=_text(each, "SeriesDescription"),
-                body_part=_text(each, "BodyPartExamined"),
-                manufacturer=_text(each, "Manufacturer"),
-                instances=int(each.get("NumberOfSeriesRelatedInstances") or 0) or None,
+                study=_text(match, "StudyInstanceUID") or study or "",
+                uid=_text(match, "SeriesInstanceUID"),
+                modality=_text(match, "Modality"),
+                description=_text(match, "SeriesDescription"),
+                body_part=_text(match, "BodyPartExamined"),
+                manufacturer=_text(match, "Manufacturer"),
+                instances=int(match.get("NumberOfSeriesRelatedInstances") or 0) or None,
             )
-            for each in self._find(query)
+            for match in self._find(query)
         ]
 
     def find_instances(self, study: str, series: str) -> list[str]:
         """Return the sorted SOP Instance UIDs of a series."""
-        return sorted({_text(each, "SOPInstanceUID") for each in self._find(_query("IMAGE", study, series, ""))} - {""})
+        matches = self._find(_query("IMAGE", study, series, ""))
+        return sorted({_text(match, "SOPInstanceUID") for match in matches} - {""})
 
     def holds(self, study: str, series: str, instance: str) -> bool:
-        """Say whether it has an object of this SOP Instance UID."""
-        found = self._find(_query("IMAGE", study, series, instance))
-        return any(_text(each, "SOPInstanceUID") == instance for each in found)
+        """Return whether the PACS has an object with this SOP Instance UID."""
+        matches = self._find(_query("IMAGE", study, series, instance))
+        return any(_text(match, "SOPInstanceUID") == instance for match in matches)
 
     def fetch_series(self, study: str, series: str) -> Iterator[bytes]:
         """Yield the files (PS3.10) of a series."""
@@ -104,14 +109,14 @@ class DimsePeer:
 
     def fetch_instance(self, study: str, series: str, instance: str) -> bytes:
         """Return the file of one object."""
-        found = list(self._move(_query("IMAGE", study, series, instance)))
-        if len(found) != 1:
-            msg = f"The PACS sent {len(found)} objects; one was asked for."
+        objects = list(self._move(_query("IMAGE", study, series, instance)))
+        if len(objects) != 1:
+            msg = f"The PACS sent {len(objects)} objects; one was asked for."
             raise PacsBadResponse(msg)
-        return found[0]
+        return objects[0]
 
     def accepts(self, abstract_syntax: str) -> bool:
-        """Say whether it takes objects of a SOP class."""
+        """Return whether the PACS accepts objects of a SOP class."""
         try:
             with self._association(abstract_syntax):
                 return True
@@ -122,25 +127,25 @@ class DimsePeer:
         """Store one DICOM file.
 
         Raises:
-            PacsBusy: out of resources (0xA7xx): the same may succeed later.
-            PacsRefused: any other failure (PS3.4 table B.2-1), or a kind of object that the PACS does not take.
+            PacsBusy: out of resources (0xA7xx); a retry may succeed.
+            PacsRefused: any other failure (PS3.4 table B.2-1), or a SOP class that the PACS does not accept.
         """
         meta = dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).file_meta
         with self._association(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID) as association:
             _reject_status(association.send_c_store(path))
 
     def _find(self, query: Dataset) -> list[Dataset]:
-        found = []
+        matches = []
         with self._association(_FIND) as association:
             for status, identifier in association.send_c_find(query, _FIND):
                 if status.get("Status") in _PENDING and identifier is not None:
-                    found.append(identifier)
+                    matches.append(identifier)
                 else:
                     _reject_status(status)
-        return found
+        return matches
 
     def _move(self, query: Dataset) -> Iterator[bytes]:
-        """Yield the files that a C-MOVE brings; they lie on the disk meanwhile."""
+        """Yield the files that a C-MOVE delivers; all of them are first received on disk."""
         with tempfile.TemporaryDirectory() as folder:
             with _MOVES, self._receiving(Path(folder)):
                 self._ask_for(query)
@@ -208,7 +213,7 @@ def _why_not(association: Association) -> PacsError:
 
 
 def _reject_status(status: Dataset) -> None:
-    """Raise over the status of a response (PS3.7 annex C); none at all means that the connection was lost."""
+    """Raise the error for the status of a response (PS3.7 annex C); a missing status means a lost connection."""
     code = status.get("Status")
     if code == _SUCCESS or code in _WARNINGS:
         return

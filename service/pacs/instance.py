@@ -1,4 +1,4 @@
-"""A DICOM file -> where it belongs, and a digest of what it says that survives the way through a PACS."""
+"""A DICOM file -> its UIDs, and a digest of its content that does not change on the way through a PACS."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 from service.errors import PacsBadResponse
 from service.pacs.selection import OURS, Series
 
-# What a result says. A PACS may rewrite the rest: names and numbers of the patient, its own private elements, group 2.
+# The content of a result. A PACS may rewrite the rest: patient name and ID, private elements, group 0002.
 _CONTENT: Final = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -31,7 +31,7 @@ _CONTENT: Final = (
     "PerFrameFunctionalGroupsSequence",
 )
 
-# Pages for people: they print when they were made, so that the same result drawn again differs, and its UID does not.
+# Pages print the time of their creation: drawn again, the same result has other pixels under the same UID.
 _PAGES: Final = (SecondaryCaptureImageStorage, EncapsulatedPDFStorage)
 _PRINTED: Final = ("PixelData", "EncapsulatedDocument")
 
@@ -39,7 +39,7 @@ _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _DAMAGED: Final = "The PACS sent something that is no DICOM file, or a damaged one."
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _META_BYTES: Final = 2048
-"""Within which group 2 ends."""
+"""Number of bytes within which group 0002 ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Instance:
         study: Study Instance UID.
         series: Series Instance UID.
         uid: SOP Instance UID.
-        ours: whether this service made it, or had a part in it (Manufacturer, Contributing Equipment Sequence).
+        ours: whether this service made it or contributed to it (Manufacturer, Contributing Equipment Sequence).
     """
 
     study: str
@@ -60,7 +60,7 @@ class Instance:
 
 
 def read_instance(content: bytes) -> Instance:
-    """Return what a file (PS3.10) says of itself.
+    """Return the UIDs and the origin of a file (PS3.10).
 
     Raises:
         PacsBadResponse: it cannot be read.
@@ -71,16 +71,16 @@ def read_instance(content: bytes) -> Instance:
         study=str(dataset.StudyInstanceUID),
         series=str(dataset.SeriesInstanceUID),
         uid=str(dataset.SOPInstanceUID),
-        ours=any(str(each.get("Manufacturer", "")).strip().lower() == OURS.lower() for each in makers),
+        ours=any(str(maker.get("Manufacturer", "")).strip().lower() == OURS.lower() for maker in makers),
     )
 
 
 def read_series(content: bytes, count: int) -> Series:
-    """Return what a file says of its series.
+    """Return the series that a file describes.
 
     Args:
-        content: the file.
-        count: of the images of the series that are there.
+        content: of the file.
+        count: number of images of the series.
 
     Raises:
         PacsBadResponse: it cannot be read.
@@ -93,20 +93,20 @@ def read_series(content: bytes, count: int) -> Series:
 
 
 def content_digest(content: bytes) -> str:
-    """Return the SHA-256 of what a file says: its voxels or text, and what they mean; of a page, which one it is.
+    """Return the SHA-256 of a file's content: voxels or text with their meaning, or for a page its identifiers alone.
 
     Raises:
         PacsBadResponse: it cannot be read.
     """
     dataset = _read(content, None)
-    said = Dataset()
+    hashed = Dataset()
     left_out = _PRINTED if dataset.get("SOPClassUID") in _PAGES else ()
     kept = (element for element in dataset if element.keyword in _CONTENT and element.keyword not in left_out)
-    said.update({element.tag: element for element in kept})
+    hashed.update({element.tag: element for element in kept})
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     with warnings.catch_warnings(action="ignore"):
-        write_dataset(buffer, said)
+        write_dataset(buffer, hashed)
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
@@ -115,10 +115,10 @@ def _read(content: bytes, tags: list[str] | None) -> Dataset:
         msg = "The PACS sent a deflated file, which nothing bounds. Let it send another transfer syntax."
         raise PacsBadResponse(msg)
     try:
-        with warnings.catch_warnings(action="ignore"):  # they would repeat what stands in the file
+        with warnings.catch_warnings(action="ignore"):  # they would repeat the file's content
             dataset = dcmread(io.BytesIO(content), stop_before_pixels=tags is not None, specific_tags=tags)
             named = all(dataset.get(name) for name in _UIDS)
-    except Exception as error:  # pydicom raises a dozen kinds, depending on where the damage is
+    except Exception as error:  # pydicom raises a dozen types, depending on where the damage is
         raise PacsBadResponse(_DAMAGED) from error
     if not named:
         raise PacsBadResponse(_DAMAGED)

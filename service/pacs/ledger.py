@@ -1,4 +1,4 @@
-"""What of a result has arrived at a PACS, object by object, in one file that is replaced whole."""
+"""The ledger of a DICOM job: which objects of a result have arrived at a PACS, in one file that is replaced atomically."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +13,11 @@ from service.storage.durable import sync_folder, write_durably
 LEDGER: Final = "ledger.json"
 OBJECTS: Final = "objects"
 REPORT: Final = "sr.dcm"
-"""File of the report, if there is one."""
+"""File name of the report."""
 
 
 class Entry(BaseModel):
-    """One object; `service.pacs.schemas.DeliveredObject` is what a caller sees of it."""
+    """One object; callers see it as `service.pacs.schemas.DeliveredObject`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -25,9 +25,9 @@ class Entry(BaseModel):
     study: str
     series: str
     file: str
-    """Name in the folder `objects`."""
+    """File name in the folder `objects`."""
     content: str
-    """`service.pacs.instance.content_digest` of it."""
+    """Its `service.pacs.instance.content_digest`."""
     state: Literal["pending", "stored", "dead"] = "pending"
     attempts: int = 0
     problem: Problem | None = None
@@ -42,20 +42,20 @@ class Ledger(BaseModel):
     destination: str
     entries: list[Entry]
     retries: int = 0
-    """Times that dead letters were tried again."""
+    """Number of times that dead letters were retried."""
 
     @classmethod
     def of(cls, owner: str, destination: str, files: Iterable[Path]) -> "Ledger":
-        """Return the ledger of objects of which none has been sent."""
+        """Return the ledger of objects before any of them is sent."""
         entries = []
         for path in files:
             content = path.read_bytes()
-            found = read_instance(content)
+            instance = read_instance(content)
             entries.append(
                 Entry(
-                    uid=found.uid,
-                    study=found.study,
-                    series=found.series,
+                    uid=instance.uid,
+                    study=instance.study,
+                    series=instance.series,
                     file=path.name,
                     content=content_digest(content),
                 )
@@ -64,12 +64,12 @@ class Ledger(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger | None":
-        """Return the ledger of a job's folder; None before there is one."""
+        """Return the ledger in a job's folder, None if it does not exist yet."""
         path = folder / LEDGER
         return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
 
     def save(self, folder: Path) -> None:
-        """Replace the file."""
+        """Replace the file durably."""
         draft = folder / f".{LEDGER}"
         write_durably(draft, self.model_dump_json(indent=1).encode())
         draft.rename(folder / LEDGER)
@@ -77,22 +77,22 @@ class Ledger(BaseModel):
 
     @property
     def pending(self) -> list[Entry]:
-        """What is still to be sent."""
+        """Objects that are still to be sent."""
         return [entry for entry in self.entries if entry.state == "pending"]
 
     @property
     def dead(self) -> list[Entry]:
-        """What was given up."""
+        """Objects that were given up."""
         return [entry for entry in self.entries if entry.state == "dead"]
 
     @property
     def report(self) -> Superseded | None:
-        """The report by which a later result names this one; None if it was not made or was given up."""
-        found = next((entry for entry in self.entries if entry.file == REPORT and entry.state != "dead"), None)
-        return Superseded(series_instance_uid=found.series, sop_instance_uid=found.uid) if found else None
+        """The report that a later result supersedes; None if there is none or it was given up."""
+        report = next((entry for entry in self.entries if entry.file == REPORT and entry.state != "dead"), None)
+        return Superseded(series_instance_uid=report.series, sop_instance_uid=report.uid) if report else None
 
     def revive(self) -> None:
-        """Let everything that was given up be sent again."""
+        """Mark all objects that were given up as pending again."""
         for entry in self.dead:
             entry.state, entry.attempts = "pending", 0
         self.retries += 1

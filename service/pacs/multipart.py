@@ -1,4 +1,4 @@
-"""multipart/related of DICOMweb (PS3.18 8.6.1.2): answers -> their parts; DICOM files -> a body."""
+"""multipart/related of DICOMweb (PS3.18 8.6.1.2): parse responses into parts, and wrap a DICOM file in a request body."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,25 +15,25 @@ _END: Final = b"\r\n--" + _BOUNDARY + b"--\r\n"
 _PIECE: Final = 1 << 20
 
 EMPTY_BODY: Final = _START + _END
-"""A body with one part of nothing."""
+"""A body with one empty part."""
 
 CONTENT_TYPE: Final = f'multipart/related; type="application/dicom"; boundary={_BOUNDARY.decode()}'
-"""Of what `body_of` yields."""
+"""Content type of the bodies of `body_of`."""
 
 
 def parts_of(chunks: Iterator[bytes], content_type: str) -> Iterator[bytes]:
-    """Yield the content of each part of a body as soon as it has come in.
+    """Yield the content of each part of a body as soon as it is complete.
 
     Args:
-        chunks: the body; whoever yields them bounds how many bytes these are.
-        content_type: the answer's header, with the boundary.
+        chunks: of the body; the caller limits their total size.
+        content_type: header of the response, with the boundary.
 
     Raises:
         PacsBadResponse: not multipart/related, damaged, or without its last boundary.
     """
-    kind, options = parse_options_header(content_type)
+    media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
-    if kind != b"multipart/related" or not boundary:
+    if media_type != b"multipart/related" or not boundary:
         msg = "The PACS answered something that is not multipart/related. Look whether the configured url is its DICOMweb root."
         raise PacsBadResponse(msg)
     reader = _Reader()
@@ -49,7 +49,7 @@ def parts_of(chunks: Iterator[bytes], content_type: str) -> Iterator[bytes]:
 
 
 def body_of(path: Path) -> tuple[int, Iterator[bytes]]:
-    """Return the length and the bytes of a body with one DICOM file."""
+    """Return the length and the chunks of a body with one DICOM file."""
 
     def pieces() -> Iterator[bytes]:
         yield _START
@@ -62,7 +62,7 @@ def body_of(path: Path) -> tuple[int, Iterator[bytes]]:
 
 
 class _Reader:
-    """Follows the parser and keeps the parts that are complete."""
+    """Collects complete parts from the parser's callbacks."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -75,7 +75,7 @@ class _Reader:
         }
 
     def take(self) -> list[bytes]:
-        """Return the parts that were completed since."""
+        """Return the parts completed since the last call."""
         complete, self._complete = self._complete, []
         return complete
 

@@ -1,4 +1,4 @@
-"""How often and after which pauses a PACS is asked again: for ever while it is gone, a few times while it misbehaves."""
+"""Retries of PACS requests: without limit while it cannot be reached, a few times while it answers with errors."""
 
 import random
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from service.errors import PacsBadResponse, PacsBusy, PacsError, PacsUnreachable
 from service.pacs.breaker import Breaker
 
 ATTEMPTS: Final = 8
-"""Answers that are busy or garbage after which it is given up; a PACS that is gone is waited for."""
+"""Number of busy or malformed answers after which a request is given up."""
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 60.0
 
 TRANSIENT: Final = (PacsUnreachable, PacsBusy, PacsBadResponse)
-"""Errors after which the same may succeed."""
+"""Errors after which a retry may succeed."""
 
 _T = TypeVar("_T")
 
@@ -22,16 +22,16 @@ _T = TypeVar("_T")
 def persist(
     work: Callable[[], _T], breaker: Breaker, sleep: Callable[[float], None], on_failure: Callable[[PacsError], None]
 ) -> _T:
-    """Return what `work` returns, in the end.
+    """Call `work` until it succeeds and return its result.
 
     Args:
-        work: asks a PACS; may be repeated.
+        work: sends a request to a PACS; it may be repeated.
         breaker: of this PACS.
-        sleep: waits so many seconds; it raises whatever ends the job.
-        on_failure: is told of each attempt that failed.
+        sleep: waits for a number of seconds; whatever it raises ends the retries.
+        on_failure: called with the error of each failed attempt.
 
     Raises:
-        PacsError: the last one, if it will never succeed or was answered too often.
+        PacsError: the last error, if a retry cannot succeed or there were `ATTEMPTS` busy or malformed answers.
     """
     answered, failed = 0, 0
     while True:
@@ -46,11 +46,11 @@ def persist(
             answered += not isinstance(error, PacsUnreachable)
             if answered >= ATTEMPTS:
                 raise
-            # Full jitter: jobs that failed together do not come back together.
+            # Random pauses, so that jobs that failed together do not retry together.
             longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failed - 1, 20))
-            sleep(random.uniform(longest / 2, longest))  # noqa: S311 - no secret
+            sleep(random.uniform(longest / 2, longest))  # noqa: S311 - not for cryptography
         except PacsError:
-            breaker.succeeded()  # it answers
+            breaker.succeeded()  # a refusal is an answer: the PACS works
             raise
         else:
             breaker.succeeded()

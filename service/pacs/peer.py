@@ -1,4 +1,4 @@
-"""What this service asks of a PACS, whichever way it speaks."""
+"""The interface of a PACS, independent of its protocol."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ from service.pacs.web import DicomWeb
 
 
 class SeriesSource(Protocol):
-    """Where series come from: a `Peer`, or `service.pacs.spool.Spool`; every method may raise a `PacsError`."""
+    """A source of series: a `Peer` or `service.pacs.spool.Spool`. Every method may raise a `PacsError`."""
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return the source itself."""
         ...
 
     def __exit__(
@@ -25,7 +25,7 @@ class SeriesSource(Protocol):
         ...
 
     def find_series(self, *, study: str | None = None, series: str | None = None) -> list[Series]:
-        """Return the series of a study, or the one of a UID."""
+        """Return the series of a study, or the one with a Series Instance UID."""
         ...
 
     def find_instances(self, study: str, series: str) -> list[str]:
@@ -41,20 +41,20 @@ class Peer(SeriesSource, Protocol):
     """A PACS: `service.pacs.web.DicomWeb` or `service.pacs.dimse.DimsePeer`."""
 
     def holds(self, study: str, series: str, instance: str) -> bool:
-        """Say whether it has an object."""
+        """Return whether the PACS has an object with this SOP Instance UID."""
         ...
 
     def fetch_instance(self, study: str, series: str, instance: str) -> bytes:
-        """Return the file of an object."""
+        """Return the file of one object."""
         ...
 
     def store(self, path: Path) -> None:
-        """Store a file."""
+        """Store one DICOM file."""
         ...
 
 
 def open_peer(pacs: Pacs) -> Peer:
-    """Return a connection to a PACS; nothing is sent yet.
+    """Return a connection to a PACS without sending anything.
 
     Raises:
         SettingsError: a secret or a certificate cannot be read.

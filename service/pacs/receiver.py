@@ -1,6 +1,6 @@
-"""A C-STORE SCP (PS3.4 annex B) in a process of its own: images are on the disk before the sender is told that they are.
+"""A C-STORE SCP (PS3.4 annex B) in a process of its own: images are on disk before the sender gets a success status.
 
-It knows neither models nor jobs: the service follows the spool. What is not on the list of AE titles is rejected.
+It knows neither models nor jobs: it only fills the spool, which the service watches. Only listed AE titles may send.
 """
 
 import resource
@@ -20,21 +20,21 @@ from service.pacs.spool import Spool
 log = structlog.get_logger(__name__)
 
 MEMORY_BYTES: Final = 8 << 30
-"""Address space of the process: a length that a sender claims is not believed beyond it."""
+"""Limit of the process's address space: guards against lengths that a sender makes up."""
 
 NETWORK_TIMEOUT_S: Final = 60.0
 REQUEST_TIMEOUT_S: Final = 5.0
-"""Seconds in which a caller must say what it wants: until then it holds one of few places."""
+"""Seconds within which a caller must request an association: until then it occupies one of few slots."""
 
 _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _SUCCESS, _OUT_OF_RESOURCES, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 
 
 def start_receiver(receiver: Receiver, root: Path) -> AE:
-    """Listen, in threads of this process, until `shutdown` of what is returned.
+    """Start to listen in threads of this process and return the AE, whose `shutdown` ends it.
 
     Args:
-        receiver: who may send, and where to.
+        receiver: its configuration.
         root: folder of the spool.
 
     Raises:
@@ -58,7 +58,7 @@ def start_receiver(receiver: Receiver, root: Path) -> AE:
 
 
 def run_receiver(receiver: Receiver, root: Path) -> None:
-    """Listen until interrupted; this process is limited in memory from here on."""
+    """Limit the memory of this process and listen until interrupted."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     server = start_receiver(receiver, root)
     try:
@@ -68,7 +68,7 @@ def run_receiver(receiver: Receiver, root: Path) -> None:
 
 
 def _keep(event: evt.Event, spool: Spool, root: Path, least_free_bytes: int) -> int:
-    """Return the status of a C-STORE: 0x0000 only when the file and its name are on the disk."""
+    """Handle a C-STORE and return its status: 0x0000 only after the file and its folder entry are on disk."""
     if shutil.disk_usage(root).free < least_free_bytes:
         log.warning("an image was refused: the disk is almost full")
         return _OUT_OF_RESOURCES
@@ -77,11 +77,11 @@ def _keep(event: evt.Event, spool: Spool, root: Path, least_free_bytes: int) -> 
         modality = str(dataset.get("Modality") or "")
         study, series, instance = (str(dataset[name].value) for name in _UIDS)
         content = event.encoded_dataset()
-    except Exception as error:  # noqa: BLE001 - the wall of the DICOM handler: pydicom raises whatever the damage causes
+    except Exception as error:  # noqa: BLE001 - pydicom may raise anything over a damaged file
         log.warning("an image was refused: it cannot be read", error=type(error).__name__)
         return _CANNOT_UNDERSTAND
     if modality.upper() in NEVER:
-        return _SUCCESS  # a router may send everything that it gets; nothing of this kind is ever segmented
+        return _SUCCESS  # accepted and dropped: routers may forward everything, but these are never segmented
     try:
         spool.keep(study, series, instance, content)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Wire types of the routes about a PACS."""
+"""Wire types of the PACS routes."""
 
 import datetime as dt
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ from pydantic import StringConstraints
 from service.schemas import DicomObject, Problem, State, Wire
 
 DicomStage = Literal["pull", "segment", "build", "push"]
-"""What a DICOM job is doing: fetching the series, waiting for its segmentation, making objects, storing them."""
+"""Stage of a DICOM job: fetching the series, waiting for its segmentation, making objects, storing them."""
 
 
 class DeliveredObject(Wire):
@@ -17,61 +17,61 @@ class DeliveredObject(Wire):
     uid: str
     """SOP Instance UID (0008,0018)."""
     state: Literal["pending", "stored", "dead"]
-    """dead: it was given up; `/v1/dicom/deadletters` lists it."""
+    """dead: given up; listed by `/v1/dicom/deadletters`."""
     attempts: int
     problem: Problem | None
-    """Why the last attempt failed."""
+    """Reason why the last attempt failed."""
 
 
 class DicomLinks(Wire):
-    """Where to go on from a DICOM job."""
+    """Links of a DICOM job."""
 
     self: str
     segmentation: str | None
-    """The ordinary job, once there is one; its results may be fetched there, too."""
+    """The segmentation job, once it exists; its results can be fetched there, too."""
     retry: str | None
-    """Where dead letters are tried again, if there are any."""
+    """Where to retry dead letters, if there are any."""
 
 
 class DicomJob(Wire):
-    """A series of a PACS that is segmented and whose results are stored in a PACS."""
+    """A job that fetches a series from a PACS, segments it and stores the results in a PACS."""
 
     id: str
     state: State
-    """succeeded: every object is stored and was found again; failed: see `problem` and `objects`."""
+    """succeeded: every object is stored and was verified; failed: see `problem` and `objects`."""
     stage: DicomStage | None
-    """What is being done, while it runs."""
+    """Current stage while it runs."""
     pacs: str
     study: str
     series: str
     instances: str
-    """SHA-256 of the sorted SOP Instance UIDs, a line each: other images are another job."""
+    """SHA-256 of the sorted SOP Instance UIDs, one per line: other images make another job."""
     model: str
     outputs: list[DicomObject]
     destination: str
     created: dt.datetime
     waits_for: Problem | None
-    """What keeps it waiting at the moment, e.g. a PACS that does not answer."""
+    """Reason why it is waiting at the moment, e.g. a PACS that does not answer."""
     problem: Problem | None
-    """Why it failed."""
+    """Reason why it failed."""
     objects: list[DeliveredObject]
     links: DicomLinks
 
 
 class DicomJobList(Wire):
-    """DICOM jobs, the newest first."""
+    """DICOM jobs, newest first."""
 
     jobs: list[DicomJob]
 
 
 class PacsCheck(Wire):
-    """One thing that was tried with a PACS."""
+    """One check of a PACS."""
 
     name: str
-    """C-ECHO, QIDO-RS, WADO-RS, STOW-RS and the like."""
+    """Operation that was tried, e.g. C-ECHO, QIDO-RS, WADO-RS or STOW-RS."""
     ok: bool
     found: str
-    """What was found, and what to do where that is wrong."""
+    """Outcome, and what to do if it is wrong."""
 
 
 class PacsHealth(Wire):
@@ -80,18 +80,18 @@ class PacsHealth(Wire):
     pacs: str
     ok: bool
     circuit: Literal["closed", "open"]
-    """open: it failed so often in a row that it is left alone for a while."""
+    """open: it failed several times in a row and is not contacted for a while."""
     checks: list[PacsCheck]
 
 
 class PacsNames(Wire):
-    """The PACS that are configured."""
+    """The configured PACS."""
 
     pacs: list[str]
 
 
 class ArrivedSeries(Wire):
-    """What Orthanc's scripts tell of: a hint, which is looked up before anything is done."""
+    """A series announced by one of Orthanc's scripts: a hint, which is looked up before anything is done."""
 
     series: Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
     """Series Instance UID."""

@@ -1,4 +1,4 @@
-"""Which series are segmented: what a PACS tells of a series, what a caller may ask for, and what is never taken."""
+"""Selection of series: what a PACS says about a series, criteria of a rule, and series that are never segmented."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,15 +12,15 @@ from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_sc
 from service.errors import UnsuitableSeries
 
 OURS: Final = "Calibrant"
-"""Manufacturer (0008,0070) of everything that this service makes."""
+"""Manufacturer (0008,0070) of all objects that this service makes."""
 
 NEVER: Final = frozenset({"SEG", "SR", "PM", "OT", "DOC", "PR", "KO", "RTSTRUCT", "REG"})
-"""Modalities (0008,0060) of results and documents: a service that took them would feed on itself."""
+"""Modalities (0008,0060) of results and documents; segmenting them could loop over the service's own results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What a PACS tells of a series; empty where it says nothing.
+    """Attributes of a series from a PACS; empty if it does not give them.
 
     Args:
         study: Study Instance UID.
@@ -29,7 +29,7 @@ class Series:
         description: Series Description (0008,103E).
         body_part: Body Part Examined (0018,0015).
         manufacturer: Manufacturer (0008,0070).
-        instances: Number of Series Related Instances (0020,1209); None where it is not told.
+        instances: Number of Series Related Instances (0020,1209); None if unknown.
     """
 
     study: str
@@ -51,19 +51,19 @@ def _reject_bad_pattern(pattern: str) -> str:
 
 
 class Selection(BaseModel):
-    """What a series must be like; what is left out may be anything."""
+    """Criteria for a series; those left out match any series."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     modality: Annotated[str, Field(max_length=16)] | None = None
     description: Annotated[str, Field(max_length=200), AfterValidator(_reject_bad_pattern)] | None = None
-    """Regular expression that is found somewhere in the Series Description; small and capital letters are one."""
+    """Regular expression searched for in the Series Description, ignoring case."""
     body_part: Annotated[str, Field(max_length=16)] | None = None
     min_instances: PositiveInt | None = None
     max_instances: PositiveInt | None = None
 
     def fits(self, series: Series) -> bool:
-        """Say whether a series is like that; one that does not tell its number of instances fits no range of them."""
+        """Return whether a series matches; with an unknown number of instances it matches no range."""
         same = (self.modality or series.modality).upper() == series.modality.upper()
         same &= (self.body_part or series.body_part).upper() == series.body_part.upper()
         if not same or (self.description is not None and not _found(self.description, series.description)):
@@ -75,7 +75,11 @@ class Selection(BaseModel):
 
 
 def reject_unsuitable(series: Series) -> None:
-    """Raise UnsuitableSeries over results, documents and whatever this service made: the guard against loops."""
+    """Refuse results, documents and everything that this service made, as a guard against loops.
+
+    Raises:
+        UnsuitableSeries: such a series.
+    """
     if series.modality.upper() in NEVER or not series.modality:
         msg = "The series holds results or documents, no images. Ask for a series of CT, MR or PET images."
         raise UnsuitableSeries(msg)
@@ -85,13 +89,13 @@ def reject_unsuitable(series: Series) -> None:
 
 
 def digest_of(instances: Iterable[str]) -> str:
-    """Return the SHA-256 of the sorted SOP Instance UIDs of a series: another number means other images."""
+    """Return the SHA-256 of the sorted SOP Instance UIDs of a series, which identifies its set of images."""
     return hashlib.sha256("\n".join(sorted(set(instances))).encode()).hexdigest()
 
 
 @cache
 def _matcher(pattern: str) -> SchemaValidator:
-    # The regular expressions of Rust take linear time, whatever the pattern: Python's can be made to take years.
+    # Rust's regular expressions take linear time for any pattern; Python's can take exponential time.
     return SchemaValidator(core_schema.str_schema(pattern=f"(?i:{pattern})", regex_engine="rust-regex"))
 
 

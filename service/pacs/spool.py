@@ -1,8 +1,8 @@
-"""Series that were sent to this service (C-STORE), on the disk until a job has taken them: a source like a PACS.
+"""The spool: series received by C-STORE, on disk until a job takes them. It is a source of series like a PACS.
 
-    received/<series>/<instance>.dcm     the name of each is a hash: a UID of a stranger is no name of a file
+    received/<series>/<instance>.dcm     names are hashes of the UIDs, which are not trusted as file names
 
-The process that receives writes, the service reads; neither waits for the other.
+The receiving process writes and the service reads; neither waits for the other.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from service.pacs.web import write_zip
 from service.storage.durable import sync_folder, write_durably
 
 KEEP_S: Final = 3600.0
-"""Seconds without a new image after which a series is erased: a slice that comes later cannot be joined to it."""
+"""Seconds without a new image after which a series is erased; slices that arrive later start a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Arrival:
     Args:
         study: Study Instance UID.
         series: Series Instance UID.
-        count: of its files.
-        idle_s: seconds since the last one came.
+        count: number of its files.
+        idle_s: seconds since the last file arrived.
     """
 
     study: str
@@ -48,7 +48,7 @@ class Arrival:
 
 
 class Spool:
-    """The folder; a context manager, as every source is."""
+    """The folder of the spool; a context manager like every source."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -59,13 +59,13 @@ class Spool:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is open."""
+        """Do nothing: no file stays open."""
 
     def keep(self, study: str, series: str, instance: str, content: bytes) -> None:
-        """Write a file; it is on the disk, with its place, when this returns. The same instance again replaces it.
+        """Write a file durably; a file of the same instance is replaced.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the file cannot be written.
         """
         folder = self._folder(study, series)
         if not folder.is_dir():
@@ -80,30 +80,30 @@ class Spool:
         sync_folder(folder)
 
     def arrivals(self, now: float) -> list[Arrival]:
-        """Return what lies here; what has lain for `KEEP_S` is erased.
+        """Return the series in the spool, after erasing those without a new image for `KEEP_S`.
 
         Args:
-            now: seconds since the epoch, the clock of the files.
+            now: seconds since the epoch, by the clock of the file system.
         """
-        found = []
+        arrivals = []
         for folder in list(self._root.iterdir()):
             files = list(folder.glob("*.dcm"))
             idle_s = now - max([folder.stat().st_mtime, *(path.stat().st_mtime for path in files)])
             if idle_s > KEEP_S:
                 shutil.rmtree(folder, ignore_errors=True)
             elif files:
-                with suppress(PacsBadResponse):  # no DICOM: it is erased in time
-                    one = read_instance(files[0].read_bytes())
-                    found.append(Arrival(one.study, one.series, len(files), idle_s))
-        return found
+                with suppress(PacsBadResponse):  # not DICOM: erased after KEEP_S
+                    instance = read_instance(files[0].read_bytes())
+                    arrivals.append(Arrival(instance.study, instance.series, len(files), idle_s))
+        return arrivals
 
     def is_whole(self, study: str, series: str) -> bool:
-        """Say whether a series has the number of images that it tells (0020,1002), and no gap between its slices.
+        """Return whether a series has as many images as it announces (0020,1002) and no gap between its slices.
 
-        A series that cannot be used for another reason is whole: its job will say why.
+        A series that cannot be used for another reason counts as whole: its job reports the reason.
         """
         files = self._files(study, series)
-        if len(files) < max(_images_told(path) for path in files):
+        if len(files) < max(_announced_images(path) for path in files):
             return False
         with tempfile.NamedTemporaryFile(suffix=".zip") as packed:
             write_zip((path.read_bytes() for path in files), packed)
@@ -117,15 +117,15 @@ class Spool:
         return True
 
     def find_series(self, *, study: str | None = None, series: str | None = None) -> list[Series]:
-        """Return the series of these UIDs."""
-        found = []
+        """Return the series with these UIDs, or all series."""
+        matches = []
         for folder in self._root.iterdir():
             files = sorted(folder.glob("*.dcm"))
             if files:
-                one = read_series(files[0].read_bytes(), len(files))
-                if study in (None, one.study) and series in (None, one.uid):
-                    found.append(one)
-        return found
+                candidate = read_series(files[0].read_bytes(), len(files))
+                if study in (None, candidate.study) and series in (None, candidate.uid):
+                    matches.append(candidate)
+        return matches
 
     def find_instances(self, study: str, series: str) -> list[str]:
         """Return the sorted SOP Instance UIDs of a series."""
@@ -151,9 +151,9 @@ def _hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
-def _images_told(path: Path) -> int:
-    """Return Images in Acquisition (0020,1002); 0 where it is not told."""
-    with suppress(Exception):  # a hint that cannot be read is none
+def _announced_images(path: Path) -> int:
+    """Return Images in Acquisition (0020,1002), 0 if absent."""
+    with suppress(Exception):  # it is only a hint: an unreadable header counts as absent
         header = dcmread(io.BytesIO(path.read_bytes()), stop_before_pixels=True, specific_tags=["ImagesInAcquisition"])
         return int(header.get("ImagesInAcquisition") or 0)
     return 0

@@ -1,6 +1,6 @@
-"""A PACS over DICOMweb (PS3.18): QIDO-RS finds, WADO-RS fetches, STOW-RS stores.
+"""Client of a PACS over DICOMweb (PS3.18): QIDO-RS, WADO-RS and STOW-RS.
 
-Every address is made of the configured root: RetrieveURL and BulkDataURI of answers are never followed, nor redirects.
+Every URL is built from the configured root: RetrieveURL, BulkDataURI and redirects are never followed.
 """
 
 import json
@@ -37,10 +37,10 @@ _COUNT, _FAILED, _REASON = "00201209", "00081198", "00081197"
 
 
 class DicomWeb:
-    """A connection to one PACS; a context manager. Every method may raise a `PacsError`, whose kind says what to do."""
+    """A PACS over DICOMweb; a context manager. Every method may raise a `PacsError`, whose class says what to do."""
 
     def __init__(self, pacs: Pacs) -> None:
-        """Prepare; nothing is sent.
+        """Prepare without sending anything.
 
         Raises:
             SettingsError: a secret or a certificate cannot be read.
@@ -53,7 +53,7 @@ class DicomWeb:
             auth=(pacs.user, pacs.password.read()) if pacs.user and pacs.password else None,
             verify=pacs.tls.context() if self._root.startswith("https") else True,
             timeout=httpx.Timeout(pacs.timeout_s, connect=min(_CONNECT_S, pacs.timeout_s)),
-            trust_env=False,  # neither a proxy nor .netrc: the file of the operator says everything
+            trust_env=False,  # no proxy and no .netrc: only the PACS file counts
         )
 
     def __enter__(self) -> Self:
@@ -65,51 +65,51 @@ class DicomWeb:
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._http.close()
 
     def find_series(self, *, study: str | None = None, series: str | None = None) -> list[Series]:
-        """Return the series of a study, or the one of a Series Instance UID alone.
+        """Return the series of a study, or the one with a Series Instance UID.
 
         Raises:
-            SeriesNotFound: what was given is no UID.
+            SeriesNotFound: an argument is not a UID.
         """
-        query = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
-        wanted = {name: _uid(uid) for name, uid in query.items() if uid is not None}
-        path = f"/studies/{wanted.pop('StudyInstanceUID')}/series" if study else "/series"
+        uids = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+        query = {name: _uid(uid) for name, uid in uids.items() if uid is not None}
+        path = f"/studies/{query.pop('StudyInstanceUID')}/series" if study else "/series"
         fields = {"includefield": [_DESCRIPTION, _BODY_PART, _MANUFACTURER, _COUNT]}
-        return [_series_of(item, study or "") for item in self._query(path, wanted | fields)]
+        return [_series_of(item, study or "") for item in self._query(path, query | fields)]
 
     def find_instances(self, study: str, series: str) -> list[str]:
-        """Return the SOP Instance UIDs of a series."""
-        found = self._query(f"/studies/{_uid(study)}/series/{_uid(series)}/instances", {})
-        return sorted({_text(item, _INSTANCE) for item in found} - {""})
+        """Return the sorted SOP Instance UIDs of a series."""
+        items = self._query(f"/studies/{_uid(study)}/series/{_uid(series)}/instances", {})
+        return sorted({_text(item, _INSTANCE) for item in items} - {""})
 
     def holds(self, study: str, series: str, instance: str) -> bool:
-        """Say whether the PACS has an object of this SOP Instance UID in this place."""
-        place = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
-        return any(_text(item, _INSTANCE) == instance for item in self._query("/instances", place))
+        """Return whether the PACS has an object with this SOP Instance UID in this study and series."""
+        query = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
+        return any(_text(item, _INSTANCE) == instance for item in self._query("/instances", query))
 
     def fetch_series(self, study: str, series: str) -> Iterator[bytes]:
-        """Yield the files (PS3.10) of a series, in the transfer syntax in which they are stored."""
+        """Yield the files (PS3.10) of a series in their stored transfer syntax."""
         yield from self._fetch(f"/studies/{_uid(study)}/series/{_uid(series)}")
 
     def fetch_instance(self, study: str, series: str, instance: str) -> bytes:
         """Return the file of one object."""
-        found = list(self._fetch(f"/studies/{_uid(study)}/series/{_uid(series)}/instances/{_uid(instance)}"))
-        if len(found) != 1:
-            msg = f"The PACS answered {len(found)} objects; one was asked for."
+        objects = list(self._fetch(f"/studies/{_uid(study)}/series/{_uid(series)}/instances/{_uid(instance)}"))
+        if len(objects) != 1:
+            msg = f"The PACS answered {len(objects)} objects; one was asked for."
             raise PacsBadResponse(msg)
-        return found[0]
+        return objects[0]
 
     def any_series(self) -> Series | None:
-        """Return some series; None if it holds nothing."""
+        """Return any series, None if the PACS is empty."""
         with self._answer("GET", "/series", params={"limit": 1}, headers={"Accept": _JSON}) as answer:
-            found = self._listed(answer)
-        return _series_of(found[0], "") if found else None
+            items = self._listed(answer)
+        return _series_of(items[0], "") if items else None
 
     def may_store(self) -> bool:
-        """Say whether this service has the right to store: what is sent is no object, so that nothing is stored."""
+        """Return whether this service has the right to store; an empty request tests it without storing anything."""
         headers = {"Content-Type": CONTENT_TYPE, "Accept": _JSON}
         with self._answer("POST", "/studies", headers=headers, content=EMPTY_BODY) as answer:
             status = answer.status_code
@@ -118,46 +118,46 @@ class DicomWeb:
         return status not in _FORBIDDEN
 
     def store(self, path: Path) -> None:
-        """Store one DICOM file (STOW-RS, PS3.18 10.5); that it is kept must be looked for afterwards.
+        """Store one DICOM file (STOW-RS, PS3.18 10.5). Success does not prove that the PACS keeps it: query afterwards.
 
         Raises:
-            PacsBusy: 5xx, 408, 429, or out of resources (0xA7xx): the same may succeed later.
-            PacsRefused: any other 4xx, or another reason (PS3.18 table 10.5.3-1): the same will never succeed.
+            PacsBusy: 5xx, 408, 429, or out of resources (0xA7xx); a retry may succeed.
+            PacsRefused: any other 4xx, or another reason (PS3.18 table 10.5.3-1); a retry cannot succeed.
         """
         length, body = body_of(path)
         headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(length), "Accept": _JSON}
         with self._answer("POST", "/studies", headers=headers, content=body) as answer:
-            found = _json(self._read(answer)) if _says_json(answer) else None
-        for failed in _items(found, _FAILED):
+            response = _json(self._read(answer)) if _says_json(answer) else None
+        for failed in _items(response, _FAILED):
             raise _failure(_number(failed, _REASON))
         _reject_status(answer.status_code)
-        if found is None:
+        if response is None:
             msg = "The PACS answered a STOW-RS request with something that is not DICOM JSON. Look whether the configured url is its DICOMweb root."
             raise PacsBadResponse(msg)
 
     def _query(self, path: str, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
         offset = 0
-        known: list[Any] = []
+        previous: list[Any] = []
         while True:
             page = {"limit": _PAGE, "offset": offset}
             with self._answer("GET", path, params=params | page, headers={"Accept": _JSON}) as answer:
-                found = self._listed(answer)
-            if found == known:  # a server that knows no pages
+                items = self._listed(answer)
+            if items == previous:  # the server ignores offsets
                 return
-            yield from found
-            if len(found) != _PAGE:
+            yield from items
+            if len(items) != _PAGE:
                 return
-            offset, known = offset + _PAGE, found
+            offset, previous = offset + _PAGE, items
 
     def _listed(self, answer: httpx.Response) -> list[dict[str, Any]]:
-        """Return the datasets of the answer to a query."""
+        """Return the datasets in the response to a query."""
         _reject_status(answer.status_code)
         if answer.status_code == httpx.codes.NO_CONTENT:
             return []
-        found = _json(self._read(answer)) if _says_json(answer) else None
-        if not isinstance(found, list):
+        items = _json(self._read(answer)) if _says_json(answer) else None
+        if not isinstance(items, list):
             raise PacsBadResponse(_NO_JSON)
-        return found
+        return items
 
     def _fetch(self, path: str) -> Iterator[bytes]:
         with self._answer("GET", path, headers={"Accept": _DICOM}) as answer:
@@ -177,7 +177,7 @@ class DicomWeb:
             raise PacsBadResponse(_NO_JSON) from error
 
     def _chunks(self, answer: httpx.Response, limit: int) -> Iterator[bytes]:
-        """Yield a body, of so many bytes and in so long at most: a server that drips would otherwise hold a job forever."""
+        """Yield a body, limited in bytes and in time: a server that drips bytes could otherwise hold a job forever."""
         received = 0
         for chunk in answer.iter_bytes():
             received += len(chunk)
@@ -194,19 +194,19 @@ class DicomWeb:
 
 
 class Writable(Protocol):
-    """What a zip is written to, from its start to its end."""
+    """A sequential target for a zip."""
 
     def write(self, chunk: bytes, /) -> int:
-        """Append a piece and return its length."""
+        """Append a chunk and return its length."""
         ...
 
     def flush(self) -> None:
-        """Let nothing wait in memory."""
+        """Pass on buffered bytes."""
         ...
 
 
 def write_zip(files: Iterable[bytes], out: Writable) -> int:
-    """Write DICOM files to a zip, uncompressed, under names that tell nothing, and return how many those were."""
+    """Write DICOM files to an uncompressed zip under neutral names and return their number."""
     count = 0
     with zipfile.ZipFile(cast("IO[bytes]", out), "w") as archive:
         for content in files:
@@ -216,7 +216,11 @@ def write_zip(files: Iterable[bytes], out: Writable) -> int:
 
 
 def _uid(uid: str) -> str:
-    """Return a UID (PS3.5 9.1) that may stand in an address."""
+    """Return a UID (PS3.5 9.1) after checking that it is safe in a URL.
+
+    Raises:
+        SeriesNotFound: it is not a UID.
+    """
     if not re.fullmatch(r"[0-9.]{1,64}", uid):
         msg = "A UID has digits and dots, at most 64. Take it from the PACS."
         raise SeriesNotFound(msg)
@@ -238,7 +242,7 @@ def _reject_status(status: int) -> None:
 
 
 def _failure(reason: int) -> PacsBusy | PacsRefused:
-    """Return the error of a Failure Reason (0008,1197): PS3.18 table 10.5.3-1, the status codes of C-STORE (PS3.4 B.2.3)."""
+    """Return the error for a Failure Reason (0008,1197): PS3.18 table 10.5.3-1, as the status of C-STORE (PS3.4 B.2.3)."""
     if reason & 0xFF00 == 0xA700:  # noqa: PLR2004 - out of resources
         return PacsBusy(
             f"The PACS could not store an object for want of resources (0x{reason:04X}). It is tried again."
@@ -269,8 +273,8 @@ def _json(content: bytes) -> Any:  # noqa: ANN401 - whatever the PACS sent
         raise PacsBadResponse(_NO_JSON) from error
 
 
-def _items(found: Any, tag: str) -> list[dict[str, Any]]:  # noqa: ANN401 - as above
-    dataset = found[0] if isinstance(found, list) and found else found
+def _items(response: Any, tag: str) -> list[dict[str, Any]]:  # noqa: ANN401 - as above
+    dataset = response[0] if isinstance(response, list) and response else response
     values = dataset.get(tag, {}).get("Value", []) if isinstance(dataset, dict) else []
     return [item for item in values if isinstance(item, dict)]
 
