@@ -1,4 +1,4 @@
-"""Whose request it is: by its key, or by the cookie that a browser got for one.
+"""Authentication: the owner of a request, by its key or by the session cookie of a browser.
 
 Browsers cannot set headers on page loads, images and downloads: the login page exchanges the key for a cookie that no
 script can read and no other site can send (HttpOnly, SameSite=Strict).
@@ -20,7 +20,7 @@ _MOST_SESSIONS = 10_000
 
 
 class Sessions:
-    """Browsers that logged in, kept in memory: a restart logs everybody out."""
+    """Sessions of browsers, kept in memory: a restart logs everybody out."""
 
     def __init__(self, hours: float) -> None:
         """Prepare.
@@ -44,7 +44,7 @@ class Sessions:
         return token
 
     def owner_of(self, token: str) -> Owner | None:
-        """Return whose session it is, or None."""
+        """Return the owner of a session, or None for an unknown or expired one."""
         owner, ends = self._sessions.get(token, (None, 0.0))
         return owner if time.monotonic() < ends else None
 
@@ -55,10 +55,10 @@ class Sessions:
 
 
 def caller(request: HTTPConnection, keys: Keys | None, sessions: Sessions) -> Owner:
-    """Return the owner of a request: `local` where no keys are in use.
+    """Return the owner of a request, `local` where no keys are in use.
 
     Raises:
-        Unauthorized: no key or cookie, or one that is not known; which of them is not told.
+        Unauthorized: key or cookie are missing or unknown; the message does not say which.
     """
     if keys is None:
         return Owner(LOCAL, admin=True)

@@ -1,4 +1,4 @@
-"""What the routes are given: the parts that `create_app` wired together."""
+"""Dependencies of the routes: the parts of the service, and the caller."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -32,13 +32,13 @@ class Services:
     arrivals: Arrivals
 
 
-async def _parts(request: Request) -> Services:  # async: not in the thread pool, which may be full
+async def _services(request: Request) -> Services:  # async: a thread pool that is full must not delay it
     services: Services = request.app.state.services
     return services
 
 
-ServicesDep = Annotated[Services, Depends(_parts)]
-"""The parts, as a route's argument."""
+ServicesDep = Annotated[Services, Depends(_services)]
+"""The parts of the service, as a route's argument."""
 
 
 def _caller(request: Request, services: ServicesDep) -> Owner:
@@ -53,7 +53,7 @@ def _administrator(owner: Annotated[Owner, Depends(_caller)]) -> Owner:
 
 
 OwnerDep = Annotated[Owner, Depends(_caller)]
-"""Whose request it is; 401 without a key where keys are in use."""
+"""Owner of the request; 401 without a key where keys are in use."""
 
 AdministratorDep = Annotated[Owner, Depends(_administrator)]
 """The same, 403 unless the key is an administrator's."""

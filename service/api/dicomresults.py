@@ -1,4 +1,4 @@
-"""Results as DICOM objects: which media type asks for them, and the answer that holds one or several."""
+"""Results as DICOM objects: content negotiation, and answers with one object or several."""
 
 import zipfile
 from collections.abc import Collection, Mapping
@@ -24,29 +24,29 @@ _FOR_SERIES: Final = f"{DICOM} is offered where the scan was a DICOM series."
 _Format = TypeVar("_Format", bound=str)
 
 
-def choose_form(request: Request, result: Path, wanted: _Format | None, offers: Mapping[str, _Format]) -> _Format:
-    """Return the format to answer in, as `choose`.
+def choose_form(request: Request, result: Path, parameter: _Format | None, offers: Mapping[str, _Format]) -> _Format:
+    """Return the format to answer in, as `choose`; DICOM is only offered if the scan was a DICOM series.
 
     Args:
-        request: with or without an Accept.
+        request: with or without an `Accept` header.
         result: folder of the result.
-        wanted: what `?format=` says, if anything.
+        parameter: value of `?format=`, if given.
         offers: format by media type, DICOM's among them.
 
     Raises:
-        NotAcceptable: none of the media types is accepted, or only that of DICOM where there was no series.
-        NoSourceSeries: `?format=` asks for DICOM where there was no series.
+        NotAcceptable: none of the offered media types is accepted.
+        NoSourceSeries: `?format=` names DICOM, but the scan was not a DICOM series.
     """
-    if offers[DICOM] == wanted:
+    if offers[DICOM] == parameter:
         reject_without_series(result)
     if holds_series(result):
-        return choose(request, wanted, offers)
-    there = {media_type: form for media_type, form in offers.items() if media_type != DICOM}
-    return choose(request, wanted, there, note=_FOR_SERIES)
+        return choose(request, parameter, offers)
+    other_offers = {media_type: form for media_type, form in offers.items() if media_type != DICOM}
+    return choose(request, parameter, other_offers, note=_FOR_SERIES)
 
 
 def answer_object(request: Request, services: Services, result: Path, dicom_object: DicomObject) -> Response:
-    """Answer with one object of a result, `<kind>.dcm`."""
+    """Answer with one object of a result, e.g. `seg.dcm`."""
     answer = Answer(request, result, f"{dicom_object}.dcm", DICOM, varies=True)
 
     def write(scratch: Path) -> Path:
@@ -55,7 +55,7 @@ def answer_object(request: Request, services: Services, result: Path, dicom_obje
     return answer.made(f"dicom {dicom_object}", services.state.incoming, write)
 
 
-def answer_zip(request: Request, services: Services, result: Path, kinds: Collection[DicomObject]) -> Response:
+def answer_zip(request: Request, services: Services, result: Path, objects: Collection[DicomObject]) -> Response:
     """Answer with several objects of a result in one zip.
 
     Raises:
@@ -66,8 +66,8 @@ def answer_zip(request: Request, services: Services, result: Path, kinds: Collec
     def write(scratch: Path) -> Path:
         out = scratch / "dicom.zip"
         with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-            for path in derive_dicom(result, scratch, kinds, services.settings.case_deadline_s):
+            for path in derive_dicom(result, scratch, objects, services.settings.case_deadline_s):
                 archive.writestr(zipfile.ZipInfo(path.name, _EPOCH), path.read_bytes())
         return out
 
-    return Answer(request, result, "dicom.zip", _ZIP).made(f"dicom {' '.join(kinds)}", services.state.incoming, write)
+    return Answer(request, result, "dicom.zip", _ZIP).made(f"dicom {' '.join(objects)}", services.state.incoming, write)

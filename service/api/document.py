@@ -1,4 +1,4 @@
-"""A JSON body -> a checked model, never more of it than a few sentences need."""
+"""Small JSON bodies: reading one into a checked model, and describing it in OpenAPI."""
 
 from typing import Any, Final, TypeVar
 
@@ -13,11 +13,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 async def receive_document(request: Request, model: type[_Model]) -> _Model:
-    """Return the body of a request.
+    """Return the body of a request as a model.
 
     Raises:
-        PayloadTooLarge: more than `MAX_BYTES`.
-        InvalidRequest: no JSON, or fields that are missing, unknown or not what they should be; no value is repeated.
+        PayloadTooLarge: the body exceeds `MAX_BYTES`.
+        InvalidRequest: not JSON, or fields that are missing, unknown or invalid. The message repeats no value.
     """
     body = bytearray()
     async for chunk in request.stream():
@@ -29,17 +29,17 @@ async def receive_document(request: Request, model: type[_Model]) -> _Model:
         return model.model_validate_json(bytes(body))
     except ValidationError as error:
         known = set(model.model_fields)
-        # Names of fields that nobody knows are the caller's own text.
+        # The names of unknown fields are the caller's own text, so they are not repeated.
         reasons = "; ".join(
-            f"{'.'.join(str(part) for part in each['loc'][:1] if part in known) or 'body'}: {each['type']}"
-            for each in error.errors(include_input=False)
+            f"{'.'.join(str(part) for part in detail['loc'][:1] if part in known) or 'body'}: {detail['type']}"
+            for detail in error.errors(include_input=False)
         )
         msg = f"The body cannot be used: {reasons}. See /docs."
         raise InvalidRequest(msg) from error
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what OpenAPI says of a route with such a body."""
+    """Return the OpenAPI description of a route whose body is this model."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     return {
@@ -51,9 +51,9 @@ def described(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - a piece of JSON
-    """Return a schema without references: FastAPI collects components of the bodies that it reads itself only."""
+    """Return a schema without references: FastAPI only adds components for bodies that it parses itself."""
     if isinstance(schema, list):
-        return [_inlined(each, definitions) for each in schema]
+        return [_inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
     name = str(schema.get("$ref", "")).rpartition("/")[2]

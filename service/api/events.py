@@ -1,4 +1,4 @@
-"""`/v1/segmentations/{id}/events`: what a job does, as it does it (server-sent events)."""
+"""`/v1/segmentations/{id}/events`: the progress of a job as server-sent events."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ LOOK_EVERY_S: Final = 0.2
 
 
 def _known(job_id: str, services: ServicesDep, owner: OwnerDep) -> None:
-    # Before the answer begins: a stream that has begun has no status any more.
+    # Checked before the stream begins: afterwards, the status can no longer be 404.
     services.jobs.find(owner.name, job_id)
 
 
@@ -36,7 +36,7 @@ async def stream_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Send the job whenever it has changed, until it has finished or is erased.
 
-    Each event holds the whole job: one that goes on after a broken connection has missed nothing that still matters.
+    Each event holds the whole job, so that a client that reconnects has missed nothing that still matters.
     """
     while True:
         try:
@@ -53,5 +53,5 @@ async def stream_events(
 
 
 def _identifier(job: Job) -> str:
-    """Return what two equal states of a job have in common; the estimate of the time left is none of it."""
+    """Return a digest of the job's state; the estimate of the remaining time is left out, because it always changes."""
     return hashlib.sha256(job.model_dump_json(exclude={"eta_s"}).encode()).hexdigest()[:16]

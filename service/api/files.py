@@ -1,6 +1,6 @@
-"""Answers that are a file of a result, stored or made for this answer, with a strong ETag (RFC 9110, section 8.8.3).
+"""Answers with a file of a result, stored or made on demand, with a strong ETag (RFC 9110, section 8.8.3).
 
-Ranges and HEAD are Starlette's `FileResponse`; conditional requests are decided here, before anything is computed.
+Starlette's `FileResponse` handles ranges and HEAD; conditional requests are decided here, before anything is computed.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from service.result.files import RESULT
 from service.schemas import CaseResult
 
 _CACHE: Final = "private, no-cache"
-"""A result never changes, but it may be erased: a cache must ask, and is told 304."""
+"""A result never changes but may be erased, so a cache must revalidate; the answer to that is 304."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request for a file of a result is answered with.
+    """The answer to a request for a file of a result.
 
     Args:
-        request: of the caller.
+        request: the caller's request.
         result: folder of the result.
-        name: of the file, as the caller saves it.
-        media_type: of the file.
-        varies: whether Accept has decided on the format.
+        name: file name under which the caller saves it.
+        media_type: media type of the file.
+        varies: whether the format depends on the `Accept` header.
     """
 
     request: Request
@@ -43,7 +43,7 @@ class Answer:
     varies: bool = False
 
     def stored(self) -> Response:
-        """Answer with a file that the result holds; its ETag is its SHA-256.
+        """Answer with a file of the result; its ETag is its SHA-256.
 
         Raises:
             ResultExpired: the file was not kept.
@@ -58,12 +58,12 @@ class Answer:
     def made(self, how: str, folder: Path, write: Callable[[Path], Path]) -> Response:
         """Answer with a file that is written now and erased afterwards; the same request gives the same bytes.
 
-        Its ETag follows from the result and `how`, so that it is known before the file is; HEAD writes none.
+        The ETag follows from the result and `how`, so that it is known before the file is written; HEAD writes none.
 
         Args:
-            how: tells this file from all others that are made of the result.
+            how: distinguishes this file from all others that are made from the result.
             folder: where scratch files may lie.
-            write: writes into the folder that it is given and returns the file.
+            write: writes the file into the given folder and returns its path.
         """
         digest = hashlib.sha256((self.result / RESULT).read_bytes() + f"\0{how}\0{__version__}".encode())
         headers = self._headers(digest.hexdigest())
@@ -84,7 +84,7 @@ class Answer:
         return headers | ({"Vary": "Accept"} if self.varies else {})
 
     def _is_current(self, etag: str) -> bool:
-        """Return whether the caller has the file already (RFC 9110, section 13.1.2: weak comparison)."""
+        """Return whether the caller already has the file (RFC 9110, section 13.1.2: weak comparison)."""
         given = ",".join(self.request.headers.getlist("if-none-match"))
         tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
         return "*" in tags or etag in tags
@@ -104,7 +104,7 @@ def kept(result: Path, name: str) -> Path:
 
 
 class _OfNoLength(Response):
-    """Headers of a file that is not there yet."""
+    """Headers of a file that is not written yet, so that its length is unknown."""
 
     def init_headers(self, headers: "dict[str, str] | None" = None) -> None:  # type: ignore[override]  # we pass a dict
         super().init_headers(headers)
@@ -112,7 +112,7 @@ class _OfNoLength(Response):
 
 
 class _ScratchResponse(FileResponse):
-    """A file in a folder that is erased when the answer has ended, also when the caller has gone."""
+    """A file whose folder is erased when the answer has ended, even if the caller disconnected."""
 
     def __init__(self, path: Path, scratch: Path, *, media_type: str, filename: str, headers: dict[str, str]) -> None:
         super().__init__(path, media_type=media_type, filename=filename, headers=headers)

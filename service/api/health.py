@@ -1,6 +1,6 @@
 """`/v2/health/*`: liveness and readiness, by the paths of the Open Inference Protocol.
 
-Both read flags only and run on the event loop: an outage that fills the thread pool does not silence them.
+Both only read flags and run on the event loop, so that they answer even when the thread pool is full.
 """
 
 from fastapi import APIRouter, Response, status
@@ -12,13 +12,13 @@ router = APIRouter(prefix="/v2/health", tags=["health"])
 
 @router.get("/live", operation_id="isLive")
 async def is_live() -> dict[str, bool]:
-    """Return that the process answers."""
+    """Return true: the process answers."""
     return {"live": True}
 
 
 @router.get("/ready", operation_id="isReady", responses={503: {"description": 'Not ready: `{"ready": false}`'}})
 async def is_ready(services: ServicesDep, response: Response) -> dict[str, bool]:
-    """Return whether a model is in service, its process alive and the database there; 503 if not."""
+    """Return whether a model is in service, the inference process is alive and the database answers; 503 if not."""
     ready = bool(services.registry.ready) and services.jobs.ready
     if not ready:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE

@@ -1,4 +1,4 @@
-"""Which Host headers are answered: a web page elsewhere may point its own name at a loopback address (DNS rebinding)."""
+"""Checks the Host header: a web page elsewhere may point its own name at a loopback address (DNS rebinding)."""
 
 import re
 
@@ -11,7 +11,7 @@ from service.schemas import problem_of
 
 
 class KnownHosts:
-    """Answers requests to the hosts it knows and refuses all others with a problem document."""
+    """Passes on requests to known hosts and refuses all others with a problem document."""
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
         self._app = app
@@ -29,5 +29,5 @@ class KnownHosts:
 
 
 def _without_port(host: str) -> str:
-    services = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", host)
-    return services[1] if services else ""
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", host)
+    return match[1] if match else ""

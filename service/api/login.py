@@ -49,7 +49,7 @@ def show_login() -> HTMLResponse:
 
 @router.post("/login")
 def log_in(request: Request, services: ServicesDep, key: Annotated[str, Form(max_length=200)]) -> Response:
-    """Set the cookie and lead on to the routes; the page again for an unknown key."""
+    """Set the cookie and redirect to the routes; show the page again for an unknown key."""
     owner = services.keys.owner_of(key.strip()) if services.keys else None
     if owner is None:
         return HTMLResponse(_PAGE.format(alert=_ALERT), status.HTTP_401_UNAUTHORIZED, headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus, and the counting of requests."""
+"""`/metrics` for Prometheus, and the middleware that counts requests."""
 
 import time
 
@@ -22,7 +22,7 @@ def get_metrics(services: ServicesDep, _: OwnerDep) -> Response:
 
 
 class CountedRequests:
-    """Counts and logs each request by its route: the path itself may hold what a user sent."""
+    """Counts and logs each request by its route, because the path itself may hold what a user sent."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""`/v1/models`: what is installed, whether it can be served, and what is known about how far to trust it."""
+"""`/v1/models`: the installed models, whether they can be served, and their calibration cards."""
 
 import threading
 from typing import Annotated, Final, Literal
@@ -32,10 +32,10 @@ _MEDIA_TYPES: Final = {form: media_type for media_type, form in _FORMATS.items()
 
 FormatQuery = Annotated[ReliabilityFormat | None, Query(alias="format", description="Goes before Accept.")]
 
-# matplotlib keeps settings of its own that are nobody else's while it draws.
+# matplotlib's settings are global: one thread at a time may draw.
 _DRAWING: Final = threading.Lock()
 
-# What is in service and what the state directory says about it change together.
+# Held while the registry and its record in the state directory change together.
 _CHANGING: Final = threading.Lock()
 
 _PICTURES: Final[dict[str, dict[str, str]]] = {"image/png": {}, "image/svg+xml": {}}
@@ -43,7 +43,7 @@ _PICTURES: Final[dict[str, dict[str, str]]] = {"image/png": {}, "image/svg+xml":
 
 @router.get("", operation_id="listModels")
 def list_models(services: ServicesDep, _: OwnerDep) -> Models:
-    """Return every installed model, those that cannot be served with the reason why."""
+    """Return every installed model; one that cannot be served says why."""
     ready = [_describe(description) for description in list(services.registry.ready.values())]
     unloaded = [_out_of_service(description) for description in list(services.registry.unloaded.values())]
     broken = [Model(name=name, ready=False, why_not=why) for name, why in list(services.registry.broken.items())]
@@ -61,7 +61,7 @@ def get_model(name: str, services: ServicesDep, _: OwnerDep) -> Model:
 
 @router.post("/{name}/load", operation_id="loadModel")
 def load_model(name: str, services: ServicesDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
-    """Serve a bundle as it lies on the disk now: a new one, a new version, or one that was taken out of service.
+    """Serve a bundle as it is on the disk now: a new one, a new version, or one that was taken out of service.
 
     A new version replaces the earlier one; jobs that wait for the earlier one fail.
     """
@@ -76,7 +76,7 @@ def load_model(name: str, services: ServicesDep, _: AdministratorDep, tasks: Bac
 
 @router.post("/{name}/unload", operation_id="unloadModel")
 def unload_model(name: str, services: ServicesDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
-    """Take a model out of service, also after a restart: a case that runs ends well, jobs that wait for it fail."""
+    """Take a model out of service for good: its running case is finished, its waiting jobs fail."""
     with _CHANGING:
         description = services.registry.unload(name)
         services.state.remember_unloaded(services.registry.unloaded)
@@ -95,14 +95,14 @@ def get_reliability(
 ) -> Response:
     """Return the reliability diagram of the card's cases: as JSON, or drawn as PNG or SVG."""
     description = services.registry.unloaded.get(name) or services.registry.find(name)
-    wanted = choose(request, form, _FORMATS)
-    # The identity names the card, and the card is all that is drawn; the drawing itself may change with the version.
-    headers = {"ETag": f'W/"{description.sha256}-{wanted}"', "Vary": "Accept"}
+    chosen = choose(request, form, _FORMATS)
+    # Weak: the bundle's identity determines the diagram's data, but its drawing may change with the version.
+    headers = {"ETag": f'W/"{description.sha256}-{chosen}"', "Vary": "Accept"}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
     reliability = _reliability(description)
-    content = reliability.model_dump_json().encode() if wanted == "json" else _drawn(reliability, wanted)
-    return Response(content, media_type=_MEDIA_TYPES[wanted], headers=headers)
+    content = reliability.model_dump_json().encode() if chosen == "json" else _drawn(reliability, chosen)
+    return Response(content, media_type=_MEDIA_TYPES[chosen], headers=headers)
 
 
 def _drawn(reliability: Reliability, picture_format: Literal["png", "svg"]) -> bytes:
@@ -115,10 +115,9 @@ def _drawn(reliability: Reliability, picture_format: Literal["png", "svg"]) -> b
 
 
 def _reliability(description: BundleDescription) -> Reliability:
-    card, whom = description.card, description.card.population
-    source = (
-        f"{whom.dataset}, {whom.split} ({whom.protocol}), {card.date}; {description.config.name} {card.model_version}"
-    )
+    card, population = description.card, description.card.population
+    measured_on = f"{population.dataset}, {population.split} ({population.protocol})"
+    source = f"{measured_on}, {card.date}; {description.config.name} {card.model_version}"
     structures = [structure.name for structure in description.config.structures]
     return reliability_of(card.measurements[0].cases, structures, source)
 
@@ -141,8 +140,8 @@ def _describe(description: BundleDescription) -> Model:
                 value=label.value,
                 name=label.name,
                 color=label.color,
-                code=_spelt(label.code) if label.code else None,
-                modifiers=[_spelt(modifier) for modifier in label.modifiers],
+                code=_text_of(label.code) if label.code else None,
+                modifiers=[_text_of(modifier) for modifier in label.modifiers],
             )
             for label in config.every_label
         ],
@@ -157,28 +156,28 @@ def _out_of_service(description: BundleDescription) -> Model:
 
 
 def _card(card: CalibrationCard) -> Card:
-    whom = card.population
+    population = card.population
     return Card(
         date=card.date,
-        dataset=whom.dataset,
-        citation=whom.citation,
-        licence=whom.licence,
-        protocol=whom.protocol,
-        split=whom.split,
-        n_persons=whom.n_persons,
-        n_cases=whom.n_cases,
+        dataset=population.dataset,
+        citation=population.citation,
+        licence=population.licence,
+        protocol=population.protocol,
+        split=population.split,
+        n_persons=population.n_persons,
+        n_cases=population.n_cases,
         bins=card.bins,
         bin_rule=card.bin_rule,
         conventions=card.conventions,
         measurements=[
             CardMeasurement(
-                engine=each.engine,
-                precision=each.precision,
-                platform=each.platform,
-                scores=_figures(each.scores),
-                class_scores={name: _figures(scores) for name, scores in each.class_scores.items()},
+                engine=measurement.engine,
+                precision=measurement.precision,
+                platform=measurement.platform,
+                scores=_figures(measurement.scores),
+                class_scores={name: _figures(scores) for name, scores in measurement.class_scores.items()},
             )
-            for each in card.measurements
+            for measurement in card.measurements
         ],
     )
 
@@ -187,5 +186,5 @@ def _figures(scores: dict[str, Interval]) -> dict[str, Figure]:
     return {name: Figure(**score.model_dump()) for name, score in scores.items()}
 
 
-def _spelt(code: Code) -> str:
+def _text_of(code: Code) -> str:
     return f"{code.scheme}:{code.value}"

@@ -1,4 +1,4 @@
-"""A form (multipart/form-data, RFC 7578) -> the bytes of its parts, as they come in; the parsing is python-multipart's."""
+"""Streams the parts of a form (multipart/form-data, RFC 7578); python-multipart parses it."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ _MOST_HEADER_BYTES: Final = 8192
 
 
 async def file_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[bytes]:
-    """Yield the content of the one part that has a file name; the name itself is never looked at.
+    """Yield the content of the one part that has a file name; the name itself is ignored.
 
     Args:
         body: pieces of the request's body.
@@ -28,7 +28,7 @@ async def file_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterato
             continue
         if piece.part not in files[-1:]:
             files.append(piece.part)
-        # Of a second file nothing is kept: the form is refused at its end.
+        # The bytes of a second file are dropped: the form is refused at its end.
         if piece.part == files[0]:
             yield piece.data
     if len(files) != 1:
@@ -42,9 +42,9 @@ class Piece:
 
     Args:
         part: number of the part in the form, from 1.
-        name: of its field.
-        is_file: whether it has a file name, which is never looked at.
-        data: bytes; none in the first piece of each part.
+        name: of the field.
+        is_file: whether the part has a file name; the name itself is ignored.
+        data: bytes; empty in the first piece of each part.
     """
 
     part: int
@@ -54,7 +54,7 @@ class Piece:
 
 
 async def pieces_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[Piece]:
-    """Yield the parts of a form piece by piece, of each at least one.
+    """Yield the parts of a form piece by piece, at least one piece per part.
 
     Args:
         body: pieces of the request's body.
@@ -103,7 +103,7 @@ class _Form:
         self._pieces: list[Piece] = []
 
     def feed(self, chunk: bytes) -> list[Piece]:
-        """Return what of the parts this piece of the body holds."""
+        """Return the pieces of parts in this chunk of the body."""
         self._pieces = []
         try:
             self._parser.write(chunk)

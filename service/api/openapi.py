@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI derives from the routes, completed by what it cannot know."""
+"""The OpenAPI document: what FastAPI derives from the routes, plus problem types, keys and events."""
 
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ _EVENTS: Final = "text/event-stream"
 
 
 def describe(app: FastAPI) -> None:
-    """Let the application describe itself with every type of problem that it may answer, in plain OpenAPI 3.1."""
+    """Complete the application's OpenAPI 3.1 document with its problem types, keys and event streams."""
     derived = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -24,11 +24,11 @@ def describe(app: FastAPI) -> None:
             _describe_keys(document)
         return app.openapi_schema or {}
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
 def problem_types() -> dict[str, str]:
-    """Return every ``type`` of a problem document with one sentence."""
+    """Return a sentence for every ``type`` of a problem document."""
     never_sent = (ClientError, SettingsError)
     errors = {code: error for code, error in BY_CODE.items() if not issubclass(error, never_sent) and _is_leaf(error)}
     sentences = {code: (error.__doc__ or "").splitlines()[0] for code, error in errors.items()}
@@ -50,12 +50,12 @@ def _describe_keys(document: dict[str, Any]) -> None:
         "key": {"type": "http", "scheme": "bearer", "description": "What `calibrant keys add` showed."},
         "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What `/login` sets."},
     }
-    # The last one is none at all: a service on a loopback address may do without keys.
+    # The empty alternative: a service on a loopback address needs no keys.
     document["security"] = [{"key": []}, {"session": []}, {}]
     for path in document["paths"].values():
         for operation in path.values():
             if "4XX" not in operation["responses"]:
-                operation["security"] = []  # probes, which nobody is refused
+                operation["security"] = []  # health probes need no key
 
 
 def _describe_events_in_3_1(document: dict[str, Any]) -> None:
@@ -64,5 +64,5 @@ def _describe_events_in_3_1(document: dict[str, Any]) -> None:
         for operation in path.values():
             for response in operation["responses"].values():
                 if _EVENTS in response.get("content", {}):
-                    text = "Server-sent events; the data of each is a Job."
+                    text = "Server-sent events; the data of each event is a Job."
                     response["content"][_EVENTS] = {"schema": {"type": "string", "description": text}}

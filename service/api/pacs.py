@@ -1,4 +1,4 @@
-"""`/v1/dicom`: series of a PACS in, results in a PACS out; what could not be delivered; whether a PACS can be used."""
+"""`/v1/dicom`: jobs that pull a series from a PACS and store the results in a PACS, dead letters, tests of a PACS."""
 
 import hmac
 from typing import Annotated, Final, Self
@@ -28,20 +28,20 @@ SECRET_HEADER: Final = "X-Calibrant-Secret"  # noqa: S105 - the name of a header
 
 
 class DicomRequest(BaseModel):
-    """What is to be segmented, and where the results go."""
+    """The series to segment, and where its results go."""
 
     model_config = ConfigDict(extra="forbid")
 
     pacs: PacsName
     study: Uid | None = None
     series: Uid | None = None
-    """Its Study Instance UID need not be known."""
+    """With it, the Study Instance UID may be left out."""
     select: Selection = Selection()
-    """Instead of `series`: which one of the study. Exactly one must fit."""
+    """Instead of `series`: selects a series of the study. Exactly one must fit."""
     model: Annotated[str, Field(max_length=200)] = DEFAULT_MODEL
     objects: Annotated[list[DicomObject], Field(min_length=1)] = list(DEFAULT_OBJECTS)
     destination: PacsName | None = None
-    """Where results go; back to `pacs` if left out."""
+    """PACS that the results go to; by default the one that the series comes from."""
 
     @model_validator(mode="after")
     def _reject_nothing(self) -> Self:
@@ -65,18 +65,18 @@ async def create_dicom_job(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> DicomJob:
     """Segment a series of a PACS and store the results in a PACS; the same series with the same images is the same job."""
-    asked = await receive_document(request, DicomRequest)
-    wanted = PacsRequest(
+    body = await receive_document(request, DicomRequest)
+    order = PacsRequest(
         owner=owner.name,
-        pacs=asked.pacs,
-        study=asked.study,
-        series=asked.series,
-        select=asked.select,
-        model=services.registry.find(asked.model).identity,
-        objects=tuple(dict.fromkeys(asked.objects)),
-        destination=asked.destination or asked.pacs,
+        pacs=body.pacs,
+        study=body.study,
+        series=body.series,
+        select=body.select,
+        model=services.registry.find(body.model).identity,
+        objects=tuple(dict.fromkeys(body.objects)),
+        destination=body.destination or body.pacs,
     )
-    job = await run_in_threadpool(services.dicom.submit, wanted, idempotency_key)
+    job = await run_in_threadpool(services.dicom.submit, order, idempotency_key)
     response.headers["Location"] = job.links.self
     return job
 
@@ -91,43 +91,43 @@ def list_dicom_jobs(
 
 @router.get("/dicom/jobs/{job_id}", operation_id="getDicomJob")
 def get_dicom_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> DicomJob:
-    """Return the state of a job, and what of its objects is stored."""
+    """Return the state of a job and of its objects."""
     return services.dicom.find(owner.name, job_id)
 
 
 @router.post("/dicom/jobs/{job_id}/cancel", operation_id="cancelDicomJob", status_code=status.HTTP_202_ACCEPTED)
 def cancel_dicom_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> DicomJob:
-    """Stop a job, also while it waits for a PACS; what is stored there stays."""
+    """Stop a job, even while it waits for a PACS; objects that are stored there stay."""
     return services.dicom.cancel(owner.name, job_id)
 
 
 @router.delete("/dicom/jobs/{job_id}", operation_id="deleteDicomJob", status_code=status.HTTP_204_NO_CONTENT)
 def delete_dicom_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> None:
-    """Erase a job with its scan, its results and its objects here; the PACS keeps what it has."""
+    """Erase a job with its scan, results and objects; the PACS keeps what is stored there."""
     services.dicom.erase(owner.name, job_id)
 
 
 @router.get("/dicom/deadletters", operation_id="listDeadLetters")
 def list_dead_letters(services: ServicesDep, owner: OwnerDep) -> DicomJobList:
-    """Return the caller's jobs of which something could not be delivered, with the reasons."""
+    """Return the caller's jobs with objects that could not be delivered, and the reasons."""
     return DicomJobList(jobs=services.dicom.dead_letters(owner.name))
 
 
 @router.post("/dicom/deadletters/{job_id}/retry", operation_id="retryDeadLetter", status_code=status.HTTP_202_ACCEPTED)
 def retry_dead_letter(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> DicomJob:
-    """Send what was given up once more; what is stored already is not sent again."""
+    """Send the undelivered objects of a job again; stored ones are not repeated."""
     return services.dicom.retry(owner.name, job_id)
 
 
 @router.get("/dicom/pacs", operation_id="listPacs")
-def list_pacs(services: ServicesDep, owner: OwnerDep) -> PacsNames:  # noqa: ARG001 - it must be somebody
-    """Return the names of the PACS that are configured; their addresses are the operator's business."""
+def list_pacs(services: ServicesDep, owner: OwnerDep) -> PacsNames:  # noqa: ARG001 - requires a key
+    """Return the names of the configured PACS; their addresses are not shown."""
     return PacsNames(pacs=list(services.dicom.file.pacs))
 
 
 @router.post("/dicom/pacs/{name}/test", operation_id="testPacs")
 def examine(name: PacsName, services: ServicesDep, owner: AdministratorDep) -> PacsHealth:  # noqa: ARG001 - as above
-    """Try whether a PACS answers, finds, gives and takes; nothing is stored. For administrators."""
+    """Test whether a PACS answers, and can be queried, read and written; nothing is stored. For administrators."""
     checks = examine_pacs(services.dicom.file.find(name))
     ok = all(check.ok for check in checks)
     return PacsHealth(pacs=name, ok=ok, circuit=services.dicom.breaker(name).state, checks=checks)
@@ -144,14 +144,14 @@ async def tell_of_series(
     services: ServicesDep,
     x_calibrant_secret: Annotated[str, Header(max_length=200)] = "",
 ) -> None:
-    """Take a hint of Orthanc's script that a series is stable; it is looked up afterwards, and the rules decide."""
+    """Take note that Orthanc's script reports a stable series; it is looked up later, and the rules decide."""
     pacs = _sender(services, x_calibrant_secret)
-    told = await receive_document(request, ArrivedSeries)
-    await run_in_threadpool(services.arrivals.note, pacs, told.series)
+    arrived = await receive_document(request, ArrivedSeries)
+    await run_in_threadpool(services.arrivals.note, pacs, arrived.series)
 
 
 def _sender(services: Services, secret: str) -> str:
-    """Return the PACS whose secret it is."""
+    """Return the PACS that the secret belongs to."""
     hook = services.dicom.file.webhook
     if hook is None:
         msg = "No [webhook] is configured. Orthanc's changes can be followed without one: see docs/pacs.md."

@@ -1,4 +1,4 @@
-"""Errors -> application/problem+json (RFC 9457): stable types, what to do, nothing that the user sent."""
+"""Answers errors with problem documents (RFC 9457): a stable type, what to do, nothing that the user sent."""
 
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,12 +21,12 @@ _CONTENT: Final = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem
 
 RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {
-        "description": "The request, the scan or the state of things is at fault: a problem document",
+        "description": "The request, the scan or the state of the job is at fault: a problem document",
         "content": _CONTENT,
     },
     "5XX": {"description": "The service is at fault: a problem document", "content": _CONTENT},
 }
-"""What each route declares beside its success."""
+"""Error responses that every route declares."""
 
 
 def install(app: FastAPI) -> None:
@@ -52,8 +52,8 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    # Names of parameters and the reason only: the values are the user's.
-    reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['type']}" for each in error.errors())
+    # Only names of parameters and reasons: the values are what the user sent.
+    reasons = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['type']}" for detail in error.errors())
     return respond(problem_of(InvalidRequest(f"These parameters cannot be used: {reasons}. See /docs.")))
 
 
@@ -70,13 +70,13 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _methods_of(request: Request) -> set[str]:
-    """Return every method of the route's path: Starlette itself names those of the first route only."""
+    """Return every method of the route's path; Starlette only names those of the first matching route."""
     path = getattr(request.scope.get("route"), "path", "")
     return {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
 
 
 class _Wall:
-    """The wall of the HTTP handler: what nobody expected becomes a problem document, and only its type is logged.
+    """Turns an unexpected exception into a problem document, and logs only its type.
 
     Starlette's own handler of `Exception` raises it again, and the server would log its message with a traceback.
     """
@@ -94,7 +94,7 @@ class _Wall:
 
         try:
             await self._app(scope, receive, watch)
-        except Exception as error:
+        except Exception as error:  # the wall of the HTTP handler
             if scope["type"] != "http":
                 raise
             log.error("request failed", error=type(error).__name__)  # noqa: TRY400 - a traceback may hold what was sent

@@ -1,4 +1,4 @@
-"""`/v1/segmentations/{id}/reference`: a reference mask in, what it shows about this one image out. It is not kept."""
+"""`/v1/segmentations/{id}/reference`: measures a result against a reference mask, which is not kept."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""`/v1/segmentations/{id}/...`: what a finished job has made, and what follows from it."""
+"""`/v1/segmentations/{id}/...`: the stored files of a finished job, and those that are derived from it."""
 
 import re
 from collections.abc import Callable
@@ -29,10 +29,10 @@ MapFormat = Literal["nii.gz", "dcm"]
 SummaryFormat = Literal["json", "dcm"]
 
 _WITH_OWN_ROUTE: Final = (MASK, CONFIDENCE, SUMMARY)
-"""Files that are offered in several formats; every other one is served under its name."""
+"""Files that are offered in several formats; every other file is served under its name."""
 
 _ALIASES: Final = {NIFTI: ("application/x-gzip", "application/octet-stream")}
-"""Media types by which callers ask for the same."""
+"""Further media types for the same format."""
 
 MaskFormatQuery = Annotated[MaskFormat | None, Query(alias="format", description="Goes before Accept.")]
 MapFormatQuery = Annotated[MapFormat | None, Query(alias="format", description="Goes before Accept.")]
@@ -48,7 +48,7 @@ _Endpoint = Callable[..., Response]
 def _get(path: str, operation_id: str, *media_types: str, **options: Any) -> Callable[[_Endpoint], _Endpoint]:  # noqa: ANN401 - FastAPI's own
     """Register GET and HEAD of a route that answers with a file."""
     binary = {"schema": {"type": "string", "format": "binary"}}
-    answers: dict[int | str, dict[str, Any]] = {304: {"description": "The caller has it already (If-None-Match)."}}
+    answers: dict[int | str, dict[str, Any]] = {304: {"description": "The caller already has it (If-None-Match)."}}
     if media_types:
         answers[200] = {"description": "The file", "content": dict.fromkeys(media_types, binary)}
 
@@ -113,14 +113,14 @@ def get_summary(
 def get_dicom(
     request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, objects: ObjectsQuery = None
 ) -> Response:
-    """Return DICOM objects in one zip; they belong to the study of the scan, which was a DICOM series."""
-    kinds = tuple(dict.fromkeys(objects or DEFAULT_OBJECTS))
-    return answer_zip(request, services, result_of(services, owner, job_id), kinds)
+    """Return DICOM objects of a DICOM series in one zip; they belong to the study of the series."""
+    chosen = tuple(dict.fromkeys(objects or DEFAULT_OBJECTS))
+    return answer_zip(request, services, result_of(services, owner, job_id), chosen)
 
 
 @_get("/bundle.zip", "getBundle", ZIP)
 def get_bundle(request: Request, job_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
-    """Return mask, confidence, label table and summary in one zip, named in the style of BIDS derivatives; of a DICOM series DICOM objects, too."""
+    """Return mask, confidence, label table and summary in one zip, named as BIDS derivatives; for a DICOM series also DICOM objects."""
     result = result_of(services, owner, job_id)
 
     def write(scratch: Path) -> Path:
@@ -136,7 +136,7 @@ def result_of(services: Services, owner: Owner, job_id: str) -> Path:
     """Return the folder of an owner's finished job.
 
     Raises:
-        JobNotFound: the owner has none of this id.
+        JobNotFound: the owner has no job with this id.
         ResultNotReady: it has not finished.
         ResultUnavailable: it did not succeed.
     """
@@ -152,7 +152,7 @@ def result_of(services: Services, owner: Owner, job_id: str) -> Path:
 
 
 def serve_stored(file: ResultFile, media_type: str) -> None:
-    """Register the route of a file that the API serves as it is stored, under its name."""
+    """Register the route that serves a stored file under its name."""
 
     @_get(f"/{file.name}", f"get{''.join(word.capitalize() for word in re.split(r'[._-]', file.name))}", media_type)
     def get_file(request: Request, job_id: str, services: ServicesDep, owner: OwnerDep) -> Response:

@@ -1,4 +1,4 @@
-"""`/v1/scans`: upload a scan once, segment it as often as wanted."""
+"""`/v1/scans`: upload a scan once and segment it any number of times."""
 
 from fastapi import APIRouter, Request, Response, status
 
@@ -12,7 +12,7 @@ router = APIRouter(prefix="/v1/scans", tags=["scans"], responses=RESPONSES)
 
 @router.post("", operation_id="uploadScan", status_code=status.HTTP_201_CREATED, openapi_extra=SCAN_BODY)
 async def upload_scan(request: Request, response: Response, services: ServicesDep, owner: OwnerDep) -> Scan:
-    """Keep a scan. Its id is the SHA-256 of the file: sent twice it is the same scan."""
+    """Store a scan. Its id is the SHA-256 of the file, so that a scan sent twice is stored once."""
     scan = await receive_scan(request, services, owner.name)
     response.headers["Location"] = f"/v1/scans/{scan.id}"
     return scan
@@ -20,11 +20,11 @@ async def upload_scan(request: Request, response: Response, services: ServicesDe
 
 @router.get("/{scan_id}", operation_id="getScan")
 def get_scan(scan_id: str, services: ServicesDep, owner: OwnerDep) -> Scan:
-    """Return that a scan is there, and its size."""
+    """Return a stored scan's id and size."""
     return services.state.find_scan(owner.name, scan_id)
 
 
 @router.delete("/{scan_id}", operation_id="deleteScan", status_code=status.HTTP_204_NO_CONTENT)
 def delete_scan(scan_id: str, services: ServicesDep, owner: OwnerDep) -> None:
-    """Erase a scan that no segmentation needs."""
+    """Erase a scan that no segmentation was made from."""
     services.jobs.erase_scan(owner.name, scan_id)

@@ -1,4 +1,4 @@
-"""`/v1/segmentations`: send a scan, follow its job, stop it, erase it."""
+"""`/v1/segmentations`: submit a scan, follow its job, cancel it, erase it."""
 
 import base64
 import binascii
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses
 Preference = Annotated[str, StringConstraints(max_length=200)]
 
 RETRY_AFTER_S: Final = 1
-"""What a client that polls should wait."""
+"""Seconds that a polling client should wait."""
 
 
 @router.post("", operation_id="createSegmentation", status_code=status.HTTP_202_ACCEPTED, openapi_extra=SCAN_BODY)
@@ -38,15 +38,15 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     prefer: Annotated[list[Preference] | None, Header()] = None,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Job:
-    """Segment a scan. 202 and `Location` as soon as the scan is safe; 200 if it is done within `Prefer: wait=N`."""
+    """Segment a scan. 202 and `Location` as soon as the scan is stored; 200 if it is done within `Prefer: wait=N`."""
     wait_s = _seconds_to_wait(", ".join(prefer or []), services.settings.max_wait_s)
     bundle = services.registry.find(model)
     if scan is None:
         stored = await receive_scan(request, services, owner.name)
     else:
         stored = await run_in_threadpool(services.state.find_scan, owner.name, scan)
-    kept = tuple(name for name in ALL_OUTPUTS if name in (outputs or ALL_OUTPUTS))
-    order = WorkflowInput(owner.name, stored.id, bundle.identity, kept)
+    chosen = tuple(name for name in ALL_OUTPUTS if name in (outputs or ALL_OUTPUTS))
+    order = WorkflowInput(owner.name, stored.id, bundle.identity, chosen)
     job = await run_in_threadpool(services.jobs.submit, order, priority=priority, idempotency_key=idempotency_key)
     if wait_s:
         job = await services.jobs.wait_async(owner.name, job.id, wait_s)
@@ -68,9 +68,9 @@ def list_segmentations(
     cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before.")] = None,
 ) -> Jobs:
     """Return the caller's jobs, the newest first."""
-    found = services.jobs.page(owner.name, state, _before(cursor) if cursor else None, limit + 1)
-    following = _cursor(found[limit - 1]) if len(found) > limit else None
-    return Jobs(jobs=found[:limit], next=following)
+    jobs = services.jobs.page(owner.name, state, _before(cursor) if cursor else None, limit + 1)
+    following = _cursor(jobs[limit - 1]) if len(jobs) > limit else None
+    return Jobs(jobs=jobs[:limit], next=following)
 
 
 @router.get("/{job_id}", operation_id="getSegmentation")
@@ -81,13 +81,13 @@ def get_segmentation(job_id: str, services: ServicesDep, owner: OwnerDep) -> Job
 
 @router.post("/{job_id}/cancel", operation_id="cancelSegmentation", status_code=status.HTTP_202_ACCEPTED)
 def cancel_segmentation(job_id: str, services: ServicesDep, owner: OwnerDep) -> Job:
-    """Stop a job, also in the middle of its computation; 409 once it has finished."""
+    """Stop a job, even during its computation; 409 once it has finished."""
     return services.jobs.cancel(owner.name, job_id)
 
 
 @router.delete("/{job_id}", operation_id="deleteSegmentation", status_code=status.HTTP_204_NO_CONTENT)
 def delete_segmentation(job_id: str, services: ServicesDep, owner: OwnerDep) -> None:
-    """Erase a job with its results, and its scan unless another job was made from it; stops it first."""
+    """Stop and erase a job with its results, and its scan unless another job was made from it."""
     services.jobs.erase(owner.name, job_id)
 
 
@@ -98,19 +98,19 @@ def _cursor(job: Job) -> str:
 
 def _before(cursor: str) -> tuple[int, str]:
     try:
-        found = re.fullmatch(r"([0-9]{1,13}):([0-9a-f]{32})", base64.urlsafe_b64decode(cursor.encode()).decode())
+        match = re.fullmatch(r"([0-9]{1,13}):([0-9a-f]{32})", base64.urlsafe_b64decode(cursor.encode()).decode())
     except (ValueError, binascii.Error):
-        found = None
-    if found is None:
-        msg = "The cursor is none of ours. Take `next` of the page before, or leave it out."
+        match = None
+    if match is None:
+        msg = "The cursor is not valid. Take `next` of the page before, or leave it out."
         raise InvalidRequest(msg)
-    return int(found[1]), found[2]
+    return int(match[1]), match[2]
 
 
 def _seconds_to_wait(prefer: str, longest_s: float) -> float:
-    """Return N of ``Prefer: wait=N`` (RFC 7240, section 4.3), capped; other preferences are ignored, as the RFC says."""
-    found = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer)
-    if found is None and "wait=" in prefer:
+    """Return N of ``Prefer: wait=N`` (RFC 7240, section 4.3), capped; other preferences are ignored, as the RFC requires."""
+    match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer)
+    if match is None and "wait=" in prefer:
         msg = "Prefer: wait= must be followed by whole seconds, e.g. Prefer: wait=30."
         raise InvalidRequest(msg)
-    return min(float(found[1]), longest_s) if found else 0.0
+    return min(float(match[1]), longest_s) if match else 0.0

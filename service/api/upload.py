@@ -1,4 +1,4 @@
-"""A request body -> a checked scan in the state directory, never whole in memory."""
+"""Streams a request body into a checked scan in the state directory, never whole in memory."""
 
 from collections.abc import AsyncIterator
 from typing import Final
@@ -14,7 +14,7 @@ from service.intake.sandbox import check_sandboxed
 from service.schemas import Scan
 from service.storage.local import Upload
 
-# What a scan is never sent as. Everything else is accepted, curl's default too: the bytes decide.
+# Media types that no scan has. All others are accepted, also curl's default: the bytes decide.
 _WRAPPED: Final = ("application/json", "text/")
 
 SCAN_BODY: Final = {
@@ -35,20 +35,20 @@ SCAN_BODY: Final = {
 """How OpenAPI describes the body of a route that takes a scan."""
 
 FRAME_BYTES: Final = 1 << 16
-"""What a form may add to the file: boundaries, headers and other fields."""
+"""Bytes that a form may add to the file: boundaries, headers and other fields."""
 
 
 async def receive_scan(request: Request, services: Services, owner: str) -> Scan:
-    """Return the scan of the body, which lies complete, checked and flushed to the disk in the state directory.
+    """Store the scan of the body, complete, checked and flushed to the disk, and return it.
 
     The body is the file itself, or a form (multipart/form-data) with one file.
 
     Raises:
-        UnsupportedMediaType: the scan is wrapped in text or JSON, or in a content encoding.
+        UnsupportedMediaType: the body is text or JSON, or has a content encoding.
         PayloadTooLarge: more bytes than the settings allow.
         UploadIncomplete: the connection closed first.
-        InvalidRequest: a form that holds no file, or more than one.
-        ScanError: header, geometry or length of the file are at fault.
+        InvalidRequest: the form holds no file, or more than one.
+        ScanError: the file's header, geometry or length is invalid.
         StorageFull: no space is left.
     """
     with Upload(services.state, owner) as upload:
@@ -58,10 +58,10 @@ async def receive_scan(request: Request, services: Services, owner: str) -> Scan
 
 
 async def receive_file(request: Request, upload: Upload, limit: int) -> int:
-    """Write the file of the body to `upload`, flush it to the disk and return how many bytes it holds.
+    """Write the file of the body to `upload`, flush it to the disk and return its size in bytes.
 
     Raises:
-        CalibrantError: as `receive_scan`, save that nobody has looked into the file.
+        CalibrantError: as `receive_scan`, except ScanError: the file is not examined.
     """
     reject_headers(request, limit)
     received = 0
@@ -85,10 +85,10 @@ async def _content(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 async def limited_body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the body as it comes in.
+    """Yield the body as it arrives.
 
     Raises:
-        PayloadTooLarge: it holds more bytes than the limit.
+        PayloadTooLarge: the body exceeds the limit.
         UploadIncomplete: the connection closed first.
     """
     received = 0
@@ -104,13 +104,18 @@ async def limited_body(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 def reject_headers(request: Request, limit: int) -> None:
-    """Raise what the headers of a request that brings a file are refused for, before a byte of the body is read."""
+    """Reject an upload by its headers, before a byte of the body is read.
+
+    Raises:
+        UnsupportedMediaType: the body is text or JSON, or has a content encoding.
+        PayloadTooLarge: the announced length exceeds the limit.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith(_WRAPPED):
         msg = "The body must be the file itself or a form with one file, not JSON or text. With curl: --data-binary @scan.nii.gz"
         raise UnsupportedMediaType(msg)
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        msg = "A Content-Encoding was found; none is accepted. Send a .nii.gz as it is, without that header."
+        msg = "No Content-Encoding is accepted. Send a .nii.gz as it is, without that header."
         raise UnsupportedMediaType(msg)
     framed = media_type.startswith("multipart/")
     if int(request.headers.get("content-length", "0")) > limit + (FRAME_BYTES if framed else 0):

@@ -1,5 +1,5 @@
-"""`/monailabel/`: what the MONAI Label extension of 3D Slicer and the MONAI Label mode of OHIF ask of their server.
+"""`/monailabel/`: the server side of MONAI Label, for the extension of 3D Slicer and the mode of OHIF.
 
-The contract is theirs (docs/viewers.md), and OpenAPI does not show it. Below it is the ordinary service: a session is a
-stored scan, an inference a durable job, a token a key.
+The clients define the contract (docs/viewers.md); OpenAPI does not show it. It maps onto the ordinary service: a session
+is a stored scan, an inference is a durable job, a token is a key.
 """

@@ -1,7 +1,7 @@
-"""The way into `/monailabel/`: a secret in the path in place of a key, slashes at the end, pages of other origins.
+"""The entrance to `/monailabel/`: a secret in the path instead of a key, trailing slashes, pages of other origins.
 
-OHIF sends no token, so that a path may carry a secret instead (`/monailabel/SECRET/...`). The clients follow no
-redirects: a path with a slash at its end is the one without. Behind this door neither is seen again, in no log either.
+OHIF sends no token, so the path may carry a secret instead (`/monailabel/SECRET/...`). The clients follow no redirects, so
+a trailing slash is ignored. Both are removed here: nothing behind the door sees them, and no log holds them.
 """
 
 import hmac
@@ -19,21 +19,21 @@ from service.storage.keys import LOCAL, Owner
 PREFIX: Final = "/monailabel"
 
 VIEWER: Final = "viewer"
-"""Owner of what comes in by the secret where keys are in use; a key of this owner sees its results."""
+"""Owner of requests that carry the secret, where keys are in use; a key of this owner sees their results."""
 
 _LET_IN: Final = "calibrant.let_in"
 
 
 class Door:
-    """Passes on what is meant for `/monailabel/`, all the rest untouched."""
+    """Rewrites requests to `/monailabel/` and passes all others on untouched."""
 
     def __init__(self, app: ASGIApp, secret: str | None, origins: tuple[str, ...]) -> None:
         """Prepare.
 
         Args:
-            app: what is behind the door.
-            secret: that a path may carry; None for no such path.
-            origins: of the web pages that may read the answers, e.g. http://localhost:3000.
+            app: application behind the door.
+            secret: secret that a path may carry; None if there is no such path.
+            origins: origins of the web pages that may read the answers, e.g. http://localhost:3000.
         """
         self._app = app
         self._secret = secret.encode() if secret else None
@@ -70,4 +70,4 @@ def _viewer(request: Request, services: ServicesDep) -> Owner:
 
 
 ViewerDep = Annotated[Owner, Depends(_viewer)]
-"""Whose request it is: by the secret, else as everywhere; 401 without a key where keys are in use."""
+"""Owner of the request, by the secret or else by key or cookie; 401 without one where keys are in use."""

@@ -1,4 +1,4 @@
-"""The forms that MONAI Label's clients send: parameters and one scan, each a part."""
+"""The forms that MONAI Label's clients send, with a part for the parameters and a part for the scan."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -19,11 +19,11 @@ _MOST_PARAMS_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What a form held.
+    """Content of a form.
 
     Args:
-        params: JSON text; empty where there was none.
-        scan: the file, checked and kept; None where there was none.
+        params: JSON text; empty if the form held none.
+        scan: the file, checked and stored; None if the form held none.
     """
 
     params: bytes
@@ -31,19 +31,19 @@ class Sent:
 
 
 async def receive_form(request: Request, services: Services, owner: str, field: str) -> Sent:
-    """Return parameters and scan of a form. Names of files, often full paths, are never looked at.
+    """Return parameters and scan of a form. File names, often full paths, are ignored.
 
     Args:
         request: its body is the form.
-        services: of the service.
+        services: the parts of the service.
         owner: whose scan it is.
         field: name of the part that holds the scan.
 
     Raises:
-        InvalidRequest: no form, a damaged one, a file in another field or more than one.
+        InvalidRequest: not a form, a damaged one, a file in another field, or more than one.
         PayloadTooLarge: more bytes than the settings allow.
         UploadIncomplete: the connection closed first.
-        ScanError: header, geometry or length of the file are at fault.
+        ScanError: the file's header, geometry or length is invalid.
         StorageFull: no space is left.
     """
     limit = services.settings.max_upload_bytes

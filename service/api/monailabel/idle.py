@@ -1,4 +1,4 @@
-"""What of MONAI Label there is not here, answered so that its clients leave it alone: datastore, training, batches, logs."""
+"""MONAI Label routes without a function here (datastore, training, batches, logs), answered so that clients accept it."""
 
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ router = APIRouter(prefix=PREFIX, include_in_schema=False)
 
 
 @router.get("/datastore")
-def show_datastore(_: ViewerDep, output: Literal["all", "stats", "train"] = "stats") -> Any:  # noqa: ANN401 - a list or an object, as is asked
-    """Return a store that holds nothing: scans belong to who sent them, and no list of them is shown."""
+def show_datastore(_: ViewerDep, output: Literal["all", "stats", "train"] = "stats") -> Any:  # noqa: ANN401 - a list or an object, by `output`
+    """Return an empty store: scans belong to whoever sent them, and are not listed."""
     return {
         "all": {"name": "", "description": "", "objects": {}},
         "stats": {"total": 0, "completed": 0, "label_tags": {}, "labels": {}},
@@ -23,14 +23,14 @@ def show_datastore(_: ViewerDep, output: Literal["all", "stats", "train"] = "sta
 
 @router.post("/activelearning/{strategy}")
 def next_sample(_: ViewerDep, strategy: str) -> dict[str, Any]:
-    """Return that there is no sample; 3D Slicer then says to load one's own image."""
+    """Return no sample; 3D Slicer then tells its user to load an image."""
     del strategy
     return {}
 
 
 @router.get("/logs", response_class=PlainTextResponse)
 def show_logs(_: ViewerDep) -> Response:
-    """Return where the log is."""
+    """Return a text that says where the log is."""
     return PlainTextResponse(
         "Calibrant writes its log to its standard error; the operator of this service can read it.\n"
     )
@@ -43,10 +43,10 @@ def show_logs(_: ViewerDep) -> Response:
 @router.api_route("/batch/{part:path}", methods=["GET", "POST", "DELETE"])
 @router.api_route("/scoring/{part:path}", methods=["GET", "POST", "DELETE"])
 def refuse(_: ViewerDep) -> None:
-    """Refuse: 404 is what the clients take for a training that does not run and a batch that there is not.
+    """Refuse with 404, which the clients take for a training or a batch that is not running.
 
     Raises:
         NotOffered: always.
     """
-    msg = "Calibrant segments for MONAI Label's clients and no more: it stores no images or labels for them, trains nothing and runs no batches here. Save segmentations with the viewer itself; calibrant batch segments whole cohorts."
+    msg = "Calibrant only segments for MONAI Label's clients: it stores no images or labels for them, trains nothing and runs no batches here. Save segmentations with the viewer itself; calibrant batch segments whole cohorts."
     raise NotOffered(msg)

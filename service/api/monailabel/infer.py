@@ -1,4 +1,4 @@
-"""`/monailabel/infer`: the ordinary durable job for a scan of MONAI Label's clients, and its result when it has finished."""
+"""`/monailabel/infer`: segments a scan of MONAI Label's clients as an ordinary job and answers with its result."""
 
 import math
 import tempfile
@@ -26,7 +26,7 @@ router = APIRouter(prefix=f"{PREFIX}/infer", include_in_schema=False)
 
 _SEGMENTATION: Final[tuple[DicomObject, ...]] = ("seg",)
 
-Kind = Literal["all", "image", "json", "dicom_seg"]
+Content = Literal["all", "image", "json", "dicom_seg"]
 
 Identifier = Annotated[str, Query(max_length=1000)]
 
@@ -39,11 +39,11 @@ async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
     owner: ViewerDep,
     image: Identifier = "",
     session_id: Identifier = "",
-    output: Kind = "all",
+    output: Content = "all",
 ) -> Response:
-    """Segment a scan: that of a session, the file that the form holds, or the series of the PACS that `image` names.
+    """Segment the scan of a session, the file in the form, or the series at the PACS that `image` names.
 
-    The job is durable and goes on when the client has gone; it is seen below `/v1/segmentations` like any other.
+    The job goes on when the client disconnects; `/v1/segmentations` shows it like any other.
     """
     bundle = services.registry.find(model)
     sent = await receive_form(request, services, owner.name, "file")
@@ -78,7 +78,7 @@ async def _finished(services: Services, owner: Owner, job: Job) -> Job:
     return job
 
 
-def _answer(job: Job, result: Path, wish: Wish, output: Kind) -> Response:
+def _answer(job: Job, result: Path, wish: Wish, output: Content) -> Response:
     name = f"{job.id}{wish.result_extension}"
     if output == "image":
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}

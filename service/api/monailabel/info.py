@@ -1,4 +1,4 @@
-"""`/monailabel/info`: the installed models in the words of MONAI Label."""
+"""`/monailabel/info`: the installed models in MONAI Label's terms."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ router = APIRouter(prefix=PREFIX, include_in_schema=False)
 
 @router.get("/info")
 def show_info(services: ServicesDep, _: ViewerDep) -> dict[str, Any]:
-    """Return every model in service, all of them of the type that is run without a user's points or strokes.
+    """Return every model in service, as of the type that runs without a user's points or strokes.
 
-    No `config` at the top: 3D Slicer takes that for a server of long ago. Without trainers, strategies and scoring the
-    clients leave the panels for those empty.
+    There is no `config` at the top level: 3D Slicer takes that for an outdated server. Without trainers, strategies and
+    scoring, the clients leave those panels empty.
     """
     models = {name: _model(description) for name, description in sorted(services.registry.ready.items())}
     return {

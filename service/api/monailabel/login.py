@@ -1,4 +1,4 @@
-"""`/monailabel/auth`: keys as the tokens that 3D Slicer asks for; the password is the key, the user's name is ignored."""
+"""`/monailabel/auth`: API keys as the tokens of 3D Slicer; the password is the key, the user name is ignored."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ router = APIRouter(prefix=f"{PREFIX}/auth", include_in_schema=False)
 
 @router.get("")
 def show_auth(request: Request, services: ServicesDep) -> dict[str, bool | str]:
-    """Return whether a token is needed; 3D Slicer asks before every other request."""
+    """Return whether a token is needed; 3D Slicer asks this before every other request."""
     return {"enabled": services.keys is not None and not came_by_secret(request), "client_id": "", "realm": "Calibrant"}
 
 

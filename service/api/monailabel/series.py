@@ -1,4 +1,4 @@
-"""A series that OHIF names by its UID -> a stored scan, fetched from the configured PACS that holds it."""
+"""Fetches a series, which OHIF names by its UID, from the configured PACS that holds it."""
 
 from service.errors import SeriesNotFound
 from service.intake.sandbox import check_sandboxed
@@ -11,18 +11,18 @@ from service.storage.local import StateDirectory, Upload
 
 
 def fetch_scan(state: StateDirectory, file: PacsFile, owner: str, uid: str) -> Scan:
-    """Return the scan of a series, which lies complete, checked and flushed to the disk in the state directory.
+    """Store a series as a scan, complete, checked and flushed to the disk, and return it.
 
     Args:
-        state: where it is kept.
-        file: the operator's; nothing that a caller sends is an address. Each PACS is asked in turn.
+        state: where the scan is stored.
+        file: the configured PACS, queried in turn; nothing that a caller sends is used as an address.
         owner: whose scan it is.
         uid: Series Instance UID (0020,000E).
 
     Raises:
         SeriesNotFound: no PACS is configured, or none holds the series.
         UnsuitableSeries: it holds results or documents.
-        PacsError: a PACS does not do its part.
+        PacsError: a PACS fails.
         ScanError: the series cannot be segmented.
         StorageFull: no space is left.
     """

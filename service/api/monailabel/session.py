@@ -1,6 +1,6 @@
-"""`/monailabel/session`: a scan that 3D Slicer sends once and segments as often as it likes.
+"""`/monailabel/session`: a scan that 3D Slicer sends once and segments any number of times.
 
-A session is the stored scan, its id the scan's: it needs no record of its own and outlives a restart.
+A session is a stored scan and has its id: it needs no record of its own and survives a restart.
 """
 
 from contextlib import suppress
@@ -19,7 +19,7 @@ router = APIRouter(prefix=f"{PREFIX}/session", include_in_schema=False)
 
 @router.put("")
 async def begin_session(request: Request, services: ServicesDep, owner: ViewerDep) -> dict[str, Any]:
-    """Keep the scan of the form's field `files`."""
+    """Store the scan of the form's field `files`."""
     sent = await receive_form(request, services, owner.name, "files")
     if sent.scan is None:
         msg = "The form holds no file in its field files. Send the scan there."
@@ -29,9 +29,9 @@ async def begin_session(request: Request, services: ServicesDep, owner: ViewerDe
 
 @router.get("/{session_id}")
 def show_session(session_id: str, services: ServicesDep, owner: ViewerDep) -> dict[str, Any] | None:
-    """Return a session, or null with 200 where it is gone: 3D Slicer then sends the scan again by itself.
+    """Return a session, or null with 200 if it is gone: 3D Slicer then sends the scan again.
 
-    At a 404 it would show an error instead.
+    It would show an error for a 404.
     """
     try:
         return _info(services.state.find_scan(owner.name, session_id))
@@ -41,10 +41,10 @@ def show_session(session_id: str, services: ServicesDep, owner: ViewerDep) -> di
 
 @router.delete("/{session_id}")
 def end_session(session_id: str, services: ServicesDep, owner: ViewerDep) -> dict[str, Any] | None:
-    """Erase the scan of a session, unless a segmentation was made of it: that takes the scan along when it is erased."""
+    """Erase the scan of a session, unless a segmentation was made from it: erasing that erases the scan, too."""
     try:
         scan = services.state.find_scan(owner.name, session_id)
-        with suppress(InvalidRequest):  # what says that a segmentation exists
+        with suppress(InvalidRequest):  # a segmentation exists
             services.jobs.erase_scan(owner.name, session_id)
     except ScanNotFound:
         return None
