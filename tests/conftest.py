@@ -142,9 +142,32 @@ def chaos() -> Path:
 
 
 @pytest.fixture(scope="session")
-def hippocampus() -> Path:
+def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the hippocampus data; where it is absent, of drawn ones like it (never in CI)."""
+    root = _data_root() / "Task04_Hippocampus"
+    if root.is_dir() or os.environ.get("CI"):
+        return _real_data("Task04_Hippocampus")
+    from tests.drawn_scans import draw_hippocampus
+
+    return draw_hippocampus(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def real_hippocampus() -> Path:
     """Return the folder of the real hippocampus data; absent it skips, but never silently in continuous integration."""
     return _real_data("Task04_Hippocampus")
+
+
+@pytest.fixture(scope="session")
+def spinal_cord() -> Path:
+    """Return the folder of real spinal cord volumes; absent it skips, but never silently in continuous integration."""
+    return _real_data("sct_testing")
+
+
+@pytest.fixture(scope="session")
+def dcmqi_ct() -> Path:
+    """Return the folder of a real CT with NRRD labels; absent it skips, but never silently in continuous integration."""
+    return _real_data("dcmqi_ct")
 
 
 @pytest.fixture
@@ -165,9 +188,13 @@ def brain_label_maps() -> Path:
     return _real_data("brain_label_maps")
 
 
-def _real_data(name: str) -> Path:
+def _data_root() -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
-    root = Path(os.environ.get("CALIBRANT_DATA", default)) / name
+    return Path(os.environ.get("CALIBRANT_DATA", default))
+
+
+def _real_data(name: str) -> Path:
+    root = _data_root() / name
     if not root.is_dir():
         msg = f"{root} is absent: set CALIBRANT_DATA to the folder that holds {name}"
         pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)

@@ -1,6 +1,6 @@
 """Every way in gives the masks that `calibrant evaluate` measures: curl, plain httpx, batch through a service, batch here.
 
-On all 47 test cases. Each client runs once, as a user runs it; the tables of the batches are computed again from the
+On all test cases: 47 of the real data. Each client runs once, as a user runs it; the tables of the batches are computed again from the
 files by nibabel and numpy alone, and from the table of evaluate.
 """
 
@@ -29,7 +29,7 @@ from model_training.data.case import Case
 from model_training.data.layouts.msd import read_msd
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED
 
-N_CASES, N_CLASSES = 47, 3
+N_CLASSES = 3
 CODE = 1 / 255
 """Step of a confidence map."""
 
@@ -192,8 +192,7 @@ def test_a_client_gives_the_masks_of_evaluate(setting: Setting, client: Client) 
     card = json.loads((BUNDLE / "calibration.json").read_bytes())
     figures = {(each["engine"], each["precision"]): each["scores"] for each in card["measurements"]}
     found, reference = client(setting), by_local_batch(setting)
-    assert found.keys() == masks.keys()
-    assert len(found) == N_CASES
+    assert found.keys() == masks.keys() == {case.name for case in setting.cases}
     for case in setting.cases:
         files = found[case.name]
         scan, mask = nib.Nifti1Image.from_filename(case.images[0]), nib.Nifti1Image.from_filename(files.mask)
@@ -219,7 +218,6 @@ def test_the_cohort_table_is_what_the_files_say(setting: Setting, client: Client
     identity = f"{DEFAULT_MODEL}@{hashlib.sha256((BUNDLE / 'MANIFEST.json').read_bytes()).hexdigest()}"
     table = {row["id"]: row for row in rows_of(out_of(found) / "cases.csv")}
     assert table.keys() == {case.name for case in setting.cases}
-    assert len(table) == N_CASES
     for case in setting.cases:
         row, files = table[case.name], found[case.name]
         assert (row["state"], row["model"], row["problem"]) == ("succeeded", identity, "")
@@ -239,7 +237,7 @@ def test_the_structures_are_those_of_the_files_and_of_evaluate(setting: Setting,
     """Two rows a case: voxels, volume and confidence are those of the files, the DSC that of evaluate and of its definition."""
     found, (_, measured) = client(setting), evaluated(setting)
     table = rows_of(out_of(found) / "structures.csv")
-    assert len(table) == len(measured) == 2 * N_CASES
+    assert len(table) == len(measured) == 2 * len(setting.cases)
     theirs = {(row["case"], row["structure"]): row for row in measured}
     labels = {case.name: voxels(case.label) for case in setting.cases}
     for row in table:
@@ -258,8 +256,13 @@ def test_the_structures_are_those_of_the_files_and_of_evaluate(setting: Setting,
         assert float(row["dsc"]) == pytest.approx(float(other["dsc"]), abs=1e-6)  # which writes six decimals
         assert (int(other["predicted_voxels"]), int(other["reference_voxels"])) == (mask.sum(), true.sum())
     mean = np.mean([float(row["dsc"]) for row in table])
-    print(f"{N_CASES} cases, mean DSC {mean:.4f}")
+    print(f"{len(setting.cases)} cases, mean DSC {mean:.4f}")
     assert mean >= 0.86
+
+
+def test_the_real_data_have_47_test_cases(real_hippocampus: Path) -> None:
+    """The comparison covers the whole test set."""
+    assert len(read_msd(real_hippocampus, str)["test"]) == 47
 
 
 def test_the_script_goes_on_after_a_scan_that_is_refused(setting: Setting, tmp_path: Path) -> None:

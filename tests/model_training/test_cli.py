@@ -88,10 +88,10 @@ def test_unknown_names_are_answered_with_the_known_ones(
     assert message in output
 
 
-def test_the_shipped_bundle_reproduces_its_card(hippocampus: Path) -> None:
+def test_the_shipped_bundle_reproduces_its_card(real_hippocampus: Path) -> None:
     """`calibrant evaluate` on the shipped bundle finds every figure of its card again."""
     bundle = Path(__file__).parents[2] / "service" / "bundles" / "hippocampus-mr"
-    code, output = call("evaluate", bundle, "--recipe", "hippocampus", "--data", hippocampus)
+    code, output = call("evaluate", bundle, "--recipe", "hippocampus", "--data", real_hippocampus)
     assert code == 0, output
 
 

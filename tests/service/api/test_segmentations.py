@@ -340,16 +340,16 @@ def test_every_job_of_these_tests_has_ended_in_one_way(http: httpx.Client, scan:
         assert {file.name for file in result.iterdir()} == {*files, "result.json"}
 
 
-def test_three_real_persons_are_segmented_well(http: httpx.Client, hippocampus: Path, tmp_path: Path) -> None:
+def test_three_real_persons_are_segmented_well(http: httpx.Client, real_hippocampus: Path, tmp_path: Path) -> None:
     """On three cases of the test split, each of another person, the mean foreground Dice is above 0.8."""
-    test = json.loads((hippocampus / "splits.json").read_bytes())["test"]
+    test = json.loads((real_hippocampus / "splits.json").read_bytes())["test"]
     persons = {(int(case.rpartition("_")[2]) + 1) // 2: case for case in reversed(test)}
     scores = []
 
     for case in sorted(persons.values())[:3]:
-        job = done(http, (hippocampus / "imagesTr" / f"{case}.nii.gz").read_bytes())
+        job = done(http, (real_hippocampus / "imagesTr" / f"{case}.nii.gz").read_bytes())
         mask = image(http, job["links"]["mask"], tmp_path).get_fdata()
-        reference = nib.load(hippocampus / "labelsTr" / f"{case}.nii.gz").get_fdata()
+        reference = nib.load(real_hippocampus / "labelsTr" / f"{case}.nii.gz").get_fdata()
         for label in (1, 2):
             found, expected = mask == label, reference == label
             scores.append(2 * (found & expected).sum() / (found.sum() + expected.sum()))

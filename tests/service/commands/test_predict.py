@@ -107,11 +107,13 @@ def test_a_real_scan_is_segmented_here(hippocampus: Path, tmp_path: Path) -> Non
     assert RESEARCH_USE_ONLY in report
 
 
-def test_the_segmentation_is_that_of_the_reference(hippocampus: Path, tmp_path: Path) -> None:
+def test_the_segmentation_is_that_of_the_reference(real_hippocampus: Path, tmp_path: Path) -> None:
     """The mask of a real scan overlaps the reference mask: both structures together reach a Dice above 0.7."""
     name = "hippocampus_003.nii.gz"
-    files = predict_here(hippocampus / "imagesTr" / name, tmp_path, DEFAULT_MODEL)
-    mask, reference = (np.asarray(nib.load(path).dataobj) > 0 for path in (files.mask, hippocampus / "labelsTr" / name))
+    files = predict_here(real_hippocampus / "imagesTr" / name, tmp_path, DEFAULT_MODEL)
+    mask, reference = (
+        np.asarray(nib.load(path).dataobj) > 0 for path in (files.mask, real_hippocampus / "labelsTr" / name)
+    )
 
     assert 2 * np.sum(mask & reference) / (mask.sum() + reference.sum()) > 0.7
 

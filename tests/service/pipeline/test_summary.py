@@ -98,10 +98,10 @@ def test_features_follow_the_axes_of_the_model(shipped: BundleDescription) -> No
 
 def test_the_statement_holds_for_scans_like_the_cards(shipped: BundleDescription, hippocampus: Path) -> None:
     """Every scan of the test split lies within the card's range, and carries the card's figures."""
-    paths = sorted((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))[::20]
+    paths = sorted((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))
     assert len(paths) >= 10
 
-    for path in paths:
+    for path in paths[:: len(paths) // 10]:
         volume = decode_scan(path)
         statement = summary_of_grid(volume.shape, volume.affine, shipped).statement
         assert (statement.status, statement.reasons) == ("holds", [])

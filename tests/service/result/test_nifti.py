@@ -154,9 +154,9 @@ def test_simpleitk_reads_results_in_the_scans_place(
     np.testing.assert_allclose(SimpleITK.GetArrayFromImage(image).T, confidence, rtol=0, atol=1 / 255)
 
 
-def test_real_scans_keep_their_geometry(hippocampus: Path, tmp_path: Path) -> None:
+def test_real_scans_keep_their_geometry(spinal_cord: Path, tmp_path: Path) -> None:
     """The mask of each real spinal cord volume lies where nibabel and SimpleITK see the volume."""
-    paths = sorted((hippocampus.parent / "sct_testing").rglob("*.nii.gz"))
+    paths = sorted(spinal_cord.rglob("*.nii.gz"))
     assert len(paths) >= 10
 
     for path in paths:

@@ -103,9 +103,9 @@ def test_the_same_mask_gives_the_same_bytes(shipped: ServiceConfig) -> None:
     assert nrrd.read_header(io.BytesIO(content))["encoding"] == "gzip"
 
 
-def test_real_scans_keep_their_place(hippocampus: Path, shipped: ServiceConfig, tmp_path: Path) -> None:
+def test_real_scans_keep_their_place(spinal_cord: Path, shipped: ServiceConfig, tmp_path: Path) -> None:
     """Corners of each real spinal cord volume lie where SimpleITK sees those of the scan, within float32's rounding."""
-    paths = sorted((hippocampus.parent / "sct_testing").rglob("*.nii.gz"))
+    paths = sorted(spinal_cord.rglob("*.nii.gz"))
     assert len(paths) >= 10
 
     for path in paths:

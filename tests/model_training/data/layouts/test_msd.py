@@ -89,9 +89,9 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
         read_msd(tmp_path, str)
 
 
-def test_the_hippocampus_data_are_split_by_person(hippocampus: Path) -> None:
+def test_the_hippocampus_data_are_split_by_person(real_hippocampus: Path) -> None:
     """The development folds hold 34, 37, 35, 36 and 33 cases, the test set 47, and nobody is in two of them."""
-    splits = read_msd(hippocampus, str)
+    splits = read_msd(real_hippocampus, str)
 
     assert {split: len(cases) for split, cases in splits.items()} == {
         "fold1": 34,

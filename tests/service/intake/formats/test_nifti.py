@@ -224,16 +224,16 @@ def test_a_damaged_header_is_read_or_refused_never_a_crash(
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_hippocampus_scans_are_read_as_by_nibabel(number: int, hippocampus: Path) -> None:
+def test_hippocampus_scans_are_read_as_by_nibabel(number: int, real_hippocampus: Path) -> None:
     """Real scans of the decathlon, every thirtieth, have nibabel's voxels and affine."""
-    path = sorted((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))[number * 30]
+    path = sorted((real_hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))[number * 30]
 
     agrees_with_nibabel(decode_scan(path), path)
 
 
-def test_spinal_cord_volumes_are_read_as_by_nibabel(hippocampus: Path) -> None:
+def test_spinal_cord_volumes_are_read_as_by_nibabel(spinal_cord: Path) -> None:
     """Real volumes with axes as P, S, R, slices of 17 mm and 8-bit, 16-bit and float voxels have nibabel's content."""
-    paths = sorted((hippocampus.parent / "sct_testing").rglob("*.nii.gz"))
+    paths = sorted(spinal_cord.rglob("*.nii.gz"))
     assert len(paths) >= 10
 
     for path in paths:

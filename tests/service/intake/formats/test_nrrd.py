@@ -217,9 +217,9 @@ def test_a_damaged_header_is_read_or_refused_never_a_crash(data: st.DataObject, 
 
 
 @pytest.mark.parametrize("name", ["heart_seg", "liver_seg", "spine_seg", "liver_spine_seg"])
-def test_real_files_are_read_as_by_itk(name: str, real_series: Path) -> None:
+def test_real_files_are_read_as_by_itk(name: str, dcmqi_ct: Path) -> None:
     """NRRD of 3D Slicer's own converter, gzip, three slices."""
-    path = real_series.parents[1] / "dcmqi_ct" / f"{name}.nrrd"
+    path = dcmqi_ct / f"{name}.nrrd"
     image = SimpleITK.ReadImage(path)
 
     volume = decode(path.read_bytes())
