@@ -1,7 +1,7 @@
 # One target per wish; CI calls the same ones.
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench crash
+.PHONY: setup demo test test-fast check bench crash
 
 setup: .venv/.installed
 
@@ -14,6 +14,9 @@ demo: setup
 
 test: setup
 	scripts/test
+
+test-fast: setup
+	scripts/test-fast
 
 check: setup
 	$(BIN)/ruff check
