@@ -16,7 +16,7 @@ import torch
 
 from model_training.data.case import Case, read_case
 from model_training.evaluation.evaluate import CasePrediction
-from model_training.locator.synthesis import random_turn
+from model_training.locator.synthesis import random_rotation
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from service.bundle.card import Measurement
 from service.bundle.reader import LoadedBundle, load_bundle
@@ -58,7 +58,7 @@ def located(
     wide = Volume(np.pad(volume.array_CDHW, edges, mode="edge"), affine, b"")
     inside = np.argwhere(reference > 0)
     middle_mm = volume.affine[:3, :3] @ ((inside.min(axis=0) + inside.max(axis=0)) / 2) + volume.affine[:3, 3]
-    box = Box(locator.parts[0], middle_mm + rng.normal(0, error_mm / CHI_95, 3), random_turn(rng, degrees))
+    box = Box(locator.parts[0], middle_mm + rng.normal(0, error_mm / CHI_95, 3), random_rotation(rng, degrees))
     try:
         placement = place(bundle.network, wide, Boxes([box], {}), config)
     except AnatomyNotFound:

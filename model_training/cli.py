@@ -12,16 +12,15 @@ if TYPE_CHECKING:
     from model_training.config import Recipe
     from model_training.data.case import Case
     from model_training.locator.recipe import LocatorRecipe
-    from service.bundle.card import Measurement
 
 app = typer.Typer()
 
 RecipeName = Annotated[str, typer.Argument(help="Name of the recipe, e.g. hippocampus.")]
 Data = Annotated[
-    Path, typer.Option("--data", help="Folder of the data set, in its genuine layout.", exists=True, file_okay=False)
+    Path, typer.Option("--data", help="Folder of the data set, in its published layout.", exists=True, file_okay=False)
 ]
 Maps = Annotated[
-    Path, typer.Option("--maps", help="Folder of label maps of whole heads, FreeSurfer's values.", exists=True)
+    Path, typer.Option("--maps", help="Folder of label maps of whole heads with FreeSurfer's values.", exists=True)
 ]
 
 
@@ -58,19 +57,19 @@ def train_locator(
     recipe: RecipeName,
     maps: Maps,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: weights and declaration.")],
-    seed: Annotated[int, typer.Option(help="Of the first weights and of every scan.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of every scan.")] = 0,
 ) -> None:
-    """Train what finds a recipe's anatomy in a larger scan, on synthetic scans of the maps; may be stopped and called again."""
+    """Train the locator of a recipe, on scans drawn from label maps; stop it and call it again to resume."""
     from model_training.locator.train import train_locator as run_training
 
     chosen = _locator(recipe)
     steps = chosen.schedule.steps
 
-    def told(step: int, loss: float) -> None:
+    def report(step: int, loss: float) -> None:
         if step % 10 == 0:
             typer.echo(f"step {step}/{steps} loss {loss:.3f}")
 
-    run_training(chosen, maps, out, seed=seed, told=told)
+    run_training(chosen, maps, out, seed=seed, report=report)
     typer.echo(
         f"Weights and declaration are in {out}. Next: calibrant measure-locator {recipe} --maps {maps} --run {out}"
     )
@@ -83,14 +82,14 @@ def measure_locator(
     run: Annotated[
         Path, typer.Option("--run", help="Folder that calibrant train-locator wrote.", exists=True, file_okay=False)
     ],
-    n: Annotated[int, typer.Option("-n", help="Scans with the anatomy, and as many without.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the scans.")] = 1,
+    n: Annotated[int, typer.Option("-n", help="Number of scans with the anatomy, and as many without.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the scans.")] = 1,
 ) -> None:
-    """Measure a locator on scans drawn from label maps that it never saw; its card's figures are written beside it."""
+    """Measure a locator on scans drawn from label maps that it never saw, for the card of its bundle."""
     from model_training.locator.train import measure_locator as measure
 
-    found = measure(_locator(recipe), maps, run, n=n, seed=seed)
-    typer.echo(found.model_dump_json(indent=2))
+    measured = measure(_locator(recipe), maps, run, n=n, seed=seed)
+    typer.echo(measured.model_dump_json(indent=2))
     typer.echo(f"Next: calibrant export {recipe} ... --locator {run}")
 
 
@@ -103,14 +102,17 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle; must not exist.")],
     temperature: Annotated[
-        Path | None, typer.Option(help="File that calibrant calibrate wrote; none by default.", exists=True)
+        Path | None,
+        typer.Option(help="File that calibrant calibrate wrote; 1 for all classes by default.", exists=True),
     ] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Take its temperature of each class.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Use the temperature of each class instead of the scalar.")
+    ] = False,
     locator: Annotated[
-        Path | None, typer.Option(help="Folder of calibrant train-locator, measured; none by default.", exists=True)
+        Path | None, typer.Option(help="Folder of a trained and measured locator; no locator by default.", exists=True)
     ] = None,
 ) -> None:
-    """Measure a trained network on persons that it never saw and write the bundle with its calibration card."""
+    """Measure a trained network on persons it never saw, and write the bundle with its calibration card."""
     from model_training.evaluation.temperature import Temperatures
     from model_training.export.bundle import export as write_bundle
 
@@ -132,12 +134,13 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
 def crossvalidate(
     recipe: RecipeName,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs; folds that are there are skipped.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs; finished folds are skipped.")],
     fold: Annotated[list[int] | None, typer.Option(help="Folds to hold out; all by default.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same runs on the same machine.")] = 0,
     device: Annotated[str, typer.Option(help="torch device, e.g. cpu or cuda:0.")] = "cpu",
 ) -> None:
-    """Train without each fold in turn and measure it out of fold; folds are by person. May be stopped and called again."""
+    """Train without each fold in turn and measure on it; folds are by person. Stop it and call it again to resume."""
+    from model_training.evaluation.console import print_scores
     from model_training.evaluation.crossvalidate import MEASUREMENT, measure_folds, train_folds
     from model_training.training.parallel import process_group
 
@@ -147,7 +150,7 @@ def crossvalidate(
         train_folds(chosen, data, out, folds, seed=seed, group=group)
         if not group.leads:
             return
-    _print_scores(f"{', '.join(folds)}, out of fold", measure_folds(chosen, data, out, folds, _show))
+    print_scores(f"{', '.join(folds)}, out of fold", measure_folds(chosen, data, out, folds, _show))
     typer.echo(f"  {out / MEASUREMENT}")
 
 
@@ -163,7 +166,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
         Path | None, typer.Option("--out", "-o", help="JSON file of the temperatures, for calibrant export.")
     ] = None,
     fold: Annotated[
-        list[int] | None, typer.Option(help="Folds that take part; by default those that the recipe trains on.")
+        list[int] | None, typer.Option(help="Folds to fit on; by default those that the recipe trains on.")
     ] = None,
     # The former name of verify-engine, for one version.
     bundle: Annotated[Path | None, typer.Option("--verify", hidden=True, exists=True, file_okay=False)] = None,
@@ -171,6 +174,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     state: Annotated[Path | None, typer.Option(hidden=True, envvar="CALIBRANT_STATE_DIR")] = None,
 ) -> None:
     """Fit a temperature, scalar and per class, on out-of-fold cases."""
+    from model_training.evaluation.console import print_temperatures
     from model_training.evaluation.temperature import calibrate as fit
 
     chosen = _recipe(recipe)
@@ -183,10 +187,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     folds = [f"fold{k}" for k in fold] if fold else list(chosen.train_splits)
     temperatures = fit(chosen, data, runs, folds, _show)
     out.write_text(temperatures.model_dump_json(indent=2) + "\n")
-    typer.echo(f"{temperatures.n_cases} cases of {temperatures.n_persons} persons ({', '.join(folds)}), out of fold")
-    typer.echo(f"  scalar {temperatures.scalar:.4f}; per class {' '.join(f'{t:.4f}' for t in temperatures.per_class)}")
-    for scaling, nll in temperatures.nll.items():
-        typer.echo(f"  NLL {scaling:10} {nll:.5f}")
+    print_temperatures(temperatures)
     typer.echo(f"Next: calibrant export {recipe} ... --temperature {out} [--per-class]")
 
 
@@ -207,6 +208,7 @@ def evaluate(
     """Measure a bundle on labelled cases; on the card's own split, compare with the card (exit code 1 if they disagree)."""
     import torch
 
+    from model_training.evaluation.console import disagrees, print_scores
     from model_training.evaluation.evaluate import evaluate as measure_bundle
     from model_training.evaluation.report import write_report
     from model_training.evaluation.results import write_results
@@ -220,14 +222,14 @@ def evaluate(
         typer.echo(f"There is no split {name}; the data set has {', '.join(splits)}.", err=True)
         raise typer.Exit(2)
     evaluation = measure_bundle(loaded, chosen, name, splits[name], _show)
-    found = evaluation.measurement
-    _print_scores(name, found)
+    measurement = evaluation.measurement
+    print_scores(name, measurement)
     if out is not None:
         for path in (*write_results(out, evaluation), write_report(out / "report.html", evaluation)):
             typer.echo(f"  {path}")
-    stated = loaded.description.card.measurement(found.engine, found.precision)
+    stated = loaded.description.card.measurement(measurement.engine, measurement.precision)
     if name == chosen.validation_split and stated is not None:
-        raise typer.Exit(_disagrees(found, stated))
+        raise typer.Exit(disagrees(measurement, stated))
 
 
 @app.command()
@@ -257,10 +259,10 @@ def compare(  # noqa: PLR0913, PLR0917 - one for each option
     recipe: Annotated[str | None, typer.Argument(help="Name of the recipe, e.g. hippocampus.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of the data set, in its genuine layout.", exists=True, file_okay=False),
+        typer.Option("--data", help="Folder of the data set, in its published layout.", exists=True, file_okay=False),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the runs; those that are there are skipped.")
+        Path | None, typer.Option("--out", "-o", help="Folder of the runs; finished ones are skipped.")
     ] = None,
     fold: Annotated[list[int] | None, typer.Option(help="Folds to hold out; all by default.")] = None,
     configuration: Annotated[list[str] | None, typer.Option(help="Configurations; all by default.")] = None,
@@ -276,7 +278,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one for each option
         typer.Option(help="With --report: draw DSC against ACE to this file, .png or .svg.", dir_okay=False),
     ] = None,
 ) -> None:
-    """Train each configuration of a comparison without each fold and measure it there; may be stopped and called again."""
+    """Train each configuration without each fold and measure it there; --report prints the tables. Call it again to resume."""
     if report is not None:
         _report(report, picture)
         return
@@ -324,6 +326,7 @@ def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, stat
     """Measure a bundle with each engine that its card does not cover, or with the one that was named."""
     import torch
 
+    from model_training.evaluation.console import print_scores
     from model_training.evaluation.verify import verify
     from service.bundle.description import describe_bundle
     from service.bundle.engine_kind import ENGINE_KINDS
@@ -338,8 +341,8 @@ def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, stat
     card = describe_bundle(bundle).card
     missing = [engine_kind for engine_kind in available(torch.device("cpu")) if card.measurement(*engine_kind) is None]
     for engine_kind in [ENGINE_KINDS[engine]] if engine else missing:
-        found, moved = verify(bundle, recipe, data, engine_kind, state, _show)
-        _print_scores(recipe.validation_split, found)
+        measurement, moved = verify(bundle, recipe, data, engine_kind, state, _show)
+        print_scores(recipe.validation_split, measurement)
         furthest = max(moved, key=lambda name: moved[name])
         typer.echo(
             f"{engine_kind.name} may be served; furthest from the card's float32: {furthest}, by {moved[furthest]:.2g}"
@@ -347,7 +350,7 @@ def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, stat
 
 
 def _folds(recipe: "Recipe", data: Path, numbers: list[int] | None) -> list[str]:
-    """Return the names of the folds of these numbers; all development folds of the data set without any."""
+    """Return the names of these folds, or of all development folds if no numbers are given."""
     if numbers:
         return [f"fold{k}" for k in numbers]
     return [name for name in recipe.cases(data) if name != "test"]
@@ -374,30 +377,3 @@ def _locator(recipe: str) -> "LocatorRecipe":
 def _show(case: "Case") -> None:
     if sys.stderr.isatty():
         typer.echo(f"\r{case.name}", nl=False, err=True)
-
-
-def _disagrees(found: "Measurement", stated: "Measurement") -> bool:
-    """Say by how much what was found differs from what the card states, and return whether it is too much."""
-    from model_training.evaluation.evaluate import TOLERANCE, differences
-
-    tolerance = TOLERANCE[found.precision]
-    differing = differences(found, stated)
-    largest = max(differing.values(), default=0.0)
-    if not differing:
-        typer.echo("Every figure and every sum equals the card's exactly.")
-    else:
-        typer.echo(f"{len(differing)} figures or cases differ from the card's by up to {largest:.2g}.")
-        typer.echo(f"Tolerance {tolerance:g}; this is {found.platform}, the card was measured on {stated.platform}.")
-    return largest > tolerance
-
-
-def _print_scores(split: str, found: "Measurement") -> None:
-    persons = len({case.person for case in found.cases})
-    typer.echo(f"{split}: {len(found.cases)} cases of {persons} persons, {found.engine} {found.precision}")
-    typer.echo("foreground, native grid; 95 % intervals over persons")
-    for structure, scores in {"mean": found.scores, **found.class_scores}.items():
-        for name, score in scores.items():
-            if score.value is None or score.low is None or score.high is None:
-                typer.echo(f"  {structure:24} {name:12} undefined")
-            else:
-                typer.echo(f"  {structure:24} {name:12} {score.value:.4f}  ({score.low:.4f} to {score.high:.4f})")

@@ -1,1 +1,1 @@
-"""Configurations compared over folds and seeds: the runs, their tables and their picture."""
+"""Comparison of configurations over folds and seeds: the runs, their tables and their picture."""

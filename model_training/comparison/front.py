@@ -1,4 +1,4 @@
-"""A comparison -> one picture: segmentation against calibration, a point for each configuration, with intervals."""
+"""The picture of a comparison: segmentation against calibration, a point for each configuration, with intervals."""
 
 import io
 from typing import Final
@@ -14,7 +14,7 @@ _COLOURS: Final = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f
 
 
 def draw_front(comparison: Comparison, picture_format: Format) -> bytes:
-    """Return the picture: DSC to the right, macro ACE and its excess over the floor upwards, better down and right.
+    """Return the picture: DSC on the x-axis, macro ACE and its excess over the floor on the y-axes; lower right is best.
 
     Filled points are without a temperature, hollow ones with the fitted one; bars are 95 % intervals.
     """

@@ -1,7 +1,7 @@
-"""One run of a comparison: a configuration trained without one fold, measured on it at several temperatures.
+"""One run of a comparison: a configuration trained without one fold and measured on it at several temperatures.
 
-A run is one JSON file, named by configuration, fold and seed; one that is there is not computed again, so that a
-comparison can be spread over days and machines. What follows from the runs is computed from the files alone.
+A run is one JSON file, named by configuration, fold and seed. Existing runs are not computed again, so a comparison can be
+spread over days and machines. Tables and pictures are computed from the files alone.
 """
 
 import datetime as dt
@@ -27,16 +27,16 @@ from service.bundle.network import build_network
 from service.bundle.schema import Declaration
 
 TEMPERATURES: Final = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75)
-"""Scalar temperatures at which each case is measured: enough to fit one on other folds and to know what it does here."""
+"""Scalar temperatures at which each case is measured, so that one can be fitted on the other folds and applied here."""
 
 BEGUN: Final = "begun.safetensors"
-"""Checkpoint of the steps that the configurations of a fold have in common."""
+"""Checkpoint after the first steps, which the configurations of a fold share."""
 
 _DECIMALS = 5
 
 
 class Run(Declaration):
-    """What one run measured."""
+    """Measurement of one run."""
 
     recipe: str
     configuration: str
@@ -49,12 +49,12 @@ class Run(Declaration):
     date: dt.date
     platform: str
     cases: dict[str, list[CaseRecord]]
-    """Sums of each case of the fold, by temperature; probabilities rounded to 5 decimals in the sums."""
+    """Records of the fold's cases, by temperature; sums of probabilities are rounded to 5 decimals."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunName:
-    """Which run of a comparison."""
+    """Identifies a run of a comparison."""
 
     configuration: str
     fold: str
@@ -71,9 +71,9 @@ class RunName:
 
 
 def run_once(recipe: Recipe, name: RunName, data: Path, out: Path, done: Callable[[Case], None]) -> Path:
-    """Train on all folds but one, measure on that one, and return the file that was written.
+    """Train on all folds but one, measure on that one, and return the file of the run.
 
-    A run that was killed goes on from its checkpoint, in a folder beside the file.
+    A killed run resumes from its checkpoint, which is kept in a folder beside the file.
 
     Raises:
         DataError: the data set is not as the recipe expects.
@@ -111,9 +111,9 @@ def run_once(recipe: Recipe, name: RunName, data: Path, out: Path, done: Callabl
 
 
 def _begin(recipe: Recipe, name: RunName, data: Path, folder: Path) -> None:
-    """Train the steps of Dice and cross-entropy alone, or take their checkpoint from another run of the fold.
+    """Train the steps before mL1-ACE joins, or copy their checkpoint from another run of the fold.
 
-    Until mL1-ACE joins, the configurations of a fold and a seed take the same steps to the same weights.
+    Until mL1-ACE joins, all configurations of a fold and a seed reach the same weights.
     """
     start = folder.parent / f".start-{recipe.ace_after}-{name.fold}-seed{name.seed}"
     if not (start / BEGUN).exists():

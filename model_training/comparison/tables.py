@@ -1,7 +1,7 @@
-"""The runs of a comparison -> its tables: out-of-fold figures of each configuration, and its difference to the baseline.
+"""The tables of a comparison: out-of-fold figures of each configuration, and its difference from the baseline.
 
-Each case is scored by the network that did not see its person. A temperature, where one is applied, is the one with the
-lowest NLL on the other folds' out-of-fold cases, so it never saw the case either. Intervals resample folds, then
+Each case is scored by the network that did not see its person. A temperature, if applied, is the one with the lowest NLL
+on the out-of-fold cases of the other folds, so it was not fitted on the case either. Intervals resample folds, then
 persons within folds; two configurations are compared under the same resamples.
 """
 
@@ -19,10 +19,10 @@ from model_training.data.case import DataError
 from service.calibration.cohort import REPLICATES, BootstrapEstimate, CaseSums, cohort_draws, estimate
 
 BASELINE: Final = "dice-ce"
-"""Configuration that the others are set beside, without a temperature."""
+"""Configuration that the others are compared with, without a temperature."""
 
 FIGURES: Final = ("dsc", "ace_macro", "ace_excess", "ece_macro", "brier", "nll")
-"""Columns of the tables, keys as `service.calibration.cohort.cohort_draws`."""
+"""Columns of the tables; keys of `service.calibration.cohort.cohort_draws`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ def load_runs(folder: Path) -> list[Run]:
     """Return every run of a folder, from plain and packed files.
 
     Raises:
-        DataError: there is none, or one cannot be read.
+        DataError: the folder holds no run, or one that cannot be read.
     """
     files = run_files(folder)
     if not files:
@@ -52,12 +52,12 @@ def load_runs(folder: Path) -> list[Run]:
 
 
 def fitted_temperature(runs: Sequence[Run], fold: str, seed: int) -> float:
-    """Return the temperature of the lowest mean NLL over the cases of the other folds, as runs of that seed scored them.
+    """Return the temperature with the lowest mean NLL over the out-of-fold cases of the other folds.
 
     Args:
         runs: of one configuration.
-        fold: whose cases it will be applied to, and which therefore does not count.
-        seed: of the runs.
+        fold: left out, because the temperature will be applied to its cases.
+        seed: only runs of this seed count.
 
     Raises:
         DataError: no other fold has been run.
@@ -86,9 +86,14 @@ def score(runs: Sequence[Run], *, scaled: bool) -> list[Scored]:
 
 
 def fold_person_weights(cases: Sequence[Scored], seed: int) -> npt.NDArray[np.int64]:
-    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort, then folds and persons resampled.
+    """Return how often each case counts, (1 + REPLICATES, N): row 0 is the cohort, the others are resamples.
 
-    A draw takes as many folds as there are, with replacement, and within each as many persons as it has.
+    A resample draws folds with replacement, as many as there are, and in each of them persons with replacement, as many
+    as it has.
+
+    Args:
+        cases: the columns.
+        seed: of the draws.
     """
     generator = np.random.default_rng(seed)
     folds = sorted({case.fold for case in cases})
@@ -99,26 +104,27 @@ def fold_person_weights(cases: Sequence[Scored], seed: int) -> npt.NDArray[np.in
     weights[0] = 1
     for row in weights[1:]:
         for fold in generator.choice(folds, len(folds)):
-            of_persons = list(columns[str(fold)].values())
-            for chosen in generator.integers(len(of_persons), size=len(of_persons)):
-                row[of_persons[chosen]] += 1
+            cases_of_persons = list(columns[str(fold)].values())
+            for person in generator.integers(len(cases_of_persons), size=len(cases_of_persons)):
+                row[cases_of_persons[person]] += 1
     return weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """The figures of every configuration on the cases that all of them scored.
+    """Figures of every configuration on the cases that all of them scored.
 
     Args:
-        cases: what was compared, in words.
-        figures: (configuration, whether with a temperature) -> figure -> (1 + R,) its value, then under each resample.
+        cases: describes the cases in a sentence.
+        figures: (configuration, whether with a temperature) -> name -> (1 + R,): the figure, then its value under each
+            resample.
     """
 
     cases: str
     figures: dict[tuple[str, bool], dict[str, npt.NDArray[np.float64]]]
 
     def changes(self, key: tuple[str, bool]) -> dict[str, BootstrapEstimate]:
-        """Return the differences of a configuration to the baseline: DSC in points, all else in per cent of it."""
+        """Return the differences of a configuration from the baseline: DSC in points, the others in per cent of it."""
         draws, baseline = self.figures[key], self.figures[BASELINE, False]
         changes = {name: 100 * (draws[name] / baseline[name] - 1) for name in FIGURES}
         changes["dsc"] = 100 * (draws["dsc"] - baseline["dsc"])
@@ -141,15 +147,15 @@ def compared(runs: Sequence[Run]) -> Comparison:
 
 
 def table(comparison: Comparison) -> str:
-    """Return the comparison as Markdown: figures with 95 % intervals, and differences to the baseline."""
+    """Return the comparison as Markdown: figures with 95 % intervals, and differences from the baseline."""
     return "\n".join([comparison.cases + "\n", *_absolute(comparison), "", *_relative(comparison)])
 
 
 def _cases(runs: Sequence[Run]) -> str:
-    one = [run for run in runs if run.configuration == BASELINE]
-    cases = {(case.case, case.person) for run in one for case in run.cases["1.0"]}
+    baseline = [run for run in runs if run.configuration == BASELINE]
+    cases = {(case.case, case.person) for run in baseline for case in run.cases["1.0"]}
     persons = len({person for _, person in cases})
-    folds, seeds = sorted({run.fold for run in one}), sorted({run.seed for run in one})
+    folds, seeds = sorted({run.fold for run in baseline}), sorted({run.seed for run in baseline})
     return (
         f"{len(cases)} cases of {persons} persons, out of fold; {', '.join(folds)}; seeds {', '.join(map(str, seeds))}."
     )
@@ -180,6 +186,6 @@ def _row(key: tuple[str, bool], cells: list[str]) -> str:
     return f"| {name} | {'fitted' if scaled else 'none'} | {' | '.join(cells)} |"
 
 
-def _spelt(found: BootstrapEstimate, form: str) -> str:
-    value, low, high = (form.format(x) for x in (found.value, found.low, found.high))
+def _spelt(figure: BootstrapEstimate, form: str) -> str:
+    value, low, high = (form.format(x) for x in (figure.value, figure.low, figure.high))
     return f"{value} ({low} to {high})"

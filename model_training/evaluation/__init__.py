@@ -1,1 +1,1 @@
-"""What a trained network scores on labelled cases, and the files that show it."""
+"""Evaluation of trained networks on labelled cases, and the files that show the results."""

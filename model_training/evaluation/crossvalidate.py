@@ -1,4 +1,4 @@
-"""Cross-validation: each development fold measured by the network that was trained on the others."""
+"""Cross-validation: each development fold is measured with the network that was trained on the others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,11 +20,11 @@ from service.bundle.engine_kind import REFERENCE
 from service.bundle.network import build_network
 
 MEASUREMENT: Final = "out-of-fold.json"
-"""File of the measurement in the folder of the runs."""
+"""File of the out-of-fold measurement in the folder of the runs."""
 
 
 def train_folds(recipe: Recipe, data: Path, out: Path, folds: Sequence[str], *, seed: int, group: Group) -> None:
-    """Train a network without each of the folds, in a folder of its name below `out`; those that are there are skipped.
+    """Train a network without each of the folds, in a folder below `out` named after the fold; skip finished ones.
 
     Raises:
         DataError: the data set is not as the recipe expects, or has no such fold.
@@ -44,7 +44,7 @@ def train_folds(recipe: Recipe, data: Path, out: Path, folds: Sequence[str], *, 
 def measure_folds(
     recipe: Recipe, data: Path, runs: Path, folds: Sequence[str], done: Callable[[Case], None]
 ) -> Measurement:
-    """Return what the networks score on the folds that they were not trained on, and write it beside them.
+    """Measure each network on the fold that it was not trained on; write the measurement to `runs` and return it.
 
     Raises:
         DataError: a fold has not been trained.
@@ -61,7 +61,7 @@ def measure_folds(
 
 
 def networks_of(recipe: Recipe, data: Path, runs: Path, folds: Sequence[str]) -> Iterator[tuple[nn.Module, list[Case]]]:
-    """Yield each fold's cases with the network that never saw them, in evaluation mode.
+    """Yield for each fold the network that never saw it, in evaluation mode, and the fold's cases.
 
     Raises:
         DataError: a fold has not been trained.

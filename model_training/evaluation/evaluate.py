@@ -1,6 +1,6 @@
-"""A network and labelled cases -> what it scores on them, through the very path that serves.
+"""Measures a network on labelled cases, with the same preprocessing, inference and calibration as serving.
 
-The measurement is what a card holds; an evaluation adds what a reader of results wants to know besides.
+A measurement is what a card holds; an evaluation adds surface distances and what a reader of results needs to know.
 """
 
 import datetime as dt
@@ -30,19 +30,19 @@ from service.pipeline.predict import probabilities
 from service.pipeline.preprocess import preprocess
 
 TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
-"""By how much a figure may differ between processors, which round differently: docs/engines.md."""
+"""Allowed difference of a figure between processors, which round differently: docs/engines.md."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CasePrediction:
-    """What a network says about a labelled case, beside its reference, on the native grid.
+    """Prediction and reference of a labelled case on the native grid.
 
     Args:
-        case: which case.
+        case: the labelled case.
         probs_CDHW: (C, D, H, W) float32 calibrated probabilities.
-        mask_DHW: (D, H, W) uint8, the predicted class of each voxel: the argmax.
+        mask_DHW: (D, H, W) uint8, the predicted class of each voxel (argmax).
         reference_DHW: (D, H, W) uint8, the true class of each voxel.
-        spacing_mm: distance between voxel centres along the three axes, rounded to 0.1 um.
+        spacing_mm: voxel spacing along the three axes, rounded to 0.1 um.
     """
 
     case: Case
@@ -52,7 +52,7 @@ class CasePrediction:
     spacing_mm: tuple[float, float, float]
 
     def record(self, structures: Sequence[StructureChannels]) -> CaseRecord:
-        """Return the sums that a card holds of this case."""
+        """Return the sums of this case that a card holds."""
         rows = [(0,), *(structure.channels for structure in structures)]
         d, h, w = self.mask_DHW.shape
         sums = measure_case(self.case.name, self.case.person, self.probs_CDHW, self.mask_DHW, self.reference_DHW, rows)
@@ -61,45 +61,45 @@ class CasePrediction:
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Evaluation:
-    """What was measured, of which bundle, on whom."""
+    """Measurement of a bundle on a split, with what describes both."""
 
     measurement: Measurement
     structures: Sequence[str]
     """Names of the rows 1 .. C-1 of the records."""
     surfaces: Mapping[str, Sequence[SurfaceScores]] | None
-    """By case, of each structure; None where the files do not tell the true voxel size, so that nothing has mm or ml."""
+    """Scores of each structure, by case; None where the files do not state the true voxel size."""
     nsd_tolerance_mm: float | None
-    """Tolerance of the NSD; None likewise."""
+    """Tolerance of the normalised surface Dice; None where `surfaces` is."""
     model: str
     """Name of the bundle."""
     version: str
     identity: str
     """name@sha256 of the bundle."""
     population: Population
-    """Whom the figures speak about."""
+    """Population of the cases."""
     split: str
-    """Which part of the data set, by its name."""
+    """Name of the split."""
     trained_on: bool
-    """Whether the recipe trains on that part."""
+    """Whether the recipe trains on the split."""
     conventions: str
-    """How the card's figures are defined."""
+    """Definitions of the figures, as the card states them."""
     date: dt.date
-    """When it was measured."""
+    """Date of the measurement."""
 
     @property
     def source(self) -> str:
-        """Return what the cases are, as it stands on every picture."""
+        """Return model, data set and split, for the titles of pictures."""
         return f"{self.model} on {self.population.dataset}, {self.split}"
 
 
 def evaluate(
     bundle: LoadedBundle, recipe: Recipe, split: str, cases: Sequence[Case], done: Callable[[Case], None]
 ) -> Evaluation:
-    """Return what a bundle scores on a split of the recipe's data set.
+    """Return the evaluation of a bundle on a split of the recipe's data set.
 
     Args:
-        bundle: as it is served.
-        recipe: knows the data set.
+        bundle: ready to serve.
+        recipe: describes the data set.
         split: name of the split.
         cases: of the split.
         done: called after each case.
@@ -111,10 +111,10 @@ def evaluate(
     config, tolerance_mm = bundle.description.config, recipe.nsd_tolerance_mm
     surfaces: dict[str, list[SurfaceScores]] = {}
 
-    def look(seen: CasePrediction) -> None:
+    def look(prediction: CasePrediction) -> None:
         if tolerance_mm is not None:
-            surfaces[seen.case.name] = structure_surfaces(
-                seen.reference_DHW, seen.mask_DHW, config.structures, seen.spacing_mm, tolerance_mm
+            surfaces[prediction.case.name] = structure_surfaces(
+                prediction.reference_DHW, prediction.mask_DHW, config.structures, prediction.spacing_mm, tolerance_mm
             )
 
     return Evaluation(
@@ -141,14 +141,14 @@ def measure(
     look: Callable[[CasePrediction], None] | None = None,
     engine_kind: EngineKind = REFERENCE,
 ) -> Measurement:
-    """Return what the network scores on the cases, on their native grids.
+    """Measure the network on the cases, on their native grids.
 
     Args:
         network: in evaluation mode.
         config: how the bundle is served.
         cases: labelled cases that the network was not trained on.
         done: called after each case.
-        look: given each prediction, of which only one is held at a time, for scores that a card does not hold.
+        look: called with each prediction, for scores that a card does not hold; only one is in memory at a time.
         engine_kind: engine and precision that run the network.
 
     Raises:
@@ -169,14 +169,14 @@ def measure(
 def measure_one(
     network: nn.Module, config: ServiceConfig, case: Case, temperatures: Sequence[Sequence[float]]
 ) -> list[CaseRecord]:
-    """Return the sums of one case, once for each choice of a temperature per class."""
+    """Return the record of one case for each choice of temperatures, one temperature per class."""
     return [prediction.record(config.structures) for prediction in predictions(network, config, case, temperatures)]
 
 
 def predictions(
     network: nn.Module, config: ServiceConfig, case: Case, temperatures: Sequence[Sequence[float]]
 ) -> list[CasePrediction]:
-    """Return what the network says about one case, once for each choice of a temperature per class.
+    """Return the prediction of one case for each choice of temperatures, one temperature per class.
 
     Raises:
         DataError: a file cannot be read, or does not fit.
@@ -194,15 +194,14 @@ def predictions(
     ]
 
 
-def differences(found: Measurement, stated: Measurement) -> dict[str, float]:
-    """Return every figure that two measurements do not share exactly, with its absolute difference.
+def differences(measured: Measurement, stated: Measurement) -> dict[str, float]:
+    """Return the absolute difference of every figure that is not exactly equal in two measurements.
 
-    The sums of each case are compared as well: equal figures by luck must not pass for an equal measurement. A case
-    that differs stands under its name, with the largest difference of its ACE over the classes; infinity, if only one
-    of the measurements has it.
+    The sums of each case are compared as well, since figures may be equal by chance. A case that differs is listed by its
+    name, with the largest difference of its ACE over the classes; infinity if only one measurement has it.
     """
-    figures, their_figures = _figures(found), _figures(stated)
-    cases, their_cases = ({case.case: case for case in m.cases} for m in (found, stated))
+    figures, their_figures = _figures(measured), _figures(stated)
+    cases, their_cases = ({case.case: case for case in m.cases} for m in (measured, stated))
     return {
         name: abs((value or 0.0) - (their_figures[name] or 0.0))
         for name, value in figures.items()
@@ -232,7 +231,7 @@ def _distance(mine: CaseRecord | None, theirs: CaseRecord | None) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # How a convolution is split over threads decides how it is rounded: one thread is the same on every machine.
+    # The split of a convolution over threads affects rounding; with one thread it is the same on every machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -244,12 +243,12 @@ def _one_thread() -> Iterator[None]:
 def this_platform() -> str:
     """Return processor, instruction set and torch version of this machine.
 
-    Family and model tell generations apart that share a name; engines choose other kernels for each.
+    Family and model number distinguish processor generations with the same name, for which engines choose other kernels.
     """
     try:
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-        found = {name.strip(): value.strip() for name, _, value in reversed(lines)}
-        model = f"{found['model name']} (family {found['cpu family']}, model {found['model']})"
+        cpu = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+        model = f"{cpu['model name']} (family {cpu['cpu family']}, model {cpu['model']})"
     except (OSError, KeyError):  # not Linux, or not x86
         model = platform.processor()
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

@@ -1,6 +1,6 @@
-"""An evaluation -> report.html: one page for a reader who is no programmer, with everything that it shows inside it.
+"""Writes report.html of an evaluation: one self-contained page for readers who are not programmers.
 
-The page loads nothing and runs nothing. Its words stand in `report.html.jinja`, which escapes whatever it is given.
+The page loads nothing and runs no scripts. Its text is in `report.html.jinja`, which escapes every value.
 """
 
 import base64
@@ -24,20 +24,23 @@ from service.calibration.cohort import estimate, person_weights
 from service.schemas import RESEARCH_USE_ONLY
 
 EXTREMES: Final = 3
-"""Worst and best cases that are shown, by DSC and by ACE each."""
+"""Number of worst and of best cases that are shown, by DSC and by ACE."""
 
 _CALIBRATION: Final = {
     "ace_macro": ".3f", "ace_floor": ".3f", "ace_excess": ".3f", "ece_macro": ".4f", "mce_macro": ".3f",
     "ace_micro": ".3f", "ece_micro": ".4f", "mce_micro": ".3f",
 }  # fmt: skip
-"""Figures of the card, by their key, in the order of the page's columns, and how they are written."""
+"""Figures of the calibration table in the order of its columns, with their number formats."""
+
+_DISTANCES: Final = ("nsd", "hd95_mm")
+_VOLUMES: Final = ("volume_error_ml", "volume_error_percent")
 
 _DASH, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True, slots=True)
 class Extreme:
-    """A case that is shown, with what it stands out by, e.g. "lowest DSC"."""
+    """A case that is shown, with the reasons, e.g. "lowest DSC"."""
 
     case: str
     reasons: list[str]
@@ -81,9 +84,9 @@ def report_html(evaluation: Evaluation) -> str:
 
 
 def extremes(rows: Sequence[Row]) -> list[Extreme]:
-    """Return the cases with the lowest and highest mean DSC and ACE over their structures, each once, worst first.
+    """Return the cases with the lowest and highest mean DSC and ACE over their structures, worst first, each once.
 
-    Of few cases, none is both among the worst and among the best by the same figure.
+    If there are few cases, the worst are chosen first: no case is both among the worst and the best by one figure.
     """
     reasons: dict[str, list[str]] = {}
     for name, worst_first in {"DSC": 1, "ACE": -1}.items():
@@ -100,11 +103,11 @@ def extremes(rows: Sequence[Row]) -> list[Extreme]:
 
 
 def over_persons(values: npt.NDArray[np.float64], weights: npt.NDArray[np.int64]) -> Interval:
-    """Return the mean over the cases whose value is finite, with its person-bootstrap interval.
+    """Return the mean over the cases with a finite value, and its person-bootstrap interval.
 
     Args:
         values: (N,) one per case; NaN where undefined.
-        weights: (1 + R, N) as `person_weights`.
+        weights: (1 + R, N) from `person_weights`.
     """
     finite = np.isfinite(values)
     number = weights @ finite
@@ -113,32 +116,36 @@ def over_persons(values: npt.NDArray[np.float64], weights: npt.NDArray[np.int64]
 
 
 def _agreement(evaluation: Evaluation, rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Return a line per structure of the table of overlap, distances and volumes, the mean of the structures first."""
+    """Return the lines of the table of overlap, distances and volumes, the mean of the structures first."""
     weights = person_weights([record.sums() for record in evaluation.measurement.cases], seed=0)
-    of_structure = {name: [row for row in rows if row.structure == name] for name in evaluation.structures}
+    by_structure = {name: [row for row in rows if row.structure == name] for name in evaluation.structures}
+    lines = [
+        {"name": name, "dsc": evaluation.measurement.class_scores[name]["dsc"]}
+        | _counts(structure_rows)
+        | {field: over_persons(_column(structure_rows, field), weights) for field in _DISTANCES + _VOLUMES}
+        for name, structure_rows in by_structure.items()
+    ]
+    if len(by_structure) == 1:
+        return lines
+    mean = {
+        field: over_persons(_nanmean(np.stack([_column(of, field) for of in by_structure.values()])), weights)
+        for field in _DISTANCES
+    }
+    return [{"name": "mean of the structures", "dsc": evaluation.measurement.scores["dsc"]} | mean, *lines]
 
-    def column(field: str) -> dict[str, npt.NDArray[np.float64]]:
-        return {name: np.array([getattr(row, field) for row in found]) for name, found in of_structure.items()}
 
-    distances = {field: column(field) for field in ("nsd", "hd95_mm")}
-    volumes = {field: column(field) for field in ("volume_error_ml", "volume_error_percent")}
-    lines: list[dict[str, object]] = []
-    if len(evaluation.structures) > 1:
-        mean = {f: over_persons(_nanmean(np.stack(list(of.values()))), weights) for f, of in distances.items()}
-        lines.append({"name": "mean of the structures", "dsc": evaluation.measurement.scores["dsc"]} | mean)
-    for name, found in of_structure.items():
-        figures = {field: over_persons(of[name], weights) for field, of in (distances | volumes).items()}
-        counts = {
-            "present": sum(row.reference_voxels > 0 for row in found),
-            "missed": sum(row.reference_voxels > 0 and row.predicted_voxels == 0 for row in found),
-        }
-        dsc = evaluation.measurement.class_scores[name]["dsc"]
-        lines.append({"name": name, "dsc": dsc} | counts | figures)
-    return lines
+def _column(rows: Sequence[Row], field: str) -> npt.NDArray[np.float64]:
+    return np.array([getattr(row, field) for row in rows])
+
+
+def _counts(rows: Sequence[Row]) -> dict[str, object]:
+    """Return in how many cases the structure is present, and in how many of these it was missed entirely."""
+    present = [row for row in rows if row.reference_voxels > 0]
+    return {"present": len(present), "missed": sum(row.predicted_voxels == 0 for row in present)}
 
 
 def _calibration(evaluation: Evaluation) -> list[tuple[str, list[tuple[Interval, str]]]]:
-    """Return a line per structure of the table of calibration, each figure with its form."""
+    """Return the lines of the table of calibration, each figure with its number format."""
     measurement = evaluation.measurement
     lines = {"mean of the structures": measurement.scores} if len(evaluation.structures) > 1 else {}
     return [
@@ -148,10 +155,10 @@ def _calibration(evaluation: Evaluation) -> list[tuple[str, list[tuple[Interval,
 
 
 def _reliability_pictures(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    whole = reliability_of(evaluation.measurement.cases, evaluation.structures, evaluation.source)
-    for structure in whole.structures:
-        one = whole.model_copy(update={"structures": [structure]})
-        yield structure.name, _data_uri(draw_reliability(one, "svg"))
+    reliability = reliability_of(evaluation.measurement.cases, evaluation.structures, evaluation.source)
+    for structure in reliability.structures:
+        alone = reliability.model_copy(update={"structures": [structure]})
+        yield structure.name, _data_uri(draw_reliability(alone, "svg"))
 
 
 def _distributions(evaluation: Evaluation, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -163,7 +170,7 @@ def _distributions(evaluation: Evaluation, rows: Sequence[Row]) -> Iterator[tupl
 
 
 def _shown(evaluation: Evaluation, rows: Sequence[Row]) -> Iterator[tuple[Extreme, list[Row], str]]:
-    """Yield each case that stands out with its figures and its diagram."""
+    """Yield each shown case with its rows and its diagram."""
     records = {record.case: record for record in evaluation.measurement.cases}
     diagrams = CaseDiagrams(evaluation.structures)
     for extreme in extremes(rows):
@@ -173,7 +180,7 @@ def _shown(evaluation: Evaluation, rows: Sequence[Row]) -> Iterator[tuple[Extrem
 
 
 def _case_means(rows: Sequence[Row], field: str) -> dict[str, float]:
-    """Return the mean over the structures of each case that has one with this figure."""
+    """Return the mean over the structures for each case in which the figure is defined for any."""
     by_case: dict[str, list[float]] = {}
     for row in rows:
         if math.isfinite(value := getattr(row, field)):
@@ -182,7 +189,7 @@ def _case_means(rows: Sequence[Row], field: str) -> dict[str, float]:
 
 
 def _nanmean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the mean over the first axis of what is finite; NaN where nothing is."""
+    """Return the mean of the finite values over the first axis; NaN where there are none."""
     finite = np.isfinite(values)
     number = finite.sum(axis=0)
     total = np.where(finite, values, 0).sum(axis=0)
@@ -190,12 +197,12 @@ def _nanmean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _number(value: float | None, form: str) -> str:
-    """Return the number in this form, as print sets it: a true minus sign, a dash where it is undefined."""
+    """Return the number in this format, with a typographic minus sign; a dash where it is undefined."""
     return _DASH if value is None or math.isnan(value) else format(value, form).replace("-", _MINUS)
 
 
 def _interval(figure: Interval, form: str) -> str:
-    """Return the bounds of the figure's interval in this form, or nothing where they are undefined."""
+    """Return the bounds of the figure's interval in this format; empty where they are undefined."""
     if figure.low is None or figure.high is None:
         return ""
     return f"{_number(figure.low, form)} to {_number(figure.high, form)}"

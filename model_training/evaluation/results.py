@@ -1,4 +1,4 @@
-"""A measured bundle -> files to read: a table of the cases, reliability documents and their pictures."""
+"""Writes the files of an evaluation: a table of the cases, reliability documents and their pictures."""
 
 import csv
 import math
@@ -14,14 +14,14 @@ from service.bundle.reliability import reliability_of
 from service.calibration.scores import ace, ece, mce
 
 PICTURE_FORMATS: Final[tuple[Format, ...]] = ("png", "svg")
-"""Every picture is written as each."""
+"""Every picture is written in each of these formats."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Row:
-    """One structure in one case, a row of cases.csv; NaN is an empty cell.
+    """One structure in one case, a row of cases.csv; NaN becomes an empty cell.
 
-    DSC and calibration are undefined where the reference lacks the structure, the distances as in `SurfaceScores`.
+    DSC and calibration are undefined where the reference lacks the structure; distances as in `SurfaceScores`.
     """
 
     case: str
@@ -33,26 +33,26 @@ class Row:
     hd95_mm: float
     nsd: float
     volume_error_ml: float
-    """Predicted minus reference; defined for an absent structure as well. NaN where the voxel size is unknown."""
+    """Predicted minus reference; defined for absent structures, too. NaN where the voxel size is unknown."""
     volume_error_percent: float
-    """Of the reference."""
+    """In per cent of the reference volume."""
     ace: float
     ace_floor: float
     ace_excess: float
     ece: float
     mce: float
     brier: float
-    """Mean over the case's voxels, the same in all its rows."""
+    """Mean over the case's voxels, the same in all rows of the case."""
     nll: float
-    """Likewise, in nats."""
+    """In nats; mean over the case's voxels, the same in all rows of the case."""
 
 
 COLUMNS: Final = tuple(field.name for field in fields(Row))
-"""Of cases.csv."""
+"""Columns of cases.csv."""
 
 
 def rows_of(evaluation: Evaluation) -> list[Row]:
-    """Return a row per case and structure, the cases in their order."""
+    """Return a row for each structure of each case, the cases in their order."""
     return [row for record in evaluation.measurement.cases for row in _rows_of_case(record, evaluation)]
 
 
@@ -60,8 +60,8 @@ def write_results(out: Path, evaluation: Evaluation) -> list[Path]:
     """Write cases.csv, reliability.{json,png,svg} and images/CASE.{json,png,svg}; return the files and the folder.
 
     Args:
-        out: folder, made if missing.
-        evaluation: what was measured.
+        out: folder, created if missing.
+        evaluation: its results.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -96,10 +96,12 @@ def _rows_of_case(record: CaseRecord, evaluation: Evaluation) -> list[Row]:
     sums = record.sums()
     aces, eces, mces, dsc = ace(sums.histogram), ece(sums.histogram), mce(sums.histogram), sums.dsc
     surfaces = evaluation.surfaces
-    of_case = [SurfaceScores.undefined()] * len(evaluation.structures) if surfaces is None else surfaces[record.case]
+    case_surfaces = (
+        [SurfaceScores.undefined()] * len(evaluation.structures) if surfaces is None else surfaces[record.case]
+    )
     voxel_ml = math.nan if surfaces is None else math.prod(record.spacing_mm) / 1000
     rows = []
-    for c, (name, surface) in enumerate(zip(evaluation.structures, of_case, strict=True), start=1):
+    for c, (name, surface) in enumerate(zip(evaluation.structures, case_surfaces, strict=True), start=1):
         reference, predicted = int(sums.reference[c]), int(sums.predicted[c])
         floor = float(sums.floor[c]) if reference else math.nan
         row = Row(
@@ -126,7 +128,7 @@ def _rows_of_case(record: CaseRecord, evaluation: Evaluation) -> list[Row]:
 
 
 def _cell(value: str | float) -> str | int:
-    """Return six decimals of a figure, nothing where it is undefined, and text and counts as they are."""
+    """Return figures with six decimals, undefined ones as empty text; text and counts unchanged."""
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else f"{value:.6f}"

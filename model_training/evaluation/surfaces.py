@@ -1,4 +1,4 @@
-"""How far the surfaces of a case's structures lie from those of its reference: what `service.derived.surfaces` measures."""
+"""Surface distances of each structure of a case, by `service.derived.surfaces`."""
 
 import math
 from collections.abc import Sequence
@@ -34,17 +34,19 @@ def structure_surfaces(
     spacing_mm: Sequence[float],
     tolerance_mm: float,
 ) -> list[SurfaceScores]:
-    """Return the scores of each structure, a region being the union of its classes.
+    """Return the scores of each structure; a region is the union of its classes.
 
     Args:
-        reference: (D, H, W) the true class of each voxel.
-        mask: (D, H, W) the predicted class of each voxel.
-        structures: what is scored.
-        spacing_mm: distance between voxel centres along the three axes.
+        reference: (D, H, W) true class of each voxel.
+        mask: (D, H, W) predicted class of each voxel.
+        structures: structures to score.
+        spacing_mm: voxel spacing along the three axes.
         tolerance_mm: distance within which two surfaces agree.
     """
     scores = []
     for structure in structures:
-        true, found = np.isin(reference, structure.channels), np.isin(mask, structure.channels)
-        scores.append(SurfaceScores(hd95_mm(true, found, spacing_mm), nsd(true, found, spacing_mm, tolerance_mm)))
+        true, predicted = np.isin(reference, structure.channels), np.isin(mask, structure.channels)
+        scores.append(
+            SurfaceScores(hd95_mm(true, predicted, spacing_mm), nsd(true, predicted, spacing_mm, tolerance_mm))
+        )
     return scores

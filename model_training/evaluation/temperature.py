@@ -1,8 +1,8 @@
-"""Temperatures fitted out of fold: on each case by the network that never saw its person.
+"""Fits temperatures on out-of-fold cases, each scored by the network that never saw its person.
 
-Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: logits are divided by a temperature before softmax,
-the one with the lowest negative log likelihood (NLL). Scalar, or one per class. The inverse temperatures enter the
-logits linearly, so that the NLL is convex in them and has one minimum.
+Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: logits are divided by a temperature before softmax, chosen
+to minimise the negative log likelihood (NLL). It is a scalar, or one per class. The scaled logits are linear in the inverse
+temperatures, so the NLL is convex in these and has one minimum.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,28 +22,28 @@ from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess, to_scan_grid
 
 VOXELS_PER_CASE: Final = 200_000
-"""At most so many voxels of a case take part, drawn at random: each case counts the same."""
+"""Voxels that are drawn from each case at most; each case has the same weight."""
 
 Scaling = Literal["scalar", "per-class"]
 
 
 class Temperatures(Declaration):
-    """Temperatures of a recipe's networks, and what they are worth."""
+    """Temperatures fitted for a recipe, and the NLL with and without them."""
 
     recipe: str
     folds: list[str]
     n_cases: int
     n_persons: int
     scalar: float
-    """One temperature for all classes, fitted on all the folds."""
+    """One temperature for all classes, fitted on all folds."""
     per_class: list[float]
-    """One for each class, fitted on all the folds."""
+    """One temperature for each class, fitted on all folds."""
     nll: dict[str, float]
-    """NLL in nats, mean over voxels, then cases: ``none``, ``scalar``, ``per-class``. Each fold is scored with the
-    temperatures that were fitted on the others."""
+    """NLL in nats, mean over voxels, then over cases: ``none``, ``scalar``, ``per-class``. Each fold is scored with the
+    temperatures fitted on the others."""
 
     def of_classes(self, scaling: Scaling, classes: int) -> list[float]:
-        """Return the temperature of each class, as `service.json` holds it."""
+        """Return the temperature of each class, as `service.json` states them."""
         return [self.scalar] * classes if scaling == "scalar" else self.per_class
 
 
@@ -63,10 +63,10 @@ def calibrate(
     """Return the temperatures that fit the out-of-fold cases best.
 
     Args:
-        recipe: whose networks were trained.
+        recipe: recipe of the trained networks.
         data: folder of the data set.
         runs: folder that `crossvalidate` filled.
-        folds: that take part; those on which a card will be measured should not.
+        folds: folds to fit on; leave out the one that a card will be measured on.
         done: called after each case.
 
     Raises:
@@ -107,20 +107,20 @@ def _voxels_of(
 
 
 def fitted(cases: Sequence[_Voxels], scaling: Scaling) -> list[float]:
-    """Return the temperature or temperatures of the lowest mean NLL over the cases."""
-    number = 1 if scaling == "scalar" else cases[0].logits.shape[1]
+    """Return the temperature, or one per class, with the lowest mean NLL over the cases."""
+    count = 1 if scaling == "scalar" else cases[0].logits.shape[1]
     with torch.inference_mode(False):
-        log_inverse = torch.zeros(number, dtype=torch.float64, requires_grad=True)
+        log_inverse = torch.zeros(count, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> torch.Tensor:
             optimiser.zero_grad()
             loss = torch.zeros((), dtype=torch.float64)
             for case in cases:
-                # One case at a time: all of them together may not fit into memory as float64.
-                of_case = _nll(case, log_inverse.exp()) / len(cases)
-                of_case.backward()
-                loss += of_case.detach()
+                # One case at a time: in float64 all of them may not fit into memory.
+                case_loss = _nll(case, log_inverse.exp()) / len(cases)
+                case_loss.backward()
+                loss += case_loss.detach()
             return loss
 
         optimiser.step(closure)

@@ -1,4 +1,4 @@
-"""`calibrant verify-engine`: an engine that the card does not cover, measured on the card's cases, here."""
+"""Measures a bundle with an engine that its card does not cover, on the card's cases: `calibrant verify-engine`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,33 +18,33 @@ from service.engines.ready import FOLDER, run_by
 from service.errors import BundleUnsupported
 
 TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 5e-3}
-"""By how much a figure of the cohort may differ from the card's float32: docs/engines.md."""
+"""Allowed difference of a cohort figure from the card's float32: docs/engines.md."""
 
 
 def verify(
     root: Path, recipe: Recipe, data: Path, engine_kind: EngineKind, state: Path, done: Callable[[Case], None]
 ) -> tuple[Measurement, dict[str, float]]:
-    """Measure a bundle with an engine and keep that in the state directory: from then on it may be served with it.
+    """Measure a bundle with an engine and keep the measurement in the state directory, so that the engine may serve it.
 
     Args:
         root: folder of the bundle.
-        recipe: that it was made by.
+        recipe: recipe of the bundle.
         data: folder of the data set.
         engine_kind: engine and precision.
-        state: directory of the service.
+        state: state directory of the service.
         done: called after each case.
 
     Returns:
-        What was measured, and by how much each figure of the cohort differs from the card's float32.
+        The measurement, and the difference of each cohort figure from the card's float32.
 
     Raises:
         BundleUnsupported: this machine does not have the engine, or a figure differs by more than the tolerance;
-            nothing was kept.
+            nothing is kept.
         DataError: the data set does not hold the card's cases.
     """
     bundle = load_bundle(root, torch.device("cpu"))
     if engine_kind not in available(bundle.device):
-        msg = f"This machine does not have {engine_kind.name}; it has {', '.join(each.name for each in available(bundle.device))}."
+        msg = f"This machine does not have {engine_kind.name}; it has {', '.join(kind.name for kind in available(bundle.device))}."
         raise BundleUnsupported(msg)
     stated = bundle.description.card.measurement(*REFERENCE)
     cases = recipe.cases(data)[recipe.validation_split]
@@ -53,21 +53,21 @@ def verify(
         raise DataError(msg)
     cache = state / FOLDER / bundle.description.sha256
     network = run_by(engine_kind, bundle.network, bundle.description.config, cache)
-    found = measure(network, bundle.description.config, cases, done, engine_kind=engine_kind)
-    moved = distances(found, stated)
+    measured = measure(network, bundle.description.config, cases, done, engine_kind=engine_kind)
+    moved = distances(measured, stated)
     largest = max(moved.values(), default=0.0)
     if not largest <= TOLERANCE[engine_kind.precision]:  # NaN, too
         msg = f"A figure differs from the card's by {largest:.2g}; at most {TOLERANCE[engine_kind.precision]:g} is accepted of {engine_kind.name}. Serve with another engine."
         raise BundleUnsupported(msg)
-    write_overlay(state, bundle.description, found)
-    return found, moved
+    write_overlay(state, bundle.description, measured)
+    return measured, moved
 
 
-def distances(found: Measurement, stated: Measurement) -> dict[str, float]:
-    """Return by how much each figure of the cohort, foreground and per structure, differs between two measurements."""
+def distances(measured: Measurement, stated: Measurement) -> dict[str, float]:
+    """Return the absolute difference of each cohort figure, foreground and per structure, between two measurements."""
     return {
         f"{structure} {name}": abs((score.value or 0.0) - (theirs[structure][name].value or 0.0))
         for theirs in [{"foreground": stated.scores, **stated.class_scores}]
-        for structure, scores in {"foreground": found.scores, **found.class_scores}.items()
+        for structure, scores in {"foreground": measured.scores, **measured.class_scores}.items()
         for name, score in scores.items()
     }

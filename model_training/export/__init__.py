@@ -1,1 +1,1 @@
-"""A training run becomes a bundle with its calibration card."""
+"""Export of a training run as a bundle with its calibration card."""

@@ -1,4 +1,4 @@
-"""A training run -> a bundle with its calibration card, read back and proved before it is called done."""
+"""Writes the bundle of a training run with its calibration card, reads it back and checks it."""
 
 import datetime as dt
 import json
@@ -42,19 +42,29 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     *,
     engine_kinds: Sequence[EngineKind] = (REFERENCE,),
 ) -> str:
-    """Write the bundle of a run, and of a locator's run where there is one, to the folder `out`; return its identity.
+    """Write the bundle of a run, optionally with a locator, to the folder `out`; return its identity.
 
-    The card is measured on the recipe's validation split, whose persons the run never saw: with the reference, and
-    with each further kind that does not fail its check.
+    The card is measured on the recipe's validation split, whose persons the run never saw: with the reference engine, and
+    with each further engine that passes its check.
+
+    Args:
+        recipe: recipe of the run.
+        data: folder of the data set.
+        run: folder that `train` filled.
+        out: folder of the bundle, which must not exist.
+        done: called after each case.
+        locator: folder of a trained and measured locator.
+        engine_kinds: engines to measure.
 
     Raises:
-        BundleInvalid: the folder exists, or the bundle read back computes something else than before.
+        BundleInvalid: the folder exists, the locator was not measured, or the bundle read back computes something else
+            than before.
         DataError: the data set is not as the recipe expects.
     """
     if out.exists():
         msg = f"{out} exists already. A bundle is immutable: choose another folder, or remove this one first."
         raise BundleInvalid(msg)
-    # Beside its place until it is proved: a folder of that name is a bundle that holds.
+    # Written beside its place until it is checked: a folder named `out` is always a valid bundle.
     with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
         draft = Path(folder) / "bundle"
         identity = _write(recipe, data, run, draft, done, locator, engine_kinds)
@@ -109,19 +119,19 @@ def _further(
     done: Callable[[Case], None],
     engine_kinds: Sequence[EngineKind],
 ) -> list[Measurement]:
-    """Return what the network scores run by other engines; one that computes something else is left out."""
-    found = []
+    """Return the measurements with other engines than the reference; engines that fail their check are left out."""
+    measurements = []
     for engine_kind in engine_kinds:
         if engine_kind == REFERENCE:
             continue
         with suppress(EngineDisagrees):
             engine = run_by(engine_kind, network, recipe.service)
-            found.append(measure(engine, recipe.service, cases, done, engine_kind=engine_kind))
-    return found
+            measurements.append(measure(engine, recipe.service, cases, done, engine_kind=engine_kind))
+    return measurements
 
 
 def _with_locator(recipe: Recipe, run: Path | None, out: Path) -> tuple[Recipe, Locating | None]:
-    """Return the recipe that declares the locator, whose weights are copied, and what the card says of it."""
+    """Copy the locator's weights; return the recipe that declares the locator, and its block of the card."""
     if run is None:
         return recipe, None
     if not (run / LOCATING).is_file():
@@ -154,7 +164,7 @@ def _write_companions(recipe: Recipe, card: CalibrationCard, out: Path) -> None:
 
 
 def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
-    whom, scores = card.population, card.measurements[0].scores
+    population, scores = card.population, card.measurements[0].scores
     rows = "\n".join(f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in scores.items())
     return f"""\
 # {recipe.service.name} {recipe.service.version}
@@ -163,8 +173,8 @@ def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
 
 - **Intended use:** research. Not a medical device; not for diagnosis or treatment.
 - **Input:** {recipe.service.modality}, {recipe.service.anatomy}. Other scans get an answer whose statement is withdrawn.
-- **Trained on:** {whom.dataset}, {", ".join(recipe.train_splits)}. {whom.citation}.
-- **Measured on:** {whom.split}, {whom.n_cases} cases of {whom.n_persons} persons, {whom.protocol}, {card.date}.
+- **Trained on:** {population.dataset}, {", ".join(recipe.train_splits)}. {population.citation}.
+- **Measured on:** {population.split}, {population.n_cases} cases of {population.n_persons} persons, {population.protocol}, {card.date}.
 - **Temperature:** {", ".join(f"{t:.3g}" for t in recipe.service.temperature)} (1: logits as the network gives them).
 - **Limits:** {recipe.limits}.
 {_locating(card.locating)}
@@ -174,21 +184,21 @@ def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
 """
 
 
-def _locating(found: Locating | None) -> str:
-    if found is None or found.distance_mm_median is None or found.distance_mm_p95 is None:
+def _locating(located: Locating | None) -> str:
+    if located is None or located.distance_mm_median is None or located.distance_mm_p95 is None:
         return ""
     return f"""\
 - **Locating** in a larger scan was not validated against expert labels: none of whole heads were at hand. Of
-  {found.scans} scans drawn from {found.heads} held-out label maps, {found.boxes_hold} had boxes that hold 99 % of every
-  structure; a box lies {found.distance_mm_median:.1f} mm off its middle (median; 95 % within {found.distance_mm_p95:.1f} mm). In
-  {found.found_in_empty} of {found.empty_scans} scans without the anatomy something was found.
+  {located.scans} scans drawn from {located.heads} held-out label maps, {located.boxes_hold} had boxes that hold 99 % of every
+  structure; a box lies {located.distance_mm_median:.1f} mm off its middle (median; 95 % within {located.distance_mm_p95:.1f} mm). In
+  {located.found_in_empty} of {located.empty_scans} scans without the anatomy something was found.
 """
 
 
 def _proved_identity(out: Path, case: Case, expected: CaseRecord, done: Callable[[Case], None]) -> str:
     bundle = load_bundle(out, torch.device("cpu"))
-    found = measure(bundle.network, bundle.description.config, [case], done)
-    if found.cases != [expected]:
+    again = measure(bundle.network, bundle.description.config, [case], done)
+    if again.cases != [expected]:
         msg = f"The bundle read back computes something else for {case.name} than before it was written."
         raise BundleInvalid(msg)
     return bundle.description.identity

@@ -1,6 +1,6 @@
-"""The two files that make a bundle readable for MONAI's own tools; the service evaluates neither.
+"""The two files that let MONAI's own tools read a bundle; the service uses neither.
 
-`metadata.json` follows MONAI's metadata schema of 2024-07-25; `inference.json` runs by
+`metadata.json` follows MONAI's metadata schema of 2024-07-25; `inference.json` runs with
 ``python -m monai.bundle run --bundle_root BUNDLE --config_file BUNDLE/configs/inference.json --scan SCAN``.
 """
 

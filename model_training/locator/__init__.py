@@ -1,1 +1,1 @@
-"""Training of a locator: label maps of heads -> synthetic scans -> landmarks on a coarse grid."""
+"""Training of a locator: synthetic scans drawn from label maps of heads, landmarks on a coarse grid."""

@@ -1,4 +1,4 @@
-"""A locator on scans drawn from heads that it never saw: does the box hold the structure, and is nothing found in nothing?"""
+"""Measures a locator on scans drawn from held-out heads: do the boxes hold their structures, and are empty scans refused?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from service.volume import Volume
 Locate = Callable[[Volume], Boxes]
 
 CONTAINED: Final = 0.99
-"""Share of a structure's voxels that a good box holds."""
+"""Share of a structure that a box must hold to count as good."""
 
 ABOVE_MM: Final = 5.0
-"""A head that is cut off begins so far above the highest of the structures."""
+"""Distance above the highest structure at which the field of view of a cut-off head ends."""
 
 _STEP_MM: Final = 2.0
 _LEAST_PLANES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What became of one scan with all structures in it; each tuple in the order of the locator's parts.
+class LocatedScan:
+    """Result of one scan that shows all structures; tuples are in the order of the locator's parts.
 
     Args:
         head: name of the label map.
-        contained: share of the structure in its box; 0 without a box.
-        distance_mm: of the box's centre from the middle of the structure along the box's axes; NaN without a box.
+        contained: share of each structure inside its box; 0 without a box.
+        distance_mm: from each box's centre to the middle of its structure along the box's axes; NaN without a box.
     """
 
     head: str
@@ -42,9 +42,9 @@ class Found:
     distance_mm: tuple[float, ...]
 
 
-def evaluate_locator(locate: Locate, locator: Locator, heads: list[Head], *, n: int, seed: int) -> list[Found]:
-    """Return what became of so many scans that show all structures whole, each head as often as any other."""
-    found = []
+def evaluate_locator(locate: Locate, locator: Locator, heads: list[Head], *, n: int, seed: int) -> list[LocatedScan]:
+    """Return the results of `n` scans that show all structures whole, each head as often as any other."""
+    results = []
     for k in range(n):
         head = heads[k % len(heads)]
         drawn = draw([head], np.random.default_rng([seed, k]), whole=True)
@@ -63,26 +63,26 @@ def evaluate_locator(locate: Locate, locator: Locator, heads: list[Head], *, n: 
             within = (points - box.centre_mm) @ box.axes
             contained.append(float((np.abs(within) <= np.array(part.search_mm) / 2).all(axis=1).mean()))
             distance.append(float(np.linalg.norm((within.min(axis=0) + within.max(axis=0)) / 2)))
-        found.append(Found(head.name, tuple(contained), tuple(distance)))
-    return found
+        results.append(LocatedScan(head.name, tuple(contained), tuple(distance)))
+    return results
 
 
 def locating(locate: Locate, locator: Locator, heads: list[Head], *, n: int, seed: int) -> Locating:
-    """Return what the card says of a locator: `n` scans that show all structures, and as many that show none.
+    """Return the card's block on a locator, measured on `n` scans that show all structures and `n` that show none.
 
     Args:
         locate: scan -> boxes.
         locator: its declaration.
-        heads: that it never saw.
-        n: scans of each sort, even.
+        heads: held-out heads.
+        n: number of scans of each sort; even.
         seed: of all scans.
     """
-    found = evaluate_locator(locate, locator, heads, n=n, seed=seed)
-    distance = np.array([mm for one in found for mm in one.distance_mm if np.isfinite(mm)])
+    results = evaluate_locator(locate, locator, heads, n=n, seed=seed)
+    distance = np.array([mm for result in results for mm in result.distance_mm if np.isfinite(mm)])
     return Locating(
         heads=len(heads),
         scans=n,
-        boxes_hold=sum(min(one.contained) >= CONTAINED for one in found),
+        boxes_hold=sum(min(result.contained) >= CONTAINED for result in results),
         distance_mm_median=round(float(np.median(distance)), 2) if distance.size else None,
         distance_mm_p95=round(float(np.percentile(distance, 95)), 2) if distance.size else None,
         empty_scans=n,
@@ -92,43 +92,43 @@ def locating(locate: Locate, locator: Locator, heads: list[Head], *, n: int, see
 
 
 def found_in_nothing(locate: Locate, locator: Locator, heads: list[Head], *, n: int, seed: int) -> dict[str, int]:
-    """Return in how many of `n` scans of each kind a box was given, where none belongs.
+    """Return in how many of `n` empty scans of each sort a box was found.
 
-    The kinds: shapes that are no head, and heads whose field of view ends above the structures.
+    The sorts are random shapes instead of a head, and heads whose field of view ends above the structures.
     """
-    given = {"no head": 0, "cut off above": 0}
+    counts = {"no head": 0, "cut off above": 0}
     for k in range(n):
         rng = np.random.default_rng([seed, k])
         scans = {"no head": draw([], rng).volume, "cut off above": _cut(draw(heads, rng, whole=True), locator)}
-        for kind, scan in scans.items():
+        for sort, scan in scans.items():
             try:
-                given[kind] += bool(locate(scan).found)
+                counts[sort] += bool(locate(scan).found)
             except AnatomyNotFound:
                 continue
-    return given
+    return counts
 
 
 def points_of(drawn: Drawn, landmark: str) -> Points:
-    """Return the (N, 3) places, RAS, 2 mm apart, at which the scan shows a landmark."""
+    """Return the (N, 3) points of a landmark in the scan, in RAS millimetres, 2 mm apart."""
     volume = drawn.volume
     edges = [np.arange(0, n - 1, _STEP_MM / mm) for n, mm in zip(volume.shape, volume.spacing_mm, strict=True)]
     index = np.array(np.meshgrid(*edges, indexing="ij")).reshape(3, -1)
-    here = drawn.landmarks_at(index) == 1 + list(LANDMARKS).index(landmark)
-    return _millimetres(volume, index[:, here])
+    inside = drawn.landmarks_at(index) == 1 + list(LANDMARKS).index(landmark)
+    return _millimetres(volume, index[:, inside])
 
 
 def _cut(drawn: Drawn, locator: Locator) -> Volume:
-    """Return the scan without the planes at and below its structures, along the axis that points up most."""
+    """Return the scan without the planes at and below its structures, along the axis closest to vertical."""
     volume = drawn.volume
     points = np.concatenate([points_of(drawn, part.landmark) for part in locator.parts])
     axis = int(np.abs(volume.affine[2, :3]).argmax())
     to_index = np.linalg.inv(volume.affine)
-    places = (points @ to_index[:3, :3].T + to_index[:3, 3])[:, axis]
+    planes = (points @ to_index[:3, :3].T + to_index[:3, 3])[:, axis]
     margin = ABOVE_MM / volume.spacing_mm[axis]
     n = volume.shape[axis]
     up = volume.affine[2, axis] > 0
-    first = min(int(places.max() + margin) + 1, n - _LEAST_PLANES) if up else 0
-    last = n if up else max(int(places.min() - margin), _LEAST_PLANES)
+    first = min(int(planes.max() + margin) + 1, n - _LEAST_PLANES) if up else 0
+    last = n if up else max(int(planes.min() - margin), _LEAST_PLANES)
     cut = [slice(None)] * 3
     cut[axis] = slice(first, last)
     affine = volume.affine.copy()
@@ -137,5 +137,5 @@ def _cut(drawn: Drawn, locator: Locator) -> Volume:
 
 
 def _millimetres(volume: Volume, index: npt.NDArray[np.float64]) -> Points:
-    places: Points = (volume.affine[:3, :3] @ index + volume.affine[:3, 3:]).T
-    return places
+    points: Points = (volume.affine[:3, :3] @ index + volume.affine[:3, 3:]).T
+    return points

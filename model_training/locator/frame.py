@@ -1,4 +1,4 @@
-"""Centroids of the landmarks of several heads -> their places in the mean of these heads and their mirror images."""
+"""The reference frame of the landmarks: the mean of several heads and their mirror images."""
 
 from typing import Final
 
@@ -10,14 +10,14 @@ from service.bundle.schema import Landmark
 _ROUNDS: Final = 20
 
 _LEAST, _MOST = 0.2, 4.0
-"""Share of the smallest, and of the largest, volume of a training head at which a landmark counts as found."""
+"""A mark counts as a landmark from this share of its smallest volume in training up to this multiple of its largest."""
 
 
 def reference(heads: list[Head]) -> list[Landmark]:
     """Return the landmarks in the reference frame.
 
-    Generalised Procrustes analysis with rotation and scale (Gower, Psychometrika 40:33, 1975). With each head stands
-    its mirror image, so the frame is symmetric: x = 0 is the plane between the two sides.
+    Generalised Procrustes analysis with rotation and scale (Gower, Psychometrika 40:33, 1975). Each head also enters as its
+    mirror image, so the frame is symmetric: x = 0 is the midsagittal plane.
     """
     shapes = np.array([head.centres_mm for head in heads])
     mirrored = shapes[:, np.array(OTHER_SIDE[1:]) - 1] * (-1, 1, 1)
@@ -38,12 +38,12 @@ def reference(heads: list[Head]) -> list[Landmark]:
 
 
 def shift_mm(heads: list[Head], landmark: str) -> tuple[float, float, float]:
-    """Return where the middle of a landmark's bounding box lies, seen from its centroid; the same for its mirror image.
+    """Return the offset from a landmark's centroid to the middle of its bounding box, averaged with its mirror image's.
 
-    A structure that is thick at one end has its centroid there: a box about it would lose the other end first.
+    A structure that is thick at one end has its centroid there: a box about the centroid would cut off the other end.
 
     Args:
-        heads: whose axes, on average, are those of the reference frame.
+        heads: heads whose axes are on average those of the reference frame.
         landmark: its name.
     """
     own = list(LANDMARKS).index(landmark)
@@ -54,13 +54,13 @@ def shift_mm(heads: list[Head], landmark: str) -> tuple[float, float, float]:
 
 
 def _mean_shape(shapes: Points) -> Points:
-    """Return the (L, 3) mean of (N, L, 3) shapes, each turned and scaled onto it; its axes are the mean RAS axes."""
+    """Return the (L, 3) mean of (N, L, 3) shapes, each rotated and scaled onto it; its axes are the mean RAS axes."""
     centred = shapes - shapes.mean(axis=1, keepdims=True)
     size = float(np.linalg.norm(centred, axis=(1, 2)).mean())
     mean = centred.mean(axis=0)
     for _ in range(_ROUNDS):
-        turned = np.array([_onto(shape, mean) for shape in centred])
-        mean = turned.mean(axis=0)
+        aligned = np.array([_onto(shape, mean) for shape in centred])
+        mean = aligned.mean(axis=0)
         mean *= size / np.linalg.norm(mean)
     return mean
 
@@ -68,5 +68,5 @@ def _mean_shape(shapes: Points) -> Points:
 def _onto(shape: Points, mean: Points) -> Points:
     u, _, vt = np.linalg.svd(mean.T @ shape)
     signs = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
-    turned: Points = shape @ (u @ np.diag(signs) @ vt).T
-    return turned * np.linalg.norm(mean) / np.linalg.norm(shape)
+    rotated: Points = shape @ (u @ np.diag(signs) @ vt).T
+    return rotated * np.linalg.norm(mean) / np.linalg.norm(shape)

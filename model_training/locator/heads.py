@@ -1,4 +1,4 @@
-"""Label maps of whole heads -> what of them is a landmark, and what has an intensity of its own."""
+"""Reads label maps of whole heads: their landmarks, and the tissues that have an intensity of their own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ LANDMARKS: Final[dict[str, tuple[int, ...]]] = {
     "brain stem": (16,),
     "fourth ventricle": (15,),
 }
-"""Values of FreeSurfer's colour table, by landmark; a left one stands before its right one."""
+"""Values in FreeSurfer's colour table, by landmark; each left landmark is followed by its right one."""
 
 OTHER_SIDE: Final = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 15, 16)
-"""Output channel of the same landmark in a mirrored head; background first."""
+"""Output channel of each landmark in a mirrored head; background first."""
 
 _LEFT_OF: Final = {
     41: 2,
@@ -58,24 +58,24 @@ _LEFT_OF: Final = {
 }
 
 SCALP: Final = 500
-"""Values from here on lie outside of the brain."""
+"""Values from this one on lie outside the brain."""
 
 _VALUES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """One label map.
+    """One label map, its axes in RAS order.
 
     Args:
-        name: of its file.
-        tissue: (D, H, W) uint8, index into `values`: what shares an intensity, both sides alike. RAS.
+        name: name of its file.
+        tissue: (D, H, W) uint8, index into `values`; both sides of a structure are one tissue.
         landmark: (D, H, W) uint8, output channel of the landmark, 0 elsewhere.
-        values: value in the colour table of each tissue, background first.
+        values: colour-table value of each tissue, background first.
         affine: (4, 4) voxel index to RAS millimetres.
         centres_mm: (L, 3) centroid of each landmark.
-        middles_mm: (L, 3) middle of its bounding box.
-        volumes_ml: (L,).
+        middles_mm: (L, 3) middle of each landmark's bounding box.
+        volumes_ml: (L,) volume of each landmark.
     """
 
     name: str
@@ -89,10 +89,10 @@ class Head:
 
 
 def read_heads(folder: Path) -> list[Head]:
-    """Return the heads of a folder of label maps with FreeSurfer's values, by name.
+    """Return the heads of a folder of label maps with FreeSurfer's values, sorted by name.
 
     Raises:
-        DataError: there is none, or one lacks a landmark.
+        DataError: the folder holds none, or a map lacks a landmark.
     """
     files = sorted(folder.glob("*.nii.gz"))
     if not files:
@@ -109,21 +109,21 @@ def _read(file: Path) -> Head:
     values = np.unique(merged[np.flatnonzero(np.bincount(array.ravel(), minlength=_VALUES))])
     tissue = np.searchsorted(values, merged).astype(np.uint8)[array]
     channel = np.zeros(_VALUES, np.uint8)
-    for index, of_landmark in enumerate(LANDMARKS.values(), start=1):
-        channel[list(of_landmark)] = index
+    for index, landmark_values in enumerate(LANDMARKS.values(), start=1):
+        channel[list(landmark_values)] = index
     landmark = channel[array]
     affine = np.asarray(image.affine, np.float64)
     counts = np.bincount(landmark.ravel(), minlength=len(LANDMARKS) + 1)[1:]
     if missing := [name for name, n in zip(LANDMARKS, counts, strict=True) if n == 0]:
         msg = f"{file.name} has no {missing[0]}: expected FreeSurfer's values, of a whole head."
         raise DataError(msg)
-    place = np.flatnonzero(landmark)
-    at = np.array(np.unravel_index(place, landmark.shape))
-    of_place = landmark.ravel()[place]
-    sums = np.array([np.bincount(of_place, axis, len(LANDMARKS) + 1)[1:] for axis in at])
+    flat = np.flatnonzero(landmark)
+    voxels = np.array(np.unravel_index(flat, landmark.shape))
+    channels = landmark.ravel()[flat]
+    sums = np.array([np.bincount(channels, axis, len(LANDMARKS) + 1)[1:] for axis in voxels])
     centres = (sums / counts).T
-    boxes = [at[:, of_place == index] for index in range(1, len(LANDMARKS) + 1)]
-    middles = np.array([(box.min(axis=1) + box.max(axis=1)) / 2 for box in boxes])
+    by_landmark = [voxels[:, channels == index] for index in range(1, len(LANDMARKS) + 1)]
+    middles = np.array([(of.min(axis=1) + of.max(axis=1)) / 2 for of in by_landmark])
     return Head(
         name=file.name.removesuffix(".nii.gz"),
         tissue=tissue,

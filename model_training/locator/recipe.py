@@ -1,4 +1,4 @@
-"""What a locator is trained for: what does not follow from the label maps."""
+"""The recipe of a locator: everything that does not follow from the label maps."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from service.bundle.schema import Locator, Network, Part
 
 @dataclass(frozen=True, slots=True)
 class LocatorRecipe:
-    """All that a locator needs besides label maps of heads.
+    """What a locator needs besides label maps of heads.
 
     Args:
-        anatomy: what is looked for, as the refusal names it.
-        extent_mm: a scan that is no longer R-L, A-P and I-S is segmented as it comes.
-        network: one output channel for the background and for each landmark.
-        spacing_mm: of the coarse grid.
-        least_landmarks: fewer are no head.
-        residual_mm: largest root mean square distance of the landmarks from their places.
-        scale: least and largest size of a head.
-        parts: what is segmented, about which landmark; the heads say where its box lies.
-        held_out: so many heads, the last by name, never train.
+        anatomy: name of the anatomy, as the refusal gives it.
+        extent_mm: a scan that is no longer than this R-L, A-P and I-S is segmented without locating.
+        network: has one output channel for the background and one for each landmark.
+        spacing_mm: spacing of the coarse grid.
+        least_landmarks: with fewer landmarks there is no head.
+        residual_mm: largest accepted root mean square distance of the landmarks from their usual positions.
+        scale: smallest and largest accepted size of a head, relative to the reference frame.
+        parts: what is segmented, and about which landmark; where the box lies follows from the heads.
+        held_out: number of heads, the last by name, that are never trained on.
         schedule: of the training.
     """
 
@@ -37,11 +37,11 @@ class LocatorRecipe:
     schedule: Schedule
 
     def split(self, heads: list[Head]) -> tuple[list[Head], list[Head]]:
-        """Return the heads that train and those that are held out."""
+        """Return the training heads and the held-out ones."""
         return heads[: -self.held_out], heads[-self.held_out :]
 
     def declaration(self, heads: list[Head]) -> Locator:
-        """Return the locator as a bundle declares it, its landmarks those of these heads."""
+        """Return the locator as a bundle declares it, with the landmarks of these heads."""
         return Locator(
             anatomy=self.anatomy,
             extent_mm=self.extent_mm,

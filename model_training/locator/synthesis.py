@@ -1,9 +1,9 @@
-"""A label map -> a T1-weighted scan that never was: any pose, resolution and field of view, with its landmarks.
+"""Draws synthetic T1-weighted scans from label maps: any pose, resolution and field of view, with known landmarks.
 
 After SynthSeg (Billot et al., Medical Image Analysis 86:102789, 2023; arXiv 2107.09559): each tissue draws its own
-intensities. There they are any; here those of a brain keep the order of a T1-weighted scan, which is what the networks
-behind a locator know, and what is learned in a fraction of the steps. Beside what is drawn there: fields of view that
-cut the head off, heads without skull, oblique stacks, and scans that show no head at all.
+intensities. SynthSeg draws arbitrary contrasts; here the tissues of the brain keep their order in a T1-weighted scan,
+because the networks behind a locator know only such scans, and because fewer steps are needed. In addition to SynthSeg's
+variations there are fields of view that cut the head off, heads without skull, oblique stacks, and scans without a head.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ EXTENT_MM: Final = (208.0, 240.0, 224.0)
 """Largest field of view."""
 
 NEGATIVES: Final = 0.12
-"""Share of scans that show no head."""
+"""Share of the scans without a head."""
 
 WHOLE: Final = 0.5
-"""Least share of scans in whose field of view the head lies whole."""
+"""Share of the scans whose field of view is made to contain the whole head."""
 
 _HALF: Final = 0.5
 """A voxel reaches half an index to each side of its centre."""
@@ -41,15 +41,15 @@ _FLUID: Final = (4, 5, 14, 15, 24, 31, 30)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """A scan with what is known of it.
+    """A drawn scan and its ground truth.
 
     Args:
-        volume: float32 intensities in any unit; oblique.
-        head: what was drawn, None without a head.
+        volume: float32 intensities in arbitrary units; oblique.
+        head: the head that was drawn; None without a head.
         to_head: (4, 4) RAS millimetres of the scan to those of the head.
         warp: (3, d, h, w) displacement of the head, in voxels of its map, on a grid over the field of view.
-        to_warp: (4, 4) RAS millimetres of the scan to places in that grid, -1 to 1 along each axis.
-        mirrored: left and right of the head are exchanged.
+        to_warp: (4, 4) RAS millimetres of the scan to coordinates of that grid, -1 to 1 along each axis.
+        mirrored: whether left and right of the head are exchanged.
     """
 
     volume: Volume
@@ -60,7 +60,7 @@ class Drawn:
     mirrored: bool
 
     def landmarks_at(self, index: Points) -> npt.NDArray[np.uint8]:
-        """Return the landmark's channel at (3, N) voxel indices of the scan; 0 outside of its field of view."""
+        """Return the landmark's channel at (3, N) voxel indices of the scan; 0 outside its field of view."""
         channel = _at(self, index)[1]
         if self.mirrored:
             channel = np.array(OTHER_SIDE, np.uint8)[channel]
@@ -70,12 +70,12 @@ class Drawn:
 
 
 def draw(heads: list[Head], rng: np.random.Generator, *, whole: bool = False) -> Drawn:
-    """Return a scan of one of the heads, or of none.
+    """Return a scan of one of the heads, or one without a head.
 
     Args:
-        heads: label maps; without any there is no head.
-        rng: what is drawn follows from its state alone.
-        whole: there is a head, and it lies in the field of view whole.
+        heads: label maps; if empty, the scan has no head.
+        rng: the draw follows from its state alone.
+        whole: draw a head, and show all of it.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
     empty = not heads or (not whole and rng.random() < NEGATIVES)
@@ -83,7 +83,7 @@ def draw(heads: list[Head], rng: np.random.Generator, *, whole: bool = False) ->
     whole = whole or rng.random() < WHOLE
     size = np.array(EXTENT_MM) if whole else np.array(EXTENT_MM) * rng.uniform(0.4, 1, 3) ** 0.7
     fine = tuple(int(n) for n in np.maximum(np.round(size / FINE_MM), 16))
-    axes = random_turn(rng, 12)
+    axes = random_rotation(rng, 12)
     affine = np.eye(4)
     affine[:3, :3] = axes * FINE_MM
     affine[:3, 3] = rng.uniform(-60, 60, 3) - affine[:3, :3] @ ((np.array(fine) - 1) / 2)
@@ -110,7 +110,7 @@ def draw(heads: list[Head], rng: np.random.Generator, *, whole: bool = False) ->
 
 
 def training_pair(drawn: Drawn, channels: int, spacing_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the coarse image, as the service makes it, and the share of each landmark in each of its voxels.
+    """Return the coarse image, made as in the service, and the share of each landmark in each of its voxels.
 
     Returns:
         (1, 1, D, H, W) and (1, channels, D, H, W), both float32.
@@ -123,8 +123,8 @@ def training_pair(drawn: Drawn, channels: int, spacing_mm: float) -> tuple[torch
         return image, share[None]
     index = np.indices(tuple(shape * 2)).reshape(3, -1) / 2 - 0.25
     to_scan = np.linalg.inv(drawn.volume.affine) @ grid
-    found = drawn.landmarks_at(to_scan[:3, :3] @ index + to_scan[:3, 3:])
-    blocks = found.reshape(shape[0], 2, shape[1], 2, shape[2], 2).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 8)
+    channel = drawn.landmarks_at(to_scan[:3, :3] @ index + to_scan[:3, 3:])
+    blocks = channel.reshape(shape[0], 2, shape[1], 2, shape[2], 2).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 8)
     voxel, corner = np.nonzero(blocks)
     counts = np.bincount(blocks[voxel, corner].astype(np.int64) * len(blocks) + voxel, minlength=channels * len(blocks))
     share = torch.from_numpy(counts.reshape(channels, *shape).astype(np.float32) / 8)
@@ -133,22 +133,22 @@ def training_pair(drawn: Drawn, channels: int, spacing_mm: float) -> tuple[torch
 
 
 def _pose(head: Head, scan: Volume, rng: np.random.Generator, *, whole: bool, mirrored: bool) -> Points:
-    """Return the matrix from the scan's millimetres to the head's."""
-    linear = random_turn(rng, 20) @ np.diag(rng.uniform(0.85, 1.18) * rng.uniform(0.94, 1.06, 3))
+    """Return a random matrix from the scan's millimetres to the head's."""
+    linear = random_rotation(rng, 20) @ np.diag(rng.uniform(0.85, 1.18) * rng.uniform(0.94, 1.06, 3))
     linear += rng.uniform(-0.05, 0.05, (3, 3)) * (1 - np.eye(3))
     if mirrored:
         linear = np.diag([-1.0, 1, 1]) @ linear
     middle = head.centres_mm.mean(axis=0) + np.array([0, 0, 10])
     room = np.array([15.0, 15, 15]) if whole else np.array([50.0, 60, 70])
-    seen = scan.affine[:3, :3] @ ((np.array(scan.shape) - 1) / 2) + scan.affine[:3, 3]
+    centre = scan.affine[:3, :3] @ ((np.array(scan.shape) - 1) / 2) + scan.affine[:3, 3]
     matrix = np.eye(4)
     matrix[:3, :3] = linear
-    matrix[:3, 3] = middle + rng.uniform(-1, 1, 3) * room - linear @ seen
+    matrix[:3, 3] = middle + rng.uniform(-1, 1, 3) * room - linear @ centre
     return matrix
 
 
 def _at(drawn: Drawn, index: Points) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return tissue and landmark of the head, unmirrored, at (3, N) voxel indices of the scan; 0 outside of the map."""
+    """Return tissue and landmark of the unmirrored head at (3, N) voxel indices of the scan; 0 outside the map."""
     head = drawn.head
     if head is None:
         msg = "there is no head"
@@ -157,12 +157,12 @@ def _at(drawn: Drawn, index: Points) -> tuple[npt.NDArray[np.uint8], npt.NDArray
         _single(m @ drawn.volume.affine) for m in (np.linalg.inv(head.affine) @ drawn.to_head, drawn.to_warp)
     )
     single = index.astype(np.float32)
-    at, unit = (m[:3, :3] @ single + m[:3, 3:] for m in (to_map, to_warp))
-    places = torch.from_numpy(unit[::-1].T.copy())
-    bent = torch.nn.functional.grid_sample(
-        drawn.warp[None], places[None, None, None], padding_mode="border", align_corners=True
+    in_map, in_warp = (m[:3, :3] @ single + m[:3, 3:] for m in (to_map, to_warp))
+    sampled_at = torch.from_numpy(in_warp[::-1].T.copy())
+    displacement = torch.nn.functional.grid_sample(
+        drawn.warp[None], sampled_at[None, None, None], padding_mode="border", align_corners=True
     )
-    nearest = np.rint(at + bent.reshape(3, -1).numpy()).astype(np.int32)
+    nearest = np.rint(in_map + displacement.reshape(3, -1).numpy()).astype(np.int32)
     d, h, w = head.tissue.shape
     inside = ((nearest >= 0) & (nearest < np.array([[d], [h], [w]], np.int32))).all(axis=0)
     flat = np.where(inside, (nearest[0] * h + nearest[1]) * w + nearest[2], 0)
@@ -178,7 +178,7 @@ def _intensities(
     tissue: npt.NDArray[np.uint8], values: npt.NDArray[np.int64], rng: np.random.Generator, generator: torch.Generator
 ) -> torch.Tensor:
     means, spread = rng.uniform(0, 1, len(values)), rng.uniform(0, 0.08, len(values))
-    # T1-weighted: fluid is darker than grey matter, that darker than white matter; what lies deep is in between.
+    # T1-weighted: fluid is darkest, then grey matter, then white matter; deep grey matter lies between the last two.
     fluid, white = rng.uniform(0, 0.3), rng.uniform(0.6, 1)
     share = {
         **dict.fromkeys(_FLUID, 0.0),
@@ -186,8 +186,8 @@ def _intensities(
         **dict.fromkeys(_WHITE, 1.0),
     }
     share |= dict.fromkeys(_DEEP, rng.uniform(0.6, 0.95))
-    for value, of_white in share.items():
-        means[values == value] = fluid + (white - fluid) * of_white + rng.normal(0, 0.04)
+    for value, whiteness in share.items():
+        means[values == value] = fluid + (white - fluid) * whiteness + rng.normal(0, 0.04)
     if rng.random() < 0.8:  # noqa: PLR2004
         means[0], spread[0] = rng.uniform(0, 0.05), rng.uniform(0, 0.02)
     if rng.random() < 0.25:  # noqa: PLR2004
@@ -205,7 +205,7 @@ def _bias(image: torch.Tensor, rng: np.random.Generator, generator: torch.Genera
 
 
 def _sliced(image: torch.Tensor, affine: Points, rng: np.random.Generator, generator: torch.Generator) -> Volume:
-    """Return the scan with slices of 2 to 10 mm along one of its axes, and noise."""
+    """Return the scan with noise, half the time with thicker slices (up to 10 mm) along one of its axes."""
     step = [1, 1, 1]
     if rng.random() < 0.5:  # noqa: PLR2004
         step[int(rng.integers(3))] = int(rng.integers(1, 6))
@@ -220,22 +220,23 @@ def _sliced(image: torch.Tensor, affine: Points, rng: np.random.Generator, gener
 def _shapes(
     shape: tuple[int, ...], rng: np.random.Generator, generator: torch.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the tissues of a scan without a head: blobs in a rounded body (Hoffmann et al., SynthMorph, 2022)."""
-    kinds, grain = int(rng.integers(4, 12)), int(rng.integers(4, 14))
-    blobs = interpolate(torch.randn((1, kinds, grain, grain, grain), generator=generator), size=shape, mode="trilinear")
+    """Return the tissues of a scan without a head: blobs in an ellipsoid (Hoffmann et al., SynthMorph, 2022)."""
+    tissues, grain = int(rng.integers(4, 12)), int(rng.integers(4, 14))
+    noise = torch.randn((1, tissues, grain, grain, grain), generator=generator)
+    blobs = interpolate(noise, size=shape, mode="trilinear")
     tissue = blobs[0].argmax(dim=0).numpy().astype(np.uint8) + 1
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     radii = rng.uniform(0.5, 1.6, 3)
     tissue[sum((axis / r) ** 2 for axis, r in zip(axes, radii, strict=True)) > 1] = 0
-    return tissue.ravel(), np.arange(kinds + 1) * 600
+    return tissue.ravel(), np.arange(tissues + 1) * 600
 
 
-def random_turn(rng: np.random.Generator, degrees: float) -> Points:
-    """Return a turn by up to so many degrees about each of the three axes."""
-    turn = np.eye(3)
+def random_rotation(rng: np.random.Generator, degrees: float) -> Points:
+    """Return a (3, 3) rotation by a random angle of up to this many degrees about each axis in turn."""
+    rotation = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(rng.uniform(-degrees, degrees, 3))):
         a, b = [k for k in range(3) if k != axis]
-        one = np.eye(3)
-        one[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        turn = turn @ one
-    return turn
+        about_axis = np.eye(3)
+        about_axis[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        rotation = rotation @ about_axis
+    return rotation

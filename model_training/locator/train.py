@@ -1,4 +1,4 @@
-"""Label maps of heads -> the weights of a locator and its declaration."""
+"""Trains a locator on scans drawn from label maps of heads: weights and declaration out."""
 
 import hashlib
 import os
@@ -31,33 +31,34 @@ WEIGHTS: Final = "locator.safetensors"
 """File of the trained weights in a run's folder."""
 
 DECLARATION: Final = "locator.json"
-"""File of what service.json says of the locator, within the same folder."""
+"""File of the locator's declaration in the same folder; it goes into service.json."""
 
 LOCATING: Final = "locating.json"
-"""File of what the card says of it."""
+"""File of the locator's measurement in the same folder; it goes into the card."""
 
 CHANNELS: Final = 1 + len(LANDMARKS)
+"""Output channels of the network: the background and each landmark."""
 
 LEAST_VOXELS: Final = 2.0
-"""A landmark of fewer is not in the scan."""
+"""A landmark with fewer coarse voxels counts as absent from the scan."""
 
 
 def train_locator(
-    recipe: LocatorRecipe, maps: Path, run: Path, *, seed: int, told: Callable[[int, float], None]
+    recipe: LocatorRecipe, maps: Path, run: Path, *, seed: int, report: Callable[[int, float], None]
 ) -> None:
     """Train a locator's network on synthetic scans and write weights and declaration to the folder `run`.
 
-    A run that was killed goes on from its last checkpoint, when called again with the same arguments.
+    Called again with the same arguments, a killed run resumes from its last checkpoint.
 
     Args:
         recipe: of the locator.
         maps: folder of the label maps.
         run: folder of the run.
-        seed: of the first weights and of every scan.
-        told: hears of each step and its loss.
+        seed: of the initial weights and of every scan.
+        report: called with each step and its loss.
 
     Raises:
-        DataError: no maps of whole heads, or the folder holds another run or a finished one.
+        DataError: the maps are not those of whole heads, or the folder holds another run or a finished one.
     """
     if (run / DECLARATION).exists():
         msg = f"{run} holds a finished run. Choose another folder for a new one."
@@ -82,7 +83,7 @@ def train_locator(
         losses = [_descend(network, image, share, multiple_of(declaration), len(pairs)) for image, share in pairs]
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         optimiser.step()
-        told(step, float(np.mean(losses)))
+        report(step, float(np.mean(losses)))
         if step % recipe.schedule.validate_every == 0:
             position.step, position.seconds = step, time.monotonic() - started
             save_checkpoint(run, network, optimiser, position, identity)
@@ -93,23 +94,23 @@ def train_locator(
 
 
 def measure_locator(recipe: LocatorRecipe, maps: Path, run: Path, *, n: int, seed: int) -> Locating:
-    """Write what the card says of a trained locator, on scans of the heads that it never saw, beside its weights.
+    """Measure a trained locator on scans of the held-out heads; write the result beside its weights and return it.
 
     Raises:
         DataError: the run is not finished, or the maps are not those of whole heads.
     """
     declaration, network = read_locator(run)
     _, held_out = recipe.split(read_heads(maps))
-    found = locating(lambda volume: locate(network, volume, declaration), declaration, held_out, n=n, seed=seed)
-    (run / LOCATING).write_text(found.model_dump_json(indent=2) + "\n")
-    return found
+    measured = locating(lambda volume: locate(network, volume, declaration), declaration, held_out, n=n, seed=seed)
+    (run / LOCATING).write_text(measured.model_dump_json(indent=2) + "\n")
+    return measured
 
 
 def read_locator(run: Path) -> tuple[Locator, nn.Module]:
-    """Return the declaration and the network, in evaluation mode, of a finished run.
+    """Return declaration and network of a finished run, the network in evaluation mode.
 
     Raises:
-        DataError: it is not finished.
+        DataError: the run is not finished.
     """
     if not (run / DECLARATION).is_file():
         msg = f"{run} holds no finished run of calibrant train-locator."
@@ -121,7 +122,7 @@ def read_locator(run: Path) -> tuple[Locator, nn.Module]:
 
 
 class _Scans(Dataset[list[tuple[Tensor, Tensor]]]):
-    """The coarse images of each step and their landmarks; images of one step differ in size."""
+    """Coarse images and landmark shares of each step; the images of a step differ in size."""
 
     def __init__(self, heads: list[Head], recipe: LocatorRecipe, seed: int, steps: range) -> None:
         self.steps = steps
@@ -139,7 +140,7 @@ class _Scans(Dataset[list[tuple[Tensor, Tensor]]]):
 
 
 def _descend(network: nn.Module, image: Tensor, share: Tensor, multiple: int, images: int) -> float:
-    """Add an image's share of the gradient and return its loss."""
+    """Accumulate the gradient of one of several images and return its loss."""
     with torch.autocast(image.device.type, torch.bfloat16):
         logits = network(padded(image, multiple))
     loss = landmark_loss(logits.float()[(..., *(slice(n) for n in image.shape[2:]))], share)
@@ -148,22 +149,22 @@ def _descend(network: nn.Module, image: Tensor, share: Tensor, multiple: int, im
 
 
 def landmark_loss(logits: Tensor, share: Tensor) -> Tensor:
-    """Return balanced cross-entropy plus soft Dice, of the landmarks that are in the scan, against shares.
+    """Return class-balanced cross-entropy plus soft Dice over the landmarks in the scan.
 
-    A landmark has some tens of voxels, the background a hundred thousand: in the cross-entropy each class weighs the
-    same, else the small ones are not learned. Dice keeps them from growing for it; it leaves out what is not there,
-    of which the faintest mark would lose as much as a wrong one.
+    A landmark has tens of voxels, the background a hundred thousand: the cross-entropy weights every class alike, or small
+    landmarks are not learned. Dice keeps the marks from growing in return. Absent landmarks are left out of it: their
+    faintest mark would cost as much as a wrong one.
 
     Args:
         logits: (1, C, D, H, W).
-        share: (1, C, D, H, W), sums to 1 over C.
+        share: (1, C, D, H, W) share of each voxel that belongs to each class; sums to 1 over C.
     """
     log_probs = log_softmax(logits, dim=1)[0].flatten(1)
     share = share[0].flatten(1)
     voxels = share.sum(dim=1)
-    there = voxels > LEAST_VOXELS
-    cross_entropy = -((share * log_probs).sum(dim=1)[there] / voxels[there]).mean()
-    marks, shares = log_probs.exp()[1:][there[1:]], share[1:][there[1:]]
+    present = voxels > LEAST_VOXELS
+    cross_entropy = -((share * log_probs).sum(dim=1)[present] / voxels[present]).mean()
+    marks, shares = log_probs.exp()[1:][present[1:]], share[1:][present[1:]]
     if not len(marks):
         return cross_entropy
     dice = 2 * (marks * shares).sum(dim=1) / (marks.sum(dim=1) + shares.sum(dim=1))

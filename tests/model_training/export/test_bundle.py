@@ -87,7 +87,12 @@ def test_each_further_engine_is_measured(
     monkeypatch.setattr(module, "run_by", some_break)
 
     export(
-        recipe, tiny_msd, trained, tmp_path / "bundle", quiet, kinds=[broken, EngineKind("torch", "bf16"), REFERENCE]
+        recipe,
+        tiny_msd,
+        trained,
+        tmp_path / "bundle",
+        quiet,
+        engine_kinds=[broken, EngineKind("torch", "bf16"), REFERENCE],
     )
 
     measurements = load_bundle(tmp_path / "bundle", torch.device("cpu")).description.card.measurements

@@ -40,18 +40,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
         if step == 3:
             raise Stopped
 
-    train_locator(locator_recipe, maps, tmp_path / "a", seed=0, told=quiet)
+    train_locator(locator_recipe, maps, tmp_path / "a", seed=0, report=quiet)
     with pytest.raises(Stopped):
-        train_locator(locator_recipe, maps, tmp_path / "b", seed=0, told=stop)
+        train_locator(locator_recipe, maps, tmp_path / "b", seed=0, report=stop)
     assert not (tmp_path / "b" / DECLARATION).exists()
     seen: list[int] = []
-    train_locator(locator_recipe, maps, tmp_path / "b", seed=0, told=lambda step, _: seen.append(step))
+    train_locator(locator_recipe, maps, tmp_path / "b", seed=0, report=lambda step, _: seen.append(step))
 
     a, b = (load_file(tmp_path / run / WEIGHTS) for run in "ab")
     assert seen == [3]
     assert all(torch.equal(a[name], b[name]) for name in a)
     with pytest.raises(DataError, match="finished run"):
-        train_locator(locator_recipe, maps, tmp_path / "a", seed=0, told=quiet)
+        train_locator(locator_recipe, maps, tmp_path / "a", seed=0, report=quiet)
 
 
 def test_what_the_card_says_is_written_beside_the_weights(
@@ -60,7 +60,7 @@ def test_what_the_card_says_is_written_beside_the_weights(
     """A network of three steps finds nothing, and that is what it says."""
     with pytest.raises(DataError, match="no finished run"):
         read_locator(tmp_path)
-    train_locator(locator_recipe, maps, tmp_path / "run", seed=0, told=quiet)
+    train_locator(locator_recipe, maps, tmp_path / "run", seed=0, report=quiet)
     found = measure_locator(locator_recipe, maps, tmp_path / "run", n=2, seed=0)
     assert (found.heads, found.scans, found.boxes_hold, found.distance_mm_median) == (1, 2, 0, None)
     assert Locating.model_validate_json((tmp_path / "run" / LOCATING).read_bytes()) == found

@@ -1,0 +1,48 @@
+"""What the commands print of a measurement."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from model_training.evaluation.temperature import Temperatures
+    from service.bundle.card import Measurement
+
+
+def print_scores(split: str, measurement: "Measurement") -> None:
+    """Print every figure of a measurement with its interval, the mean over the structures first."""
+    persons = len({case.person for case in measurement.cases})
+    typer.echo(
+        f"{split}: {len(measurement.cases)} cases of {persons} persons, {measurement.engine} {measurement.precision}"
+    )
+    typer.echo("foreground, native grid; 95 % intervals over persons")
+    for structure, scores in {"mean": measurement.scores, **measurement.class_scores}.items():
+        for name, score in scores.items():
+            if score.value is None or score.low is None or score.high is None:
+                typer.echo(f"  {structure:24} {name:12} undefined")
+            else:
+                typer.echo(f"  {structure:24} {name:12} {score.value:.4f}  ({score.low:.4f} to {score.high:.4f})")
+
+
+def print_temperatures(temperatures: "Temperatures") -> None:
+    """Print fitted temperatures and the NLL with and without them."""
+    persons, folds = temperatures.n_persons, ", ".join(temperatures.folds)
+    typer.echo(f"{temperatures.n_cases} cases of {persons} persons ({folds}), out of fold")
+    typer.echo(f"  scalar {temperatures.scalar:.4f}; per class {' '.join(f'{t:.4f}' for t in temperatures.per_class)}")
+    for scaling, nll in temperatures.nll.items():
+        typer.echo(f"  NLL {scaling:10} {nll:.5f}")
+
+
+def disagrees(measured: "Measurement", stated: "Measurement") -> bool:
+    """Print how far a measurement differs from what the card states; return whether it exceeds the tolerance."""
+    from model_training.evaluation.evaluate import TOLERANCE, differences
+
+    tolerance = TOLERANCE[measured.precision]
+    differing = differences(measured, stated)
+    largest = max(differing.values(), default=0.0)
+    if not differing:
+        typer.echo("Every figure and every sum equals the card's exactly.")
+    else:
+        typer.echo(f"{len(differing)} figures or cases differ from the card's by up to {largest:.2g}.")
+        typer.echo(f"Tolerance {tolerance:g}; this is {measured.platform}, the card was measured on {stated.platform}.")
+    return largest > tolerance
