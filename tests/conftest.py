@@ -1,4 +1,4 @@
-"""What several test files share: a tiny bundle, a tiny data set, and where the real one lies."""
+"""Shared by all tests: a tiny bundle, a tiny data set, and the location of the real data."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from service.calibration.cohort import CaseSums
 from service.calibration.histogram import ReliabilityHistogram
 
 # Tiny networks run faster on one thread: 2 s instead of 16 s for test_train.py on a busy machine.
-# This must stand before anything imports torch.
+# It must be set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A loaded machine is no failure: examples are few instead of timed.
+# No deadline, because a loaded machine is no failure; the number of examples is limited instead.
 settings.register_profile("calibrant", deadline=None, max_examples=40)
 settings.load_profile("calibrant")
 
 
 @pytest.fixture
 def tiny_config() -> ServiceConfig:
-    """Return the declaration of a network that runs in milliseconds: two structures in windows of 8 x 8 x 8 voxels."""
+    """Return the configuration of a network that runs in milliseconds: two structures, windows of 8 x 8 x 8 voxels."""
     return ServiceConfig(
         name="tiny",
         version="0.0.1",
@@ -83,7 +83,7 @@ def tiny_locator() -> Locator:
 
 @pytest.fixture
 def tiny_bundle(tmp_path: Path, tiny_config: ServiceConfig) -> Path:
-    """Return the folder of a valid bundle, a fresh one for each test: it may be changed at will."""
+    """Return the folder of a valid bundle, new for each test, which may change it."""
     import torch
     from safetensors.torch import save_file
 
@@ -102,7 +102,7 @@ def tiny_bundle(tmp_path: Path, tiny_config: ServiceConfig) -> Path:
 
 @pytest.fixture
 def reseal() -> Callable[[Path], str]:
-    """Return the function that makes a changed bundle consistent again: hashes in card and manifest."""
+    """Return the function that updates the hashes in card and manifest of a changed bundle."""
     return _reseal
 
 
@@ -131,19 +131,19 @@ def tiny_msd(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_nifti() -> Callable[..., None]:
-    """Return the function that writes an array, with an affine or as voxels of 1 mm, to a NIfTI file."""
+    """Return the function that writes an array to a NIfTI file, with an affine or voxels of 1 mm."""
     return _write_nifti
 
 
 @pytest.fixture
 def chaos() -> Path:
-    """Return the folder of a real CT series of 78 files; absent it skips, but never silently in continuous integration."""
+    """Return the folder of a real CT series of 78 files; without it tests are skipped, or fail in continuous integration."""
     return _real_data("chaos_ct_dicom") / "DICOM_anon"
 
 
 @pytest.fixture(scope="session")
 def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the hippocampus data; where it is absent, of drawn ones like it (never in CI)."""
+    """Return the folder of the hippocampus data; if absent, of drawn scans like it, but never in continuous integration."""
     root = _data_root() / "Task04_Hippocampus"
     if root.is_dir() or os.environ.get("CI"):
         return _real_data("Task04_Hippocampus")
@@ -154,37 +154,37 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_hippocampus() -> Path:
-    """Return the folder of the real hippocampus data; absent it skips, but never silently in continuous integration."""
+    """Return the folder of the real hippocampus data; without it tests are skipped, or fail in continuous integration."""
     return _real_data("Task04_Hippocampus")
 
 
 @pytest.fixture(scope="session")
 def spinal_cord() -> Path:
-    """Return the folder of real spinal cord volumes; absent it skips, but never silently in continuous integration."""
+    """Return the folder of real spinal cord volumes; without it tests are skipped, or fail in continuous integration."""
     return _real_data("sct_testing")
 
 
 @pytest.fixture(scope="session")
 def dcmqi_ct() -> Path:
-    """Return the folder of a real CT with NRRD labels; absent it skips, but never silently in continuous integration."""
+    """Return the folder of a real CT with NRRD labels; without it tests are skipped, or fail in continuous integration."""
     return _real_data("dcmqi_ct")
 
 
 @pytest.fixture
 def acdc() -> Path:
-    """Return the folder of the real ACDC data; absent it skips, but never silently in continuous integration."""
+    """Return the folder of the real ACDC data; without it tests are skipped, or fail in continuous integration."""
     return _real_data("ACDC")
 
 
 @pytest.fixture
 def whole_head() -> Path:
-    """Return the folder of the real whole-head scans; absent it skips, but never silently in continuous integration."""
+    """Return the folder of the real whole-head scans; without it tests are skipped, or fail in continuous integration."""
     return _real_data("whole_head")
 
 
 @pytest.fixture
 def brain_label_maps() -> Path:
-    """Return the folder of the label maps of heads; absent it skips, but never silently in continuous integration."""
+    """Return the folder of the label maps of heads; without it tests are skipped, or fail in continuous integration."""
     return _real_data("brain_label_maps")
 
 

@@ -1,8 +1,8 @@
-"""A NIfTI scan -> a DICOM series in the same place of the patient, under a canary's name.
+"""Make DICOM series for tests: a NIfTI scan or an array -> CT or MR images at the same place in the patient.
 
-For tests alone: CT or MR images of one frame (PS3.3 A.3, A.4) with the attributes that dciodvfy asks for. Real
-numbers become 16 bits with slope and intercept. The names CANARY^PATIENT and the like stand where a hospital has the
-person's, and may be found nowhere but in DICOM results.
+The images have one frame each (PS3.3 A.3, A.4) and the attributes that dciodvfy requires. Real numbers become 16 bits
+with slope and intercept. Patient attributes hold canaries such as CANARY^PATIENT, which may appear nowhere but in
+DICOM results.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _MOST = 30_000
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose scan it is, and which: equal seeds give equal UIDs, so that a series can be made again."""
+    """Patient and UIDs of a series; equal seeds give equal UIDs, so a series can be reproduced."""
 
     seed: str = "canary"
     modality: str = "MR"
@@ -37,7 +37,7 @@ class Identity:
     patient_id: str = CANARY_ID
 
     def uid(self, *parts: object) -> str:
-        """Return a UID that follows from the seed (PS3.5 B.2)."""
+        """Return a UID derived from the seed (PS3.5 B.2)."""
         text = "/".join(str(part) for part in (self.seed, *parts))
         return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, text).int}"
 
@@ -47,7 +47,7 @@ def series_of_nifti(path: Path, identity: Identity | None = None) -> list[Datase
 
     Args:
         path: of a .nii or .nii.gz.
-        identity: whose it is; UIDs follow from its seed and the file's bytes.
+        identity: of the patient; UIDs are derived from its seed and the file's bytes.
     """
     image: Any = nib.load(path)
     identity = identity or Identity()
@@ -62,9 +62,9 @@ def series_of_array(
     """Return the images of an array (i, j, k), one for each k.
 
     Args:
-        array: intensities; whole numbers of at most 16 bits are stored as they are.
-        affine_ras: (4, 4) voxel index to RAS millimetres, at right angles, oblique or not.
-        identity: whose it is.
+        array: intensities; integers of at most 16 bits are stored unchanged.
+        affine_ras: (4, 4) voxel index to RAS millimetres, with axes at right angles.
+        identity: of the patient.
     """
     identity = identity or Identity()
     lps = _RAS_TO_LPS @ affine_ras
@@ -74,7 +74,7 @@ def series_of_array(
 
 
 def small_series(affine_ras: npt.NDArray[np.float64]) -> list[Dataset]:
-    """Return an MR series of 12 x 10 x 8 voxels with drawn intensities."""
+    """Return an MR series of 12 x 10 x 8 voxels with random intensities."""
     array = np.random.default_rng(5).integers(0, 900, (12, 10, 8)).astype(np.int16)
     return series_of_array(array, affine_ras)
 
@@ -87,7 +87,7 @@ def file_of(image: Dataset) -> bytes:
 
 
 def zip_of_series(images: list[Dataset]) -> bytes:
-    """Return a zip of a series, its files under the canary's name."""
+    """Return a zip of a series whose file names contain the canary."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as files:
         for number, image in enumerate(images):
@@ -96,7 +96,7 @@ def zip_of_series(images: list[Dataset]) -> bytes:
 
 
 def write_series(images: list[Dataset], folder: Path) -> list[Path]:
-    """Write a series as files of a folder, e.g. for storescu, and return their paths."""
+    """Write a series into a folder, e.g. for storescu, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:04}.dcm" for number in range(len(images))]
     for path, image in zip(paths, images, strict=True):
@@ -105,7 +105,7 @@ def write_series(images: list[Dataset], folder: Path) -> list[Path]:
 
 
 def _stored(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int16], float, float]:
-    """Return 16-bit numbers with the slope and intercept that lead back."""
+    """Return 16-bit integers with the slope and intercept that restore the intensities."""
     if array.dtype.kind in "iu" and np.iinfo(np.int16).min <= array.min() <= array.max() <= np.iinfo(np.int16).max:
         return array.astype("<i2"), 1.0, 0.0
     low, high = float(array.min()), float(array.max())
@@ -126,7 +126,7 @@ def _image(
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = _CLASSES[identity.modality]
-    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = identity.uid("instance", k)
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID(identity.uid("instance", k))
     _identify(image, identity)
     image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     image.InstanceNumber, image.AcquisitionNumber = k + 1, 1

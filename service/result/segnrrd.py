@@ -28,7 +28,7 @@ def encode_segmentation(mask: npt.NDArray[np.uint8], frame: Frame) -> bytes:
         mask: (D, H, W) label values on the scan's grid.
         frame: affine and labels.
     """
-    import slicerio  # type: ignore[import-untyped]  # it has no types
+    import slicerio
 
     segmentation = {
         "voxels": mask,
@@ -50,7 +50,7 @@ def encode_nrrd(mask: npt.NDArray[np.integer[Any]], frame: Frame, *, packed: boo
         frame: affine.
         packed: whether the voxels are gzipped.
     """
-    import nrrd  # type: ignore[import-untyped]  # it has no types
+    import nrrd
 
     lps = _RAS_TO_LPS @ frame.affine_ras
     header = {

@@ -16,7 +16,7 @@ Nifti = Callable[..., bytes]
 
 @pytest.fixture(name="write")
 def write_(tmp_path: Path) -> Callable[[bytes], Path]:
-    """Return the function that writes a file under the name that its first bytes ask for."""
+    """Return the function that writes a file with the extension that fits its first bytes."""
 
     def write(content: bytes) -> Path:
         path = tmp_path / ("scan.nii.gz" if content.startswith(b"\x1f\x8b") else "scan.nii")
@@ -27,7 +27,7 @@ def write_(tmp_path: Path) -> Callable[[bytes], Path]:
 
 
 def test_every_hostile_file_is_refused_for_its_own_reason(undecodable: Hostile, write: Callable[[bytes], Path]) -> None:
-    """Each fault has one error class, so that its code can be relied on."""
+    """Each fault has its own error class, so clients can rely on the code."""
     content, error = undecodable
 
     with pytest.raises(ScanError) as refusal:
@@ -39,7 +39,7 @@ def test_every_hostile_file_is_refused_for_its_own_reason(undecodable: Hostile, 
 def test_no_refusal_repeats_text_of_the_file(
     undecodable: Hostile, write: Callable[[bytes], Path], canary: str, tmp_path: Path
 ) -> None:
-    """Neither header text, nor content, nor the path of the file is in the message."""
+    """The message holds neither header text, nor content, nor the path of the file."""
     with pytest.raises(ScanError) as refusal:
         decode_scan(write(undecodable[0]))
 
@@ -62,22 +62,22 @@ def test_checking_finds_all_but_the_intensities(undecodable: Hostile, write: Cal
 
 
 def test_a_scale_beyond_float32_is_refused(nifti: Nifti, write: Callable[[bytes], Path]) -> None:
-    """Intensities that the scale takes out of float32 are not finite, and are refused as such without a warning."""
+    """Intensities that exceed float32 after scaling are refused as not finite, without a warning."""
     with pytest.raises(NonFiniteVoxels):
         decode_scan(write(nifti(scl_slope=3e38)))
 
 
 @pytest.mark.parametrize("magnitude", [1e39, 1e300])
 def test_float64_beyond_float32_is_refused(magnitude: float, nifti: Nifti, write: Callable[[bytes], Path]) -> None:
-    """The network computes in float32: intensities that are infinite there cannot be segmented."""
+    """The network computes in float32, in which these intensities are infinite."""
     array = np.linspace(0, 1, 120).reshape(4, 5, 6) * magnitude
 
     with pytest.raises(NonFiniteVoxels):
         decode_scan(write(nifti(array)))
 
 
-def test_a_name_means_nothing(nifti: Nifti, tmp_path: Path) -> None:
-    """Uploads have no extension: the first bytes decide whether gzip is unpacked."""
+def test_the_name_of_a_file_does_not_matter(nifti: Nifti, tmp_path: Path) -> None:
+    """Uploads have no extension: the first bytes decide whether a file is gzipped."""
     plain, packed = tmp_path / "a.nii.gz", tmp_path / "b"
     plain.write_bytes(nifti())
     packed.write_bytes(gzip.compress(nifti()))
@@ -101,7 +101,7 @@ def test_every_format_gives_the_same_volume_in_the_same_place(
     zip_of: Callable[..., bytes],
     write: Callable[[bytes], Path],
 ) -> None:
-    """The phantom as NIfTI, NRRD, MetaImage, plain and compressed, and DICOM: equal voxels, affines within 0.0001 mm."""
+    """NIfTI, NRRD and MetaImage, plain and compressed, and DICOM give equal voxels and affines within 0.0001 mm."""
     expected = decode_scan(write(nifti()))
     voxels = np.asarray(expected.array_CDHW[0], "<i2").tobytes(order="F")
     others = [
@@ -113,10 +113,10 @@ def test_every_format_gives_the_same_volume_in_the_same_place(
     ]
 
     for content in others:
-        found = decode_scan(write(content))
-        np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
-        np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
-        assert found.warnings == ()
+        volume = decode_scan(write(content))
+        np.testing.assert_array_equal(volume.array_CDHW, expected.array_CDHW)
+        np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-4)
+        assert volume.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_every_format_gives_the_same_volume_in_the_same_place(
         (bytes(128) + b"DICM", UnrecognisedFormat, "Send all files of its series in one .zip"),
     ],
 )
-def test_what_no_format_reads_is_told_what_is_read(
+def test_a_file_of_no_known_format_is_refused_with_advice(
     content: bytes, error: type[ScanError], words: str, write: Callable[[bytes], Path]
 ) -> None:
-    """The refusal says what to send instead, for one DICOM file too."""
+    """The message says what to send instead, also for a single DICOM file."""
     with pytest.raises(error, match=words):
         check_scan(write(content))
 
 
 def test_the_limit_of_voxels_is_that_of_the_formats() -> None:
-    """Preprocessing takes the limit from here."""
+    """Preprocessing imports the limit from this module."""
     assert MAX_VOXELS == 512 * 512 * 2048

@@ -69,14 +69,14 @@ def scan(tmp_path: Path) -> Path:
 
 @needs_landlock
 def test_the_one_file_is_read(scan: Path) -> None:
-    """All seven bytes of it."""
+    """A confined process reads all seven bytes of it."""
     assert _fork(lambda: _read(scan)) == 7
 
 
 @needs_landlock
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_everything_else_is_forbidden(name: str, scan: Path) -> None:
-    """The kernel says no, whatever the process runs as; the file is unharmed."""
+    """The kernel refuses, whatever user the process runs as, and the file stays unchanged."""
     assert _fork(lambda: _attempt(scan, name)) == errno.EACCES
     assert scan.read_bytes() == b"a scan."
     assert list(scan.parent.iterdir()) == [scan]
@@ -84,20 +84,20 @@ def test_everything_else_is_forbidden(name: str, scan: Path) -> None:
 
 @pytest.mark.skipif(landlock_version() < 4, reason="this kernel's Landlock knows no TCP (version 4)")
 def test_no_connection_is_opened(scan: Path) -> None:
-    """Nothing that a file made of the process can call home."""
+    """A process taken over by a file cannot open a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert _fork(lambda: _connect(scan, server.getsockname()[1])) == errno.EACCES
 
 
 @needs_landlock
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    """Without a file there is nothing to allow; the process is not confined and must not go on."""
+    """The process is then not confined, so the caller must not go on."""
     with pytest.raises(OSError, match="missing"):
         read_only_this(tmp_path / "missing")
 
 
 def test_without_landlock_nothing_happens(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old kernels and other systems: the caller warns and goes on."""
+    """On old kernels and other systems the call does nothing."""
     monkeypatch.setattr(landlock, "landlock_version", lambda: 0)
     read_only_this(scan)
     assert Path("/etc/passwd").read_bytes()
@@ -108,8 +108,8 @@ def test_without_landlock_nothing_happens(scan: Path, monkeypatch: pytest.Monkey
     [(1, 8, 13), (2, 8, 14), (3, 8, 15), (4, 16, 15), (5, 16, 16), (6, 24, 16), (7, 24, 16)],
 )
 def test_each_version_is_asked_for_what_it_knows(version: int, size: int, file_rights: int) -> None:
-    """The sizes of struct landlock_ruleset_attr and the rights of include/uapi/linux/landlock.h."""
-    attributes, found = landlock._ruleset(version)
+    """Sizes of struct landlock_ruleset_attr and rights agree with include/uapi/linux/landlock.h."""
+    attributes, attributes_size = landlock._ruleset(version)
 
-    assert found == len(attributes) == size
+    assert attributes_size == len(attributes) == size
     assert int.from_bytes(attributes[:8], "little") == (1 << file_rights) - 1

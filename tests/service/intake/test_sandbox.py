@@ -35,7 +35,7 @@ MEBIBYTE = 1 << 20
 
 
 class Watched:
-    """The forkserver's context, which keeps every process that it starts."""
+    """The forkserver's context, recording every process that it starts."""
 
     def __init__(self) -> None:
         self.started: list[BaseProcess] = []
@@ -43,19 +43,19 @@ class Watched:
         self.Pipe = self._context.Pipe
 
     def Process(self, **options: Any) -> BaseProcess:  # noqa: N802, ANN401 - as the context spells it
-        """Return a process that has not been started."""
+        """Return a process that is not started yet."""
         self.started.append(self._context.Process(**options))
         return self.started[-1]
 
 
 def _settle() -> None:
-    """Wait until the last process has ended and the next one waits."""
+    """Wait until the last process has ended and the next one is ready."""
     for thread in threading.enumerate():
         if thread.name == sandbox._PREPARING:
             thread.join()
 
 
-def _nobody_waits() -> None:
+def _end_waiting() -> None:
     """End the process that waits for the next file."""
     _settle()
     with suppress(queue.Empty):
@@ -65,7 +65,7 @@ def _nobody_waits() -> None:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Return the processes that are started from now on."""
-    _nobody_waits()
+    _end_waiting()
     watched = Watched()
     monkeypatch.setattr(sandbox, "_PROCESSES", watched)
     return watched
@@ -81,9 +81,9 @@ def scan(nifti: Nifti, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def slow_scan(nifti: Nifti, patch: Nifti, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of 4 MB that is a valid scan of 4 GB: seconds of decompression, and as much memory as it says.
+    """Return a file of 4 MB that is a valid scan of 4 GB: decoding it takes seconds and 4 GB of memory.
 
-    Its voxels are gzip members of 16 MB of zeros each, one after the other.
+    Its voxels are consecutive gzip members of 16 MB of zeros each.
     """
     header = patch(nifti(np.zeros((2, 2, 2))), dim_1=512, dim_2=512, dim_3=2048)[:352]
     member = gzip.compress(bytes(16 * MEBIBYTE))
@@ -94,14 +94,14 @@ def slow_scan(nifti: Nifti, patch: Nifti, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(name="decoding")
 def decoding_(watched: Watched, slow_scan: Path) -> Iterator[tuple[int, list[BaseException]]]:
-    """Yield the id of a process that decodes a slow scan, and where its error will stand once it has ended."""
-    found: list[BaseException] = []
+    """Yield the id of a process that decodes a slow scan, and a list that will hold its error once it has ended."""
+    raised: list[BaseException] = []
 
     def decode() -> None:
         try:
             check_sandboxed(slow_scan, Limits(memory_bytes=4 << 30, seconds=59))
         except BaseException as error:  # noqa: BLE001 - handed over to the test
-            found.append(error)
+            raised.append(error)
 
     thread = threading.Thread(target=decode)
     thread.start()
@@ -111,7 +111,7 @@ def decoding_(watched: Watched, slow_scan: Path) -> Iterator[tuple[int, list[Bas
         time.sleep(0.005)
     pid = watched.started[0].pid
     assert pid is not None
-    yield pid, found
+    yield pid, raised
     thread.join()
 
 
@@ -121,17 +121,17 @@ def _limits_of(pid: int) -> dict[str, list[str]]:
 
 
 def _is_confined(pid: int) -> bool:
-    return _limits_of(pid)["Max core file size"] == ["0", "0"]  # the last that is set
+    return _limits_of(pid)["Max core file size"] == ["0", "0"]  # the last limit that is set
 
 
 def test_the_sandbox_returns_what_decoding_returns(scan: Path) -> None:
-    """Voxels, type, affine, header and warnings come back unchanged, as native numbers."""
-    expected, found = decode_scan(scan), decode_sandboxed(scan)
+    """Voxels, their type, affine, header and warnings are the same as without the sandbox."""
+    expected, sandboxed = decode_scan(scan), decode_sandboxed(scan)
 
-    assert found.array_CDHW.dtype == expected.array_CDHW.dtype
-    assert np.array_equal(found.array_CDHW, expected.array_CDHW)
-    assert found.affine.tobytes() == expected.affine.tobytes()
-    assert (found.header, found.warnings) == (expected.header, expected.warnings)
+    assert sandboxed.array_CDHW.dtype == expected.array_CDHW.dtype
+    assert np.array_equal(sandboxed.array_CDHW, expected.array_CDHW)
+    assert sandboxed.affine.tobytes() == expected.affine.tobytes()
+    assert (sandboxed.header, sandboxed.warnings) == (expected.header, expected.warnings)
 
 
 @pytest.mark.parametrize(
@@ -140,20 +140,20 @@ def test_the_sandbox_returns_what_decoding_returns(scan: Path) -> None:
     ids=["scaled", "big-endian", "NIfTI-2", "with a warning"],
 )
 def test_every_kind_of_scan_passes_the_pipe(fields: dict[str, Any], nifti: Nifti, tmp_path: Path) -> None:
-    """Nothing is lost between the processes, whatever the file's version, byte order and scale."""
+    """Nothing is lost between the processes for any version, byte order and scale of the file."""
     path = tmp_path / "scan"
     path.write_bytes(nifti(**fields))
 
-    expected, found = decode_scan(path), decode_sandboxed(path)
+    expected, sandboxed = decode_scan(path), decode_sandboxed(path)
 
-    assert found.array_CDHW.tobytes() == expected.array_CDHW.tobytes()
-    assert found.affine.tobytes() == expected.affine.tobytes()
-    assert (found.header, found.warnings) == (expected.header, expected.warnings)
+    assert sandboxed.array_CDHW.tobytes() == expected.array_CDHW.tobytes()
+    assert sandboxed.affine.tobytes() == expected.affine.tobytes()
+    assert (sandboxed.header, sandboxed.warnings) == (expected.header, expected.warnings)
 
 
-@pytest.mark.parametrize("kind", ["NRRD", "NRRD gzip", "MHA", "MHA zlib"])
-def test_other_formats_pass_the_pipe(kind: str, nrrd: Nifti, mha: Nifti, tmp_path: Path) -> None:
-    """NRRD and MetaImage are read in the confined process as outside of it."""
+@pytest.mark.parametrize("form", ["NRRD", "NRRD gzip", "MHA", "MHA zlib"])
+def test_other_formats_pass_the_pipe(form: str, nrrd: Nifti, mha: Nifti, tmp_path: Path) -> None:
+    """NRRD and MetaImage are read the same inside and outside the confined process."""
     voxels = np.arange(120, dtype="<i2").tobytes()
     path = tmp_path / "scan"
     path.write_bytes(
@@ -162,24 +162,24 @@ def test_other_formats_pass_the_pipe(kind: str, nrrd: Nifti, mha: Nifti, tmp_pat
             "NRRD gzip": lambda: nrrd(gzip.compress(voxels), encoding="gzip"),
             "MHA": lambda: mha(voxels),
             "MHA zlib": lambda: mha(zlib.compress(voxels), CompressedData="True"),
-        }[kind]()
+        }[form]()
     )
 
-    expected, found = decode_scan(path), decode_sandboxed(path)
+    expected, sandboxed = decode_scan(path), decode_sandboxed(path)
 
-    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
-    assert found.header == expected.header
+    np.testing.assert_array_equal(sandboxed.array_CDHW, expected.array_CDHW)
+    assert sandboxed.header == expected.header
 
 
 @pytest.mark.parametrize(
     "transfer_syntax",
     [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless],
-    ids=lambda each: each.keyword,
+    ids=lambda syntax: syntax.keyword,
 )
 def test_dicom_needs_no_file_but_its_own(
     transfer_syntax: uid.UID, slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
 ) -> None:
-    """Every decoder is in memory before the process is confined: it could load none of them afterwards."""
+    """Every decoder is loaded before the process is confined, since none can be loaded afterwards."""
     images = slices_of(np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.int16))
     for image in images:
         if transfer_syntax.is_compressed:
@@ -190,16 +190,16 @@ def test_dicom_needs_no_file_but_its_own(
     path.write_bytes(zip_of(images))
     check_sandboxed(path)
 
-    expected, found = decode_scan(path), decode_sandboxed(path)
+    expected, sandboxed = decode_scan(path), decode_sandboxed(path)
 
-    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
-    np.testing.assert_array_equal(found.affine, expected.affine)
+    np.testing.assert_array_equal(sandboxed.array_CDHW, expected.array_CDHW)
+    np.testing.assert_array_equal(sandboxed.affine, expected.affine)
 
 
 def test_jpeg_lossless_needs_no_file_but_its_own(
     slices_of: Callable[..., list[Dataset]], dicom_file: Callable[[Dataset], bytes], zip_of: Nifti, tmp_path: Path
 ) -> None:
-    """GDCM's decoder is there, too, when the process is confined; DCMTK has written the files."""
+    """GDCM's decoder is loaded before the process is confined, too; DCMTK writes the files."""
     array = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint16)
     files = {}
     for number, image in enumerate(slices_of(array)):
@@ -213,10 +213,10 @@ def test_jpeg_lossless_needs_no_file_but_its_own(
     np.testing.assert_array_equal(decode_sandboxed(path).array_CDHW[0], array)
 
 
-def test_what_names_the_patient_comes_along(
+def test_the_headers_of_a_series_pass_the_pipe(
     slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
 ) -> None:
-    """The headers that DICOM results are made with, as decoding alone gives them; of NIfTI there are none."""
+    """The headers for DICOM results are the same as without the sandbox."""
     path = tmp_path / "scan"
     path.write_bytes(zip_of(slices_of()))
 
@@ -226,12 +226,12 @@ def test_what_names_the_patient_comes_along(
 
 @pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
 def test_a_confined_process_reads_the_scan_and_nothing_else(scan: Path) -> None:
-    """Inside, /etc/passwd cannot be opened; the scan can."""
+    """A confined process can open the scan but not /etc/passwd."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads; the child uses none
         child = os.fork()
     if child == 0:
-        sandbox._confine(scan, Limits(memory_bytes=1 << 40))  # it has all that the tests before it took
+        sandbox._confine(scan, Limits(memory_bytes=1 << 40))  # the fork has inherited all memory of earlier tests
         try:
             Path("/etc/passwd").read_bytes()
         except PermissionError:
@@ -244,7 +244,7 @@ def test_a_confined_process_reads_the_scan_and_nothing_else(scan: Path) -> None:
 def test_a_kernel_without_landlock_is_told_once(
     scan: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Decoding goes on; the log says what is not kept from it."""
+    """Decoding goes on, and the log warns once that files are not protected."""
     monkeypatch.setattr(sandbox, "landlock_version", lambda: 0)
     sandbox._warn_without_landlock.cache_clear()
 
@@ -256,7 +256,7 @@ def test_a_kernel_without_landlock_is_told_once(
 
 
 def test_a_volume_of_many_megabytes_passes_the_pipe(nifti: Nifti, tmp_path: Path) -> None:
-    """Far more than a pipe holds at once arrives whole and in order."""
+    """A volume much larger than a pipe's buffer arrives complete and in order."""
     array = np.random.default_rng(8).integers(-1000, 3000, (200, 150, 100)).astype(np.int16)
     path = tmp_path / "scan"
     path.write_bytes(nifti(array))
@@ -265,7 +265,7 @@ def test_a_volume_of_many_megabytes_passes_the_pipe(nifti: Nifti, tmp_path: Path
 
 
 def test_checking_looks_at_the_whole_file_and_returns_nothing(scan: Path, nifti: Nifti, tmp_path: Path) -> None:
-    """A good file passes; one byte less is found."""
+    """A good file passes; one with a missing byte is refused."""
     check_sandboxed(scan)
     (tmp_path / "cut").write_bytes(nifti()[:-1])
 
@@ -274,21 +274,21 @@ def test_checking_looks_at_the_whole_file_and_returns_nothing(scan: Path, nifti:
 
 
 def test_an_error_keeps_its_class_and_its_words(undecodable: Hostile, tmp_path: Path) -> None:
-    """The caller meets the same error as without the sandbox, so no code was missing in there."""
+    """The caller gets the same error as without the sandbox, so no code was missing inside."""
     content, error = undecodable
     path = tmp_path / "scan"
     path.write_bytes(content)
     with pytest.raises(errors.ScanError) as expected:
         decode_scan(path)
-    with pytest.raises(errors.ScanError) as found:
+    with pytest.raises(errors.ScanError) as sandboxed:
         decode_sandboxed(path)
 
-    assert type(found.value) is type(expected.value) is error
-    assert found.value.detail == expected.value.detail
+    assert type(sandboxed.value) is type(expected.value) is error
+    assert sandboxed.value.detail == expected.value.detail
 
 
 def test_a_decoder_that_takes_too_long_is_stopped(slow_scan: Path, watched: Watched) -> None:
-    """The deadline holds in wall time, and the process is gone when the error arrives."""
+    """The deadline is in wall time, and the process has ended when the error is raised."""
     started = time.monotonic()
 
     with pytest.raises(errors.DecoderDeadline, match=r"^Decoding took longer than 1 s and was stopped\."):
@@ -300,21 +300,21 @@ def test_a_decoder_that_takes_too_long_is_stopped(slow_scan: Path, watched: Watc
 
 
 def test_a_decoder_that_dies_is_reported(decoding: tuple[int, list[BaseException]]) -> None:
-    """A killed process is the file's fault, not a crash of the service."""
-    pid, found = decoding
+    """A killed process counts as a fault of the file, not of the service."""
+    pid, raised = decoding
 
     os.kill(pid, signal.SIGKILL)
 
     deadline = time.monotonic() + 20
-    while not found:
+    while not raised:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert type(found[0]) is errors.DecoderCrashed
-    assert found[0].status == 422
+    assert type(raised[0]) is errors.DecoderCrashed
+    assert raised[0].status == 422
 
 
 def test_the_limits_are_those_of_the_process(decoding: tuple[int, list[BaseException]]) -> None:
-    """Memory, processor time, file size, open files and core dumps of the living process are limited, softly and hard."""
+    """Soft and hard limits of memory, processor time, file size, open files and core dumps are set."""
     limits = _limits_of(decoding[0])
 
     assert limits["Max address space"] == [str(4 << 30)] * 2
@@ -326,7 +326,7 @@ def test_the_limits_are_those_of_the_process(decoding: tuple[int, list[BaseExcep
 
 
 def test_what_a_decoder_prints_goes_nowhere(decoding: tuple[int, list[BaseException]]) -> None:
-    """Standard output and error are the null device: a library's message could repeat the file."""
+    """Standard output and error are the null device, since a library's message could repeat the file."""
     opened = [Path(f"/proc/{decoding[0]}/fd/{n}").readlink() for n in (1, 2)]
     os.kill(decoding[0], signal.SIGKILL)
 
@@ -334,35 +334,35 @@ def test_what_a_decoder_prints_goes_nowhere(decoding: tuple[int, list[BaseExcept
 
 
 def test_a_scan_beyond_the_memory_limit_is_too_large(slow_scan: Path) -> None:
-    """4 GB of voxels do not fit 1 GiB: the refusal says so, and the service's own memory is not touched."""
+    """4 GB of voxels do not fit into 1 GiB, and the message says so."""
     with pytest.raises(errors.VolumeTooLarge, match=r"^The volume needs more than the 1 GiB that decoding may use\."):
         decode_sandboxed(slow_scan, Limits(memory_bytes=1 << 30))
 
 
 def test_a_file_that_is_not_there_is_an_error_of_the_decoder(tmp_path: Path) -> None:
-    """An unexpected failure ends the child without a word, and the caller is told that it died."""
+    """An unexpected failure ends the child silently, and the caller gets DecoderCrashed."""
     with pytest.raises(errors.DecoderCrashed):
         check_sandboxed(tmp_path / "missing")
 
 
 def test_many_files_are_decoded_at_a_time(scan: Path) -> None:
-    """Threads do not take one another's answers."""
-    found: list[bytes] = []
+    """Concurrent threads do not get each other's answers."""
+    decoded: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: found.append(decode_sandboxed(scan).array_CDHW.tobytes())) for _ in range(8)
+        threading.Thread(target=lambda: decoded.append(decode_sandboxed(scan).array_CDHW.tobytes())) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert found == [decode_scan(scan).array_CDHW.tobytes()] * 8
+    assert decoded == [decode_scan(scan).array_CDHW.tobytes()] * 8
 
 
 def test_a_sandbox_costs_little(scan: Path, tmp_path: Path) -> None:
-    """The processes are forked, not started: the quickest of nine takes less than a tenth of a second.
+    """Processes are forked, not started anew: the fastest of nine takes less than a tenth of a second.
 
-    It is measured from a script that begins as `calibrant` does, since multiprocessing imports that in every process.
+    It is measured from a script with the imports of `calibrant`, because multiprocessing repeats them in each process.
     """
     script = tmp_path / "calibrant"
     script.write_text(
@@ -376,14 +376,14 @@ def test_a_sandbox_costs_little(scan: Path, tmp_path: Path) -> None:
         "        decode_sandboxed(Path(sys.argv[1]))\n"
         "        print(time.monotonic() - started)\n"
     )
-    found = subprocess.run([sys.executable, script, scan], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, scan], check=True, capture_output=True, text=True)
 
-    first, *others = map(float, found.stdout.split())
+    first, *others = map(float, done.stdout.split())
     assert min(others) < 0.1, (first, others)
 
 
 def test_the_shared_memory_keeps_its_size() -> None:
-    """A child that shrank it under its parent's mapping would kill the parent; it costs nothing while it is empty."""
+    """It cannot be resized, since shrinking it under a mapping would kill the parent; while empty it takes no memory."""
     shared = sandbox._shared_memory(1 << 40)
     try:
         assert os.fstat(shared).st_blocks == 0
@@ -395,7 +395,7 @@ def test_the_shared_memory_keeps_its_size() -> None:
 
 
 def test_nobody_can_write_to_sealed_memory() -> None:
-    """While somebody has it mapped for writing it cannot be sealed; once it is, nobody can, whoever holds a descriptor."""
+    """Sealing fails while a writable mapping exists; afterwards no holder of a descriptor can write."""
     shared = sandbox._shared_memory(mmap.PAGESIZE)
     try:
         with mmap.mmap(shared, mmap.PAGESIZE) as memory:
@@ -413,41 +413,46 @@ def test_nobody_can_write_to_sealed_memory() -> None:
 
 @pytest.fixture
 def seals(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Return what came of each attempt to seal the memory of a scan."""
-    found: list[bool] = []
-    seal = sandbox._sealed
-    monkeypatch.setattr(sandbox, "_sealed", lambda shared: found.append(seal(shared)) or found[-1])
-    return found
+    """Return the outcomes of all attempts to seal the memory of a scan."""
+    outcomes: list[bool] = []
+    original = sandbox._sealed
+
+    def seal(shared: int) -> bool:
+        outcomes.append(original(shared))
+        return outcomes[-1]
+
+    monkeypatch.setattr(sandbox, "_sealed", seal)
+    return outcomes
 
 
 def test_the_voxels_outlive_the_child_and_cannot_be_changed(seals: list[bool], watched: Watched, scan: Path) -> None:
-    """What is computed with is what was decoded: nobody can write to the memory any more, and soon nobody is there."""
-    found = decode_sandboxed(scan)
+    """The memory is sealed against writes, and the voxels stay valid after the child has ended."""
+    sandboxed = decode_sandboxed(scan)
 
     assert seals == [True]
-    assert not found.array_CDHW.flags.writeable
-    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+    assert not sandboxed.array_CDHW.flags.writeable
+    assert np.array_equal(sandboxed.array_CDHW, decode_scan(scan).array_CDHW)
     _settle()
     with pytest.raises(ValueError, match="closed"):
         watched.started[0].is_alive()
-    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+    assert np.array_equal(sandboxed.array_CDHW, decode_scan(scan).array_CDHW)
 
 
 def test_a_child_that_could_still_write_is_dead_before_its_voxels_are_seen(
     monkeypatch: pytest.MonkeyPatch, watched: Watched, scan: Path
 ) -> None:
-    """A hostile file may have taken it over and kept the memory mapped."""
+    """A child that keeps the memory mapped, e.g. taken over by a hostile file, is killed first."""
     monkeypatch.setattr(sandbox, "_sealed", lambda _shared: False)
 
-    found = decode_sandboxed(scan)
+    sandboxed = decode_sandboxed(scan)
 
     with pytest.raises(ValueError, match="closed"):
         watched.started[0].is_alive()
-    assert np.array_equal(found.array_CDHW, decode_scan(scan).array_CDHW)
+    assert np.array_equal(sandboxed.array_CDHW, decode_scan(scan).array_CDHW)
 
 
 def test_the_process_for_the_next_scan_waits_for_it(watched: Watched, scan: Path) -> None:
-    """Each is used once; one that died while it waited is replaced, and one whose parent ends is gone."""
+    """Each process is used once; one that died while waiting is replaced; one whose parent ends exits."""
     check_sandboxed(scan)
     waiting = sandbox._NEXT.get(timeout=10)
     sandbox._NEXT.put(waiting)
@@ -470,7 +475,7 @@ def test_the_process_for_the_next_scan_waits_for_it(watched: Watched, scan: Path
 
 
 def test_the_first_scan_does_not_wait_for_the_server_of_processes() -> None:
-    """Started ahead, it has its readers imported when a scan comes: that takes longer than one to decode."""
+    """The server of processes is started in advance, because its imports take longer than decoding a scan."""
     code = (
         "import time; from multiprocessing import forkserver; from service.intake.sandbox import start_sandbox\n"
         "start_sandbox(); print(forkserver._forkserver._forkserver_pid is not None)"

@@ -1,4 +1,4 @@
-"""A small oblique MR series for the tests of the reader."""
+"""A small oblique MR series for the tests of the DICOM reader."""
 
 import numpy as np
 import numpy.typing as npt

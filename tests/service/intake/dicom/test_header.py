@@ -6,26 +6,25 @@ from service.intake.dicom.header import SeriesHeader, read_series_header
 
 
 def test_a_real_series_has_one_header(real_series: Path) -> None:
-    """Every file of the real CT series says the same, and that it is CT."""
-    found = {read_series_header(path) for path in real_series.iterdir()}
+    """All files of a real CT series have the same header, of modality CT."""
+    (header,) = {read_series_header(path) for path in real_series.iterdir()}
 
-    (header,) = found
     assert isinstance(header, SeriesHeader)
     assert header.modality == "CT"
     assert header.uid.replace(".", "").isdigit()
 
 
 @pytest.mark.parametrize("content", [b"", b"text"])
-def test_what_is_no_dicom_has_none(tmp_path: Path, content: bytes) -> None:
-    """No error of pydicom comes through, whatever the file holds."""
+def test_a_file_that_is_not_dicom_has_no_header(tmp_path: Path, content: bytes) -> None:
+    """Errors of pydicom become None, whatever the file holds."""
     path = tmp_path / "file"
     path.write_bytes(content)
 
     assert read_series_header(path) is None
 
 
-def test_what_is_not_said_is_empty(tmp_path: Path) -> None:
-    """A DICOM file without the two attributes belongs to no series."""
+def test_missing_attributes_are_empty(tmp_path: Path) -> None:
+    """A DICOM file without the two attributes gives empty strings."""
     path = tmp_path / "file"
     # Patient's Name alone, in explicit VR little endian after a file meta group of its transfer syntax.
     syntax = b"1.2.840.10008.1.2.1\0"

@@ -30,22 +30,32 @@ def image(slices_of: Slices) -> Dataset:
 
 def read(content: bytes) -> Slice:
     """Return the one slice of a file."""
-    (found,) = read_instance(content, with_voxels=True)
-    return found
+    (image,) = read_instance(content, with_voxels=True)
+    return image
 
 
-def test_a_slice_is_what_its_tags_say(image: Dataset, dicom_file: Save) -> None:
-    """Place, directions and spacing as written, voxels as pydicom decodes them."""
-    found = read(dicom_file(image))
+def test_a_slice_has_the_values_of_its_tags(image: Dataset, dicom_file: Save) -> None:
+    """Position, directions and spacing are as written, voxels as pydicom decodes them."""
+    image_slice = read(dicom_file(image))
 
-    assert (found.series, found.instance, found.frame, found.frame_of_reference) == ("1.2.5", "1.2.3.3", 0, "1.2.6")
-    assert (found.localizer, found.inverted, found.shape, found.rescale) == (False, False, (5, 4), (1.0, 0.0))
-    np.testing.assert_allclose(found.position_mm, image.ImagePositionPatient)
-    np.testing.assert_allclose(found.orientation.ravel(), image.ImageOrientationPatient, atol=1e-6)
-    np.testing.assert_allclose(found.spacing_mm, [1.5, 1], atol=1e-3)
-    assert found.digest == hashlib.sha256(image.PixelData).digest()
-    np.testing.assert_array_equal(found.intensities(), image.pixel_array)
-    assert found.intensities().dtype == np.float32
+    assert (image_slice.series, image_slice.instance, image_slice.frame, image_slice.frame_of_reference) == (
+        "1.2.5",
+        "1.2.3.3",
+        0,
+        "1.2.6",
+    )
+    assert (image_slice.localizer, image_slice.inverted, image_slice.shape, image_slice.rescale) == (
+        False,
+        False,
+        (5, 4),
+        (1.0, 0.0),
+    )
+    np.testing.assert_allclose(image_slice.position_mm, image.ImagePositionPatient)
+    np.testing.assert_allclose(image_slice.orientation.ravel(), image.ImageOrientationPatient, atol=1e-6)
+    np.testing.assert_allclose(image_slice.spacing_mm, [1.5, 1], atol=1e-3)
+    assert image_slice.digest == hashlib.sha256(image.PixelData).digest()
+    np.testing.assert_array_equal(image_slice.intensities(), image.pixel_array)
+    assert image_slice.intensities().dtype == np.float32
 
 
 def test_slope_and_intercept_are_applied(image: Dataset, dicom_file: Save) -> None:
@@ -56,18 +66,18 @@ def test_slope_and_intercept_are_applied(image: Dataset, dicom_file: Save) -> No
 
 
 def test_monochrome1_is_not_inverted(image: Dataset, dicom_file: Save) -> None:
-    """It speaks of the display (PS3.3 C.7.6.3.1.2), not of the numbers."""
+    """It is about the display (PS3.3 C.7.6.3.1.2) and does not change the intensities."""
     image.PhotometricInterpretation = "MONOCHROME1"
-    found = read(dicom_file(image))
+    image_slice = read(dicom_file(image))
 
-    assert found.inverted
-    np.testing.assert_array_equal(found.intensities(), image.pixel_array)
+    assert image_slice.inverted
+    np.testing.assert_array_equal(image_slice.intensities(), image.pixel_array)
 
 
 def test_checking_keeps_no_voxels(image: Dataset, dicom_file: Save) -> None:
-    """A series of a thousand slices is checked without holding them all."""
-    (found,) = read_instance(dicom_file(image), with_voxels=False)
-    assert found.dataset is None
+    """A series of a thousand slices is checked without holding all voxels in memory."""
+    (image_slice,) = read_instance(dicom_file(image), with_voxels=False)
+    assert image_slice.dataset is None
 
 
 def slices_or_refusal(content: bytes) -> list[Slice] | ScanError:
@@ -81,12 +91,12 @@ def slices_or_refusal(content: bytes) -> list[Slice] | ScanError:
 @pytest.mark.parametrize(
     "transfer_syntax",
     [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless],
-    ids=lambda each: each.keyword,
+    ids=lambda syntax: syntax.keyword,
 )
 def test_lossless_transfer_syntaxes_give_the_same_voxels(
     transfer_syntax: uid.UID, slices_of: Slices, dicom_file: Save
 ) -> None:
-    """Compressed by pydicom's encoders, decoded like the native ones."""
+    """Voxels compressed by pydicom's encoders are decoded to the same values as uncompressed ones."""
     array = np.random.default_rng(3).integers(0, 4000, (64, 48, 2)).astype(np.uint16)
     image = slices_of(array)[1]
     if transfer_syntax.is_compressed:
@@ -101,7 +111,7 @@ def test_lossless_transfer_syntaxes_give_the_same_voxels(
 def test_jpeg_lossless_of_dcmtk_is_read(
     predictor: str, syntax: uid.UID, slices_of: Slices, dicom_file: Save, tmp_path: Path
 ) -> None:
-    """The encoding of older archives, written by DCMTK and decoded by GDCM: the same voxels."""
+    """The encoding of older archives, written by DCMTK, is decoded by GDCM to the same voxels."""
     array = np.random.default_rng(4).integers(0, 4000, (64, 48, 2)).astype(np.uint16)
     (tmp_path / "native.dcm").write_bytes(dicom_file(slices_of(array)[1]))
     command = [program("dcmcjpeg", "dcmtk"), predictor, "+un", "native.dcm", "packed.dcm"]
@@ -114,7 +124,7 @@ def test_jpeg_lossless_of_dcmtk_is_read(
 
 @pytest.mark.parametrize("length", [0xFFFFFFF0, 0x7FFFFFFF], ids=["4 GB", "2 GB"])
 def test_a_name_longer_than_the_file_is_a_refusal(length: int, image: Dataset, dicom_file: Save) -> None:
-    """A length that is claimed costs no memory."""
+    """A claimed length does not allocate memory."""
     content = dicom_file(image)
     at = content.index(b"\x10\x00\x10\x00PN")
     long = content[:at] + b"\x10\x00\x10\x00UT\0\0" + length.to_bytes(4, "little") + content[at + 8 :]
@@ -126,7 +136,7 @@ def test_a_name_longer_than_the_file_is_a_refusal(length: int, image: Dataset, d
 
 
 def test_big_endian_voxels_are_read(slices_of: Slices, dicom_file: Save) -> None:
-    """The retired byte order still stands in archives."""
+    """The retired byte order still occurs in archives."""
     image = slices_of()[2]
     expected = image.pixel_array
     image["PixelData"].value = expected.astype(">i2").tobytes()
@@ -137,7 +147,7 @@ def test_big_endian_voxels_are_read(slices_of: Slices, dicom_file: Save) -> None
 
 @pytest.mark.parametrize("transfer_syntax", [uid.DeflatedExplicitVRLittleEndian, uid.JPEGBaseline8Bit, uid.MPEG2MPML])
 def test_other_transfer_syntaxes_are_refused(transfer_syntax: uid.UID, image: Dataset, dicom_file: Save) -> None:
-    """Deflated ones before anything is inflated."""
+    """Deflated files are refused before anything is inflated."""
     del image.PixelData
     image.file_meta.TransferSyntaxUID = transfer_syntax
     with pytest.raises(errors.UnsupportedTransferSyntax):
@@ -146,7 +156,7 @@ def test_other_transfer_syntaxes_are_refused(transfer_syntax: uid.UID, image: Da
 
 @pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless])
 def test_a_damaged_stream_is_refused_when_it_is_decoded(syntax: uid.UID, slices_of: Slices, dicom_file: Save) -> None:
-    """Zeros in place of a compressed image; a stream of other extents."""
+    """A stream of zeros and one of other dimensions are refused."""
     image = slices_of(np.ones((64, 64, 1), np.int16))[0]
     image.compress(syntax, generate_instance_uid=False)
     good = image.PixelData
@@ -155,20 +165,20 @@ def test_a_damaged_stream_is_refused_when_it_is_decoded(syntax: uid.UID, slices_
     image.PixelData, image.Rows = good, 65
     smaller = read(dicom_file(image))
 
-    for found in (damaged, smaller):
+    for bad in (damaged, smaller):
         with pytest.raises(errors.UndecodableVoxels):
-            found.intensities()
+            bad.intensities()
 
 
 @pytest.mark.parametrize("sop_class", [uid.SegmentationStorage, uid.RTStructureSetStorage, uid.BasicTextSRStorage])
-def test_what_is_no_scan_has_no_slices(sop_class: uid.UID, image: Dataset, dicom_file: Save) -> None:
-    """Segmentations, structures and reports are left to others."""
+def test_other_objects_have_no_slices(sop_class: uid.UID, image: Dataset, dicom_file: Save) -> None:
+    """Segmentations, structure sets and reports are skipped."""
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = sop_class
     assert read_instance(dicom_file(image), with_voxels=True) == []
 
 
 def test_a_dicomdir_has_no_slices(image: Dataset, dicom_file: Save) -> None:
-    """It is not opened: it would name other files."""
+    """A DICOMDIR is skipped, since it refers to other files."""
     image.file_meta.MediaStorageSOPClassUID = uid.MediaStorageDirectoryStorage
     image.SOPClassUID = uid.MediaStorageDirectoryStorage
     assert read_instance(dicom_file(image), with_voxels=True) == []
@@ -204,7 +214,7 @@ REFUSED = [
 def test_each_fault_is_refused_for_its_own_reason(
     tags: dict[str, Any], error: type[ScanError], image: Dataset, dicom_file: Save, canary: str
 ) -> None:
-    """Headers are checked before any voxel is decoded, and nothing of them is repeated."""
+    """Headers are checked before any voxel is decoded, and messages repeat nothing of them."""
     for name, value in tags.items():
         if value is None:
             delattr(image, name)
@@ -219,7 +229,7 @@ def test_each_fault_is_refused_for_its_own_reason(
 
 
 def test_numbers_that_are_none_are_refused(image: Dataset, dicom_file: Save) -> None:
-    """A decimal string of NaN, which Python would read."""
+    """A decimal string of NaN, which Python would accept, is refused."""
     image.ImagePositionPatient = ["1.25", "20", "34"]
     content = dicom_file(image).replace(b"1.25", b"nan ")
     with pytest.raises(errors.InvalidAffine):
@@ -227,16 +237,16 @@ def test_numbers_that_are_none_are_refused(image: Dataset, dicom_file: Save) -> 
 
 
 def test_directions_are_made_orthonormal(image: Dataset, dicom_file: Save) -> None:
-    """Three digits are enough for a file; the grid is at right angles all the same."""
+    """Files round directions to as few as three digits; the grid is rectangular all the same."""
     image.ImageOrientationPatient = ["0.866", "-0.499", "0.03", "0.5", "0.866", "0"]
-    found = read(dicom_file(image))
+    image_slice = read(dicom_file(image))
 
-    np.testing.assert_allclose(found.orientation @ found.orientation.T, np.eye(2), atol=1e-15)
-    np.testing.assert_allclose(found.orientation.ravel(), image.ImageOrientationPatient, atol=2e-3)
+    np.testing.assert_allclose(image_slice.orientation @ image_slice.orientation.T, np.eye(2), atol=1e-15)
+    np.testing.assert_allclose(image_slice.orientation.ravel(), image.ImageOrientationPatient, atol=2e-3)
 
 
 def test_nesting_without_end_is_a_refusal(image: Dataset, dicom_file: Save) -> None:
-    """20,000 sequences in one another end the process of other readers."""
+    """20,000 nested sequences, which crash other readers, are refused."""
     nested = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 20_000
     content = dicom_file(image)
     at = content.index(b"\x08\x00\x60\x00CS")
@@ -248,7 +258,7 @@ def test_nesting_without_end_is_a_refusal(image: Dataset, dicom_file: Save) -> N
 def test_a_damaged_file_is_read_or_refused_never_a_crash(
     seed: int, image: Dataset, dicom_file: Save, canary: str
 ) -> None:
-    """Bytes changed anywhere end in slices or a ScanError, and without the file's text."""
+    """Whatever bytes are changed, the outcome is slices or a ScanError without the file's text."""
     chance = random.Random(seed)  # noqa: S311 - a test's seed
     content = bytearray(dicom_file(image))
     for _ in range(chance.randint(1, 6)):
@@ -261,7 +271,7 @@ def test_a_damaged_file_is_read_or_refused_never_a_crash(
 
 
 def enhanced(images: list[Dataset]) -> Dataset:
-    """Return one enhanced CT object of single-frame ones, by the words of PS3.3 C.7.6.16."""
+    """Return an enhanced CT object made of single-frame ones (PS3.3 C.7.6.16)."""
     one = copy.deepcopy(images[0])
     one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = uid.EnhancedCTImageStorage
     shared, measures, plane = Dataset(), Dataset(), Dataset()
@@ -285,7 +295,7 @@ def enhanced(images: list[Dataset]) -> Dataset:
 
 @pytest.mark.parametrize("compress", [False, True], ids=["native", "RLE"])
 def test_frames_of_an_enhanced_object_are_slices(compress: bool, slices_of: Slices, dicom_file: Save) -> None:  # noqa: FBT001 - a parameter of the test
-    """Each frame has its own place and slope, and shares what the object says once."""
+    """Each frame has its own position and slope, and shares the common attributes."""
     images = slices_of()
     whole = enhanced(images)
     if compress:
@@ -302,7 +312,7 @@ def test_frames_of_an_enhanced_object_are_slices(compress: bool, slices_of: Slic
 
 
 def test_an_enhanced_object_without_places_is_refused(slices_of: Slices, dicom_file: Save) -> None:
-    """A frame whose group is missing lies nowhere."""
+    """A frame without its functional group has no position."""
     whole = enhanced(slices_of())
     del whole.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence
     with pytest.raises(errors.MissingOrientation):

@@ -17,9 +17,11 @@ from pydicom.dataset import Dataset
 from service import errors
 from service.errors import ScanError
 from service.intake.dicom import series as reader
+from service.intake.formats import archive
 from service.intake.formats.geometry import lps_to_ras
 from service.volume import Volume
 from tests.dicom_series import series_of_array
+from tests.service.intake.formats.contract import ScanFormatContract
 
 Slices = Callable[..., list[Dataset]]
 Save = Callable[[Dataset], bytes]
@@ -43,13 +45,13 @@ def real_images(real_series: Path) -> list[Dataset]:
 
 
 def decode(content: bytes) -> Volume:
-    """Return the volume of a zip, which checking accepts, too."""
+    """Return the volume of a zip after checking it."""
     reader.check(io.BytesIO(content))
     return reader.decode(io.BytesIO(content))
 
 
 def refuse(content: bytes) -> ScanError:
-    """Return the refusal of a zip, on which checking and decoding agree."""
+    """Return the error that both checking and decoding raise for a zip."""
     with pytest.raises(ScanError) as checking:
         reader.check(io.BytesIO(content))
     with pytest.raises(ScanError) as decoding:
@@ -57,6 +59,25 @@ def refuse(content: bytes) -> ScanError:
     assert type(checking.value) is type(decoding.value)
     assert checking.value.detail == decoding.value.detail
     return checking.value
+
+
+class SeriesInZip:
+    """The two modules that read a zip of a series: one recognises the zip, the other reads the series."""
+
+    recognise = staticmethod(archive.recognise)
+    decode = staticmethod(reader.decode)
+    check = staticmethod(reader.check)
+
+
+class TestDicomSeries(ScanFormatContract):
+    """A zip of a DICOM series is read as every format is."""
+
+    reader = SeriesInZip()
+
+    @pytest.fixture
+    def sample(self, slices_of: Slices, zip_of: Zip) -> bytes:
+        """Return the phantom as a zip of CT images."""
+        return zip_of(slices_of())
 
 
 def from_itk(paths: list[Path]) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float64]]:
@@ -72,7 +93,7 @@ def from_itk(paths: list[Path]) -> tuple[npt.NDArray[np.generic], npt.NDArray[np
 
 
 def test_a_real_series_is_read_as_by_itk(real_series: Path, real_images: list[Dataset], zip_of: Zip) -> None:
-    """78 slices of a real CT: voxels in Hounsfield units and affine are those of ITK and GDCM."""
+    """Voxels in Hounsfield units and affine of a real CT of 78 slices equal those of ITK and GDCM."""
     array, affine = from_itk(sorted(real_series.iterdir()))
 
     volume = decode(zip_of(real_images))
@@ -83,7 +104,7 @@ def test_a_real_series_is_read_as_by_itk(real_series: Path, real_images: list[Da
 
 
 def test_a_series_of_another_scanner_is_read_as_by_itk(dcmqi_ct: Path, zip_of: Zip) -> None:
-    """Three slices with signed voxels and private tags, some of them damaged."""
+    """Slices with signed voxels and damaged private tags are read as by ITK."""
     paths = sorted((dcmqi_ct / "ct-3slice").iterdir())
     array, affine = from_itk(paths)
 
@@ -96,7 +117,7 @@ def test_a_series_of_another_scanner_is_read_as_by_itk(dcmqi_ct: Path, zip_of: Z
 def test_an_oblique_series_is_read_as_by_itk_and_highdicom(
     images: list[Dataset], zip_of: Zip, dicom_file: Save, tmp_path: Path
 ) -> None:
-    """Files in any order, intensities with an intercept of -1024, axes column, row, slice."""
+    """Files may have any order; intensities include the intercept, and axes are column, row, slice."""
     random.Random(0).shuffle(images)  # noqa: S311 - a test's seed
     for n, image in enumerate(images):
         (tmp_path / str(n)).write_bytes(dicom_file(image))
@@ -111,17 +132,8 @@ def test_an_oblique_series_is_read_as_by_itk_and_highdicom(
     np.testing.assert_array_equal(volume.array_CDHW[0], other.array.T[:, :, ::-1])
 
 
-def test_the_header_of_the_results_is_nifti(images: list[Dataset], zip_of: Zip) -> None:
-    """It describes the same grid; nibabel reads it."""
-    volume = decode(zip_of(images))
-    header = nib.Nifti1Header(volume.header)
-
-    assert header.get_data_shape() == volume.shape == (6, 7, 16)
-    np.testing.assert_allclose(header.get_best_affine(), volume.affine, atol=1e-4)
-
-
 def test_each_slice_has_its_own_slope(images: list[Dataset], zip_of: Zip) -> None:
-    """PET and some MR write another slope for each slice."""
+    """PET and some MR series have a different slope for each slice."""
     expected = decode(zip_of(images)).array_CDHW[0] + 1024
     for k, image in enumerate(images):
         image.RescaleSlope, image.RescaleIntercept = str(k + 1), "0"
@@ -129,8 +141,8 @@ def test_each_slice_has_its_own_slope(images: list[Dataset], zip_of: Zip) -> Non
     np.testing.assert_array_equal(decode(zip_of(images)).array_CDHW[0], expected * np.arange(1, 17))
 
 
-def test_what_is_no_image_is_left_out_with_a_warning(images: list[Dataset], zip_of: Zip, dicom_file: Save) -> None:
-    """Letters, a DICOMDIR, a zip in the zip, a report: named by their number."""
+def test_other_files_are_left_out_with_a_warning(images: list[Dataset], zip_of: Zip, dicom_file: Save) -> None:
+    """Text, a nested zip and a report are counted in warnings."""
     report = copy.deepcopy(images[0])
     report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = uid.BasicTextSRStorage
     files = {str(n): dicom_file(image) for n, image in enumerate(images)}
@@ -143,7 +155,7 @@ def test_what_is_no_image_is_left_out_with_a_warning(images: list[Dataset], zip_
 
 
 def test_a_zip_without_images_is_refused(zip_of: Zip, canary: str) -> None:
-    """The message counts what was there."""
+    """The message counts the files that were found instead."""
     refusal = refuse(zip_of({canary: b"letter", "b": b""}))
 
     assert type(refusal) is errors.NoDicom
@@ -152,7 +164,7 @@ def test_a_zip_without_images_is_refused(zip_of: Zip, canary: str) -> None:
 
 
 def test_two_series_are_refused_with_their_number(images: list[Dataset], zip_of: Zip) -> None:
-    """None of them is chosen for the user; no identifier is repeated."""
+    """No series is chosen for the user, and no identifier is repeated."""
     images[3].SeriesInstanceUID = "1.2.99.7"
     images[4].SeriesInstanceUID = "1.2.99.8"
     refusal = refuse(zip_of(images))
@@ -163,33 +175,33 @@ def test_two_series_are_refused_with_their_number(images: list[Dataset], zip_of:
 
 
 def test_two_frames_of_reference_are_refused(images: list[Dataset], zip_of: Zip) -> None:
-    """Their positions have nothing to do with one another."""
+    """Positions in different frames of reference cannot be compared."""
     images[3].FrameOfReferenceUID = "1.2.99.7"
     assert type(refuse(zip_of(images))) is errors.MultipleSeries
 
 
-@pytest.mark.parametrize("says_so", [True, False], ids=["by its type", "by its orientation"])
-def test_a_localizer_is_left_out_with_a_warning(says_so: bool, images: list[Dataset], zip_of: Zip) -> None:  # noqa: FBT001 - a parameter of the test
-    """ITK would stack it with the rest."""
+@pytest.mark.parametrize("marked", [True, False], ids=["by its type", "by its orientation"])
+def test_a_localizer_is_left_out_with_a_warning(marked: bool, images: list[Dataset], zip_of: Zip) -> None:  # noqa: FBT001 - a parameter of the test
+    """A localizer is recognised by its type or by its orientation; ITK would stack it with the rest."""
     expected = decode(zip_of(images))
     localizer = copy.deepcopy(images[0])
-    localizer.SOPInstanceUID = localizer.file_meta.MediaStorageSOPInstanceUID = "1.2.77"
+    localizer.SOPInstanceUID = localizer.file_meta.MediaStorageSOPInstanceUID = uid.UID("1.2.77")
     localizer.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
-    if says_so:
+    if marked:
         localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
 
-    found = decode(zip_of([localizer, *images]))
+    volume = decode(zip_of([localizer, *images]))
 
-    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
-    np.testing.assert_array_equal(found.affine, expected.affine)
-    assert found.warnings == (
+    np.testing.assert_array_equal(volume.array_CDHW, expected.array_CDHW)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+    assert volume.warnings == (
         "1 images of the series are localizers or lie in another orientation, and were left out.",
     )
 
 
 @pytest.mark.parametrize("tag", ["ImageOrientationPatient", "PixelSpacing"])
 def test_several_stacks_are_refused(tag: str, images: list[Dataset], zip_of: Zip) -> None:
-    """Four images of another orientation or voxel size are no localizers."""
+    """Four images of another orientation or voxel size are too many to be localizers."""
     for image in images[:4]:
         setattr(image, tag, [0, 1, 0, 0, 0, -1] if tag == "ImageOrientationPatient" else [1, 1])
     refusal = refuse(zip_of(images))
@@ -199,7 +211,7 @@ def test_several_stacks_are_refused(tag: str, images: list[Dataset], zip_of: Zip
 
 
 def test_orientations_rounded_differently_are_one(images: list[Dataset], zip_of: Zip) -> None:
-    """A ten-thousandth is how files are rounded, not another orientation."""
+    """A difference of 0.0001 is rounding, not another orientation."""
     image = images[5]
     image.ImageOrientationPatient = [f"{float(cosine):.4f}" for cosine in image.ImageOrientationPatient]
 
@@ -207,19 +219,19 @@ def test_orientations_rounded_differently_are_one(images: list[Dataset], zip_of:
 
 
 def test_copies_are_left_out_with_a_warning(images: list[Dataset], zip_of: Zip) -> None:
-    """The same file twice, under another name."""
+    """The same file under another name counts once."""
     expected = decode(zip_of(images))
-    found = decode(zip_of([*images, images[4], images[5]]))
+    volume = decode(zip_of([*images, images[4], images[5]]))
 
-    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
-    assert found.warnings == ("2 files of the zip are copies of others and were left out.",)
+    np.testing.assert_array_equal(volume.array_CDHW, expected.array_CDHW)
+    assert volume.warnings == ("2 files of the zip are copies of others and were left out.",)
 
 
 @pytest.mark.parametrize("tag", ["PixelData", "ImagePositionPatient", "RescaleSlope"])
 def test_one_identifier_for_two_images_is_refused(
     tag: str, images: list[Dataset], zip_of: Zip, dicom_file: Save
 ) -> None:
-    """Voxels, place or slope differ: which one is meant nobody knows."""
+    """If voxels, position or slope differ, it is unclear which image is meant."""
     other = pydicom.dcmread(io.BytesIO(dicom_file(images[4])))
     setattr(other, tag, {"PixelData": bytes(84), "ImagePositionPatient": [1, 2, 3], "RescaleSlope": "2"}[tag])
 
@@ -227,10 +239,10 @@ def test_one_identifier_for_two_images_is_refused(
 
 
 def test_time_points_are_refused(slices_of: Slices, zip_of: Zip) -> None:
-    """Two images in each place, under identifiers of their own."""
+    """Two different images at each position are refused."""
     later = slices_of(np.full((4, 5, 6), 7, np.int16))
     for n, image in enumerate(later):
-        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = uid.UID(f"1.2.8.{n}")
     refusal = refuse(zip_of([*slices_of(), *later]))
 
     assert type(refusal) is errors.DuplicateInstance
@@ -246,13 +258,13 @@ def test_time_points_are_refused(slices_of: Slices, zip_of: Zip) -> None:
         ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), "2 kinds of image were found"),
     ],
 )
-def test_what_shares_a_place_is_told_apart_in_numbers(
+def test_a_refusal_names_what_distinguishes_the_images(
     tag: str, values: tuple[object, object], words: str, slices_of: Slices, zip_of: Zip
 ) -> None:
-    """Time points, echoes, acquisitions, magnitude and phase: counted, none of them chosen."""
+    """Time points, echoes, acquisitions or image types are counted, and none is chosen."""
     first, later = slices_of(), slices_of(np.full((4, 5, 6), 7, np.int16))
     for n, (one, other) in enumerate(zip(first, later, strict=True)):
-        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = uid.UID(f"1.2.8.{n}")
         setattr(one, tag, values[0])
         setattr(other, tag, values[1])
     refusal = refuse(zip_of([*first, *later]))
@@ -263,10 +275,10 @@ def test_what_shares_a_place_is_told_apart_in_numbers(
 
 
 def test_two_echoes_beside_each_other_are_uneven_for_a_reason(slices_of: Slices, zip_of: Zip) -> None:
-    """Their slices lie between one another; the refusal says what was mixed."""
+    """Interleaved slices of two echoes are refused, and the message says what was mixed."""
     first, later = slices_of(), slices_of(np.full((4, 5, 6), 7, np.int16))
     for n, (one, other) in enumerate(zip(first, later, strict=True)):
-        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"1.2.8.{n}"
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = uid.UID(f"1.2.8.{n}")
         other.ImagePositionPatient[2] = float(other.ImagePositionPatient[2]) + 0.7
         one.EchoTime, other.EchoTime = "4.6", "92"
     refusal = refuse(zip_of([*first, *later]))
@@ -276,7 +288,7 @@ def test_two_echoes_beside_each_other_are_uneven_for_a_reason(slices_of: Slices,
 
 
 def test_a_volume_of_two_acquisitions_is_one(slices_of: Slices, zip_of: Zip) -> None:
-    """A scanner may count twice along one stack: only what shares a place is in doubt."""
+    """Several acquisition numbers along one stack are accepted as long as no position is shared."""
     images = slices_of()
     for k, image in enumerate(images):
         image.AcquisitionNumber = 1 + k // 3
@@ -286,7 +298,7 @@ def test_a_volume_of_two_acquisitions_is_one(slices_of: Slices, zip_of: Zip) -> 
 
 @pytest.mark.parametrize("placed", [True, False], ids=["with positions", "without"])
 def test_secondary_captures_need_a_place(placed: bool, images: list[Dataset], zip_of: Zip) -> None:  # noqa: FBT001 - a parameter of the test
-    """Some scanners store whole series so; a screen shot lies nowhere in the patient."""
+    """Some scanners store series as secondary captures; a screen shot without a position is refused."""
     expected = decode(zip_of(images))
     for image in images:
         image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
@@ -301,7 +313,7 @@ def test_secondary_captures_need_a_place(placed: bool, images: list[Dataset], zi
 
 
 def test_an_enhanced_object_is_the_series_that_it_was_made_of(zip_of: Zip) -> None:
-    """Highdicom's converter packs single MR images into one; the volume stays what it was, in the same place."""
+    """Single MR images packed into one object by highdicom's converter give the same volume at the same place."""
     from highdicom.legacy import LegacyConvertedEnhancedMRImage
 
     affine = np.eye(4)
@@ -315,14 +327,14 @@ def test_an_enhanced_object_is_the_series_that_it_was_made_of(zip_of: Zip) -> No
         sop_instance_uid="1.2.4",
         instance_number=1,
     )
-    expected, found = decode(zip_of(images)), decode(zip_of([whole]))
+    expected, volume = decode(zip_of(images)), decode(zip_of([whole]))
 
-    np.testing.assert_array_equal(found.array_CDHW, expected.array_CDHW)
-    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-6)
+    np.testing.assert_array_equal(volume.array_CDHW, expected.array_CDHW)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-6)
 
 
 def test_odd_text_and_private_attributes_do_no_harm(images: list[Dataset], zip_of: Zip, dicom_file: Save) -> None:
-    """An unknown character set, text that is none in it, private blocks and sequences: the voxels count."""
+    """Unknown character sets, undecodable text and private attributes do not affect the voxels."""
     expected = decode(zip_of(images)).array_CDHW
     for image in images:
         image.SpecificCharacterSet = "ISO_IR 192"
@@ -334,15 +346,15 @@ def test_odd_text_and_private_attributes_do_no_harm(images: list[Dataset], zip_o
     np.testing.assert_array_equal(decode(zip_of(odd)).array_CDHW, expected)
 
 
-def test_monochrome1_is_told(images: list[Dataset], zip_of: Zip) -> None:
-    """Its intensities are used as stored, and a warning says so."""
+def test_monochrome1_gives_a_warning(images: list[Dataset], zip_of: Zip) -> None:
+    """Intensities are used as stored, and a warning says so."""
     expected = decode(zip_of(images)).array_CDHW
     for image in images:
         image.PhotometricInterpretation = "MONOCHROME1"
-    found = decode(zip_of(images))
+    volume = decode(zip_of(images))
 
-    np.testing.assert_array_equal(found.array_CDHW, expected)
-    assert found.warnings == (
+    np.testing.assert_array_equal(volume.array_CDHW, expected)
+    assert volume.warnings == (
         "The images ask to be displayed inverted (MONOCHROME1); their intensities were used as stored.",
     )
 
@@ -373,7 +385,7 @@ def _cropped(images: list[Dataset], count: int) -> list[Dataset]:
 def test_a_real_series_with_a_fault_is_refused(
     edit: Callable[[list[Dataset]], list[Dataset]], error: type[ScanError], real_series: Path, zip_of: Zip
 ) -> None:
-    """What ITK's series reader accepts in silence is refused by its name."""
-    images = [pydicom.dcmread(path) for path in sorted(real_series.iterdir())]
+    """Faults that ITK's series reader accepts silently are refused with their own error."""
+    images: list[Dataset] = [pydicom.dcmread(path) for path in sorted(real_series.iterdir())]
 
     assert type(refuse(zip_of(edit(images)))) is error

@@ -29,7 +29,9 @@ def images(slices_of: Slices) -> list[Dataset]:
 @pytest.fixture
 def read(dicom_file: Save) -> Read:
     """Return the function that reads images."""
-    return lambda images: [each for image in images for each in read_instance(dicom_file(image), with_voxels=False)]
+    return lambda images: [
+        one_slice for image in images for one_slice in read_instance(dicom_file(image), with_voxels=False)
+    ]
 
 
 def move(image: Dataset, *, x: float = 0, z: float = 0) -> None:
@@ -38,31 +40,31 @@ def move(image: Dataset, *, x: float = 0, z: float = 0) -> None:
 
 
 def test_slices_are_sorted_along_their_normal(images: list[Dataset], read: Read) -> None:
-    """The order of the files means nothing, and InstanceNumber neither."""
+    """Neither the order of the files nor InstanceNumber matters."""
     shuffled = [images[n] for n in (3, 0, 7, 1, 6, 2, 5, 4)]
 
     slices, affine = stack(read(shuffled))
 
-    assert [each.position_mm[2] for each in slices] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert [image.position_mm[2] for image in slices] == [0, 2, 4, 6, 8, 10, 12, 14]
     np.testing.assert_array_equal(affine, lps_to_ras(np.diag([1, 1.5, 2, 1])))
 
 
 def test_the_affine_maps_to_ras_as_the_series_was_made(
     slices_of: Slices, read: Read, oblique: npt.NDArray[np.float64]
 ) -> None:
-    """An oblique grid comes back within a ten-thousandth of a millimetre."""
+    """The affine of an oblique grid is reproduced within 0.0001 mm."""
     _, affine = stack(read(slices_of(None, oblique)))
 
     np.testing.assert_allclose(affine, oblique, atol=1e-4)
 
 
 def test_a_left_handed_grid_is_turned_over(slices_of: Slices, read: Read, oblique: npt.NDArray[np.float64]) -> None:
-    """The index grows along row x column, as in ITK: the last slice becomes the first, and every voxel keeps its place."""
+    """K grows along row x column, as in ITK: the last slice becomes the first, and every voxel keeps its place."""
     mirrored = oblique.copy()
     mirrored[:, 2] *= -1
     slices, affine = stack(read(slices_of(None, mirrored)))
 
-    assert [each.instance for each in slices] == [f"1.2.3.{n}" for n in (6, 5, 4, 3, 2, 1)]
+    assert [image.instance for image in slices] == [f"1.2.3.{n}" for n in (6, 5, 4, 3, 2, 1)]
     np.testing.assert_allclose(affine @ [0, 0, 5, 1], mirrored @ [0, 0, 0, 1], atol=1e-4)
 
 
@@ -70,7 +72,7 @@ def test_a_left_handed_grid_is_turned_over(slices_of: Slices, read: Read, obliqu
 def test_jitter_is_accepted_where_highdicom_accepts_it(
     jitter: list[float], slices_of: Slices, dicom_file: Save
 ) -> None:
-    """Slices within 2.5 % of their place: regular to highdicom at the tolerance of 5 %, with the same distance and order."""
+    """Slices within 2.5 % of their place are regular, with the same distance and order as in highdicom at 5 %."""
     images = slices_of(np.zeros((4, 5, 8), np.int16), np.diag([1.0, 1, 2, 1]))
     for image, mm in zip(images, jitter, strict=True):
         image.ImagePositionPatient[2] = image.ImagePositionPatient[2] + mm * 0.5
@@ -78,6 +80,7 @@ def test_jitter_is_accepted_where_highdicom_accepts_it(
 
     spacing, positions = get_series_volume_positions(images, rtol=0.05)
     assert spacing is not None
+    assert positions is not None
     np.testing.assert_allclose(np.linalg.norm(affine[:3, 2]), spacing)
     assert sorted(positions) == list(range(8))
     assert len(slices) == 8
@@ -94,20 +97,20 @@ def test_jitter_is_accepted_where_highdicom_accepts_it(
 def test_missing_slices_are_named_by_their_gaps(
     missing: list[int], words: str, images: list[Dataset], read: Read
 ) -> None:
-    """In millimetres from one end; ITK's series reader would stretch the voxels instead."""
+    """The gaps are given in millimetres from one end; ITK's series reader would stretch the voxels instead."""
     with pytest.raises(errors.MissingSlices, match=rf"^The slices lie 2\.00 mm apart, but {words}"):
         stack(read([image for n, image in enumerate(images) if n not in missing]))
 
 
 def test_many_gaps_are_counted(slices_of: Slices, read: Read) -> None:
-    """Five are named, the rest counted."""
+    """The message lists five gaps and counts the rest."""
     images = slices_of(np.zeros((4, 5, 40), np.int16), np.eye(4))
     with pytest.raises(errors.MissingSlices, match=r"10 of them .* and 5 more, counted"):
         stack(read([image for n, image in enumerate(images) if n % 4 != 2]))
 
 
 def test_other_distances_are_irregular(images: list[Dataset], read: Read) -> None:
-    """Distances that alternate by 30 %, and a drift that no single distance shows."""
+    """Distances that alternate by 30 % are refused."""
     for image in images[1::2]:
         move(image, z=0.6)
     with pytest.raises(errors.IrregularSpacing, match=r"1\.40 to 2\.60 mm"):
@@ -115,7 +118,7 @@ def test_other_distances_are_irregular(images: list[Dataset], read: Read) -> Non
 
 
 def test_a_drift_is_irregular(slices_of: Slices, read: Read) -> None:
-    """First 4 % too near, then 4 % too far: every distance is within 5 % of the mean, the middle is a slice off."""
+    """First 4 % too close, then 4 % too far: each distance is within 5 %, but the middle is off by more than a slice."""
     images = slices_of(np.zeros((4, 5, 60), np.int16), np.eye(4))
     for k, image in enumerate(images):
         image.ImagePositionPatient = [0, 0, k - 0.04 * min(k, 59 - k)]
@@ -125,15 +128,15 @@ def test_a_drift_is_irregular(slices_of: Slices, read: Read) -> None:
 
 @pytest.mark.parametrize("degrees", [15, 30, -20])
 def test_a_tilted_gantry_is_named(degrees: float, images: list[Dataset], read: Read) -> None:
-    """Slices that walk sideways as they go up; the message has the angle."""
+    """Slices that are shifted sideways in proportion to k are refused with the angle."""
     for k, image in enumerate(images):
         move(image, x=k * 2 * np.tan(np.radians(degrees)))
     with pytest.raises(errors.GantryTilt, match=rf"\({abs(degrees):.1f} degrees over the stack\)"):
         stack(read(images))
 
 
-def test_a_table_that_slips_is_no_volume(images: list[Dataset], read: Read) -> None:
-    """One slice beside the others is as wrong as a tilt; a third of a voxel is not."""
+def test_a_slice_shifted_sideways_is_refused(images: list[Dataset], read: Read) -> None:
+    """A single shifted slice is refused like a tilt; a shift of a third of a voxel is accepted."""
     move(images[3], x=0.3)
     stack(read(images))
     move(images[3], x=0.3)
@@ -142,7 +145,7 @@ def test_a_table_that_slips_is_no_volume(images: list[Dataset], read: Read) -> N
 
 
 def test_equal_slices_in_one_place_count_once(images: list[Dataset], read: Read) -> None:
-    """A copy under another identifier is dropped; another image there is not."""
+    """A copy under another identifier is dropped; a different image at the same place is refused."""
     twin = read(images)[2]
     assert len(stack([*read(images), twin])[0]) == 8
     images[3].ImagePositionPatient = images[2].ImagePositionPatient
@@ -152,7 +155,7 @@ def test_equal_slices_in_one_place_count_once(images: list[Dataset], read: Read)
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_two_slices_are_the_least(count: int, images: list[Dataset], read: Read) -> None:
-    """One has no distance to a next."""
+    """A single slice has no slice distance."""
     if count == 2:
         assert len(stack(read(images[:2]))[0]) == 2
     else:

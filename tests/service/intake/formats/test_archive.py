@@ -33,27 +33,27 @@ def one_member(
 
 
 def test_every_file_comes_in_turn(zip_of: Zip) -> None:
-    """Folders are no files; names, nested ones too, mean nothing."""
+    """Folders are skipped; names, even nested ones, do not matter."""
     content = zip_of({"b/": b"", "b/2": b"two", "1": b"one", "empty": b"", "c\\d": b"three"})
 
     assert members(content) == [b"two", b"one", b"", b"three"]
 
 
 def test_files_may_be_stored_or_deflated() -> None:
-    """The two methods of every zip program."""
+    """Both usual compression methods are read."""
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         assert members(one_member(method=method)) == [b"voxels"]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_methods_are_refused(method: int) -> None:
-    """Also those that Python could unpack."""
+    """This includes the methods that Python could unpack."""
     with pytest.raises(errors.UnsupportedCompression):
         members(one_member(method=method))
 
 
 def test_deflate64_is_refused() -> None:
-    """Method 9 of PKWARE, which large folders get in Windows."""
+    """Method 9 of PKWARE, which Windows uses for large folders, is refused."""
     content = one_member().replace(b"\x14\0\0\0\0\0", b"\x14\0\0\0\x09\0")
     with pytest.raises(errors.UnsupportedCompression):
         members(content)
@@ -63,37 +63,37 @@ def test_deflate64_is_refused() -> None:
     "name", ["../a", "a/../../b", "..\\a", "/etc/passwd", "\\a", "C:\\a", "c:/a", "..", "a/.."], ids=repr
 )
 def test_names_that_lead_out_are_refused(name: str) -> None:
-    """Nothing is written anywhere, but whoever sends such a zip means no good."""
+    """Nothing is written to disk, but only a malicious zip has such names."""
     with pytest.raises(errors.UnsafeArchive):
         members(one_member(name))
 
 
 def test_a_name_with_a_zero_byte_is_refused() -> None:
-    """Python cuts it off there; the name that stands in the zip is what counts."""
+    """Python cuts the name at the zero byte; the check uses the name in the zip."""
     with pytest.raises(errors.UnsafeArchive):
         members(one_member("aXb").replace(b"aXb", b"a\0b"))
 
 
-@pytest.mark.parametrize("kind", [0o120777, 0o060644, 0o020644, 0o010644, 0o140644])
-def test_links_devices_pipes_and_sockets_are_refused(kind: int) -> None:
-    """The kind of a file stands in the upper half of its attributes."""
+@pytest.mark.parametrize("mode", [0o120777, 0o060644, 0o020644, 0o010644, 0o140644])
+def test_links_devices_pipes_and_sockets_are_refused(mode: int) -> None:
+    """The upper half of the attributes holds the type of a file."""
     with pytest.raises(errors.UnsafeArchive):
-        members(one_member(external_attr=kind << 16))
+        members(one_member(external_attr=mode << 16))
 
 
 def test_a_regular_file_of_unix_is_accepted() -> None:
-    """Info-ZIP writes its mode."""
+    """Info-ZIP stores the mode of a file."""
     assert members(one_member(external_attr=0o100644 << 16)) == [b"voxels"]
 
 
 def test_a_name_that_stands_twice_is_refused(zip_of: Zip) -> None:
-    """Which of the two is meant nobody knows."""
+    """It would be unclear which of the two is meant."""
     with pytest.raises(errors.UnsafeArchive):
         members(zip_of({"aXb": b"1", "aYb": b"2"}).replace(b"aYb", b"aXb"))
 
 
 def test_encrypted_files_are_refused() -> None:
-    """Bit 0 of the flags; the message asks for none."""
+    """Bit 0 of the flags marks them; the message asks for a zip without a password."""
     content = bytearray(one_member())
     content[content.index(b"PK\x01\x02") + 8] |= 1
     with pytest.raises(errors.EncryptedArchive, match="without a password"):
@@ -101,7 +101,7 @@ def test_encrypted_files_are_refused() -> None:
 
 
 def test_what_is_unpacked_is_counted(zip_of: Zip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All files together may have so many bytes, whatever the zip says of their sizes."""
+    """The limit holds for all files together, whatever sizes the zip claims."""
     monkeypatch.setattr(reader, "MAX_UNPACKED_BYTES", 5_000_000)
 
     assert len(members(zip_of({"a": bytes(2_500_000), "b": bytes(2_500_000)}))) == 2
@@ -110,14 +110,14 @@ def test_what_is_unpacked_is_counted(zip_of: Zip, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_size_that_lies_unpacks_nothing_more(zip_of: Zip) -> None:
-    """A directory that announces fewer bytes than there are is a damaged zip."""
+    """A zip whose directory announces too few bytes counts as damaged."""
     content = zip_of({"a": bytes(100_000)}).replace(struct.pack("<L", 100_000), struct.pack("<L", 10))
     with pytest.raises(errors.PayloadTruncated):
         members(content)
 
 
 def test_overlapping_files_are_refused() -> None:
-    """The flat bomb: many entries of the directory that share one body."""
+    """A flat zip bomb, in which many directory entries share one body, is refused."""
     content = one_member("a", bytes(1000))
     at = content.index(b"PK\x01\x02")
     entry, end = content[at : content.index(b"PK\x05\x06")], bytearray(content[content.index(b"PK\x05\x06") :])
@@ -128,7 +128,7 @@ def test_overlapping_files_are_refused() -> None:
 
 
 def test_too_many_files_are_refused_before_they_are_listed(zip_of: Zip) -> None:
-    """4096 are the most; a directory of millions is not even read. The answer is 413."""
+    """At most 4096 files are accepted; a larger directory is not even read. The status is 413."""
     assert len(members(zip_of({str(n): b"" for n in range(MAX_MEMBERS)}))) == MAX_MEMBERS
     with pytest.raises(errors.ArchiveTooLarge, match=f"more than {MAX_MEMBERS} files"):
         members(zip_of({str(n): b"" for n in range(MAX_MEMBERS + 1)}))
@@ -140,7 +140,7 @@ def test_too_many_files_are_refused_before_they_are_listed(zip_of: Zip) -> None:
 
 
 def test_zip64_is_refused() -> None:
-    """Its directory could hold any number of entries."""
+    """A zip64 directory could hold any number of entries."""
     content = one_member()
     at = content.index(b"PK\x05\x06")
     with pytest.raises(errors.ArchiveTooLarge, match="zip64"):
@@ -149,20 +149,20 @@ def test_zip64_is_refused() -> None:
 
 @pytest.mark.parametrize("cut", [4, 30, 60, -1, -22, -23])
 def test_a_zip_that_is_cut_is_refused(cut: int, zip_of: Zip) -> None:
-    """Wherever it ends."""
+    """It does not matter where the zip ends."""
     with pytest.raises(errors.PayloadTruncated):
         members(zip_of({"a": b"voxels" * 100, "b": b"more"})[:cut])
 
 
 def test_a_wrong_checksum_is_refused() -> None:
-    """CRC-32 of each file."""
+    """The CRC-32 of each file is verified."""
     with pytest.raises(errors.PayloadTruncated, match="cut short or damaged"):
         members(one_member().replace(b"voxels", b"voxelz"))
 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_a_damaged_zip_is_read_or_refused_never_a_crash(seed: int, zip_of: Zip) -> None:
-    """Bytes changed anywhere in a small zip end in its files or a ScanError."""
+    """Whatever bytes are changed in a small zip, the outcome is its files or a ScanError."""
     chance = random.Random(seed)  # noqa: S311 - a test's seed
     content = bytearray(zip_of({"a": b"voxels" * 20, "b/c": b"more"}))
     for _ in range(chance.randint(1, 4)):
@@ -172,7 +172,7 @@ def test_a_damaged_zip_is_read_or_refused_never_a_crash(seed: int, zip_of: Zip) 
 
 
 def test_zips_are_recognised() -> None:
-    """By the signature of a first file, or of the end of an empty one."""
+    """A zip starts with the signature of a file, or if empty with that of the end of its directory."""
     assert reader.recognise(b"PK\x03\x04")
     assert reader.recognise(b"PK\x05\x06")
     assert not reader.recognise(b"PK\x07\x08")

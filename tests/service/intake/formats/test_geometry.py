@@ -18,12 +18,13 @@ from service.intake.formats.geometry import (
 
 
 def _read(header: bytes) -> nib.Nifti1Header:
-    return {348: nib.Nifti1Header, 540: nib.Nifti2Header}[len(header)](header)
+    header_type: type[nib.Nifti1Header] = nib.Nifti1Header if len(header) == 348 else nib.Nifti2Header
+    return header_type(header)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (512, 512, 2048), (2, 3, 4, 1, 1)])
 def test_one_volume_is_accepted(shape: tuple[int, ...]) -> None:
-    """Two voxels along each axis suffice, 2^29 are the most, and trailing axes of 1 do not count."""
+    """From two voxels along each axis up to 2^29 in total; trailing axes of length 1 are ignored."""
     reject_shape(shape)
 
 
@@ -38,21 +39,21 @@ def test_one_volume_is_accepted(shape: tuple[int, ...]) -> None:
     ],
 )
 def test_other_shapes_are_refused(shape: tuple[int, ...], error: type[Exception], words: str) -> None:
-    """The message says what was found and what is expected; large numbers do not overflow."""
+    """The message gives the actual and the expected shape; large numbers do not overflow."""
     with pytest.raises(error, match=words):
         reject_shape(shape)
 
 
 @pytest.mark.parametrize("mm", [0, -1, np.nan, np.inf])
 def test_a_voxel_size_is_positive_and_finite(mm: float) -> None:
-    """One bad axis of three is enough."""
+    """A single bad axis is refused."""
     with pytest.raises(InvalidSpacing):
         reject_spacing(np.array([1, mm, 1]))
 
 
 @pytest.mark.parametrize("element", [(0, 0, np.nan), (1, 3, np.inf), (2, 2, 0), (0, 1, 0.01)])
 def test_an_affine_is_finite_regular_and_at_right_angles(element: tuple[int, int, float]) -> None:
-    """Each of the three faults is refused."""
+    """An affine that is not finite, singular or sheared is refused."""
     affine = np.eye(4)
     affine[element[0], element[1]] = element[2]
     with pytest.raises(InvalidAffine):
@@ -60,7 +61,7 @@ def test_an_affine_is_finite_regular_and_at_right_angles(element: tuple[int, int
 
 
 def test_a_checked_affine_has_its_axes_as_columns(oblique: npt.NDArray[np.float64]) -> None:
-    """Three columns and an origin become the matrix."""
+    """The axes become the columns of the matrix, followed by the origin."""
     np.testing.assert_array_equal(checked_affine(oblique[:3, :3], oblique[:3, 3]), oblique)
 
 
@@ -78,13 +79,13 @@ def test_a_checked_affine_has_its_axes_as_columns(oblique: npt.NDArray[np.float6
 def test_what_float32_or_a_body_cannot_hold_is_refused(
     axes: npt.NDArray[np.float64], origin: list[float], error: type[Exception]
 ) -> None:
-    """Sizes below a nanometre, coordinates beyond a kilometre, shear."""
+    """Sizes below a nanometre, coordinates beyond a kilometre and shear are refused."""
     with pytest.raises(error):
         checked_affine(axes, origin)
 
 
 def test_lps_and_ras_differ_in_the_signs_of_two_rows(oblique: npt.NDArray[np.float64]) -> None:
-    """Left becomes right, posterior anterior; twice is nothing."""
+    """Left becomes right and posterior becomes anterior; converting twice changes nothing."""
     flipped = lps_to_ras(oblique)
 
     np.testing.assert_array_equal(flipped[:2], -oblique[:2])
@@ -93,7 +94,7 @@ def test_lps_and_ras_differ_in_the_signs_of_two_rows(oblique: npt.NDArray[np.flo
 
 
 def test_the_header_of_results_is_what_nibabel_would_write(oblique: npt.NDArray[np.float64]) -> None:
-    """Shape, type, millimetres, and both orientations, which nibabel reads back within 0.0001 mm."""
+    """Nibabel reads back shape, voxel type, unit and both orientations within 0.001 mm."""
     header = _read(nifti_header((4, 5, 6), oblique, np.int16))
 
     assert header.get_data_shape() == (4, 5, 6)
@@ -105,8 +106,8 @@ def test_the_header_of_results_is_what_nibabel_would_write(oblique: npt.NDArray[
     np.testing.assert_allclose(header.get_qform(), oblique, atol=1e-3)
 
 
-def test_a_quaternion_that_cannot_say_it_is_left_out() -> None:
-    """Axes that miss the right angle by a cosine of 0.0009 are within tolerance, but no rotation over 300 voxels."""
+def test_a_qform_that_cannot_express_the_affine_is_unset() -> None:
+    """A shear of 0.0009 is within tolerance, but over 300 voxels no rotation reproduces it."""
     affine = np.eye(4)
     affine[0, 1] = 9e-4
     reject_affine(affine)
@@ -118,7 +119,7 @@ def test_a_quaternion_that_cannot_say_it_is_left_out() -> None:
 
 
 def test_a_long_axis_needs_nifti_2() -> None:
-    """NIfTI-1 counts to 32767."""
+    """NIfTI-1 holds at most 32767 voxels along an axis."""
     assert len(nifti_header((32767, 2, 2), np.eye(4), np.uint8)) == 348
     assert _read(nifti_header((32768, 2, 2), np.eye(4), np.uint8)).get_data_shape() == (32768, 2, 2)
 
@@ -135,7 +136,7 @@ def test_any_permutation_and_flip_survives_the_header(
     spacing: tuple[float, ...],
     origin: tuple[float, ...],
 ) -> None:
-    """The sform is the affine rounded to float32: below 0.0001 mm within a metre."""
+    """The sform is the affine rounded to float32, which is below 0.0001 mm within a metre."""
     affine = checked_affine(np.eye(3)[order] * signs * spacing, origin)
 
     header = _read(nifti_header((40, 50, 60), affine, np.float32))

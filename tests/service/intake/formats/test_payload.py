@@ -11,7 +11,7 @@ CONTENT = bytes(range(256)) * 5000
 
 
 class Endless:
-    """A file of zeros that counts what was asked of it."""
+    """A file of zeros that records the largest read."""
 
     def __init__(self) -> None:
         self.largest = 0
@@ -23,7 +23,7 @@ class Endless:
 
 
 def test_exactly_the_expected_bytes_are_read() -> None:
-    """What follows stays in the file; what is not kept is read all the same."""
+    """Bytes that are not kept are read all the same, and the bytes behind them stay in the file."""
     file = io.BytesIO(b"abcdef")
 
     assert read_exactly(file, 2, keep=True) == b"ab"
@@ -32,7 +32,7 @@ def test_exactly_the_expected_bytes_are_read() -> None:
 
 
 def test_too_few_and_too_many_bytes_are_refused() -> None:
-    """The message counts."""
+    """The message gives both numbers of bytes."""
     with pytest.raises(PayloadTruncated, match=r"announces 4 bytes of voxels; 3 were found"):
         read_voxels(io.BytesIO(b"abc"), 4, keep=True)
     with pytest.raises(PayloadTooLong, match=r"More than the 2 bytes"):
@@ -40,7 +40,7 @@ def test_too_few_and_too_many_bytes_are_refused() -> None:
 
 
 def test_large_voxels_are_read_in_pieces() -> None:
-    """Nothing asks a file for more than a mebibyte at once."""
+    """No single read is larger than a mebibyte."""
     file = Endless()
 
     assert len(read_exactly(file, 5 << 20, keep=True)) == 5 << 20
@@ -48,7 +48,7 @@ def test_large_voxels_are_read_in_pieces() -> None:
 
 
 def test_zlib_is_inflated_in_pieces_of_any_size() -> None:
-    """A byte, a prime number or all at once: the content is the same, and then there is no more."""
+    """Reads of one byte, of a prime number of bytes or of everything give the same content and then the end."""
     for size in (1, 997, len(CONTENT) + 1):
         file = ZlibFile(io.BytesIO(zlib.compress(CONTENT[:20_000])))
         pieces = []
@@ -60,7 +60,7 @@ def test_zlib_is_inflated_in_pieces_of_any_size() -> None:
 
 
 def test_a_bomb_is_inflated_no_further_than_asked() -> None:
-    """64 MB of zeros in 65 kB: a thousand bytes are a thousand bytes."""
+    """Of 64 MB of zeros compressed to 65 kB, only the requested thousand bytes are inflated."""
     file = ZlibFile(io.BytesIO(zlib.compress(bytes(64 << 20))))
 
     assert file.read(1000) == bytes(1000)
@@ -70,7 +70,7 @@ def test_a_bomb_is_inflated_no_further_than_asked() -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 100, -5, -1])
 def test_a_zlib_stream_that_is_cut_is_refused(cut: int) -> None:
-    """Also when only its checksum is missing: ITK returns what was in memory before (docs/decisions/0007)."""
+    """Even if only its checksum is missing; ITK would return uninitialised memory (docs/decisions/0007)."""
     packed = zlib.compress(CONTENT)[:cut]
 
     with pytest.raises(PayloadTruncated), damage_refused():
@@ -78,7 +78,7 @@ def test_a_zlib_stream_that_is_cut_is_refused(cut: int) -> None:
 
 
 def test_a_wrong_checksum_is_refused() -> None:
-    """Adler-32 of zlib, CRC-32 of gzip."""
+    """Zlib's Adler-32 and gzip's CRC-32 are verified."""
     for pack, unpack in ((zlib.compress, ZlibFile), (gzip.compress, lambda file: gzip.GzipFile(fileobj=file))):
         damaged = bytearray(pack(CONTENT))
         damaged[-6 if pack is gzip.compress else -1] ^= 1
@@ -87,7 +87,7 @@ def test_a_wrong_checksum_is_refused() -> None:
 
 
 def test_bytes_behind_a_zlib_stream_are_refused() -> None:
-    """Whether they were read with it or lie behind it in the file."""
+    """It does not matter whether they were read together with the stream or are still in the file."""
     packed = zlib.compress(CONTENT)
 
     for rest in (b"x", bytes(3 << 20)):

@@ -11,7 +11,7 @@ def _is_blank(line: str) -> bool:
 
 
 def test_lines_end_with_the_last_and_leave_the_voxels() -> None:
-    """Either end of line is taken off; the file stands behind the blank line."""
+    """Both kinds of line end are removed; the file is then positioned behind the blank line."""
     file = io.BytesIO(b"one\ntwo\r\n\r\nvoxels")
 
     assert list(read_lines(file, _is_blank)) == ["one", "two", ""]
@@ -19,20 +19,20 @@ def test_lines_end_with_the_last_and_leave_the_voxels() -> None:
 
 
 def test_bytes_of_any_kind_are_lines() -> None:
-    """Comments come in every encoding: a byte is a character."""
+    """Comments may have any encoding: each byte becomes a character."""
     assert list(read_lines(io.BytesIO(b"\xff\xfe\x00\n\n"), _is_blank)) == ["ÿþ\x00", ""]
 
 
 @pytest.mark.parametrize("content", [b"", b"one", b"one\n", b"one\ntwo"])
 def test_a_header_without_its_last_line_is_cut(content: bytes) -> None:
-    """The message says after how many bytes, nothing of them."""
+    """The message gives the number of bytes but none of their content."""
     with pytest.raises(PayloadTruncated, match=f"after {len(content)} bytes"):
         list(read_lines(io.BytesIO(content), _is_blank))
 
 
 @pytest.mark.parametrize("content", [b"a" * 200_000, b"a: b\n" * 40_000], ids=["one line", "many lines"])
 def test_a_header_without_end_is_refused_early(content: bytes) -> None:
-    """No more than 65536 bytes are read, in one line or in many."""
+    """At most 65536 bytes are read, whether in one line or in many."""
     file = io.BytesIO(content)
     with pytest.raises(UnsafeHeader, match=str(MAX_HEADER_BYTES)):
         list(read_lines(file, _is_blank))
@@ -41,34 +41,34 @@ def test_a_header_without_end_is_refused_early(content: bytes) -> None:
 
 
 def test_values_are_parsed() -> None:
-    """Words, integers, numbers and vectors, with any spaces between."""
+    """Words, integers, numbers and vectors may be separated by any number of spaces."""
     fields = Fields(
         [
-            ("kind", "  Unsigned   Char "),
+            ("type", "  Unsigned   Char "),
             ("sizes", "4 +5 -6"),
             ("step", "1e-3 .5 NaN"),
             ("axes", "(1, 0,0) (0,-inf,2.)"),
         ]
     )
 
-    assert fields.word("kind") == "unsigned char"
+    assert fields.word("type") == "unsigned char"
     assert fields.integers("sizes", 3) == [4, 5, -6]
     assert fields.numbers("step", 3)[:2] == [0.001, 0.5]
     assert fields.vectors("axes", 2) == [[1, 0, 0], [0, float("-inf"), 2]]
-    assert "kind" in fields
+    assert "type" in fields
     assert "other" not in fields
 
 
 @pytest.mark.parametrize("text", ["", "1 2", "1 2 3 4", "1 2 3.0", "1 2 x", "1 2 1_0", "1 2 ٣", "1 2 0x3", "9" * 21])
 def test_what_is_no_integer_is_refused(text: str) -> None:
-    """Python's own int would take underscores and the digits of other scripts."""
+    """Underscores and digits of other scripts, which Python's int accepts, are refused."""
     with pytest.raises(InvalidHeader, match="'sizes' does not hold 3 integers"):
         Fields([("sizes", text)]).integers("sizes", 3)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1 2 3", "1 1_0", "1 e5", "1 .", "1 infinite"])
 def test_what_is_no_number_is_refused(text: str) -> None:
-    """Numbers are written as in C."""
+    """Only numbers as in C are accepted."""
     with pytest.raises(InvalidHeader, match="'step' does not hold 2 numbers"):
         Fields([("step", text)]).numbers("step", 2)
 
@@ -77,13 +77,13 @@ def test_what_is_no_number_is_refused(text: str) -> None:
     "text", ["", "(1,2,3)", "(1,2,3) (1,2)", "(1,2,3) none", "(1,2,3) (1,2,x)", "((1,2,3)) (1,2,3)", "(1,2,3)(1,2,3"]
 )
 def test_what_is_no_vector_is_refused(text: str) -> None:
-    """Three numbers in each pair of brackets, and nothing outside."""
+    """Each pair of brackets must hold three numbers, with nothing outside."""
     with pytest.raises(InvalidHeader, match="'axes' does not hold 2 vectors"):
         Fields([("axes", text)]).vectors("axes", 2)
 
 
 def test_a_missing_and_a_doubled_field_are_refused() -> None:
-    """The field is named, since its name is the standard's."""
+    """The message names the field, since the name is the standard's."""
     with pytest.raises(InvalidHeader, match="lacks the field 'sizes'"):
         Fields([]).text("sizes")
     with pytest.raises(InvalidHeader, match="'sizes' twice"):
