@@ -1,4 +1,4 @@
-"""What the tests of the PACS share: a real Orthanc, a stub that answers badly, and a small series."""
+"""Shared by the PACS tests: a real Orthanc, a stub server with configurable answers, and a small series."""
 
 import http.server
 import os
@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 from orthanc import Orthanc, free_port, is_installed
 
 MOVE_PORT = free_port()
-"""Where that Orthanc sends the images of a C-MOVE."""
+"""Port to which Orthanc sends the images of a C-MOVE."""
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 @pytest.fixture(scope="session")
 def running_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    """Yield one real Orthanc for all tests; absent it skips, but never silently in continuous integration."""
+    """Yield one real Orthanc for all tests; without it tests are skipped, or fail in continuous integration."""
     if not is_installed():
         msg = "Orthanc is absent: apt-get install orthanc orthanc-dicomweb dcmtk"
         pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
@@ -37,7 +37,7 @@ def running_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthan
 
 @pytest.fixture
 def orthanc(running_orthanc: Orthanc) -> Orthanc:
-    """Return a real Orthanc that holds nothing."""
+    """Return the real Orthanc, emptied."""
     running_orthanc.clear()
     return running_orthanc
 
@@ -57,7 +57,7 @@ def series_files(
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return certificate and key of 127.0.0.1, which vouches for itself."""
+    """Return a self-signed certificate of 127.0.0.1 and its key."""
     folder = tmp_path_factory.mktemp("certificate")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
@@ -68,7 +68,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @dataclass
 class Stub:
-    """A server that answers as it is told; the last answer is given again and again."""
+    """A server with a list of answers, of which the last is repeated."""
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
@@ -76,12 +76,12 @@ class Stub:
     bodies: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
 
-    def says(self, status: int, content: bytes = b"", kind: str = "application/dicom+json") -> "Stub":
-        """Let the next answer be this."""
+    def says(self, status: int, content: bytes = b"", media_type: str = "application/dicom+json") -> "Stub":
+        """Append an answer."""
 
         def answer(request: http.server.BaseHTTPRequestHandler) -> None:
             request.send_response(status)
-            request.send_header("Content-Type", kind)
+            request.send_header("Content-Type", media_type)
             request.send_header("Content-Length", str(len(content)))
             request.end_headers()
             request.wfile.write(content)
@@ -90,14 +90,14 @@ class Stub:
         return self
 
     def does(self, answer: Answer) -> "Stub":
-        """Let the next answer be whatever this function does."""
+        """Append an answer that is given by a function."""
         self.answers.append(answer)
         return self
 
 
 @pytest.fixture
 def stub() -> Iterator[Stub]:
-    """Yield a server of this process."""
+    """Yield a server in this process."""
     stub = Stub()
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -2,7 +2,7 @@ from service.pacs.breaker import FAILURES, PAUSE_S, Breaker
 
 
 class Clock:
-    """A clock that a test turns."""
+    """A clock that a test sets."""
 
     now = 1000.0
 
@@ -12,7 +12,7 @@ class Clock:
 
 
 def test_failures_in_a_row_open_the_circuit_for_a_while() -> None:
-    """Fewer do not, and a success in between begins the count anew."""
+    """Fewer failures do not, and a success restarts the count."""
     breaker = Breaker(clock := Clock())
     for _ in range(FAILURES - 1):
         breaker.failed()
@@ -27,7 +27,7 @@ def test_failures_in_a_row_open_the_circuit_for_a_while() -> None:
 
 
 def test_after_the_pause_one_may_try() -> None:
-    """The others wait for what it finds; should it never say, another may after a further pause."""
+    """The others wait; if the first one never reports, another may try after a further pause."""
     breaker = Breaker(clock := Clock())
     for _ in range(FAILURES):
         breaker.failed()

@@ -20,19 +20,19 @@ def connect(url: str) -> Orthanc:
 
 
 @pytest.mark.pacs
-def test_a_series_that_came_in_two_halves_is_called_stable_twice(orthanc: Child, series_files: list[Path]) -> None:
-    """Stable is not complete: each event is a hint, and a position before it shows it again."""
+def test_a_series_sent_in_two_halves_becomes_stable_twice(orthanc: Child, series_files: list[Path]) -> None:
+    """Stable is not complete: each event is only a hint, and an earlier position shows it again."""
     changes = connect(orthanc.url)
     start = position = changes.end()
     events = []
     for half in (series_files[:3], series_files[3:]):
         orthanc.send(*half)
         deadline = time.monotonic() + 20
-        while not (found := changes.since(position)).series:
+        while not (page := changes.since(position)).series:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        events += found.series
-        position = found.last
+        events += page.series
+        position = page.last
     assert events == [SERIES, SERIES]
     assert changes.since(start).series == [SERIES]
     assert changes.since(position) == Changes([], position, done=True)
@@ -41,15 +41,15 @@ def test_a_series_that_came_in_two_halves_is_called_stable_twice(orthanc: Child,
 
 @pytest.mark.pacs
 def test_a_new_database_behind_the_address_is_followed_from_its_end(orthanc: Child) -> None:
-    """A position that lies beyond the last change belongs to another database."""
+    """A position beyond the last change comes from another database."""
     changes = connect(orthanc.url)
     assert changes.since(10**9).last == changes.end()
     changes.close()
 
 
 @pytest.mark.pacs
-def test_a_series_that_was_deleted_meanwhile_is_left(stub: Stub) -> None:
-    """The list still names it."""
+def test_a_series_that_was_deleted_meanwhile_is_skipped(stub: Stub) -> None:
+    """The change log still lists it."""
     event = {"ChangeType": "StableSeries", "ID": "0" * 44, "Seq": 5}
     stub.says(200, json.dumps({"Changes": [event], "Done": True, "Last": 5}).encode()).says(404)
     changes = connect(stub.url.removesuffix("/dicom-web"))
@@ -69,7 +69,7 @@ def test_a_series_that_was_deleted_meanwhile_is_left(stub: Stub) -> None:
     ],
 )
 def test_bad_answers_have_names(stub: Stub, status: int, content: bytes, error: type[CalibrantError]) -> None:
-    """The poller goes on after each of them."""
+    """Each bad answer becomes a PacsError, after which the poller goes on."""
     stub.says(status, content)
     changes = connect(stub.url)
     with pytest.raises(error):
@@ -77,16 +77,16 @@ def test_bad_answers_have_names(stub: Stub, status: int, content: bytes, error: 
     changes.close()
 
 
-def test_nobody_there_is_unreachable() -> None:
-    """It is asked again."""
+def test_a_closed_port_is_unreachable() -> None:
+    """An Orthanc that does not run is worth a retry."""
     changes = connect(f"http://127.0.0.1:{free_port()}")
     with pytest.raises(PacsUnreachable):
         changes.end()
     changes.close()
 
 
-def test_the_position_outlives_a_restart(tmp_path: Path) -> None:
-    """There is none before the first."""
+def test_the_position_survives_a_restart(tmp_path: Path) -> None:
+    """It is None until the first one is stored."""
     assert Position(tmp_path / "clinic").read() is None
     Position(tmp_path / "clinic").write(17)
     Position(tmp_path / "clinic").write(18)

@@ -9,17 +9,17 @@ from tests.service.pacs.conftest import MOVE_PORT, Stub
 
 
 def examine(**pacs: object) -> dict[str, tuple[bool, str]]:
-    """Return what was found by the name of what was tried."""
+    """Return success and outcome of each check by its name."""
     return {check.name: (check.ok, check.found) for check in examine_pacs(Pacs.model_validate(pacs))}
 
 
 @pytest.mark.pacs
 def test_a_pacs_that_can_be_used_passes(orthanc: Orthanc, series_files: list[Path]) -> None:
-    """DICOMweb and Orthanc's changes; nothing is stored by trying."""
-    found = examine(url=orthanc.dicomweb, orthanc=orthanc.url)
-    assert list(found) == ["QIDO-RS", "WADO-RS", "STOW-RS", "Orthanc /changes"]
-    assert all(ok for ok, _ in found.values())
-    assert "nothing yet" in found["WADO-RS"][1]
+    """DICOMweb and Orthanc's change log work, and the checks store nothing."""
+    checks = examine(url=orthanc.dicomweb, orthanc=orthanc.url)
+    assert list(checks) == ["QIDO-RS", "WADO-RS", "STOW-RS", "Orthanc /changes"]
+    assert all(ok for ok, _ in checks.values())
+    assert "nothing yet" in checks["WADO-RS"][1]
     assert orthanc.get("/instances") == []
 
     orthanc.send(series_files[0])
@@ -29,14 +29,14 @@ def test_a_pacs_that_can_be_used_passes(orthanc: Orthanc, series_files: list[Pat
 
 @pytest.mark.pacs
 def test_a_pacs_without_dicomweb_passes(orthanc: Orthanc) -> None:
-    """C-ECHO, C-FIND, and whether it takes what would be sent."""
-    found = examine(dimse={"host": "127.0.0.1", "port": orthanc.dicom_port, "aet": "ORTHANC", "move_port": MOVE_PORT})
-    assert list(found) == ["C-ECHO", "C-FIND", "C-STORE"]
-    assert all(ok for ok, _ in found.values())
+    """C-ECHO and C-FIND work, and the PACS accepts the SOP classes of results."""
+    checks = examine(dimse={"host": "127.0.0.1", "port": orthanc.dicom_port, "aet": "ORTHANC", "move_port": MOVE_PORT})
+    assert list(checks) == ["C-ECHO", "C-FIND", "C-STORE"]
+    assert all(ok for ok, _ in checks.values())
 
 
-def test_a_wrong_address_is_told_from_a_missing_right(stub: Stub) -> None:
-    """What to do differs."""
+def test_a_wrong_address_differs_from_a_missing_right(stub: Stub) -> None:
+    """Each has its own advice."""
     gone = f"http://127.0.0.1:{free_port()}/dicom-web"
     assert "no connection" in examine(url=gone)["QIDO-RS"][1]
 
@@ -45,9 +45,9 @@ def test_a_wrong_address_is_told_from_a_missing_right(stub: Stub) -> None:
 
     stub.answers.clear()
     stub.says(200, b"[]").says(200, b"[]").says(403)
-    found = examine(url=stub.url)
-    assert found["QIDO-RS"][0]
-    assert found["STOW-RS"] == (
+    checks = examine(url=stub.url)
+    assert checks["QIDO-RS"][0]
+    assert checks["STOW-RS"] == (
         False,
         "The PACS does not let this service store. Give its user that right, and look whether STOW-RS is switched on.",
     )
@@ -55,8 +55,8 @@ def test_a_wrong_address_is_told_from_a_missing_right(stub: Stub) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_after_a_failure_the_rest_is_not_tried() -> None:
-    """One reason is enough."""
+    """If C-ECHO fails, the other checks are skipped."""
     dimse = {"host": "127.0.0.1", "port": free_port(), "aet": "OLD"}
-    found = examine(dimse=dimse)
-    assert list(found) == ["C-ECHO"]
-    assert not found["C-ECHO"][0]
+    checks = examine(dimse=dimse)
+    assert list(checks) == ["C-ECHO"]
+    assert not checks["C-ECHO"][0]

@@ -32,23 +32,25 @@ destination = "old"
 
 
 def write(tmp_path: Path, text: str) -> Path:
-    """Return a file of this text."""
+    """Write a PACS file and return its path."""
     path = tmp_path / "pacs.toml"
     path.write_text(text)
     return path
 
 
 def test_a_whole_file_is_read(tmp_path: Path) -> None:
-    """PACS over DICOMweb and DIMSE, rules, webhook and receiver."""
+    """A file with DICOMweb, DIMSE, rules, webhook and receiver is understood."""
     file = read_pacs_file(write(tmp_path, WHOLE))
     assert str(file.find("clinic").url) == "https://pacs.example/dicom-web"
-    assert file.find("old").dimse.aet == "OLD"
+    old = file.find("old").dimse
+    assert old is not None
+    assert old.aet == "OLD"
     assert [rule.pacs for rule in file.rule] == ["clinic", "received"]
     assert read_pacs_file(None) == PacsFile()
 
 
-def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
-    """The caller sees the names, not the addresses."""
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    """The message has their names but not their addresses."""
     with pytest.raises(PacsNotFound, match="clinic, old") as caught:
         read_pacs_file(write(tmp_path, WHOLE)).find("elsewhere")
     assert "example" not in caught.value.detail
@@ -73,13 +75,13 @@ def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str) -> None:
-    """The service does not start with half of a configuration."""
+    """The service does not start with an invalid configuration."""
     with pytest.raises(SettingsError, match="PACS file"):
         read_pacs_file(write(tmp_path, text))
 
 
 def test_a_refusal_repeats_no_value(tmp_path: Path) -> None:
-    """A password in the wrong place is not shown."""
+    """A password in the wrong place is not repeated."""
     with pytest.raises(SettingsError) as caught:
         read_pacs_file(write(tmp_path, '[pacs.a]\nurl = "http://x"\nuser = "u"\npassword = "hunter2"'))
     assert "hunter2" not in caught.value.detail
@@ -88,7 +90,7 @@ def test_a_refusal_repeats_no_value(tmp_path: Path) -> None:
 
 
 def test_secrets_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """White space around them is nobody's password."""
+    """Surrounding white space is removed."""
     monkeypatch.setenv("PACS_SECRET", " s3cret\n")
     assert Secret(env="PACS_SECRET").read() == "s3cret"
     (tmp_path / "secret").write_text("other\n")
@@ -99,7 +101,7 @@ def test_secrets_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch
             absent.read()
 
 
-def test_certificates_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    """At the start, not at the first series."""
+def test_missing_certificates_are_refused(tmp_path: Path) -> None:
+    """The error is raised at the start, not at the first series."""
     with pytest.raises(SettingsError, match="certificates"):
         Tls(ca_file=tmp_path / "absent.pem").context()

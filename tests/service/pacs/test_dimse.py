@@ -12,16 +12,17 @@ from service.pacs.config import Pacs, Receiver, ServerTls, Tls
 from service.pacs.dimse import VERIFICATION, DimsePeer
 from service.pacs.receiver import start_receiver
 from tests.service.pacs.conftest import MOVE_PORT
+from tests.service.pacs.contract import SERIES, STUDY, PeerContract
 
 # pynetdicom leaves the socket of a failed association to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-STUDY, SERIES, CT = "1.2.4", "1.2.5", "1.2.840.10008.5.1.4.1.1.2"
+CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
 @pytest.fixture(autouse=True)
 def collect() -> Iterator[None]:
-    """Collect those sockets before the next test begins."""
+    """Collect these sockets before the next test."""
     yield
     gc.collect()
 
@@ -33,35 +34,38 @@ def connect(port: int, aet: str = "ORTHANC", **options: object) -> DimsePeer:
 
 
 @pytest.mark.pacs
-def test_what_is_stored_is_found_and_fetched(orthanc: Orthanc, series_files: list[Path]) -> None:
-    """C-ECHO, C-STORE, C-FIND and C-MOVE with a real Orthanc; its own interface sees the same."""
+class TestDimsePeer(PeerContract):
+    """A real Orthanc over C-STORE, C-FIND and C-MOVE."""
+
+    @pytest.fixture
+    def peer(self, orthanc: Orthanc) -> DimsePeer:
+        """Return a connection to the empty Orthanc."""
+        return connect(orthanc.dicom_port)
+
+
+@pytest.mark.pacs
+def test_orthanc_sees_what_was_stored(orthanc: Orthanc, series_files: list[Path]) -> None:
+    """Orthanc's own interface counts the instances; it answers C-ECHO and accepts CT images."""
     with connect(orthanc.dicom_port) as pacs:
         pacs.echo()
-        assert pacs.find_series(series=SERIES) == []
         for path in series_files:
             pacs.store(path)
-        (found,) = pacs.find_series(series=SERIES)
-        files = list(pacs.fetch_series(STUDY, SERIES))
-        assert pacs.holds(STUDY, SERIES, "1.2.3.1")
-        assert not pacs.holds(STUDY, SERIES, "1.2.3.99")
-        assert pacs.fetch_instance(STUDY, SERIES, "1.2.3.2") in files
-        assert pacs.find_instances(STUDY, SERIES) == [f"1.2.3.{k + 1}" for k in range(6)]
+        (series,) = pacs.find_series(series=SERIES)
         assert pacs.accepts(CT)
 
-    assert (found.study, found.uid, found.modality, found.instances) == (STUDY, SERIES, "CT", 6)
-    assert len(files) == 6
+    assert series.instances == 6
     assert len(orthanc.get("/instances")) == 6
 
 
 @pytest.mark.pacs
 def test_a_series_that_is_not_there_is_refused(orthanc: Orthanc) -> None:
-    """The status of the C-MOVE says so."""
+    """The status of the C-MOVE becomes PacsRefused."""
     with pytest.raises(PacsRefused, match="0x"):
         list(connect(orthanc.dicom_port).fetch_series("1.2.99", "1.2.98"))
 
 
-def test_nobody_there_is_unreachable() -> None:
-    """It is tried again."""
+def test_a_closed_port_is_unreachable() -> None:
+    """A PACS that does not run is worth a retry."""
     with pytest.raises(PacsUnreachable):
         connect(free_port()).echo()
 
@@ -84,20 +88,20 @@ def other(request: pytest.FixtureRequest) -> Iterator[int]:
     indirect=["other"],
 )
 def test_the_status_of_a_store_decides(other: int, error: type[CalibrantError], series_files: list[Path]) -> None:
-    """Out of resources may succeed later, the rest never will."""
+    """Only "out of resources" is worth a retry."""
     with pytest.raises(error, match="0x"):
         connect(other, "OTHER").store(series_files[0])
 
 
 @pytest.mark.parametrize("other", [0xB000], indirect=True)
 def test_a_warning_is_a_success(other: int, series_files: list[Path]) -> None:
-    """The PACS has it, with changes (PS3.4 table B.2-1)."""
+    """The PACS has stored the object with changes (PS3.4 table B.2-1)."""
     connect(other, "OTHER").store(series_files[0])
 
 
 @pytest.mark.parametrize("other", [0x0000], indirect=True)
-def test_what_the_pacs_does_not_take_is_told(other: int) -> None:
-    """A kind of object that it does not know, and a name that is not its own."""
+def test_a_rejected_association_says_why(other: int) -> None:
+    """An unsupported SOP class and a wrong AE title give different messages."""
     with pytest.raises(PacsRefused, match="kind of object"):
         connect(other, "OTHER").echo()
     assert not connect(other, "OTHER").accepts(VERIFICATION)
@@ -106,7 +110,7 @@ def test_what_the_pacs_does_not_take_is_told(other: int) -> None:
 
 
 def test_one_object_is_not_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PACS that moves something else than what was asked for."""
+    """A PACS that sends more than the requested object gives PacsBadResponse."""
     monkeypatch.setattr(DimsePeer, "_move", lambda *_: iter([b"1", b"2"]))
     with pytest.raises(PacsBadResponse, match="2 objects"):
         connect(free_port()).fetch_instance(STUDY, SERIES, "1.2.3")
@@ -115,7 +119,7 @@ def test_one_object_is_not_two(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_associations_may_be_encrypted(
     tmp_path: Path, certificate: tuple[Path, Path], series_files: list[Path]
 ) -> None:
-    """TLS in both directions: who is not trusted gets no association."""
+    """With mutual TLS, a peer that is not trusted gets no association."""
     port = free_port()
     server = ServerTls(certificate_file=certificate[0], key_file=certificate[1], client_ca_file=certificate[0])
     receiver = start_receiver(
@@ -135,8 +139,8 @@ def test_associations_may_be_encrypted(
     assert kept.stat().st_size > 0
 
 
-def test_a_pacs_that_says_nothing_is_given_up() -> None:
-    """An association that is lost in the middle has no status."""
+def test_an_aborted_association_is_unreachable() -> None:
+    """An association that is lost in the middle gives no status."""
     pacs = AE(ae_title="SILENT")
     pacs.add_supported_context(VERIFICATION)
     port = free_port()

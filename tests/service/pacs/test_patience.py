@@ -14,7 +14,7 @@ from service.pacs.patience import ATTEMPTS, FIRST_PAUSE_S, LONGEST_PAUSE_S, pers
 
 
 class Scene:
-    """Work whose outcomes are listed; sleeping is noted, and costs no time."""
+    """Work with listed outcomes and a clock that advances by sleeping."""
 
     def __init__(self, *outcomes: PacsError | str) -> None:
         self.outcomes = list(outcomes)
@@ -24,7 +24,7 @@ class Scene:
         self.breaker = Breaker(lambda: self.now)
 
     def work(self) -> str:
-        """Do what is next."""
+        """Return or raise the next outcome."""
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, PacsError):
             raise outcome
@@ -36,19 +36,19 @@ class Scene:
         self.now += seconds
 
     def run(self) -> str:
-        """Persist."""
+        """Retry the work."""
         return persist(self.work, self.breaker, self.sleep, lambda error: self.told.append(error.code))
 
 
-def test_what_succeeds_is_returned_without_a_pause() -> None:
-    """Nobody waits where nothing is wrong."""
+def test_a_success_is_returned_without_a_pause() -> None:
+    """There is no delay if nothing fails."""
     scene = Scene("done")
     assert (scene.run(), scene.slept, scene.told) == ("done", [], [])
 
 
 @pytest.mark.parametrize("error", [PacsBusy("b"), PacsBadResponse("r")])
-def test_what_misbehaves_is_asked_a_few_times(error: PacsError) -> None:
-    """Then it is given up: the same answer again and again is an answer."""
+def test_bad_answers_are_retried_a_few_times(error: PacsError) -> None:
+    """After the maximum number of attempts the last error is raised."""
     scene = Scene(*[error] * ATTEMPTS, "never")
     with pytest.raises(type(error)):
         scene.run()
@@ -56,8 +56,8 @@ def test_what_misbehaves_is_asked_a_few_times(error: PacsError) -> None:
     assert scene.outcomes == ["never"]
 
 
-def test_what_is_gone_is_waited_for() -> None:
-    """A weekend without PACS costs no job."""
+def test_an_unreachable_pacs_is_waited_for() -> None:
+    """A job survives a weekend without PACS."""
     scene = Scene(*[PacsUnreachable("gone")] * 500, "done")
     assert scene.run() == "done"
     assert scene.now > 500 * PAUSE_S / 2
@@ -66,7 +66,7 @@ def test_what_is_gone_is_waited_for() -> None:
 
 @pytest.mark.parametrize("error", [PacsRefused("no"), ObjectNotKept("other")])
 def test_a_refusal_is_final(error: PacsError) -> None:
-    """It is not repeated, and it closes the circuit: whoever refuses is there."""
+    """It is not repeated, and it closes the circuit, because a PACS that refuses works."""
     scene = Scene(PacsBusy("b"), error)
     with pytest.raises(type(error)):
         scene.run()
@@ -74,7 +74,7 @@ def test_a_refusal_is_final(error: PacsError) -> None:
 
 
 def test_pauses_grow_and_differ() -> None:
-    """Each is between half of the longest and the longest, which doubles."""
+    """Each pause is random between half of a limit and the limit, which doubles."""
     scene = Scene(*[PacsBusy("b")] * (FAILURES - 1), "done")
     scene.run()
     for number, pause in enumerate(scene.slept):
@@ -82,7 +82,7 @@ def test_pauses_grow_and_differ() -> None:
 
 
 def test_an_open_circuit_is_respected() -> None:
-    """A job that comes to a PACS that others found dead waits before its first try."""
+    """A job waits before its first attempt if others found the PACS dead."""
     scene = Scene("done")
     for _ in range(FAILURES):
         scene.breaker.failed()
@@ -91,7 +91,7 @@ def test_an_open_circuit_is_respected() -> None:
 
 
 def test_a_cancellation_ends_the_wait() -> None:
-    """Whatever sleeping raises goes through."""
+    """Whatever sleeping raises ends the retries."""
     scene = Scene(PacsBusy("b"), "never")
 
     def cancelled(_: float) -> None:

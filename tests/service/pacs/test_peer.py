@@ -7,13 +7,13 @@ from service.pacs.web import DicomWeb
 
 
 @pytest.mark.parametrize(
-    ("pacs", "kind"),
+    ("pacs", "peer_type"),
     [
         ({"url": "http://127.0.0.1:9/dicom-web"}, DicomWeb),
         ({"dimse": {"host": "127.0.0.1", "port": 9, "aet": "OLD"}}, DimsePeer),
     ],
 )
-def test_each_pacs_is_spoken_to_in_its_own_way(pacs: dict[str, object], kind: type) -> None:
-    """DICOMweb where there is an address, DIMSE otherwise; nothing is sent by opening."""
+def test_the_configuration_chooses_the_protocol(pacs: dict[str, object], peer_type: type) -> None:
+    """A PACS with a URL is used over DICOMweb, any other over DIMSE; opening sends nothing."""
     with open_peer(Pacs.model_validate(pacs)) as peer:
-        assert type(peer) is kind
+        assert type(peer) is peer_type

@@ -1,4 +1,5 @@
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -13,7 +14,6 @@ from orthanc import free_port
 from pydicom import dcmread
 from pynetdicom import AE
 
-from service.pacs import receiver as module
 from service.pacs.config import Receiver
 from service.pacs.dimse import VERIFICATION
 from service.pacs.receiver import start_receiver
@@ -21,14 +21,14 @@ from service.pacs.spool import Spool
 
 STORESCU = "/usr/bin/storescu"
 
-# A peer that hangs up while it is being rejected: pynetdicom's state machine has no such event and raises in the thread of
-# this association, which ends all the same.
+# pynetdicom raises in the thread of an association if the peer hangs up while it is being rejected; the association ends
+# all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 @pytest.fixture
 def listening(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the port of a receiver that takes from SCANNER alone, and its spool."""
+    """Yield the port of a receiver that accepts only SCANNER, and its spool."""
     port, root = free_port(), tmp_path / "received"
     server = start_receiver(Receiver(port=port, allowed=["SCANNER"], least_free_bytes=1), root)
     yield port, root
@@ -36,7 +36,7 @@ def listening(tmp_path: Path) -> Iterator[tuple[int, Path]]:
 
 
 def send(port: int, *files: Path, calling: str = "SCANNER", called: str = "CALIBRANT") -> int:
-    """Send by DCMTK and return its exit code."""
+    """Send files by DCMTK's storescu and return its exit code."""
     if not Path(STORESCU).is_file():
         msg = "DCMTK is absent: apt-get install dcmtk"
         pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
@@ -45,8 +45,8 @@ def send(port: int, *files: Path, calling: str = "SCANNER", called: str = "CALIB
 
 
 @pytest.mark.pacs
-def test_what_an_independent_sender_sends_is_kept(listening: tuple[int, Path], series_files: list[Path]) -> None:
-    """The dataset arrives as it was sent, and nothing but whole files lies there."""
+def test_files_of_an_independent_sender_are_kept(listening: tuple[int, Path], series_files: list[Path]) -> None:
+    """Datasets arrive unchanged, and the spool holds only complete files."""
     port, root = listening
     assert send(port, *series_files) == 0
     kept = [dcmread(path) for path in root.glob("*/*")]
@@ -56,8 +56,8 @@ def test_what_an_independent_sender_sends_is_kept(listening: tuple[int, Path], s
 
 
 @pytest.mark.pacs
-def test_who_is_not_on_the_list_is_rejected(listening: tuple[int, Path], series_files: list[Path]) -> None:
-    """By its own AE title, and by the one that it calls."""
+def test_unlisted_senders_are_rejected(listening: tuple[int, Path], series_files: list[Path]) -> None:
+    """Both the calling and the called AE title are checked."""
     port, root = listening
     assert send(port, series_files[0], calling="STRANGER") != 0
     assert send(port, series_files[0], called="OTHER") != 0
@@ -65,21 +65,21 @@ def test_who_is_not_on_the_list_is_rejected(listening: tuple[int, Path], series_
 
 
 @pytest.mark.pacs
-def test_a_full_disk_is_told(
+def test_a_full_disk_refuses_images(
     listening: tuple[int, Path], series_files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0xA700: the sender keeps the image and tries again later."""
+    """The status is 0xA700, so the sender keeps the image and retries."""
     port, root = listening
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert send(port, series_files[0]) != 0
     assert list(root.glob("*/*")) == []
 
 
 @pytest.mark.pacs
-def test_success_is_said_only_of_what_is_on_the_disk(
+def test_a_failed_write_is_no_success(
     listening: tuple[int, Path], series_files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that refuses is no success."""
+    """If the file cannot be written, the sender gets a failure status."""
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -89,8 +89,8 @@ def test_success_is_said_only_of_what_is_on_the_disk(
 
 
 @pytest.mark.pacs
-def test_results_are_taken_and_left(listening: tuple[int, Path], series_files: list[Path]) -> None:
-    """A router that sends everything, our own results too, is not blocked; nothing is made of them."""
+def test_results_are_accepted_and_dropped(listening: tuple[int, Path], series_files: list[Path]) -> None:
+    """A router that forwards everything, even our own results, gets success, but nothing is kept."""
     image = dcmread(series_files[0])
     image.Modality = "OT"
     image.save_as(series_files[0])
@@ -98,15 +98,15 @@ def test_results_are_taken_and_left(listening: tuple[int, Path], series_files: l
     assert list(listening[1].glob("*/*")) == []
 
 
-def test_nonsense_on_the_port_harms_nobody(listening: tuple[int, Path]) -> None:
-    """A PDU that claims 4 GB, noise, an abort in the middle and a flood of connections: the next caller is served."""
+def test_nonsense_on_the_port_does_no_harm(listening: tuple[int, Path]) -> None:
+    """After a PDU that claims 4 GB, noise, an abort and a flood of connections the next caller is served."""
     port, _ = listening
     crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
     crowd[0].sendall(struct.pack(">BBL", 1, 0, 0xFFFFFFFF) + b"x" * 1000)
     crowd[1].sendall(os.urandom(500))
     crowd[2].sendall(struct.pack(">BBL4x", 7, 0, 4))
-    for each in crowd:
-        each.close()
+    for connection in crowd:
+        connection.close()
     scanner = AE(ae_title="SCANNER")
     scanner.add_requested_context(VERIFICATION)
     deadline = time.monotonic() + 20
@@ -122,7 +122,7 @@ def test_nonsense_on_the_port_harms_nobody(listening: tuple[int, Path]) -> None:
 
 @pytest.mark.pacs
 def test_the_command_receives(tmp_path: Path, series_files: list[Path], canary: str) -> None:
-    """`calibrant receive` in a process of its own; what it says names nobody."""
+    """`calibrant receive` runs in a process of its own, and its output names no patient."""
     port = free_port()
     (tmp_path / "pacs.toml").write_text(f'[receiver]\nport = {port}\nallowed = ["SCANNER"]\nleast_free_bytes = 1\n')
     environment = os.environ | {
@@ -142,6 +142,6 @@ def test_the_command_receives(tmp_path: Path, series_files: list[Path], canary: 
                 time.sleep(0.2)
         finally:
             process.kill()
-        said = process.stdout.read()
+        output = process.stdout.read()
     assert len(list((tmp_path / "state" / "received").glob("*/*.dcm"))) == 6
-    assert canary not in said
+    assert canary not in output

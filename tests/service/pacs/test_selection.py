@@ -26,20 +26,20 @@ T1 = Series("1.2", "1.2.3", "MR", "Sag T1 MPRAGE", "HIPPOCAMPUS", "SIEMENS", 176
         ({"modality": "MR", "description": "T2"}, False),
     ],
 )
-def test_a_selection_asks_for_everything_that_it_names(selection: dict[str, object], *, fits: bool) -> None:
-    """Modality, description, body part and number of images; what is left out may be anything."""
+def test_a_series_must_meet_all_criteria(selection: dict[str, object], *, fits: bool) -> None:
+    """Modality, description, body part and number of images must match; criteria left out match any series."""
     assert Selection.model_validate(selection).fits(T1) is fits
 
 
 def test_a_series_of_unknown_length_fits_no_range() -> None:
-    """A PACS that does not count leaves the question open."""
+    """Without a number of instances the range cannot be checked."""
     unknown = Series("1.2", "1.2.3", "MR")
     assert not Selection(min_instances=1).fits(unknown)
     assert Selection(modality="MR").fits(unknown)
 
 
 def test_a_pattern_cannot_take_forever() -> None:
-    """The pattern that hangs Python's own expressions for years answers at once."""
+    """A pattern that takes exponential time in Python is evaluated at once."""
     hostile = Selection(description="(a+)+$")
     started = time.monotonic()
     assert not hostile.fits(Series("1", "2", "MR", "a" * 60 + "b"))
@@ -51,19 +51,19 @@ def test_a_pattern_cannot_take_forever() -> None:
 
 @pytest.mark.parametrize("modality", ["SEG", "SR", "PM", "OT", "DOC", "PR", "KO", "seg", ""])
 def test_results_and_documents_are_never_segmented(modality: str) -> None:
-    """The first half of the loop guard: kinds that are no images."""
+    """The first part of the loop guard refuses modalities that are not images."""
     with pytest.raises(UnsuitableSeries, match="results or documents"):
         reject_unsuitable(Series("1.2", "1.2.3", modality))
 
 
-def test_what_this_service_made_is_never_segmented() -> None:
-    """The second half: our own, whatever its modality."""
+def test_results_of_this_service_are_never_segmented() -> None:
+    """The second part of the loop guard refuses the service's own objects of any modality."""
     with pytest.raises(UnsuitableSeries, match="made by this service"):
         reject_unsuitable(Series("1.2", "1.2.3", "MR", manufacturer="CALIBRANT "))
     reject_unsuitable(T1)
 
 
 def test_the_digest_depends_on_the_set_of_images_alone() -> None:
-    """Order and repetition in an answer change nothing; one image more changes everything."""
+    """Order and repetition do not change it; another image does."""
     assert digest_of(["1.2", "1.1", "1.2"]) == hashlib.sha256(b"1.1\n1.2").hexdigest()
     assert digest_of(["1.1"]) != digest_of(["1.1", "1.2"])
