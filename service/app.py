@@ -1,4 +1,4 @@
-"""The only place where the parts are wired together."""
+"""Wires the parts of the service together; nothing else does."""
 
 import datetime as dt
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Wire types: what the API answers and the client reads. Also what `summary.json` and `result.json` hold on disk."""
+"""Wire types: what the API answers and the client reads, and the content of `summary.json` and `result.json`."""
 
 import datetime as dt
 from collections.abc import Callable
@@ -9,30 +9,30 @@ from pydantic import BaseModel, ConfigDict
 from .errors import CalibrantError, ServerProblem
 
 RESEARCH_USE_ONLY: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
-"""Stands in every report until somebody certifies otherwise."""
+"""Part of every report."""
 
 Stage = Literal["decode", "locate", "preprocess", "infer", "calibrate", "encode", "store"]
 Report = Callable[[Stage, float], None]
-"""Receives the stage that runs and the fraction of it that is done."""
+"""Called with the running stage and the fraction of it that is done."""
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 FINISHED: Final[tuple[State, ...]] = ("succeeded", "failed", "cancelled")
-"""States that a job does not leave."""
+"""Final states of a job."""
 
 Priority = Literal["urgent", "normal", "background"]
-"""A job that waits goes before all of a lower priority; one that runs is never interrupted."""
+"""A waiting job goes before those of lower priority; a running one is never interrupted."""
 
 Output = Literal["mask", "confidence", "summary", "probabilities"]
-"""What a job keeps. Probabilities and uncertainty are computed from the logits, which are kept for probabilities only."""
+"""What a job keeps. Probabilities and uncertainty are computed from the logits, which `probabilities` keeps."""
 
 ALL_OUTPUTS: Final[tuple[Output, ...]] = get_args(Output)
 
 DicomObject = Literal["seg", "sr", "sc", "pm", "bands", "labelmap", "pdf"]
-"""A result as DICOM: segmentation, structured report, picture of the summary; confidence as parametric map and as bands of a segmentation; label map; PDF."""
+"""A result as DICOM: segmentation; structured report; secondary capture of the summary; confidence as a parametric map or as bands in a segmentation; label map; PDF."""
 
 DEFAULT_OBJECTS: Final[tuple[DicomObject, ...]] = ("seg", "sr", "sc")
-"""What is made unless others are asked for: the others are large, or not read everywhere."""
+"""Objects that are made by default; the others are large, or many viewers cannot read them."""
 
 
 class Wire(BaseModel):
@@ -42,7 +42,7 @@ class Wire(BaseModel):
 
 
 class Figure(Wire):
-    """A figure of the card with its 95 % person-bootstrap interval."""
+    """A figure of the calibration card with its 95 % bootstrap interval over persons."""
 
     value: float | None
     low: float | None
@@ -50,13 +50,13 @@ class Figure(Wire):
 
 
 class Statement(Wire):
-    """What is known about how far the model can be trusted: a statement about a population, never about this image."""
+    """How far the model can be trusted: a statement about a population, never about this image."""
 
     status: Literal["holds", "withdrawn"]
-    """withdrawn: this scan is unlike those that the card was measured on, so the card says nothing about it."""
+    """withdrawn: the scan is unlike those that the card was measured on, so that the card does not apply."""
     text: str
     reasons: list[str]
-    """Why it was withdrawn; empty when it holds."""
+    """Why the statement is withdrawn; empty if it holds."""
     basis: Literal["calibration card"] = "calibration card"
     dataset: str
     split: str
@@ -77,43 +77,43 @@ class Structure(Wire):
     name: str
     voxels: int
     volume_ml: float | None
-    """Null when the structure is truncated: part of it may lie outside the scan."""
+    """Null if the structure is truncated: part of it may lie outside the scan."""
     mean_confidence: float | None
-    """Mean over the mask's voxels of the label; null when it has none."""
+    """Mean confidence over the label's voxels in the mask; null if there are none."""
     p5_confidence: float | None = None
-    """5th percentile of the same, interpolated linearly: one voxel in twenty is less sure."""
+    """5th percentile of the same, linearly interpolated: one voxel in twenty has a lower confidence."""
     truncated: bool = False
-    """Whether the label touches one of the six outermost planes of the scan, so that it may go on outside."""
+    """Whether the label touches one of the six outermost planes of the scan, so that it may continue outside."""
     confidence_histogram: list[int] | None = None
     """Voxels of the label per confidence bin: 20 bins ``k/20 < p <= (k+1)/20``, by the rule of the card."""
 
 
 class ExpectedAccuracy(Wire):
-    """The share of voxels that the model itself expects to be right around what it has found. No measurement.
+    """The fraction of voxels in and around the foreground that the model expects to be right; not a measurement.
 
-    The mean of the largest probability over the mask's foreground and a margin. It is as good as the model's
-    calibration on scans like this one, which the statement speaks about; where that is withdrawn, so is the trust in it.
+    It is the mean of the largest probability over the mask's foreground and a margin, and as good as the model's
+    calibration on scans like this one. If the statement is withdrawn, so is the basis of this figure.
     """
 
     value: float
     """In [1/C, 1]."""
     voxels: int
-    """Of the region: the foreground and every voxel within the margin."""
+    """Voxels of the region: the foreground and everything within the margin."""
     margin_voxels: int
-    """Along each axis of the scan."""
+    """Width of the margin along each axis of the scan."""
     basis: Literal["the model's own probabilities"] = "the model's own probabilities"
 
 
 class Located(Wire):
-    """Where a part was found in a scan that shows more; nothing outside of its box was segmented."""
+    """Where a part was found in a scan that shows more than the model segments; only its box was segmented."""
 
     name: str
     centre_mm: tuple[float, float, float] | None
-    """Centre of the box in RAS millimetres; null when the part was not found."""
+    """Centre of the box in RAS millimetres; null if the part was not found."""
     size_mm: tuple[float, float, float]
-    """Edges of the box along the axes of the head, which need not be those of the scan."""
+    """Edges of the box along the axes of the head, which may differ from those of the scan."""
     why_not: str | None
-    """Why it was not found."""
+    """Why the part was not found."""
 
 
 class Summary(Wire):
@@ -123,53 +123,53 @@ class Summary(Wire):
     """name@sha256 of the bundle."""
     structures: list[Structure]
     foreground_confidence: float | None
-    """Mean confidence over all foreground voxels of the mask; null when there are none."""
+    """Mean confidence over all foreground voxels of the mask; null if there are none."""
     expected_accuracy: ExpectedAccuracy | None = None
-    """Null when the mask has no foreground."""
+    """Null if the mask has no foreground."""
     located: list[Located] | None = None
-    """Null when the whole of the scan was segmented as it came."""
+    """Null if the whole scan was segmented."""
     statement: Statement
     warnings: list[str]
     research_use_only: str = RESEARCH_USE_ONLY
 
 
 class CaseResult(Wire):
-    """How a case was computed and what was written; the last file to appear in a result."""
+    """How a case was computed and which files were written; it is the last file of a result to be written."""
 
     model: str
     device: str
     placement: str = "device"
-    """Whether the device's memory sufficed; else what was computed on the CPU."""
+    """`device` if its memory was sufficient; otherwise what was computed on the CPU."""
     engine: str
     precision: str
     seconds: dict[Stage, float]
     files: dict[str, str]
     """SHA-256 by file name."""
     weights_sha256: str | None = None
-    """Of the model's weights."""
+    """SHA-256 of the model's weights."""
     card_sha256: str | None = None
-    """Of its calibration card."""
+    """SHA-256 of the model's calibration card."""
     created: dt.datetime | None = None
-    """When the result was complete: the date of what is made of it later."""
+    """When the result was complete; also the date of files that are derived from it later."""
 
 
 class Superseded(Wire):
-    """The DICOM report of an earlier result in the same study, which a newer one replaces."""
+    """The DICOM report of an earlier result, which a newer one in the same study replaces."""
 
     series_instance_uid: str
     sop_instance_uid: str
 
 
 class StructureReliability(Wire):
-    """How often a structure is there where the model gives it a probability; lists run over the M bins."""
+    """How often a structure is present, by the probability that the model gives it; lists run over the M bins."""
 
     name: str
     count: list[int]
     """Voxels per confidence bin, all images pooled."""
     mean_p: list[float | None]
-    """Mean predicted probability of each bin; null in an empty one."""
+    """Mean predicted probability by bin; null for an empty bin."""
     frequency: list[float | None]
-    """Observed frequency of each bin; null in an empty one."""
+    """Observed frequency by bin; null for an empty bin."""
     images: list[list[int]]
     """(M, M): images per confidence bin (outer) and frequency bin (inner)."""
     ece: float | None
@@ -178,7 +178,7 @@ class StructureReliability(Wire):
 
 
 class Reliability(Wire):
-    """What a reliability diagram shows, with the population that it was measured on."""
+    """The data of a reliability diagram, with the population that it was measured on."""
 
     source: str
     n_cases: int
@@ -187,7 +187,7 @@ class Reliability(Wire):
 
 
 class MeasuredStructure(Wire):
-    """How well one structure of this image was found and how well calibrated it is; null where undefined.
+    """Overlap, distance and calibration of one structure in this image; null where undefined.
 
     A structure that the reference lacks has no score at all.
     """
@@ -196,32 +196,32 @@ class MeasuredStructure(Wire):
     reference_voxels: int
     predicted_voxels: int
     dsc: float | None
-    """Dice similarity coefficient of mask and reference; 0 when it was missed altogether."""
+    """Dice similarity coefficient of mask and reference; 0 if the mask lacks the structure."""
     hd95_mm: float | None
-    """95 % Hausdorff distance of the two surfaces; null also when it was missed altogether."""
+    """95 % Hausdorff distance of the two surfaces; null if the mask lacks the structure."""
     ace: float | None
     ece: float | None
     mce: float | None
 
 
 class Measured(Wire):
-    """What a reference mask shows about one segmentation: measured on this image, and on nothing else."""
+    """One segmentation measured against a reference mask of this image."""
 
     basis: Literal["measured"] = "measured"
     model: str
     """name@sha256 of the bundle."""
     structures: list[MeasuredStructure]
     brier: float
-    """Mean over voxels of ``sum_c (p_c - y_c)^2``, in [0, 2]: a proper score, which ACE, ECE and MCE are not."""
+    """Mean over voxels of ``sum_c (p_c - y_c)^2``, in [0, 2]; a proper score, unlike ACE, ECE and MCE."""
     nll: float
-    """Mean negative log likelihood over voxels, in nats: proper, too."""
+    """Mean negative log likelihood over voxels, in nats; also a proper score."""
     reliability: Reliability
     """Reliability histogram of this image."""
     research_use_only: str = RESEARCH_USE_ONLY
 
 
 class Problem(Wire):
-    """An error (RFC 9457)."""
+    """A problem document: an error by RFC 9457."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -234,13 +234,13 @@ class Problem(Wire):
 
 
 def problem_of(error: CalibrantError) -> Problem:
-    """Return the problem document of an error; a server's own one where a server sent it."""
+    """Return the problem document of an error; a ServerProblem keeps the type that the server sent."""
     uri = error.problem_type if isinstance(error, ServerProblem) else f"/problems/{error.code}"
     return Problem(type=uri, title=error.title, status=error.status, detail=error.detail)
 
 
 class Links(Wire):
-    """Where to go on from a job."""
+    """Links from a job to its routes and results."""
 
     self: str
     events: str | None = None
@@ -251,13 +251,13 @@ class Links(Wire):
     probabilities: str | None = None
     uncertainty: str | None = None
     reference: str | None = None
-    """Where a reference mask is posted to."""
+    """Route that takes a reference mask by POST."""
     bundle: str | None = None
     """All files of the result in one zip."""
 
 
 class Job(Wire):
-    """A segmentation as a caller sees it."""
+    """A segmentation job as its owner sees it."""
 
     id: str
     state: State
@@ -269,21 +269,21 @@ class Job(Wire):
     created: dt.datetime
     finished: dt.datetime | None
     queue_position: int | None
-    """Jobs that will be done before it, while it is queued."""
+    """Number of jobs that will run before it, while it is queued."""
     eta_s: float | None
-    """Seconds until it will probably have finished; null when nothing was measured yet."""
+    """Estimated seconds until it has finished; null before any job was timed."""
     attempts: int
-    """Times its computation was begun."""
+    """How often its computation was begun."""
     device: str | None
-    """What computed it, once it has succeeded."""
+    """Device that computed it, once it has succeeded."""
     stage: Stage | None
-    """What is being done, while it runs."""
+    """Present stage, while it runs."""
     progress: float
     """Fraction of the stage, 0 to 1; 1 once it has succeeded."""
     seconds: dict[Stage, float]
-    """Per stage, once it has succeeded."""
+    """Seconds by stage, once it has succeeded."""
     problem: Problem | None
-    """Why it failed."""
+    """Why it failed or was cancelled."""
     links: Links
 
 
@@ -292,14 +292,14 @@ class Jobs(Wire):
 
     jobs: list[Job]
     next: str | None
-    """Cursor of the next page; null on the last."""
+    """Cursor of the next page; null on the last page."""
 
 
 class Scan(Wire):
-    """A scan that was uploaded."""
+    """An uploaded scan."""
 
     id: str
-    """SHA-256 of the file: what `?scan=` of a segmentation names."""
+    """SHA-256 of the file; the value of `?scan=` for a segmentation."""
     bytes: int
 
 
@@ -313,23 +313,23 @@ class LabelDetail(Wire):
     code: str | None
     """Coded concept, ``scheme:value``, e.g. ``SCT:5366008`` of SNOMED CT."""
     modifiers: list[str]
-    """Laterality and the like, coded the same way."""
+    """Modifiers such as the laterality, coded the same way."""
 
 
 class CardMeasurement(Wire):
-    """What one engine at one precision scored on the card's cases."""
+    """Scores of one engine at one precision on the card's cases."""
 
     engine: str
     precision: str
     platform: str
     scores: dict[str, Figure]
-    """Over the foreground structures."""
+    """Means over the foreground structures."""
     class_scores: dict[str, dict[str, Figure]]
-    """The same by structure."""
+    """Scores by structure."""
 
 
 class Card(Wire):
-    """A model's calibration card without the sums of its cases."""
+    """A model's calibration card without the sums over its cases."""
 
     date: dt.date
     dataset: str
@@ -361,13 +361,13 @@ class Model(Wire):
     label_details: list[LabelDetail] | None = None
     statement: Statement | None = None
     card: Card | None = None
-    """In the answer about one model; the list leaves it out."""
+    """Only in the answer about a single model."""
     reliability: str | None = None
-    """Where its reliability diagram is."""
+    """Route of its reliability diagram."""
 
 
 class Models(Wire):
-    """Every installed bundle."""
+    """All installed bundles."""
 
     models: list[Model]
     default: str

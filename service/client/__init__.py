@@ -1,4 +1,4 @@
-"""The client library: `Client` and `AsyncClient` on httpx, with neither torch nor monai."""
+"""The client library: `Client` and `AsyncClient` on httpx, without torch and MONAI."""
 
 from .async_http import AsyncClient
 from .calls import Order

@@ -1,4 +1,4 @@
-"""The same client for programs that run on asyncio or trio."""
+"""The asynchronous client, for asyncio and trio."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
@@ -25,7 +25,7 @@ _PIECE = 1 << 20
 
 
 class AsyncClient:
-    """Talks to one service; an asynchronous context manager with the methods of `Client`."""
+    """Client of one service; an asynchronous context manager with the methods of `Client`."""
 
     def __init__(
         self, url: str, *, key: str | None = None, timeout_s: float = 60.0, patience_s: float = PATIENCE_S
@@ -51,11 +51,11 @@ class AsyncClient:
         await self._http.aclose()
 
     async def models(self) -> Models:
-        """Return what is installed."""
+        """Return the installed models."""
         return await self._talk(calls.models())
 
     async def upload(self, scan: Path) -> Scan:
-        """Send a scan to be kept, and return its id: its SHA-256."""
+        """Store a scan at the service and return it with its id, its SHA-256."""
         return await self._talk(calls.upload(scan))
 
     async def segment(
@@ -67,27 +67,27 @@ class AsyncClient:
         outputs: tuple[Output, ...] = (),
         priority: Priority = "normal",
     ) -> Result:
-        """Send a scan and return its result once it is there; arguments as of `Client.segment`."""
+        """Segment a scan and return the result; arguments are those of `Client.segment`."""
         return await self._talk(calls.segment(Order(scan, model, outputs, priority), show))
 
     async def submit(self, order: Order) -> Job:
-        """Send a scan and return its job at once."""
+        """Submit a scan and return its job without waiting."""
         return await self._talk(calls.submit(order))
 
     async def find(self, identifier: str) -> Job:
-        """Return a job as it stands."""
+        """Return a job in its present state."""
         return await self._talk(calls.find(identifier))
 
     async def wait(self, job: Job, show: Show = lambda _: None) -> Job:
-        """Return a job once it has finished, well or not."""
+        """Return a job once it has succeeded, failed or been cancelled."""
         return await self._talk(calls.wait(job, show))
 
     async def fetch(self, job: Job) -> Result:
-        """Download what a finished job has made."""
+        """Download the outputs of a finished job."""
         return await self._talk(calls.fetch(job))
 
     async def cancel(self, identifier: str) -> Job:
-        """Stop a job and return it."""
+        """Cancel a job and return it."""
         return await self._talk(calls.cancel(identifier))
 
     async def delete(self, identifier: str) -> None:
@@ -104,7 +104,7 @@ class AsyncClient:
             cursor, more = page.next, page.next is not None
 
     async def events(self, identifier: str) -> AsyncIterator[Job]:
-        """Yield a job whenever it has changed, until it has finished; a broken connection is taken up again."""
+        """Yield a job whenever it has changed, until it has finished; a broken connection is renewed."""
         stream = EventStream(identifier)
         while not stream.finished:
             async with aclosing(await self._open(stream)) as answer:

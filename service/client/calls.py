@@ -1,7 +1,7 @@
-"""What is said to a server, and what its answers mean; who sends it, and how it waits, is the clients' own.
+"""The requests to a server and the meaning of its answers, without the sending and waiting.
 
-A conversation is a generator: it yields calls, is sent their answers and returns what the caller wanted. `Client` and
-`AsyncClient` run the same ones, as httpx runs its `Auth.auth_flow`.
+A conversation is a generator: it yields calls, receives their answers and returns the outcome. `Client` and `AsyncClient`
+run the same generators, as httpx runs its `Auth.auth_flow`.
 """
 
 import os
@@ -24,31 +24,31 @@ WAIT_S: Final = 20
 """Seconds for which the server is asked to hold the first answer."""
 
 POLL_S: Final = 0.5
-"""Seconds between two looks at a job that takes longer."""
+"""Seconds between two polls of a job that takes longer."""
 
 PROMPT: Final = {"Prefer": f"wait={WAIT_S}"}
-"""Header of a request that would rather wait than come again."""
+"""Header that asks the server to answer only when the job has finished, if that is soon."""
 
 _T = TypeVar("_T")
 _Wire = TypeVar("_Wire", bound=Wire)
 
 ScanSource = Path | Scan | str
-"""A file, or a scan that was uploaded, or its id."""
+"""A file, an uploaded scan, or the id of one."""
 
 Show = Callable[[Job], None]
-"""Is called with a job whenever it was looked at."""
+"""Called with a job whenever it was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is asked for.
+    """A segmentation to submit.
 
     Args:
-        scan: a file, or an uploaded scan.
+        scan: a file, an uploaded scan, or the id of one.
         model: name, or name@sha256; the server's default if None.
-        outputs: what to keep; everything if empty.
-        priority: over the jobs that wait.
-        idempotency_key: the same key never makes a second job; a fresh one by default.
+        outputs: outputs to keep; all if empty.
+        priority: over waiting jobs.
+        idempotency_key: the same key never makes a second job; a new one by default.
     """
 
     scan: ScanSource
@@ -60,15 +60,15 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request; all of them may be repeated without harm.
+    """One request; every call may be repeated safely.
 
     Args:
-        method: of HTTP.
-        path: below the server's address.
-        params: query.
-        headers: beside those of every request.
-        body: file that is sent.
-        after_s: seconds to wait before.
+        method: HTTP method.
+        path: path below the server's address.
+        params: query parameters.
+        headers: headers in addition to those of every request.
+        body: file to send.
+        after_s: seconds to wait before sending.
     """
 
     method: str
@@ -80,21 +80,21 @@ class Call:
 
 
 Talk = Generator[Call, httpx.Response, _T]
-"""A conversation that ends in a T."""
+"""A conversation that returns a T."""
 
 
 def models() -> Talk[Models]:
-    """Ask what is installed."""
+    """Get the installed models."""
     return read(Models, (yield Call("GET", "/v1/models")))
 
 
 def upload(scan: Path) -> Talk[Scan]:
-    """Send a scan to be kept."""
+    """Store a scan at the service."""
     return read(Scan, (yield _with_body(Call("POST", "/v1/scans"), scan)))
 
 
 def submit(order: Order, headers: Mapping[str, str] | None = None) -> Talk[Job]:
-    """Send a scan to be segmented."""
+    """Submit a scan."""
     params = {"model": order.model, "outputs": list(order.outputs), "priority": order.priority}
     if not isinstance(order.scan, Path):
         params["scan"] = order.scan.id if isinstance(order.scan, Scan) else order.scan
@@ -108,12 +108,12 @@ def submit(order: Order, headers: Mapping[str, str] | None = None) -> Talk[Job]:
 
 
 def find(identifier: str) -> Talk[Job]:
-    """Ask how a job stands."""
+    """Get a job in its present state."""
     return read(Job, (yield Call("GET", f"{SEGMENTATIONS}/{identifier}")))
 
 
 def wait(job: Job, show: Show) -> Talk[Job]:
-    """Look at a job until it has finished."""
+    """Poll a job until it has finished."""
     show(job)
     while job.state not in FINISHED:
         job = read(Job, (yield Call("GET", job.links.self, after_s=POLL_S)))
@@ -122,10 +122,10 @@ def wait(job: Job, show: Show) -> Talk[Job]:
 
 
 def fetch(job: Job) -> Talk[Result]:
-    """Download what a job has made.
+    """Download the outputs of a finished job.
 
     Raises:
-        ServerProblem: it has failed or was cancelled.
+        ServerProblem: the job failed or was cancelled.
     """
     if job.problem is not None:
         raise _error_of(job.problem)
@@ -141,13 +141,13 @@ def fetch(job: Job) -> Talk[Result]:
 
 
 def segment(order: Order, show: Show) -> Talk[Result]:
-    """Send a scan, wait for its job and download what it made."""
+    """Submit a scan, wait for its job and download the outputs."""
     job = yield from submit(order, PROMPT)
     return (yield from fetch((yield from wait(job, show))))
 
 
 def cancel(identifier: str) -> Talk[Job]:
-    """Stop a job."""
+    """Cancel a job."""
     return read(Job, (yield Call("POST", f"{SEGMENTATIONS}/{identifier}/cancel")))
 
 
@@ -157,26 +157,26 @@ def delete(identifier: str) -> Talk[None]:
 
 
 def page(state: State | None, cursor: str | None) -> Talk[Jobs]:
-    """Ask for a page of the jobs, the newest first."""
+    """Get a page of the caller's jobs, the newest first."""
     params = {name: value for name, value in {"state": state, "cursor": cursor}.items() if value}
     return read(Jobs, (yield Call("GET", SEGMENTATIONS, params)))
 
 
-def read(kind: type[_Wire], answer: httpx.Response) -> _Wire:
-    """Return what an answer holds.
+def read(wire_type: type[_Wire], answer: httpx.Response) -> _Wire:
+    """Return the content of an answer.
 
     Raises:
-        ServerProblem: something else.
+        ServerProblem: the content is of another type.
     """
     try:
-        return kind.model_validate_json(answer.content)
+        return wire_type.model_validate_json(answer.content)
     except ValidationError as error:
-        msg = f"The server's answer is no {kind.__name__} of ours. Is the address that of a Calibrant service of this version?"
+        msg = f"The server's answer is not of type {wire_type.__name__}. Is the address that of a Calibrant service of this version?"
         raise ServerProblem(msg, answer.status_code) from error
 
 
 def reject_error(answer: httpx.Response) -> None:
-    """Raise ServerProblem if the answer, whose body was read, is an error."""
+    """Raise ServerProblem if an answer, whose body has been read, is an error."""
     if not answer.is_error:
         return
     try:
@@ -190,12 +190,12 @@ def reject_error(answer: httpx.Response) -> None:
 
 
 def unreachable(url: httpx.URL, error: httpx.TransportError) -> ServerUnreachable:
-    """Return the error of a request that got no answer."""
+    """Return the error for a request without an answer."""
     return ServerUnreachable(f"{url} did not answer ({type(error).__name__}). Is calibrant serve running there?")
 
 
 def headers_of(key: str | None) -> dict[str, str]:
-    """Return the headers of every request: the key that was given, or CALIBRANT_KEY of the environment."""
+    """Return the headers of every request: the given key, or CALIBRANT_KEY of the environment."""
     key = key or os.environ.get("CALIBRANT_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -216,6 +216,6 @@ def _error_of(problem: Problem, retry_after_s: float | None = None) -> ServerPro
 
 
 def _retry_after_s(answer: httpx.Response) -> float | None:
-    """Return `Retry-After` where it is a number of seconds, as ours always is (RFC 9110, section 10.2.3)."""
+    """Return `Retry-After` if it is a number of seconds, as this service sends it (RFC 9110, section 10.2.3)."""
     value = answer.headers.get("Retry-After", "")
     return float(value) if value.isdecimal() else None

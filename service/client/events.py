@@ -1,4 +1,4 @@
-"""The stream of a job's events (server-sent events) through broken connections; the parsing is httpx-sse's."""
+"""Follows the stream of a job's events (server-sent events) through broken connections; httpx-sse parses it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .calls import SEGMENTATIONS
 
 
 class EventStream:
-    """Where in a job's stream one is."""
+    """Position in the event stream of a job."""
 
     def __init__(self, identifier: str) -> None:
         """Begin at the start.
@@ -25,22 +25,22 @@ class EventStream:
 
     @property
     def request(self) -> dict[str, Any]:
-        """The request that goes on where the last connection broke, as arguments for httpx."""
+        """Arguments for httpx of the request that continues where the last connection broke."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": self._last} if self._last else {})
         return {"method": "GET", "url": self._path, "headers": headers}
 
     def job_of(self, event: ServerSentEvent) -> Job | None:
-        """Return the job of an event, None for one that holds none.
+        """Return the job of an event; None for an event without data.
 
         Raises:
-            ServerProblem: no job of ours.
+            ServerProblem: the data is not a job.
         """
         if not event.data:
             return None
         try:
             job = Job.model_validate_json(event.data)
         except ValidationError as error:
-            msg = "The server's event is no Job of ours. Is the address that of a Calibrant service of this version?"
+            msg = "The server's event is not a Job. Is the address that of a Calibrant service of this version?"
             raise ServerProblem(msg, 502) from error
         self._last = event.id
         self.finished = job.state in FINISHED

@@ -1,20 +1,20 @@
-"""Names of the files of one segmentation, in the style of BIDS derivatives."""
+"""Names of a segmentation's files, in the style of BIDS derivatives."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
-"""Endings of the files that can be segmented."""
+"""Extensions of the files that can be segmented."""
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the files of one segmentation lie.
+    """Paths of the files of one segmentation.
 
     Args:
-        folder: that holds them.
-        stem: what all names begin with.
+        folder: folder of the files.
+        stem: common beginning of their names.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class Files:
 
 
 def stem_of(scan: Path) -> str:
-    """Return the name of a scan without its ending.
+    """Return the name of a scan without its extension.
 
     >>> stem_of(Path("a/sub-1.T1.nii.gz"))
     'sub-1.T1'

@@ -1,4 +1,4 @@
-"""The client: sends scans, waits, fetches results; threads may share one."""
+"""The synchronous client: submits scans, waits, fetches results. Threads may share one."""
 
 import time
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ _T = TypeVar("_T")
 
 
 class Client:
-    """Talks to one service; a context manager.
+    """Client of one service; a context manager.
 
-    Every method raises ServerUnreachable where nobody answers and ServerProblem, with the server's problem document, on
-    an error answer.
+    Every method raises ServerUnreachable if no server answers, and ServerProblem, with the server's problem document, for
+    an error.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class Client:
     ) -> None:
         """Prepare a connection.
 
-        Raises:
-            ServerUnreachable: the address is none.
-
         Args:
-            url: of the service, e.g. http://127.0.0.1:8000.
-            key: where the service wants one; by default CALIBRANT_KEY of the environment.
-            timeout_s: seconds without a byte after which the server counts as gone.
-            patience_s: seconds over which a request is repeated when the server is gone for a while, or busy.
+            url: address of the service, e.g. http://127.0.0.1:8000.
+            key: API key, where the service uses keys; by default CALIBRANT_KEY of the environment.
+            timeout_s: seconds without a byte after which the server counts as unreachable.
+            patience_s: seconds over which a request is repeated while the server is unreachable or busy.
+
+        Raises:
+            ServerUnreachable: the address is not valid.
         """
         try:
             self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=calls.headers_of(key))
@@ -63,11 +63,11 @@ class Client:
         self._http.close()
 
     def models(self) -> Models:
-        """Return what is installed."""
+        """Return the installed models."""
         return self._talk(calls.models())
 
     def upload(self, scan: Path) -> Scan:
-        """Send a scan to be kept, and return its id: its SHA-256."""
+        """Store a scan at the service and return it with its id, its SHA-256."""
         return self._talk(calls.upload(scan))
 
     def segment(
@@ -79,35 +79,35 @@ class Client:
         outputs: tuple[Output, ...] = (),
         priority: Priority = "normal",
     ) -> Result:
-        """Send a scan and return its result once it is there.
+        """Segment a scan and return the result.
 
         Args:
             scan: file, or an uploaded scan or its id.
             model: name, or name@sha256; the server's default if None.
-            show: called with the job as it changes.
-            outputs: what to keep; everything by default.
-            priority: over the jobs that wait.
+            show: called with the job whenever it was looked at.
+            outputs: outputs to keep; all by default.
+            priority: over waiting jobs.
         """
         return self._talk(calls.segment(Order(scan, model, outputs, priority), show))
 
     def submit(self, order: Order) -> Job:
-        """Send a scan and return its job at once."""
+        """Submit a scan and return its job without waiting."""
         return self._talk(calls.submit(order))
 
     def find(self, identifier: str) -> Job:
-        """Return a job as it stands."""
+        """Return a job in its present state."""
         return self._talk(calls.find(identifier))
 
     def wait(self, job: Job, show: Show = lambda _: None) -> Job:
-        """Return a job once it has finished, well or not."""
+        """Return a job once it has succeeded, failed or been cancelled."""
         return self._talk(calls.wait(job, show))
 
     def fetch(self, job: Job) -> Result:
-        """Download what a finished job has made."""
+        """Download the outputs of a finished job."""
         return self._talk(calls.fetch(job))
 
     def cancel(self, identifier: str) -> Job:
-        """Stop a job and return it."""
+        """Cancel a job and return it."""
         return self._talk(calls.cancel(identifier))
 
     def delete(self, identifier: str) -> None:
@@ -123,7 +123,7 @@ class Client:
             cursor, more = page.next, page.next is not None
 
     def events(self, identifier: str) -> Iterator[Job]:
-        """Yield a job whenever it has changed, until it has finished; a broken connection is taken up again."""
+        """Yield a job whenever it has changed, until it has finished; a broken connection is renewed."""
         stream = EventStream(identifier)
         while not stream.finished:
             with closing(self._open(stream)) as answer:

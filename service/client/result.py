@@ -10,11 +10,11 @@ from .files import Files
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a job has made; an output that was not asked for is not there.
+    """The outputs of a succeeded job; ones that the job did not keep are missing.
 
     Args:
-        job: its record.
-        files: content by output, as it was downloaded.
+        job: the job's record.
+        files: downloaded bytes by output.
     """
 
     job: Job
@@ -36,11 +36,11 @@ class Result:
         return Summary.model_validate_json(self._content("summary"))
 
     def save(self, folder: Path, stem: str | None = None) -> Files:
-        """Write what is there into a folder, which is made, and return where it lies.
+        """Write the outputs into a folder and return their paths.
 
         Args:
-            folder: for the files.
-            stem: beginning of their names; the job's id if None.
+            folder: folder of the files; created if it does not exist.
+            stem: common beginning of their names; the job's id if None.
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = Files(folder, stem or self.job.id)
@@ -53,6 +53,6 @@ class Result:
 
     def _content(self, name: str) -> bytes:
         if name not in self.files:
-            msg = f"The {name} was not asked for. Segment the scan again with outputs that name it."
+            msg = f"The job did not keep the {name}. Segment the scan again with outputs that name it."
             raise ClientError(msg)
         return self.files[name]

@@ -1,7 +1,7 @@
-"""Which failed requests are sent again, and when; the waiting is tenacity's.
+"""Decides which failed requests are repeated, and when; tenacity repeats them.
 
-All requests may be repeated: a POST carries an Idempotency-Key or names its content. A server that has never answered
-is not waited for, one that has is: it may be restarting.
+Every request may be repeated: a POST has an Idempotency-Key or is identified by its content. An unreachable server is only
+waited for if it has answered before, because then it may be restarting.
 """
 
 from typing import Any, Final
@@ -14,13 +14,13 @@ PATIENCE_S: Final = 60.0
 """Seconds over which a request is repeated before its error is raised."""
 
 PASSING: Final = (429, 502, 503, 504)
-"""Statuses of a server, or of a proxy before it, that may answer better later."""
+"""HTTP statuses of a server, or of a proxy in front of it, that are likely to pass."""
 
 _backoff = wait_random_exponential(multiplier=0.25, max=8)
 
 
 class Retry:
-    """The policy of one client."""
+    """The retry policy of one client; `met` says whether the server has ever answered."""
 
     def __init__(self, patience_s: float) -> None:
         """Prepare.
@@ -37,7 +37,7 @@ class Retry:
         return {
             "retry": retry_if_exception(self._is_passing),
             "wait": _pause_s,
-            # The first stops before a pause that is longer than the patience, the second when no pause is left.
+            # The first stops before a pause that would exceed the patience, the second once the patience is used up.
             "stop": stop_before_delay(self._patience_s) | stop_after_delay(self._patience_s),
             "reraise": True,
         }
@@ -54,5 +54,5 @@ def _is_broken_bundle(error: ServerProblem) -> bool:
 
 def _pause_s(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, ServerProblem) else None
-    return _backoff(state) if asked is None else asked
+    retry_after_s = error.retry_after_s if isinstance(error, ServerProblem) else None
+    return _backoff(state) if retry_after_s is None else retry_after_s

@@ -1,4 +1,4 @@
-"""The command `calibrant`. Heavy libraries are imported inside the commands, so that --help answers at once."""
+"""The command `calibrant`. Heavy libraries are imported inside the commands, so that --help is fast."""
 
 import sys
 from importlib.metadata import entry_points
@@ -10,13 +10,11 @@ import typer
 from service import __version__
 from service.errors import CalibrantError, ServerProblem, ServerUnreachable
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 EXIT_ERROR, EXIT_UNREACHABLE, EXIT_INPUT = 1, 3, 6
-"""Internal or configuration error; no server or one that is not ready; the scan or the request is at fault."""
+"""Internal or configuration error; no server or one that is not ready; invalid scan or request."""
 
 NOT_READY = (429, 502, 503, 504)
-"""Answers of a server, or of a proxy before it, that is busy or not there yet; the client has waited for a better one."""
+"""HTTP statuses of a server, or of a proxy in front of it, that is still busy or starting after the client's retries."""
 
 app = typer.Typer(
     help="3-D medical image segmentation that says how far it can be trusted. For research use only.",
@@ -28,7 +26,7 @@ for _training in entry_points(group="calibrant.commands"):
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one sentence and an exit code, never a traceback."""
+    """Run the command line; a CalibrantError becomes one sentence and an exit code, never a traceback."""
     try:
         app()
     except CalibrantError as error:
@@ -42,8 +40,8 @@ def _fail(error: CalibrantError) -> NoReturn:
     sys.exit(EXIT_UNREACHABLE if gone else EXIT_INPUT if input_at_fault else EXIT_ERROR)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"calibrant {__version__}")
         raise typer.Exit
 
@@ -72,7 +70,7 @@ def serve(
     run_server(Settings.read(behind_proxy=behind_proxy), host, port)
 
 
-keys = typer.Typer(help="API keys of the service. They lie, as hashes, in the file that CALIBRANT_KEYS_FILE names.")
+keys = typer.Typer(help="API keys of the service. Their hashes are in the file that CALIBRANT_KEYS_FILE names.")
 app.add_typer(keys, name="keys")
 
 KeysFile = Annotated[Path, typer.Option("--file", envvar="CALIBRANT_KEYS_FILE", help="The file of keys.")]
@@ -80,11 +78,11 @@ KeysFile = Annotated[Path, typer.Option("--file", envvar="CALIBRANT_KEYS_FILE", 
 
 @keys.command("add")
 def add_key(
-    owner: Annotated[str, typer.Argument(help="Whose key: nobody else sees what is sent with it.")],
+    owner: Annotated[str, typer.Argument(help="Owner of the key; nobody else sees what is sent with it.")],
     file: KeysFile,
     admin: Annotated[bool, typer.Option("--admin", help="May also load and unload models.")] = False,
 ) -> None:
-    """Make a key and show it, this once."""
+    """Make a key and show it; it cannot be shown again."""
     from service.storage.keys import add_key as make
 
     typer.echo(make(file, owner, admin=admin))
@@ -107,7 +105,7 @@ def remove_key(
     from service.storage.keys import remove_key as remove
 
     if not remove(file, identifier):
-        typer.echo(f"There is no key {identifier}. calibrant keys list shows those that there are.", err=True)
+        typer.echo(f"There is no key {identifier}. calibrant keys list shows all keys.", err=True)
         raise typer.Exit(EXIT_INPUT)
 
 
@@ -120,7 +118,8 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for mask, confidence and summary.")],
     model: Annotated[str | None, typer.Option(help="Name of the model; the service's default if left out.")] = None,
     url: Annotated[
-        str | None, typer.Option(help="A running service, e.g. http://127.0.0.1:8000; without it, here.")
+        str | None,
+        typer.Option(help="A running service, e.g. http://127.0.0.1:8000; by default, this machine computes."),
     ] = None,
 ) -> None:
     """Segment one scan and write mask, confidence map and calibration summary."""
@@ -144,12 +143,12 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
     model: Annotated[str | None, typer.Option(help="Name of the model; the default one if left out.")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Scans in flight at the service.")] = 4,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, e.g. of a SLURM array.")] = "1/1",
-    pattern: Annotated[str, typer.Option(help="Only files of such names, e.g. '*_T1w.nii.gz'.")] = "*",
+    pattern: Annotated[str, typer.Option(help="Only files whose names match, e.g. '*_T1w.nii.gz'.")] = "*",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the cases and what is left out; do nothing.")
+        bool, typer.Option("--dry-run", help="Only show the cases and the files that are left out.")
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also do again what failed for the scan's own fault.")
+        bool, typer.Option("--retry-failed", help="Also repeat cases that failed because of their scan.")
     ] = False,
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write the tables as Parquet.")] = False,
 ) -> None:
@@ -168,11 +167,11 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
         raise typer.BadParameter(str(error), param_hint="--shard") from error
     where = None if local else url
     request = BatchRequest(source, out, where, model, jobs, part, pattern, dry_run, retry_failed, parquet)
-    # Elsewhere than on a terminal rich would break lines after 80 letters.
+    # Without a terminal, rich would break lines after 80 columns.
     raise typer.Exit(run_command(request, Console(width=None if sys.stdout.isatty() else 160)))
 
 
-pacs = typer.Typer(help="The PACS that series come from and results go to. They stand in the file CALIBRANT_PACS_FILE.")
+pacs = typer.Typer(help="The PACS that series come from and results go to, as listed in the file CALIBRANT_PACS_FILE.")
 app.add_typer(pacs, name="pacs")
 
 PacsPath = Annotated[Path, typer.Option("--file", envvar="CALIBRANT_PACS_FILE", help="The TOML file of the PACS.")]
@@ -180,14 +179,14 @@ PacsPath = Annotated[Path, typer.Option("--file", envvar="CALIBRANT_PACS_FILE", 
 
 @pacs.command("test")
 def test_pacs(name: Annotated[str, typer.Argument(help="Name of the PACS in the file.")], file: PacsPath) -> None:
-    """Try whether a PACS answers, finds, gives and takes; nothing is stored there. Exit code 1 if something fails."""
+    """Test whether a PACS answers, and can be queried, read and written; nothing is stored. Exit code 1 if a test fails."""
     from service.pacs.check import examine_pacs
     from service.pacs.config import read_pacs_file
 
-    found = examine_pacs(read_pacs_file(file).find(name))
-    for check in found:
+    checks = examine_pacs(read_pacs_file(file).find(name))
+    for check in checks:
         typer.echo(f"{'ok' if check.ok else 'fail':4}  {check.name:16}  {check.found}")
-    if not all(check.ok for check in found):
+    if not all(check.ok for check in checks):
         raise typer.Exit(EXIT_ERROR)
 
 
@@ -227,7 +226,7 @@ def mercure(
 
 @app.command()
 def models(
-    url: Annotated[str | None, typer.Option(help="A running service; without it, this machine.")] = None,
+    url: Annotated[str | None, typer.Option(help="A running service; by default, this machine.")] = None,
 ) -> None:
     """Show the installed models: whether they can be served, and their DSC and ACE with 95 % intervals."""
     from rich.console import Console
@@ -240,9 +239,9 @@ def models(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, e.g. for an issue.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, e.g. for an issue.")] = False,
 ) -> None:
-    """Check everything that serving needs, and say what to do where something is missing. Exit code 1 if it is."""
+    """Check everything that serving needs, and say what to do where something is missing; then the exit code is 1."""
     from service.commands.doctor import examine, report
 
     findings = examine()

@@ -1,7 +1,7 @@
-"""`calibrant demo`: both hippocampi of the MNI152 template, sent over HTTP to a server started for it, and drawn.
+"""`calibrant demo`: starts a server, segments both hippocampi of the MNI152 template over HTTP and draws the result.
 
-The template is an average of 152 brains, not a person: it shows that the path works, it measures nothing. It comes
-with nilearn's wheel (International Consortium for Brain Mapping; nothing is downloaded).
+The template is an average of 152 brains, not a person: the demo shows that the path works, and measures nothing. The
+template is part of nilearn's wheel (International Consortium for Brain Mapping); nothing is downloaded.
 """
 
 import os
@@ -26,16 +26,16 @@ from service.errors import ServerUnreachable, SettingsError
 from service.schemas import RESEARCH_USE_ONLY, Job
 
 TEMPLATE: Final = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-"""Path of the template inside nilearn: T1-weighted, 1 mm, MNI space, without its skull."""
+"""Path of the template inside nilearn: T1-weighted, 1 mm, MNI space, without the skull."""
 
 SIDES: Final = {"left": (11, 12), "right": (21, 22)}
 """Label values of the anterior and the posterior hippocampus of each side."""
 
 COLOURS: Final = ("#e69f00", "#56b4e9")
-"""Of anterior and posterior."""
+"""Colours of the anterior and the posterior hippocampus."""
 
 VIEW_MM: Final = 32
-"""Half the edge of what is drawn around a hippocampus."""
+"""Half the edge of the region that is drawn around a hippocampus."""
 
 START_S: Final = 60.0
 """Seconds within which the server must be ready."""
@@ -45,7 +45,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """Scan, mask and confidence of the demo on one grid whose axes grow to the right, anterior and superior.
+    """Scan, mask and confidence of the demo on one grid with axes to the right, anterior and superior (RAS).
 
     Args:
         scan: (D, H, W) intensities.
@@ -62,19 +62,19 @@ class Images:
     @classmethod
     def read(cls, scan: Path, files: Prediction) -> "Images":
         """Return the images of a segmented scan."""
-        shown, mask, confidence = (
+        image, mask, confidence = (
             nib.as_closest_canonical(nib.load(path)) for path in (scan, files.mask, files.confidence)
         )
-        return cls(shown.get_fdata(), mask.get_fdata(), confidence.get_fdata(), shown.affine)
+        return cls(image.get_fdata(), mask.get_fdata(), confidence.get_fdata(), image.affine)
 
     def middle(self, side: str) -> Array:
-        """Return the (3,) mean index of the voxels of a side, of the whole grid if it has none."""
+        """Return the (3,) mean index of a side's voxels, or the centre of the grid if the side has none."""
         inside = np.argwhere(np.isin(self.mask, SIDES[side]))
         return inside.mean(axis=0) if len(inside) else (np.array(self.mask.shape) - 1) / 2
 
 
 def run_demo(out: Path) -> None:
-    """Serve, send the template as it is, write results and `demo.png` into the folder `out`.
+    """Start a server, segment the template, and write results and `demo.png` into the folder `out`.
 
     Raises:
         SettingsError: nilearn or matplotlib is not installed.
@@ -98,7 +98,7 @@ def run_demo(out: Path) -> None:
 
 
 def template() -> Path:
-    """Return where the template lies.
+    """Return the path of the template.
 
     Raises:
         SettingsError: nilearn is not installed.
@@ -111,7 +111,7 @@ def template() -> Path:
 
 
 def draw(images: Images, path: Path) -> None:
-    """Draw the whole head and, of each side, the mask's outline in three planes and the confidence.
+    """Draw, for each side, the whole head, the mask's outline in three planes, and the confidence.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -178,11 +178,11 @@ def _segment(client: Client, scan: Path, out: Path) -> Prediction:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """Run `calibrant serve` on a free port with a state directory of its own, and yield its address."""
+    """Run `calibrant serve` on a free port with a temporary state directory, and yield its address."""
     with tempfile.TemporaryDirectory() as state:
         command = [sys.executable, "-m", "service", "serve", "--port", "0"]
         environment = os.environ | {"CALIBRANT_STATE_DIR": state}
-        # Its log would stand between the lines of the demo.
+        # The server's log would appear between the lines of the demo.
         with subprocess.Popen(  # noqa: S603 - our own command
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         ) as process:

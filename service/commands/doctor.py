@@ -1,4 +1,4 @@
-"""`calibrant doctor`: is everything there that serving needs? One line per check, with what to do where it is not."""
+"""`calibrant doctor`: checks everything that serving needs, and says what to do where something is missing."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ from service.storage.keys import read_keys
 LIBRARIES: Final = ("torch", "monai", "numpy", "nibabel", "pydicom", "dbos", "fastapi")
 
 LEAST_FREE_BYTES: Final = 10 << 30
-"""Free space below which the state directory is warned of: some dozen large scans with their results."""
+"""Free space in the state directory below which there is a warning: some dozen large scans with their results."""
 
 LEAST_MEMORY_BYTES: Final = 4 << 30
 
@@ -43,26 +43,26 @@ NETWORK_FILESYSTEMS: Final = (
     "fuse.sshfs",
     "glusterfs",
 )
-"""SQLite's locks and flushes cannot be relied on there."""
+"""File systems on which SQLite's locks and flushes are not reliable."""
 
 Verdict = Literal["ok", "warn", "fail"]
 
 
 class Finding(BaseModel):
-    """What one check found."""
+    """Outcome of one check."""
 
     check: str
     verdict: Verdict
     found: str
     do: str = ""
-    """Where something is wrong."""
+    """What to do, if something is wrong."""
 
 
 Check = Callable[[], Iterator[Finding]]
 
 
 def examine() -> list[Finding]:
-    """Return the findings of all checks; one that breaks is a finding, too."""
+    """Return the findings of all checks."""
     try:
         settings = Settings.read()
     except CalibrantError as error:
@@ -81,14 +81,14 @@ def examine() -> list[Finding]:
 
 
 def report(findings: list[Finding], *, as_json: bool = False) -> str:
-    """Return the findings as text, a line each and one more for what to do, or as JSON."""
+    """Return the findings as text, with a second line for what to do, or as JSON."""
     if as_json:
         return TypeAdapter(list[Finding]).dump_json(findings, indent=2).decode()
     lines = []
-    for each in findings:
-        lines.append(f"{each.verdict:4}  {each.check:15}  {each.found}")
-        if each.do:
-            lines.append(f"{'':23}{each.do}")
+    for finding in findings:
+        lines.append(f"{finding.verdict:4}  {finding.check:15}  {finding.found}")
+        if finding.do:
+            lines.append(f"{'':23}{finding.do}")
     return "\n".join(lines)
 
 
@@ -115,10 +115,7 @@ def _device(settings: Settings) -> Iterator[Finding]:
     cuda = f"CUDA {torch.version.cuda}: {', '.join(gpus)}" if gpus else "no CUDA device"
     try:
         torch.zeros(1, device=settings.device)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch's words for a device that it does not know or was not built for
+    except (RuntimeError, AssertionError) as error:  # torch's errors for an unknown device, or one it was not built for
         found = f"{settings.device} cannot be used ({type(error).__name__}); {cuda}"
         yield Finding(
             check="device", verdict="fail", found=found, do="Set CALIBRANT_DEVICE to cpu or a device that is there."
@@ -150,9 +147,9 @@ def _state_directory(folder: Path) -> Iterator[Finding]:
         do = "Set CALIBRANT_STATE_DIR to a folder that this user may write."
         yield Finding(check="state directory", verdict="fail", found=found, do=do)
         return
-    free, kind = shutil.disk_usage(folder).free, filesystem_of(folder)
-    found = f"{folder}: {_gib(free)} free on {kind or 'an unknown file system'}"
-    if kind in NETWORK_FILESYSTEMS:
+    free, filesystem = shutil.disk_usage(folder).free, filesystem_of(folder)
+    found = f"{folder}: {_gib(free)} free on {filesystem or 'an unknown file system'}"
+    if filesystem in NETWORK_FILESYSTEMS:
         do = "Set CALIBRANT_STATE_DIR to a local disk: the job database is not safe on a network share."
         yield Finding(check="state directory", verdict="fail", found=found, do=do)
     elif free < LEAST_FREE_BYTES:
@@ -163,33 +160,33 @@ def _state_directory(folder: Path) -> Iterator[Finding]:
 
 
 def filesystem_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Return the kind of file system that holds a folder, empty where the system does not tell.
+    """Return the type of the file system that holds a folder; empty if the system does not say.
 
     Args:
-        folder: that exists.
-        mounts: list of the mounted file systems, as Linux keeps it.
+        folder: an existing folder.
+        mounts: Linux's list of the mounted file systems.
     """
     if not mounts.is_file():
         return ""
     resolved = folder.resolve()
-    kinds = {}
+    types = {}
     for line in mounts.read_text().splitlines():
-        _, point, kind, *_ = line.split(" ")
-        kinds[Path(point.replace("\\040", " "))] = kind
-    return next((kinds[parent] for parent in (resolved, *resolved.parents) if parent in kinds), "")
+        _, point, filesystem, *_ = line.split(" ")
+        types[Path(point.replace("\\040", " "))] = filesystem
+    return next((types[parent] for parent in (resolved, *resolved.parents) if parent in types), "")
 
 
 def _bundles() -> Iterator[Finding]:
     try:
-        found = registry()
+        bundles = registry()
     except CalibrantError as error:
         yield Finding(check="models", verdict="fail", found=error.title, do=error.detail)
         return
-    for description in found.ready.values():
+    for description in bundles.ready.values():
         yield Finding(check="model", verdict="ok", found=f"{description.identity}, verified")
-    for name, why in found.broken.items():
+    for name, why in bundles.broken.items():
         yield Finding(check="model", verdict="warn", found=f"{name} cannot be served", do=why)
-    if not found.ready:
+    if not bundles.ready:
         yield Finding(check="models", verdict="fail", found="no model can be served", do="Install Calibrant again.")
 
 
@@ -230,7 +227,9 @@ def _sandbox() -> Iterator[Finding]:
         do = "Install Calibrant again; if it stays so, tell the maintainers."
         yield Finding(check="sandbox", verdict="fail", found="a tiny scan was decoded wrongly", do=do)
     elif landlock_version() == 0:
-        do = "Linux 5.13 and later also keep the decoder from other files; limits of memory and time work."
+        do = (
+            "Linux 5.13 or later would also keep the decoder away from other files; its limits of memory and time work."
+        )
         yield Finding(check="sandbox", verdict="warn", found="works, without Landlock", do=do)
     else:
         yield Finding(

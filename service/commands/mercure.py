@@ -1,8 +1,8 @@
-"""`calibrant mercure`: a processing module of mercure, which hands over a folder of DICOM files and takes one of results.
+"""`calibrant mercure`: a processing module of mercure, from a folder of DICOM files to a folder of results.
 
-The contract (docs/modules.rst of mercure): images of one series or of a whole study in MERCURE_IN_DIR,
-beside them `task.json` with the settings of the module; DICOM files and `result.json` in MERCURE_OUT_DIR; exit code 0.
-Everything is computed here, no service is needed. What is printed is kept by mercure: it names nobody.
+The contract (docs/modules.rst of mercure): MERCURE_IN_DIR holds images of one series or of a whole study, and
+`task.json` with the settings of the module; MERCURE_OUT_DIR gets DICOM files and `result.json`; the exit code is 0.
+The module computes everything itself, without a service. Mercure stores its output, so that it names nobody.
 """
 
 import json
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 TASK: Final = "task.json"
 RESULT: Final = "result.json"
-"""Read by mercure: it keeps the whole, and sends the text of `__mercure_notification`."""
+"""Mercure stores this file, and sends the text of `__mercure_notification`."""
 
 
 class ModuleSettings(BaseModel):
-    """What may be set in mercure's page of the module, or of a rule, as JSON."""
+    """The module's settings: JSON on mercure's page of the module, or of a rule."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model: str | None = None
     """Name, or name@sha256; the default model if left out."""
     objects: list[DicomObject] = Field(default=list(DEFAULT_OBJECTS), min_length=1)
-    """What is written of each series."""
+    """Objects to write for each series."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What is said about the task when all of its series were tried."""
+    """Outcome of a task, once all of its series were tried."""
 
     model: str
     segmented: list[dict[str, Any]] = field(default_factory=list)
@@ -51,9 +51,10 @@ class Report:
         lines = [
             f"{self.model.partition('@')[0]}: {len(self.segmented)} series segmented, {len(self.refused)} refused."
         ]
-        lines += [each["summary"]["statement"]["text"] for each in self.segmented]
-        lines += [each["detail"] for each in self.refused]
-        withdrawn = any(each["summary"]["statement"]["status"] == "withdrawn" for each in self.segmented)
+        statements = [series["summary"]["statement"] for series in self.segmented]
+        lines += [statement["text"] for statement in statements]
+        lines += [series["detail"] for series in self.refused]
+        withdrawn = any(statement["status"] == "withdrawn" for statement in statements)
         return {
             "model": self.model,
             "segmented": self.segmented,
@@ -61,17 +62,17 @@ class Report:
             "research_use_only": RESEARCH_USE_ONLY,
             "__mercure_notification": {
                 "text": "\n".join([*lines, RESEARCH_USE_ONLY]),
-                # Of rules that notify on request: when somebody should look.
+                # For rules that notify on request: somebody should look at the results.
                 "requested": withdrawn or bool(self.refused),
             },
         }
 
 
 def run_module(inbox: Path, outbox: Path) -> Report:
-    """Segment every series of images in a folder, write DICOM objects and `result.json` to another, and report.
+    """Segment every series of images in a folder, and write DICOM objects and `result.json` to another.
 
-    A study holds more than what the model was made for: a series that is refused, a localizer for instance, is named in
-    the report and stops no other.
+    A study also holds series that the model is not made for, e.g. a localizer: the report lists them as refused, and the
+    others are segmented.
 
     Args:
         inbox: MERCURE_IN_DIR.
@@ -107,7 +108,7 @@ def run_module(inbox: Path, outbox: Path) -> Report:
 
 
 def read_settings(inbox: Path) -> ModuleSettings:
-    """Return the settings of the module: `process.settings` of `task.json`, those of the rule over those of the module.
+    """Return the settings in `process.settings` of `task.json`, in which the rule's override the module's.
 
     Raises:
         SettingsError: they cannot be used.
@@ -116,16 +117,15 @@ def read_settings(inbox: Path) -> ModuleSettings:
         task = json.loads((inbox / TASK).read_bytes())
         return ModuleSettings.model_validate(task["process"]["settings"] or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        names = (
-            [".".join(map(str, each["loc"])) for each in error.errors()] if isinstance(error, ValidationError) else []
-        )
-        found = f"{', '.join(names)} cannot be used" if names else "task.json has no settings of a processing module"
-        msg = f'{found}. Settings such as {{"model": "hippocampus-mr", "objects": ["seg", "sr", "sc"]}} are expected in the page of the module or of the rule.'
+        details = error.errors() if isinstance(error, ValidationError) else []
+        names = ", ".join(".".join(map(str, detail["loc"])) for detail in details)
+        fault = f"{names} cannot be used" if names else "task.json has no settings of a processing module"
+        msg = f'{fault}. Settings such as {{"model": "hippocampus-mr", "objects": ["seg", "sr", "sc"]}} are expected in the page of the module or of the rule.'
         raise SettingsError(msg) from error
 
 
 def _segment(case: BatchCase, outbox: Path, bundle: "LoadedBundle", objects: list[DicomObject]) -> dict[str, Any]:
-    """Write the objects of a series, under mercure's names, and return what the report holds of it."""
+    """Write the objects of a series under mercure's names, and return the report's entry about it."""
     from service.executors.on_demand import derive_dicom
     from service.intake.dicom.header import read_series_header
     from service.pipeline.run import run_case
@@ -139,7 +139,7 @@ def _segment(case: BatchCase, outbox: Path, bundle: "LoadedBundle", objects: lis
         files = []
         for path in derive_dicom(result, made, objects):
             header = read_series_header(path)
-            # The convention of mercure's file names; by the first part the next module tells the series apart.
+            # Mercure's convention: the next module distinguishes the series by the first part of the name.
             name = f"{header.uid}#{path.stem}.dcm" if header else path.name
             (outbox / name).write_bytes(path.read_bytes())
             files.append(name)

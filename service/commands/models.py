@@ -1,4 +1,4 @@
-"""`calibrant models`: what is installed, here or at a running service, and what is known about how far to trust it."""
+"""`calibrant models`: lists the models of this machine or a running service with their calibration figures."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ class Installed:
     """A row of the table.
 
     Args:
-        name: of the bundle.
-        version: that it declares.
+        name: name of the bundle.
+        version: version that the bundle declares.
         identity: name@sha256.
-        why_not: it cannot be served; empty if it can.
-        statement: of its card.
+        why_not: why the bundle cannot be served; empty if it can.
+        statement: statement of its card.
     """
 
     name: str
@@ -35,48 +35,52 @@ def models_here() -> list[Installed]:
     Raises:
         SettingsError: CALIBRANT_BUNDLE_DIR is no folder.
     """
-    found = registry()
+    bundles = registry()
     ready = [
         Installed(
-            name, each.config.version, each.identity, "", statement_of(each.card, each.card.measurements[0], reasons=[])
+            name,
+            description.config.version,
+            description.identity,
+            "",
+            statement_of(description.card, description.card.measurements[0], reasons=[]),
         )
-        for name, each in found.ready.items()
+        for name, description in bundles.ready.items()
     ]
-    return ready + [Installed(name, "", "", why, None) for name, why in found.broken.items()]
+    return ready + [Installed(name, "", "", why, None) for name, why in bundles.broken.items()]
 
 
 def models_there(url: str) -> list[Installed]:
     """Return the bundles of a running service.
 
     Raises:
-        ClientError: no answer, or a refusal.
+        ClientError: no server answered, or it refused.
     """
     with Client(url) as client:
-        found = client.models()
+        models = client.models().models
     return [
-        Installed(each.name, each.version or "", each.identity or "", each.why_not or "", each.statement)
-        for each in found.models
+        Installed(model.name, model.version or "", model.identity or "", model.why_not or "", model.statement)
+        for model in models
     ]
 
 
 def table_of(models: list[Installed]) -> Table:
-    """Return the table: DSC and ACE are the card's, with their 95 % intervals, about a population and no image."""
+    """Return the table of models; DSC and ACE, with 95 % intervals, are the card's figures about its population."""
     table = Table(
         *(Column(name, overflow="fold") for name in ("model", "version", "ready", "DSC", "ACE", "measured on"))
     )
-    for each in models:
-        where = ""
-        if each.statement:
-            where = f"{each.statement.n_cases} cases of {each.statement.n_persons} persons, {each.statement.dataset}"
+    for model in models:
+        statement, measured_on = model.statement, ""
+        if statement:
+            measured_on = f"{statement.n_cases} cases of {statement.n_persons} persons, {statement.dataset}"
         table.add_row(
-            *(each.identity or each.name, each.version, each.why_not or "yes"),
-            *(_spelt(each.statement, "dsc"), _spelt(each.statement, "ace_macro"), where),
+            *(model.identity or model.name, model.version, model.why_not or "yes"),
+            *(_text_of(statement, "dsc"), _text_of(statement, "ace_macro"), measured_on),
         )
     return table
 
 
-def _spelt(statement: Statement | None, figure: str) -> str:
-    found = statement.figures.get(figure) if statement and statement.figures else None
-    if found is None or found.value is None or found.low is None or found.high is None:
+def _text_of(statement: Statement | None, name: str) -> str:
+    figure = statement.figures.get(name) if statement and statement.figures else None
+    if figure is None or figure.value is None or figure.low is None or figure.high is None:
         return "-"
-    return f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f})"
+    return f"{figure.value:.3f} ({figure.low:.3f}-{figure.high:.3f})"

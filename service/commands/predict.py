@@ -1,4 +1,4 @@
-"""`calibrant predict`: one scan -> files beside each other, computed here or by a running service."""
+"""`calibrant predict`: segments one scan, on this machine or by a running service, into three files."""
 
 import tempfile
 import textwrap
@@ -14,10 +14,10 @@ from service.schemas import Summary
 from service.settings import Settings
 
 WIDTH: Final = 100
-"""Columns of a sentence on a terminal."""
+"""Columns of printed sentences."""
 
 _LEAST_WIDTH = 24
-"""Columns of the names of structures."""
+"""Least columns for the names of structures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Prediction:
 
     @classmethod
     def write(cls, scan: Path, out: Path, mask: bytes, confidence: bytes, summary: Summary) -> "Prediction":
-        """Write the three files into the folder `out` and return where they are."""
+        """Write the three files into the folder `out` and return their paths."""
         out.mkdir(parents=True, exist_ok=True)
         names = Files(out, stem_of(scan))
         files = cls(names.mask, names.confidence, names.summary)
@@ -40,7 +40,7 @@ class Prediction:
         return files
 
     def report(self) -> str:
-        """Return what a person wants to see first: structures, trust, files."""
+        """Return the text for the terminal: structures, statement and warnings, files."""
         summary = Summary.model_validate_json(self.summary.read_bytes())
         width = max(_LEAST_WIDTH, *(len(structure.name) for structure in summary.structures))
         lines = [f"{'structure':{width}} {'volume':>9} {'mean confidence':>16}"]
@@ -60,10 +60,10 @@ class Prediction:
 
 
 def predict_there(scan: Path, out: Path, model: str | None, url: str) -> Prediction:
-    """Let the service at `url` segment the scan and write its files.
+    """Let the service at `url` segment the scan, and write the files.
 
     Raises:
-        ClientError: no answer, or the scan was refused.
+        ClientError: no server answered, or it refused the scan.
     """
     with Client(url) as client:
         result = client.segment(scan, model)
@@ -71,7 +71,7 @@ def predict_there(scan: Path, out: Path, model: str | None, url: str) -> Predict
 
 
 def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
-    """Segment the scan in this process and write its files.
+    """Segment the scan in this process, and write the files.
 
     Raises:
         CalibrantError: whatever `service.pipeline.run.run_case` raises.
@@ -102,7 +102,7 @@ def registry() -> Registry:
 
 
 def installed(model: str | None) -> BundleDescription:
-    """Return the bundle of a name or name@sha256, the default one for None.
+    """Return the bundle of a name or name@sha256; the default bundle for None.
 
     Raises:
         ModelNotFound: it is not installed on this machine.

@@ -1,4 +1,4 @@
-"""uvicorn around the application: where it may listen, what it says when it is up."""
+"""`calibrant serve`: runs the application in uvicorn, on an address that is safe without or with keys."""
 
 import os
 import socket
@@ -16,19 +16,19 @@ from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
 
 LAST_ANSWERS_S: Final = 3
-"""Seconds that answers have when the service is asked to end: one that waits for a job, or watches it, has no end."""
+"""Seconds that running requests have when the service is asked to end; those that wait for a job could take for ever."""
 
 
 def run_server(settings: Settings, host: str, port: int) -> None:
     """Serve until interrupted.
 
     Raises:
-        SettingsError: an address beyond this machine without keys or a proxy that authenticates, or one that is taken.
+        SettingsError: other machines could reach the address without a key, or the port is taken.
     """
     reachable = f"[{host}]" not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS and not settings.behind_proxy
     if reachable and settings.monailabel_secret:
         msg = (
-            f"{host} is reachable from other machines, and a secret in a path stands in the logs of whatever is between. "
+            f"{host} is reachable from other machines, and every proxy in between logs a secret in a path. "
             "Remove CALIBRANT_MONAILABEL_SECRET, listen on 127.0.0.1, or put a proxy in front and say so with --behind-proxy."
         )
         raise SettingsError(msg)
@@ -39,7 +39,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         )
         raise SettingsError(msg)
     configure_logging()
-    # No access log: paths and query strings are what the user sent.
+    # No access log: paths and query strings hold what the user sent.
     config = uvicorn.Config(
         create_app(settings),
         host,
@@ -50,7 +50,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
     server = _AnnouncingServer(config, settings)
-    # uvicorn has exit codes of its own; ours for what keeps a server from starting is 1.
+    # uvicorn has its own exit codes; here, a server that does not start exits with 1.
     with suppress(SystemExit):
         server.run()
     if server.refusal is not None:
@@ -61,13 +61,13 @@ def run_server(settings: Settings, host: str, port: int) -> None:
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Says where it listens as soon as it does: with port 0 nobody else knows."""
+    """Prints its address as soon as it listens; with port 0, nobody knows it before."""
 
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
         self._settings = settings
         self.refusal: OSError | None = None
-        """Why it cannot listen; uvicorn only logs that."""
+        """Why it cannot listen; uvicorn only logs it."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:

@@ -1,7 +1,7 @@
 """One resident child process that keeps the networks in memory and computes one case at a time.
 
-A crash, a hang or a leak there leaves the API alone. The child writes into a folder of its own and publishes nothing,
-so one that comes back to life after it was given up cannot harm a result.
+A crash, a hang or a leak in the child does not affect the API. The child writes into a folder of its own and publishes
+nothing, so that one that was given up and comes back to life cannot damage a result.
 """
 
 import multiprocessing
@@ -41,24 +41,24 @@ log = structlog.get_logger(__name__)
 _PROCESSES: Final = multiprocessing.get_context("spawn")
 
 ENVIRONMENT: Final = {
-    # A thread that spins at a barrier is slower than one that sleeps as soon as a neighbour needs the core.
+    # Threads that sleep at a barrier are faster than spinning ones as soon as other processes need the cores.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
-    # glibc keeps the memory of arrays below 32 MiB, up to 256 MiB of it: to fetch it anew for each case takes long.
+    # glibc keeps up to 256 MiB of freed arrays below 32 MiB: fetching memory from the kernel for each case is slow.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
-"""Of the child, unless its parent's says otherwise."""
+"""Environment variables of the child, unless the parent's environment sets them."""
 
 
 _RUN, _CANCEL, _FORGET = "run", "cancel", "forget"
-"""What the child is told, each with its particulars."""
+"""Messages to the child, each followed by its arguments."""
 
 START_DEADLINE_S: Final = 120.0
-"""Seconds within which a child must have its libraries loaded."""
+"""Seconds within which a child must have loaded its libraries."""
 
 START_ATTEMPTS: Final = 5
-"""Children started in a row before a case is given up."""
+"""Children that are started in a row before a case is given up."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class _Child:
     ready: bool = False
 
     def become_ready(self) -> bool:
-        """Return whether the child has its libraries loaded, waiting for it while it lives."""
+        """Wait until the child has loaded its libraries; return whether it has."""
         try:
             self.ready = self.ready or (self.pipe.poll(START_DEADLINE_S) and self.pipe.recv() == ("ready",))
         except (EOFError, OSError):
@@ -76,22 +76,22 @@ class _Child:
         return self.ready
 
     def kill(self) -> None:
-        """Kill the child, also one that is stopped, and wait until it is gone. Any thread may."""
+        """Kill the child, even a suspended one, and wait until it is gone. Any thread may call this."""
         self.process.kill()
         self.process.join()
 
     def end(self) -> None:
-        """Kill the child and close its pipe. Only the thread whose turn it is may."""
+        """Kill the child and close its pipe. Only the thread that holds `_turn` may call this."""
         self.kill()
         self.pipe.close()
 
 
 class ExecutorStopped(BaseException):
-    """The executor was stopped during a case. No `Exception`: nobody may take it for the outcome of the case."""
+    """The service ends during a case. Not an `Exception`, so that nothing takes it for the outcome of the case."""
 
 
 class EmbeddedExecutor:
-    """Owns the child process; starts it anew when it has died."""
+    """Owns the child process and restarts it when it has died."""
 
     def __init__(
         self,
@@ -108,10 +108,10 @@ class EmbeddedExecutor:
         Args:
             device: torch device of the child.
             deadline_s: seconds after which a case is given up and the child killed.
-            memory_bytes: that the child may use on the CPU; all of the machine by default.
-            engine: that runs the networks, as `service.engines.ready.ready_bundle` takes it.
-            state: directory where measurements and prepared networks are kept; None for none.
-            warm: a bundle that every child loads before its first case: what an engine prepares takes no time of one.
+            memory_bytes: memory that the child may use on the CPU; by default all of the machine.
+            engine: engine that runs the networks, as for `service.engines.ready.ready_bundle`.
+            state: directory of measurements and prepared networks; None for none.
+            warm: bundle that every child loads before its first case, so that its preparation delays no case.
         """
         self._engine = engine
         self._state = state
@@ -124,12 +124,12 @@ class EmbeddedExecutor:
         self._child: _Child | None = None
 
     def start(self) -> None:
-        """Start the child, which imports torch while the caller goes on."""
+        """Start the child; it imports torch in the background."""
         with self._turn:
             self._living_child()
 
     def stop(self) -> None:
-        """Kill the child for good; a case that it computes raises `ExecutorStopped`."""
+        """Kill the child for good; its running case raises `ExecutorStopped`."""
         self._stopped = True
         if self._child is not None:
             self._child.kill()
@@ -149,24 +149,24 @@ class EmbeddedExecutor:
         cancelled: Callable[[], bool] = lambda: False,
         outputs: tuple[Output, ...] = get_args(Output),
     ) -> CaseResult:
-        """Return the result of `run_case` in the child.
+        """Run `run_case` in the child and return its result.
 
         Args:
-            scan: file.
-            bundle: to run.
+            scan: file of the scan.
+            bundle: bundle to run.
             out: folder that the child writes to.
             report: called with each stage and its progress.
-            cancelled: whether the case is not wanted any more; asked after each report, e.g. of a window.
-            outputs: what is to be kept; everything by default.
+            cancelled: returns whether the case was cancelled; called after each report, e.g. of a window.
+            outputs: outputs to keep; all by default.
 
         Raises:
-            JobCancelled: it was not.
+            JobCancelled: the case was cancelled.
             InferenceCrashed: the child died.
             InferenceDeadline: the child took too long and was killed.
             InferenceOutOfMemory: the case needs more memory than the child may use.
-            BundleIntegrity: another bundle lies on the disk in its place.
+            BundleIntegrity: the bundle on the disk is another one now.
             ExecutorStopped: `stop` was called meanwhile.
-            CalibrantError: whatever `run_case` raised there.
+            CalibrantError: whatever else `run_case` raised.
         """
         with self._turn:
             child = self._ready_child()
@@ -189,7 +189,7 @@ class EmbeddedExecutor:
                 alarm.cancel()
 
     def forget(self, bundle: BundleDescription) -> None:
-        """Free the memory that a bundle takes in the child, once the running case has ended."""
+        """Free a bundle's memory in the child, once the running case has ended."""
         with self._turn:
             if self._child is not None:
                 with suppress(OSError):  # a child that has died has forgotten everything
@@ -201,7 +201,7 @@ class EmbeddedExecutor:
         return InferenceCrashed("The process that computed the case died.")
 
     def _ready_child(self) -> _Child:
-        # Loading is no part of a case: a child that dies meanwhile is no attempt at one, and takes no time from it.
+        # Loading does not belong to the case: it takes none of its time, and a child that dies then is no attempt at it.
         for _ in range(START_ATTEMPTS):
             child = self._living_child()
             if child.become_ready():
@@ -230,21 +230,21 @@ class EmbeddedExecutor:
             process.start()
             theirs.close()
             self._child = _Child(process, ours)
-            if self._stopped:  # stop() may have come too early to see this child
+            if self._stopped:  # stop() may have been called before this child was stored
                 self._child.end()
         self._reject_stopped()
         return self._child
 
 
 def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> CaseResult:
-    told = False
+    notified = False
     while True:
         message, *content = child.pipe.recv()
         if message == "stage":
             report(*content)
-            if not told and cancelled():
+            if not notified and cancelled():
                 child.pipe.send((_CANCEL, None))
-                told = True
+                notified = True
         elif message == "failed":
             code, detail = content
             raise from_code(code, detail)
@@ -262,7 +262,7 @@ def _serve(
 ) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     configure_logging()
-    if device == "cpu":  # a GPU's driver maps more than it uses
+    if device == "cpu":  # a GPU driver maps more memory than it uses
         limit_memory(memory_bytes)
 
     from service.pipeline.run import run_case
@@ -283,7 +283,7 @@ def _serve(
             return
         if message == _FORGET:
             networks.forget(order)
-        if message != _RUN:  # a cancellation came too late: the case was done
+        if message != _RUN:  # a cancellation that came too late: its case has ended
             continue
         pipe.send(_outcome(partial(compute, *order), memory_bytes))
 
@@ -326,7 +326,7 @@ def _outcome(work: Callable[[], str], memory_bytes: int) -> tuple[str, ...]:
 
 
 def _failure(error: Exception, memory_bytes: int) -> tuple[str, str]:
-    """Return code and detail of what ended a case."""
+    """Return code and detail of the error that ended a case."""
     if isinstance(error, CalibrantError):
         return error.code, error.detail
     if ran_out_of_memory(error):
@@ -334,13 +334,13 @@ def _failure(error: Exception, memory_bytes: int) -> tuple[str, str]:
             f"The case needs more than the {memory_bytes / (1 << 30):.1f} GiB that inference may use. "
             "Crop or downsample the scan, or ask the operator for more (CALIBRANT_MEMORY_BYTES)."
         )
-    # The message may hold what the user sent; the type cannot.
+    # The message may hold what the user sent; the type does not.
     log.error("case failed", error=type(error).__name__)
     return CalibrantError.code, f"The computation failed ({type(error).__name__})."
 
 
 def _report(pipe: "connection.Connection[Any, Any]", stage: Stage, done: float) -> None:
-    """Tell the parent, and end the case here if it is not wanted any more."""
+    """Report progress to the parent, and end the case if it was cancelled."""
     pipe.send(("stage", stage, done))
     if pipe.poll() and pipe.recv()[0] == _CANCEL:
         msg = "The job was cancelled while it ran."

@@ -1,4 +1,4 @@
-"""How much memory a computation may use: a case that is too large fails by itself instead of taking others along."""
+"""Limits the memory of a computation, so that a case that is too large fails alone instead of ending others."""
 
 import os
 import resource
@@ -9,7 +9,7 @@ _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 def machine_memory_bytes() -> int:
-    """Return the memory of this machine, or of the container where that has less."""
+    """Return the memory of this machine, or of its container if that has less."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if _CGROUP_LIMIT.is_file() and (text := _CGROUP_LIMIT.read_text().strip()).isdecimal():
         memory = min(memory, int(text))
@@ -17,14 +17,14 @@ def machine_memory_bytes() -> int:
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Let every allocation of this process fail that would take it over the ceiling.
+    """Let every allocation fail that would take this process over the limit.
 
-    Counts what is private and writable (RLIMIT_DATA, Linux 4.7 and later): not the libraries, and not the address space
-    that is merely reserved, of which torch takes much.
+    RLIMIT_DATA (Linux 4.7 and later) counts private writable memory: neither the libraries nor the address space that
+    torch merely reserves.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Return whether an exception is Python's or torch's word for that; torch raises a plain RuntimeError on the CPU."""
+    """Return whether an exception means that memory ran out; on the CPU, torch raises a plain RuntimeError for that."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

@@ -1,7 +1,7 @@
-"""What a finished job's logits show beyond its files, computed in a throw-away process: the API's never holds torch.
+"""Computes further files and figures from a finished job's result, in a throw-away process: the API never holds torch.
 
-One at a time: each may need as much memory as the case itself. A second implementation in numpy would need no process,
-but its exponentials differ from torch's in the last digit, and a figure computed later would be another figure.
+One at a time, because each computation may need as much memory as the case itself. A numpy implementation would need no
+process, but its exponentials differ from torch's in the last digit, and so would every figure.
 """
 
 import multiprocessing
@@ -30,11 +30,11 @@ def derive_map(result: Path, work: Path, content: Content, voxel_type: VoxelType
     """Return a .nii.gz of the probabilities, the uncertainty or the confidence of a result.
 
     Args:
-        result: its folder.
+        result: folder of the result.
         work: folder that the file is written to.
-        content: what it shows.
-        voxel_type: of the voxels.
-        seconds: after which it is given up.
+        content: which of the three.
+        voxel_type: voxel type of the file.
+        seconds: time limit.
 
     Raises:
         ResultExpired: the logits are not kept.
@@ -47,14 +47,14 @@ def derive_map(result: Path, work: Path, content: Content, voxel_type: VoxelType
 
 
 def derive_measured(result: Path, work: Path, classes: npt.NDArray[np.uint8], model: str, seconds: float) -> Measured:
-    """Return what a reference shows about a result.
+    """Measure a result against a reference mask.
 
     Args:
-        result: its folder.
+        result: folder of the result.
         work: folder of scratch files.
         classes: (D, H, W) the reference as output channels, on the scan's grid.
         model: identity of the bundle.
-        seconds: after which it is given up.
+        seconds: time limit.
 
     Raises:
         ResultExpired: the logits are not kept.
@@ -73,19 +73,19 @@ def derive_dicom(
     seconds: float = 600.0,
     supersedes: Superseded | None = None,
 ) -> list[Path]:
-    """Return the files of DICOM objects of a result, `<kind>.dcm`, in the order in which they were asked for.
+    """Return the files of DICOM objects of a result, e.g. `seg.dcm`, in the given order.
 
-    The same result gives the same UIDs and the same bytes; with another `supersedes` it gives others.
+    The same result and `supersedes` give the same UIDs and the same bytes.
 
     Args:
-        result: its folder.
+        result: folder of the result.
         work: folder that the files are written to.
-        objects: which; each counts once.
-        seconds: after which they are given up.
-        supersedes: the report of an earlier result that this one replaces, e.g. because slices came late.
+        objects: the objects; duplicates are ignored.
+        seconds: time limit.
+        supersedes: the report of an earlier result that this one replaces, e.g. because slices arrived late.
 
     Raises:
-        NoSourceSeries: the scan was no DICOM series.
+        NoSourceSeries: the scan was not a DICOM series.
         ResultExpired: mask, confidence and summary, or for `pm` the logits, are not kept.
         ExecutionError: the process died or took too long.
     """
@@ -95,9 +95,9 @@ def derive_dicom(
         raise ResultExpired(msg)
     if "pm" in objects:
         reject_without_logits(result)
-    kinds = tuple(dict.fromkeys(objects))
-    _in_child(_write_dicom, result, seconds, work, kinds, supersedes)
-    return [work / f"{voxel_type}.dcm" for voxel_type in kinds]
+    distinct = tuple(dict.fromkeys(objects))
+    _in_child(_write_dicom, result, seconds, work, distinct, supersedes)
+    return [work / f"{dicom_object}.dcm" for dicom_object in distinct]
 
 
 def _in_child(work: Callable[..., None], result: Path, seconds: float, *arguments: object) -> None:
@@ -134,7 +134,7 @@ def _write_measured(result: Path, work: Path, model: str) -> None:
 
 
 def _write_dicom(result: Path, work: Path, objects: tuple[DicomObject, ...], supersedes: Superseded | None) -> None:
-    # What a library prints or raises over a header could hold a patient's name: it goes nowhere.
+    # A library's warning or exception about a header may hold a patient's name: discard all output.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)

@@ -1,8 +1,8 @@
 """The database of the jobs: a SQLite file in the state directory, or a database of a PostgreSQL server.
 
-A job and its result belong together: results that no job leads to are erased at the next start. So a PostgreSQL
-database and a state directory belong to one another for as long as the directory holds anything: each has the name
-that was made for the two. A lock on the server keeps a second service away, also one on a copy of the directory.
+Jobs and results belong together: a result without a job is erased at the next start. So a PostgreSQL database is bound
+to one state directory for as long as the directory holds anything: both store the same random name. A lock on the
+server keeps a second service away, even one on a copy of the directory.
 """
 
 import sqlite3
@@ -24,36 +24,36 @@ from service.storage.local import StateDirectory
 log = structlog.get_logger(__name__)
 
 CONNECT_S: Final = 5
-"""Seconds within which a server must take a connection, and take what is sent."""
+"""Seconds within which a server must accept a connection, and acknowledge what is sent."""
 
 WATCH_S: Final = 0.5
-"""Seconds between two looks at the server."""
+"""Seconds between two checks of the server."""
 
 LEASE_S: Final = 10
-"""Seconds without a look after which the server gives the lock away: the machine of the service has died."""
+"""Seconds without a check after which the server releases the lock: the machine of the service has died."""
 
-# Any number that no other program is likely to lock.
+# An arbitrary number that no other program is likely to lock.
 _LOCK: Final = 0x63616C696272
 
 
 class JobDatabase:
-    """An open database of the jobs; a SQLite file is always there, and its directory is locked already."""
+    """The database of the jobs. SQLite: a file in the state directory, which is locked already."""
 
     def __init__(self, address: str) -> None:
         self.address: Final = address
-        """For DBOS."""
+        """SQLAlchemy URL, for DBOS."""
         self.reachable = True
-        """Whether it answered when it was last looked at."""
+        """Whether the database answered the last check."""
 
     def hold(self) -> None:
         """Keep other services away until `release`."""
 
     def release(self) -> None:
-        """Let another service have it."""
+        """Let other services use the database."""
 
 
 class PostgresqlDatabase(JobDatabase):
-    """A database of a server that may go away and come back."""
+    """A database of a PostgreSQL server, which may go away and come back."""
 
     def __init__(self, address: str, url: str) -> None:
         super().__init__(address)
@@ -63,10 +63,10 @@ class PostgresqlDatabase(JobDatabase):
         self._thread: threading.Thread | None = None
 
     def hold(self) -> None:
-        """Take the lock, and go on looking whether the server is there.
+        """Take the lock, and begin to check the server periodically.
 
         Raises:
-            SettingsError: another service has the lock, or the server is gone.
+            SettingsError: another service has the lock, or the server cannot be reached.
         """
         if not event.contains(sqlalchemy.Engine, "handle_error", _say_that_no_connection_was_made):
             event.listen(sqlalchemy.Engine, "handle_error", _say_that_no_connection_was_made)
@@ -77,7 +77,7 @@ class PostgresqlDatabase(JobDatabase):
         self._thread.start()
 
     def release(self) -> None:
-        """End the watch and give the lock back."""
+        """End the checks and release the lock."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -103,7 +103,7 @@ class PostgresqlDatabase(JobDatabase):
     def _lock(self) -> None:
         connection = _connect(self._url)
         try:
-            # PostgreSQL's time unit without one is the millisecond.
+            # Without a unit, PostgreSQL reads milliseconds.
             connection.execute(f"SET idle_session_timeout = {LEASE_S * 1000}")
             _reject_second_service(connection, "pg_try_advisory_lock")
         except BaseException:
@@ -118,15 +118,15 @@ class PostgresqlDatabase(JobDatabase):
 
 
 def open_database(state: StateDirectory, postgresql_url: str | None) -> JobDatabase:
-    """Return the database, ready for DBOS.
+    """Return the database of a state directory, ready for DBOS.
 
     Args:
-        state: the directory of the scans and results.
-        postgresql_url: of a PostgreSQL database; SQLite if None.
+        state: directory of the scans and results.
+        postgresql_url: URL of a PostgreSQL database; None for SQLite.
 
     Raises:
-        SettingsError: the server cannot be reached, another service uses the database, or the jobs of this directory are
-            elsewhere.
+        SettingsError: the server cannot be reached, another service uses the database, or the jobs of this directory
+            are in another database.
     """
     if postgresql_url is None:
         _leave_servers(state)
@@ -139,14 +139,14 @@ def open_database(state: StateDirectory, postgresql_url: str | None) -> JobDatab
 
 
 def _use_write_ahead_log(state: StateDirectory) -> None:
-    # Kept by the file. With the default rollback journal readers block the writer. Each commit is still flushed:
-    # SQLite's synchronous=FULL is the default of every connection.
+    # The file keeps this setting. With the default rollback journal, readers block the writer. Every commit is still
+    # flushed: SQLite's default is synchronous=FULL.
     with closing(sqlite3.connect(state.database)) as database:
         database.execute("PRAGMA journal_mode=WAL")
 
 
 def _leave_servers(state: StateDirectory) -> None:
-    """Let an empty directory change to SQLite."""
+    """Let a directory without cases change from PostgreSQL to SQLite."""
     if not state.is_named:
         return
     if state.holds_cases:
@@ -159,7 +159,7 @@ def _leave_servers(state: StateDirectory) -> None:
 
 
 def _claim(connection: psycopg.Connection, state: StateDirectory) -> None:
-    """Make an empty database and an empty directory belong together, or see that they do."""
+    """Bind an empty database to an empty directory, or check that the two belong together."""
     _reject_second_service(connection, "pg_try_advisory_xact_lock")
     connection.execute("CREATE TABLE IF NOT EXISTS calibrant_state_directory (id text PRIMARY KEY)")
     owner = connection.execute("SELECT id FROM calibrant_state_directory").fetchone()
@@ -178,7 +178,7 @@ def _claim(connection: psycopg.Connection, state: StateDirectory) -> None:
             "CALIBRANT_STATE_DIR to an empty directory."
         )
         raise SettingsError(msg)
-    # A name of these two: a database that the directory had before must not know it any more.
+    # A new name for the pair: a database that the directory was bound to before must no longer match.
     state.forget_name()
     connection.execute("INSERT INTO calibrant_state_directory VALUES (%s)", [state.identity])
 
@@ -198,11 +198,11 @@ def _connect(url: str) -> psycopg.Connection:
 
 
 def _address(url: str, info: psycopg.ConnectionInfo) -> str:
-    """Return an address that means to SQLAlchemy what the URL means to libpq: it reads lists of hosts otherwise."""
+    """Return a SQLAlchemy URL that means what the URL means to libpq; the two read lists of hosts differently."""
     parts = {name: str(value) for name, value in conninfo_to_dict(url).items()}
     user, database = quote(info.user, safe=""), quote(info.dbname, safe="")
     password = f":{quote(parts['password'], safe='')}" if "password" in parts else ""
-    # libpq gives hosts without ports a list of empty ports.
+    # For hosts without ports, libpq reports a list of empty ports.
     rest = {
         name: value for name, value in parts.items() if name not in {"user", "password", "dbname"} and value.strip(",")
     }
@@ -214,7 +214,7 @@ def _told_without_address() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        # The text of the error may hold the address, and that a password.
+        # The error's text may hold the address, which may hold a password.
         msg = (
             f"The database of CALIBRANT_DATABASE_URL cannot be used (SQLSTATE {error.sqlstate or 'none: no connection'}). "
             "Look whether the server runs, whether user, password and database of the address exist there, and whether "
@@ -224,7 +224,7 @@ def _told_without_address() -> Iterator[None]:
 
 
 def _say_that_no_connection_was_made(context: sqlalchemy.ExceptionContext) -> None:
-    # DBOS tries again what failed for want of a connection. It knows that by the text, and does not know libpq's texts
-    # for a socket without a server or a host without an address: a job that ended then stayed `running`.
+    # DBOS repeats what failed for lack of a connection. It recognises that by the error's text, but does not know libpq's
+    # texts for a socket without a server or a host without an address: a job that ended meanwhile stayed `running`.
     if context.connection is None and isinstance(context.original_exception, psycopg.OperationalError):
         context.is_disconnect = True

@@ -1,4 +1,4 @@
-"""Erases what has been kept long enough, by the operator's policy."""
+"""Erases jobs, scans and logits by the operator's retention policy."""
 
 import datetime as dt
 import threading
@@ -20,11 +20,11 @@ EVERY_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long what is kept; None: until somebody deletes it.
+    """How long data is kept; None means until somebody deletes it.
 
     Args:
-        jobs: finished jobs with their scans and results, and scans that no job was made from.
-        logits: the logits behind probabilities and uncertainty.
+        jobs: for finished jobs with their scans and results, and for scans that no job was made from.
+        logits: for the logits behind probabilities and uncertainty.
     """
 
     jobs: dt.timedelta | None
@@ -34,7 +34,7 @@ class Policy:
 def sweep(
     jobs: SegmentationJobs, state: StateDirectory, policy: Policy, now: dt.datetime, dicom: PacsJobs | None = None
 ) -> int:
-    """Erase what is older than the policy allows and return how many jobs, scans and files of logits that were."""
+    """Erase what is older than the policy allows, and return the number of jobs, scans and files of logits erased."""
     removed = 0
     if policy.jobs is not None:
         removed += dicom.erase_finished(now - policy.jobs) if dicom else 0
@@ -60,11 +60,11 @@ class Sweeper:
         self._thread = threading.Thread(target=self._run, name="calibrant-retention", daemon=True)
 
     def start(self) -> None:
-        """Sweep now, and then again and again."""
+        """Sweep now, and then periodically."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the sweep that runs."""
+        """End once the running sweep is done."""
         self._ended.set()
         self._thread.join()
 

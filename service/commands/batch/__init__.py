@@ -1,1 +1,1 @@
-"""Many scans, one folder of results, through interruptions: `calibrant batch`."""
+"""`calibrant batch`: segments many scans into one folder of results, and goes on after interruptions."""

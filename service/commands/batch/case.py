@@ -1,4 +1,4 @@
-"""One scan of a batch: which files it is made of, and where its results go."""
+"""One case of a batch: the files of its scan, and where its results go."""
 
 import hashlib
 import tempfile
@@ -12,7 +12,7 @@ from typing import Final
 from service.client.files import Files
 
 ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-"""What an id looks like: it names files and stands in tables."""
+"""Pattern of an id, which is part of file names and stands in tables."""
 
 _ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -22,11 +22,11 @@ class BatchCase:
     """One image to segment.
 
     Args:
-        id: names it in the log and the tables; unique in a batch.
+        id: name of the case in the log and the tables; unique in a batch.
         files: one scan, or the DICOM files of one series.
-        folder: of its results, below the batch's.
-        stem: what their names begin with.
-        reference: a label file to compare the mask with.
+        folder: folder of its results, below the batch's.
+        stem: common beginning of their names.
+        reference: label file to compare the mask with.
         is_series: whether the files are DICOM.
     """
 
@@ -39,23 +39,23 @@ class BatchCase:
 
     @classmethod
     def of_file(cls, identifier: str, path: Path, reference: Path | None = None) -> "BatchCase":
-        """Return the case of a scan whose results go into a folder of its id."""
+        """Return the case of a scan whose results go into a folder with its id as name."""
         return cls(identifier, (path,), PurePosixPath(identifier), identifier, reference)
 
     def results(self, out: Path, model: str) -> Files:
-        """Return where the results of a model lie.
+        """Return the paths of a model's results.
 
         Args:
             out: folder of the batch.
             model: name, or name@sha256.
         """
-        # BIDS allows letters and digits only in an entity's value.
+        # BIDS only allows letters and digits in the value of an entity.
         label = "".join(letter for letter in model.partition("@")[0] if letter.isalnum())
         return Files(out / self.folder, f"{self.stem}_seg-{label}")
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
-        """Yield the one file that is segmented: the scan, or a temporary zip of the series, the same bytes each time."""
+        """Yield the file to segment: the scan, or a temporary zip of the series, which is reproducible byte for byte."""
         if not self.is_series:
             yield self.files[0]
             return
@@ -67,7 +67,7 @@ class BatchCase:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that is no case, and why."""
+    """A file that is left out, and why."""
 
     path: Path
     reason: str
@@ -75,7 +75,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class FoundCases:
-    """What was found in a source."""
+    """The cases in a source, and the files that are left out."""
 
     cases: list[BatchCase] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)

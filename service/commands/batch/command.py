@@ -1,4 +1,4 @@
-"""`calibrant batch`: finds the cases, runs them, writes the tables, says what is left to do; returns the exit code."""
+"""Runs `calibrant batch`: finds the cases, segments them, writes the tables and reports what is left."""
 
 import shlex
 import sys
@@ -24,18 +24,18 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """What was asked for on the command line.
+    """The options of the command line.
 
     Args:
-        source: of the cases.
+        source: source of the cases, as for `find_cases`.
         out: folder of the results.
-        url: of a running service; None computes here.
-        model: name, or name@sha256; the default one if None.
+        url: address of a running service; None to compute on this machine.
+        model: name, or name@sha256; the default model if None.
         jobs: cases in flight at a service.
         shard: part of the cases.
-        pattern: of the files to take.
+        pattern: pattern of the file names to take.
         dry_run: only show what would be done.
-        retry_failed: also do again what failed for the scan's own fault.
+        retry_failed: also repeat cases that failed because of their scan.
         parquet: also write the tables as Parquet.
     """
 
@@ -52,11 +52,11 @@ class BatchRequest:
 
 
 def run_command(request: BatchRequest, console: Console) -> int:
-    """Do what was asked for and return the exit code.
+    """Segment the cases and return the exit code.
 
     Raises:
-        SourceError: nothing can be made of the source, or it holds no case.
-        CalibrantError: what ends all cases; those that were done are recorded, and the next run goes on there.
+        SourceError: the source cannot be used, or holds no case.
+        CalibrantError: an error that ends the batch; finished cases are recorded, and the next run goes on from there.
     """
     selection = find_cases(request.source, request.out, request.pattern)
     if request.dry_run:

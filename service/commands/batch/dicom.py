@@ -1,4 +1,4 @@
-"""DICOM files -> series, by what their headers say: never by names or folders."""
+"""Groups DICOM files into series, by their headers and never by names or folders."""
 
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -7,32 +7,32 @@ from typing import Final
 from service.commands.batch.case import BatchCase, FoundCases, Skipped
 
 MODALITIES: Final = ("CT", "MR", "PT")
-"""Modality (0008,0060) of what can be segmented."""
+"""Values of Modality (0008,0060) that can be segmented."""
 
 
 def is_dicom(path: Path) -> bool:
-    """Say whether a file has the preamble and prefix of a DICOM file (PS3.10 section 7.1)."""
+    """Return whether a file has the preamble and prefix of a DICOM file (PS3.10 section 7.1)."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def find_series(files: list[Path]) -> FoundCases:
-    """Return a case for each series; its id is the SeriesInstanceUID."""
+    """Return a case for each series; its id is the Series Instance UID."""
     if not files:
         return FoundCases()
     from service.intake.dicom.header import read_series_header  # pydicom takes a moment to load
 
-    found = FoundCases()
+    outcome = FoundCases()
     by_uid: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         header = read_series_header(path)
         if header is None:
-            found.skipped.append(Skipped(path, "its DICOM header cannot be read"))
+            outcome.skipped.append(Skipped(path, "its DICOM header cannot be read"))
         elif not header.uid or header.modality not in MODALITIES:
-            found.skipped.append(Skipped(path, f"DICOM, but no image of {', '.join(MODALITIES)}"))
+            outcome.skipped.append(Skipped(path, f"DICOM, but no image of {', '.join(MODALITIES)}"))
         else:
             by_uid[header.uid].append(path)
-    found.cases.extend(
+    outcome.cases.extend(
         BatchCase(uid, tuple(paths), PurePosixPath(uid), uid, is_series=True) for uid, paths in by_uid.items()
     )
-    return found
+    return outcome

@@ -1,7 +1,7 @@
-"""What became of each case: one JSON line in `OUT/logs/` for every case that was finished, never changed afterwards.
+"""The log of a batch: one JSON line in `OUT/logs/` for every finished case, never changed afterwards.
 
-A line is written and flushed to the disk after the files that it names, so a case whose line is there is done; what a
-kill leaves half-written is not a line. Each shard of a batch writes a log of its own; all logs are read together.
+A line is written and flushed to the disk after the files that it names, so that a case with a line is done; a line that a
+kill left incomplete is ignored. Each shard of a batch writes its own log; all logs are read together.
 """
 
 import datetime as dt
@@ -33,7 +33,7 @@ class Line(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     case: str
-    """Its id."""
+    """Id of the case."""
     key: str
     """SHA-256 over input, model and options: the same key is the same work."""
     input_sha256: str
@@ -44,22 +44,22 @@ class Line(BaseModel):
     """1, or more after failures."""
     finished: dt.datetime
     seconds: float
-    """From reading the scan to the last result."""
+    """From reading the scan to writing the last result."""
     version: str = __version__
-    """Of this software."""
+    """Version of this software."""
     files: dict[str, str] = {}
     """SHA-256 by path below the batch's folder."""
     sidecar: str = ""
-    """The one of `files` that holds the summary."""
+    """Path, among `files`, of the one that holds the summary."""
     dsc: dict[str, float | None] | None = None
-    """Per structure, where a reference was given; null for one that neither mask nor reference has."""
+    """Dice coefficient by structure, if there is a reference; null for a structure that neither of the two has."""
     note: str = ""
-    """Why there is no `dsc` although a reference was given."""
+    """Why there is no `dsc` although there is a reference."""
     problem: Problem | None = None
 
     @property
     def is_final(self) -> bool:
-        """Whether doing it again would end the same way: the scan itself is at fault."""
+        """Whether repeating the case would end the same way: it succeeded, or the scan itself is at fault."""
         if self.problem is None:
             return True
         error = from_code(self.problem.type, self.problem.detail)
@@ -76,10 +76,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Return the shard of `i/n`, i from 1 to n.
+        """Return the shard of a text `i/n` with i from 1 to n.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the text is not of this form.
 
         >>> Shard.parse("2/8")
         Shard(index=2, count=8)
@@ -92,12 +92,12 @@ class Shard:
 
     @property
     def log(self) -> str:
-        """Name of its log."""
+        """File name of the shard's log."""
         return "batch.jsonl" if self.count == 1 else f"batch-{self.index}-of-{self.count}.jsonl"
 
 
 class Journal:
-    """The log of one batch, open for appending; threads may share it."""
+    """The log of one shard, open for appending; threads may share it."""
 
     def __init__(self, out: Path, file: IO[bytes]) -> None:
         self._out = out
@@ -110,10 +110,10 @@ class Journal:
     @classmethod
     @contextmanager
     def open(cls, out: Path, shard: Shard) -> Iterator["Journal"]:
-        """Yield the journal of a shard, for this process alone.
+        """Yield the journal of a shard, locked for this process.
 
         Raises:
-            SettingsError: another batch writes it at the moment.
+            SettingsError: another batch is writing it.
         """
         folder = out / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,13 +128,13 @@ class Journal:
             yield cls(out, file)
 
     def lines_of(self, case: str, key: str) -> list[Line]:
-        """Return what is recorded about a case and key, the oldest first."""
+        """Return the lines of a case and key, the oldest first."""
         return self._lines.get((case, key), [])
 
     def finished(self, case: str, key: str, *, retry_failed: bool) -> Line | None:
-        """Return the line by which a case is done, None if it is to be done.
+        """Return the line that shows that a case is done; None if it must be done.
 
-        A success counts while each of its files is there as it was written, a failure if it would come again.
+        A success counts as long as all of its files are unchanged, a failure if it would happen again.
         """
         lines = self.lines_of(case, key)
         last = lines[-1] if lines else None
@@ -143,7 +143,7 @@ class Journal:
         return last if all(_is_there(self._out / name, digest) for name, digest in last.files.items()) else None
 
     def append(self, line: Line) -> None:
-        """Record a finished case: once this returns, no kill takes it back."""
+        """Record a finished case; once this returns, the line survives any crash."""
         with self._turn:
             self._file.write(line.model_dump_json().encode() + b"\n")
             self._file.flush()
@@ -158,18 +158,18 @@ def read_lines(out: Path) -> list[Line]:
         for content in log.read_bytes().splitlines():
             try:
                 lines.append(Line.model_validate_json(content))
-            except ValidationError:  # what a kill left of a line
+            except ValidationError:  # a line that a kill left incomplete
                 continue
     return sorted(lines, key=lambda line: line.finished)
 
 
 def key_of(input_sha256: str, model: str, options: dict[str, object]) -> str:
-    """Return the SHA-256 that stands for one piece of work.
+    """Return the SHA-256 that identifies a piece of work.
 
     Args:
-        input_sha256: of the scan.
+        input_sha256: SHA-256 of the scan.
         model: name@sha256.
-        options: whatever else changes the result.
+        options: everything else that changes the result.
     """
     text = json.dumps([input_sha256, model, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -180,7 +180,7 @@ def _is_there(path: Path, digest: str) -> bool:
 
 
 def _end_last_line(file: IO[bytes]) -> None:
-    """Give a line that a kill left half-written its end, so that the next one does not go on in it."""
+    """End a line that a kill left incomplete, so that the next line begins anew."""
     if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":

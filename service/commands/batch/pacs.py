@@ -1,7 +1,7 @@
-"""`pacs:NAME?modality=MR&study=...` -> the cases of a batch: series of a PACS, pulled into the state directory.
+"""Cases of a batch from a PACS (`pacs:NAME?modality=MR&study=...`): series that are pulled into the state directory.
 
-They name patients, so they never lie among the results. What was pulled is not pulled again: a batch that is run once
-more goes on.
+The series name patients, so they are never stored among the results. A series is pulled once, so that a batch that is
+run again goes on.
 """
 
 import hashlib
@@ -28,38 +28,38 @@ _COMPLETE: Final = "complete"
 
 
 def find_pacs_cases(source: Path) -> FoundCases:
-    """Return a case for each series that fits; its id is the SeriesInstanceUID. They are pulled first.
+    """Pull the series that fit, and return a case for each; its id is the Series Instance UID.
 
     Args:
-        source: ``pacs:NAME``, and as a query ``study`` and ``series`` (also several times), ``modality``,
+        source: ``pacs:NAME`` with an optional query of ``study`` and ``series`` (may be repeated), ``modality``,
             ``description``, ``body_part``, ``min_instances`` and ``max_instances``.
 
     Raises:
         SourceError: the query cannot be used.
         PacsNotFound: the PACS file names no such PACS.
-        PacsError: the PACS does not do its part.
+        PacsError: the PACS fails.
     """
     name, _, query = str(source).removeprefix(SCHEME).partition("?")
-    wanted = parse_qs(query, keep_blank_values=True)
-    places = [{"study": uid} for uid in wanted.pop("study", [])] + [{"series": uid} for uid in wanted.pop("series", [])]
+    fields = parse_qs(query, keep_blank_values=True)
+    places = [{"study": uid} for uid in fields.pop("study", [])] + [{"series": uid} for uid in fields.pop("series", [])]
     try:
-        selection = Selection.model_validate({key: values[0] for key, values in wanted.items()})
+        selection = Selection.model_validate({key: values[0] for key, values in fields.items()})
     except ValidationError as error:
         known = ", ".join(Selection.model_fields)
         msg = f"The query of pacs: cannot be used. It may name study, series, {known}, each with a value of its kind."
         raise SourceError(msg) from error
     settings = Settings.read()
     root = settings.state_dir / _PULLED / name
-    found = FoundCases()
+    outcome = FoundCases()
     with open_peer(read_pacs_file(settings.pacs_file).find(name)) as peer:
-        series = {each.uid: each for place in places or [{}] for each in peer.find_series(**place)}
-        for each in series.values():
-            if reason := _why_not(each, selection):
-                found.skipped.append(Skipped(Path(f"{SCHEME}{name}") / each.uid, reason))
+        by_uid = {series.uid: series for place in places or [{}] for series in peer.find_series(**place)}
+        for uid, series in by_uid.items():
+            if reason := _why_not(series, selection):
+                outcome.skipped.append(Skipped(Path(f"{SCHEME}{name}") / uid, reason))
             else:
-                files = _pulled(peer, each, root)
-                found.cases.append(BatchCase(each.uid, files, PurePosixPath(each.uid), each.uid, is_series=True))
-    return found
+                files = _pulled(peer, series, root)
+                outcome.cases.append(BatchCase(uid, files, PurePosixPath(uid), uid, is_series=True))
+    return outcome
 
 
 def _why_not(series: Series, selection: Selection) -> str:
@@ -70,20 +70,20 @@ def _why_not(series: Series, selection: Selection) -> str:
 
 
 def _pulled(peer: Peer, series: Series, root: Path) -> tuple[Path, ...]:
-    """Return the files of a series, in the order of their SOP Instance UIDs; images that came late are pulled, too."""
+    """Return the files of a series, pulled unless its images are unchanged since the last time."""
     folder = root / hashlib.sha256(series.uid.encode()).hexdigest()[:32]
     digest = digest_of(peer.find_instances(series.study, series.uid))
     complete = folder / _COMPLETE
     if not complete.is_file() or complete.read_text() != digest:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         complete.unlink(missing_ok=True)
-        seen = []
+        received = []
         for content in peer.fetch_series(series.study, series.uid):
             uid = read_instance(content).uid
-            seen.append(uid)
+            received.append(uid)
             (folder / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.dcm").write_bytes(content)
-        if digest_of(seen) != digest:
-            msg = f"The PACS sent {len(seen)} images of a series, but tells of other ones. Run the batch again."
+        if digest_of(received) != digest:
+            msg = f"The PACS sent {len(received)} images of a series, but lists other ones. Run the batch again."
             raise SourceError(msg)
         write_durably(complete, digest.encode())
     return tuple(sorted(folder.glob("*.dcm")))

@@ -1,4 +1,4 @@
-"""What a batch shows while it runs: a bar per scan on a terminal, one line per event elsewhere."""
+"""Shows the progress of a batch: progress bars on a terminal, one line per event elsewhere."""
 
 import threading
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from service.commands.batch.journal import Line
 
 
 class Display(Protocol):
-    """Is told what happens; threads may share it."""
+    """Shows what happens to the cases; threads may share it."""
 
     def begin(self, case: str) -> None:
-        """A case is begun."""
+        """Show that a case begins."""
 
-    def show(self, case: str, doing: str) -> None:
-        """A case has come further."""
+    def show(self, case: str, activity: str) -> None:
+        """Show what is being done with a case."""
 
     def end(self, case: str, line: Line | None, *, before: bool = False) -> None:
-        """A case is done as the line says, perhaps by an earlier run; without a line it was interrupted."""
+        """Show how a case ended, perhaps in an earlier run; without a line it was interrupted."""
 
     def say(self, text: str) -> None:
-        """Say a sentence."""
+        """Show a sentence."""
 
 
 class Plain:
@@ -37,27 +37,27 @@ class Plain:
         self._turn = threading.Lock()
 
     def begin(self, case: str) -> None:
-        """Say that a case is begun."""
+        """Print that a case begins."""
         self.say(f"{case}: begun")
 
-    def show(self, case: str, doing: str) -> None:
-        """Say nothing: stages would be many lines."""
+    def show(self, case: str, activity: str) -> None:
+        """Print nothing: the stages would be too many lines."""
 
     def end(self, case: str, line: Line | None, *, before: bool = False) -> None:
-        """Say how a case ended, and how many have."""
+        """Print how a case ended, and how many have."""
         with self._turn:
             self._done += line is not None
-            counted = f"[{self._done}/{self._total}] " if line else ""
-            self.say(f"{counted}{case}: {outcome(line, before=before)}")
+            count = f"[{self._done}/{self._total}] " if line else ""
+            self.say(f"{count}{case}: {outcome(line, before=before)}")
 
     def say(self, text: str) -> None:
-        """Say a sentence."""
+        """Print a sentence."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._console.file.flush()
 
 
 class Bars:
-    """A bar for the batch and a row for each running case; what is done scrolls away above."""
+    """A bar for the batch and a row for each running case; lines about finished cases scroll above them."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
@@ -68,12 +68,12 @@ class Bars:
         """Add the case's row."""
         self._rows[case] = self._progress.add_task(f"{case}: begun", total=None)
 
-    def show(self, case: str, doing: str) -> None:
+    def show(self, case: str, activity: str) -> None:
         """Change the case's row."""
-        self._progress.update(self._rows[case], description=f"{case}: {doing}")
+        self._progress.update(self._rows[case], description=f"{case}: {activity}")
 
     def end(self, case: str, line: Line | None, *, before: bool = False) -> None:
-        """Turn the case's row into a line above the bars."""
+        """Replace the case's row by a line above the bars."""
         if case in self._rows:
             self._progress.remove_task(self._rows.pop(case))
         if line is not None:
@@ -81,7 +81,7 @@ class Bars:
         self.say(f"{case}: {outcome(line, before=before)}")
 
     def say(self, text: str) -> None:
-        """Say a sentence above the bars."""
+        """Print a sentence above the bars."""
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -103,7 +103,7 @@ def display(console: Console, total: int) -> Iterator[Display]:
 
 
 def outcome(line: Line | None, *, before: bool) -> str:
-    """Say in a few words how a case ended."""
+    """Return in a few words how a case ended."""
     if line is None:
         return "interrupted, left for the next run"
     if line.problem is None:

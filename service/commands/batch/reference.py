@@ -1,4 +1,4 @@
-"""How far a mask agrees with a reference: DSC per structure, where a manifest names one."""
+"""Compares a mask with the reference that a manifest names: DSC by structure."""
 
 import gzip
 from pathlib import Path
@@ -17,28 +17,31 @@ _UNREADABLE: Final = (ImageFileError, HeaderDataError, WrapStructError)
 
 
 def dsc_of(mask: bytes, reference: Path, summary: Summary) -> dict[str, float | None]:
-    """Return 2 |A and B| / (|A| + |B|) by structure, None for one that neither mask nor reference has.
+    """Return the Dice coefficient 2 |A and B| / (|A| + |B|) by structure; None if neither mask nor reference has it.
 
     Args:
         mask: NIfTI file (.nii.gz).
         reference: NIfTI file with the same label values on the same grid.
-        summary: names the structures.
+        summary: summary that names the structures.
 
     Raises:
         SourceError: the reference cannot be read, or lies on another grid.
     """
-    ours = nib.Nifti1Image.from_bytes(gzip.decompress(mask))
+    mask_image = nib.Nifti1Image.from_bytes(gzip.decompress(mask))
     try:
-        theirs = nib.Nifti1Image.from_filename(reference)
-        labels = np.asarray(theirs.dataobj)
+        reference_image = nib.Nifti1Image.from_filename(reference)
+        labels = np.asarray(reference_image.dataobj)
     except (OSError, ValueError, EOFError, *_UNREADABLE) as error:
         msg = f"The reference cannot be read ({type(error).__name__}). Expected a NIfTI file."
         raise SourceError(msg) from error
-    if labels.shape != ours.shape or not np.allclose(theirs.affine, ours.affine, atol=1e-3):
-        msg = f"The reference is {' x '.join(map(str, labels.shape))} voxels, the scan {' x '.join(map(str, ours.shape))}, or they lie elsewhere. Expected one grid."
+    same_place = np.allclose(reference_image.affine, mask_image.affine, atol=1e-3)
+    if labels.shape != mask_image.shape or not same_place:
+        msg = f"The reference is {' x '.join(map(str, labels.shape))} voxels, the scan {' x '.join(map(str, mask_image.shape))}, or they lie elsewhere. Expected one grid."
         raise SourceError(msg)
-    voxels = np.asarray(ours.dataobj)
-    return {each.name: _dsc(voxels == each.label, labels == each.label) for each in summary.structures}
+    voxels = np.asarray(mask_image.dataobj)
+    return {
+        structure.name: _dsc(voxels == structure.label, labels == structure.label) for structure in summary.structures
+    }
 
 
 def _dsc(one: np.ndarray, other: np.ndarray) -> float | None:

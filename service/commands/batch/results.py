@@ -1,4 +1,4 @@
-"""The files of one case in the style of BIDS derivatives: each appears whole or not at all, each names its bundle."""
+"""Writes the files of a case in the style of BIDS derivatives; each appears whole or not at all and names its bundle."""
 
 import csv
 import glob
@@ -24,7 +24,7 @@ _IGNORED: Final = "logs\n*.csv\n*.parquet\n**/ct\n"
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """What was computed of one case.
+    """The computed results of a case.
 
     Args:
         mask: NIfTI file.
@@ -38,7 +38,7 @@ class Segmented:
 
 
 class Sidecar(BaseModel):
-    """What stands beside a mask; the first three names are those of BIDS."""
+    """JSON file beside a mask; the first three names are those of BIDS."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -57,7 +57,7 @@ def write_results(out: Path, case: BatchCase, input_sha256: str, segmented: Segm
     """Write the files of a case.
 
     Returns:
-        SHA-256 by path below `out`, and which of them is the sidecar with the summary.
+        SHA-256 by path below `out`, and the path of the sidecar with the summary.
     """
     files = case.results(out, segmented.summary.model)
     sidecar = Sidecar(Model=segmented.summary.model, InputSHA256=input_sha256, Summary=segmented.summary)
@@ -78,7 +78,7 @@ def write_results(out: Path, case: BatchCase, input_sha256: str, segmented: Segm
 
 
 def describe_folder(out: Path) -> None:
-    """Write what BIDS wants at the top of a data set of derivatives."""
+    """Write the files that BIDS requires at the top of a data set of derivatives."""
     description = {
         "Name": "Segmentations by Calibrant",
         "BIDSVersion": "1.10.0",
@@ -97,7 +97,7 @@ def describe_folder(out: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that other processes see whole or not at all, also when the machine fails."""
+    """Write a file that other processes see whole or not at all, even after the machine failed."""
     mine = f".{path.name}.{platform.node()}."
     for part in path.parent.glob(f"{glob.escape(mine)}*.part"):
         if not _is_running(part.name.removeprefix(mine).partition("-")[0]):
@@ -115,7 +115,7 @@ def _is_running(pid: str) -> bool:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""The batch itself: cases in, files and log lines out, whatever happens to one of them or to the whole."""
+"""Runs the cases of a batch into files and log lines, whatever happens to single cases or to the whole."""
 
 import datetime as dt
 import os
@@ -37,28 +37,28 @@ from service.executors.embedded import ExecutorStopped
 from service.schemas import problem_of
 
 OPTIONS: Final[dict[str, object]] = {"outputs": list(OUTPUTS)}
-"""What beside scan and model changes the files of a case."""
+"""Everything besides scan and model that changes the files of a case."""
 
 EXIT_SOME_FAILED, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 4, 5, 130
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _LISTENS_S: Final = 0.5
-"""A library's thread may be given the signal: the main thread, which alone runs its handler, looks so often."""
+"""Seconds between two looks for a signal: a library's thread may get it, but only the main thread runs its handler."""
 
-# Nothing that another scan could change: the batch ends, and goes on later.
+# Errors that every case would meet: the batch ends, and goes on when it is run again.
 _ENDS_ALL: Final = (ServerUnreachable, BundleError, ModelNotFound, SettingsError)
-_KINDS_THAT_END_ALL: Final = {f"/problems/{kind.code}" for kind in (Unauthorized, Forbidden, ModelNotFound)}
+_PROBLEMS_THAT_END_ALL: Final = {f"/problems/{error.code}" for error in (Unauthorized, Forbidden, ModelNotFound)}
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the cases of a run.
+    """How the cases of a run ended.
 
     Args:
-        lines: how each case ended, by id; those that were left out are not here.
-        before: ids that an earlier run had done.
-        interrupted: whether somebody asked for an end.
+        lines: log lines by id, without the cases that were not finished.
+        before: ids of the cases that an earlier run finished.
+        interrupted: whether the run was interrupted.
     """
 
     lines: dict[str, Line] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Tally:
 
     @property
     def failed(self) -> list[Line]:
-        """Those that failed, by id."""
+        """Lines of the failed cases, sorted by id."""
         return [line for _, line in sorted(self.lines.items()) if line.problem is not None]
 
     @property
@@ -86,11 +86,11 @@ class Batch:
 
     Args:
         out: folder of the results.
-        segmenter: computes.
-        journal: remembers.
-        display: shows.
+        segmenter: computes the cases.
+        journal: records finished cases.
+        display: shows the progress.
         jobs: cases in flight.
-        retry_failed: also do again what failed for the scan's own fault.
+        retry_failed: also repeat cases that failed because of their scan.
     """
 
     out: Path
@@ -103,10 +103,10 @@ class Batch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, cases: list[BatchCase]) -> Tally:
-        """Do what is not done yet, and return how every case stands.
+        """Segment the cases that are not done yet, and return how all of them ended.
 
         Raises:
-            CalibrantError: what ends all cases, e.g. a server that is gone; those that were done are recorded.
+            CalibrantError: an error that ends the batch, e.g. an unreachable server; finished cases are recorded.
         """
         with self._interruptible(), ThreadPoolExecutor(self.jobs, initializer=_block_signals) as pool:
             futures = [pool.submit(self._do, case) for case in cases]
@@ -155,10 +155,10 @@ class Batch:
         fields: dict[str, Any] = {"case": case.id, "key": key, "input_sha256": digest, "attempt": attempt}
         try:
             segmented = self.segmenter.segment(
-                scan, f"{key}:{attempt}", lambda doing: self.display.show(case.id, doing)
+                scan, f"{key}:{attempt}", lambda activity: self.display.show(case.id, activity)
             )
         except CalibrantError as error:
-            if self._is_no_fault_of(error):
+            if self._ends_all(error):
                 raise
             if self._stop.is_set() and isinstance(error, DecoderCrashed):
                 return None
@@ -182,14 +182,14 @@ class Batch:
         return line
 
     @staticmethod
-    def _is_no_fault_of(error: CalibrantError) -> bool:
+    def _ends_all(error: CalibrantError) -> bool:
         if isinstance(error, ServerProblem):
-            return error.status in PASSING or error.problem_type in _KINDS_THAT_END_ALL
+            return error.status in PASSING or error.problem_type in _PROBLEMS_THAT_END_ALL
         return isinstance(error, (*_ENDS_ALL, ClientError))
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the batch after the cases in flight; the second one ends it at once."""
+        """Let Ctrl-C or SIGTERM end the batch after the cases in flight, and a second one end it at once."""
         before = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
         try:
             yield
@@ -199,14 +199,14 @@ class Batch:
 
     def _interrupt(self, *_: object) -> None:
         if self._tally.interrupted:
-            os._exit(EXIT_INTERRUPTED)  # every file is whole, every line is on the disk
+            os._exit(EXIT_INTERRUPTED)  # safe: files are whole and lines are on the disk at any time
         self._tally.interrupted = True
         self._stop.set()
         self.display.say("Interrupted: the cases in flight are finished first. Interrupt again to end at once.")
 
 
 def shard_of(cases: list[BatchCase], shard: Shard) -> list[BatchCase]:
-    """Return the shard's part of the cases: every n-th of them, sorted by id."""
+    """Return every n-th case of a shard, sorted by id."""
     return sorted(cases, key=lambda case: case.id)[shard.index - 1 :: shard.count]
 
 
@@ -220,9 +220,9 @@ def _compared(case: BatchCase, segmented: Segmented) -> dict[str, Any]:
 
 
 def _block_signals() -> None:
-    """Keep signals from this thread and from the processes that it starts: a Ctrl-C reaches the whole group.
+    """Block signals in this thread and the processes that it starts, because a Ctrl-C reaches the whole process group.
 
-    multiprocessing unblocks them when it starts its resource tracker, which must therefore run before.
+    multiprocessing unblocks them when it starts its resource tracker, so that this must already run.
     """
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

@@ -1,4 +1,4 @@
-"""Who computes the cases of a batch: a running service, or a process on this machine."""
+"""Computes the cases of a batch, by a running service or by a process on this machine."""
 
 import hashlib
 import tempfile
@@ -21,7 +21,7 @@ from service.settings import Settings
 OUTPUTS: tuple[Output, ...] = ("mask", "confidence", "summary")
 
 Show = Callable[[str], None]
-"""Is told what is being done with a case."""
+"""Called with what is being done with a case."""
 
 
 class Segmenter(Protocol):
@@ -31,15 +31,15 @@ class Segmenter(Protocol):
     """name@sha256 of the bundle."""
 
     def segment(self, scan: Path, key: str, show: Show) -> Segmented:
-        """Return what was computed.
+        """Segment a scan and return the results.
 
         Args:
-            scan: file.
-            key: stands for this attempt at this work: the same key is never computed twice.
-            show: told what is being done.
+            scan: file of the scan.
+            key: identifies this attempt; a service never computes the same key twice.
+            show: called with what is being done.
 
         Raises:
-            CalibrantError: why there is nothing.
+            CalibrantError: the case failed.
         """
         ...
 
@@ -51,15 +51,15 @@ class Segmenter(Protocol):
 
 
 class Remote:
-    """A running service."""
+    """Segments by a running service."""
 
     def __init__(self, url: str, model: str | None) -> None:
         """Ask the service for the model.
 
         Raises:
-            ClientError: no answer, or a refusal.
-            ModelNotFound: it is not installed there.
-            BundleError: it is, but cannot be served.
+            ClientError: no server answered, or it refused.
+            ModelNotFound: the model is not installed there.
+            BundleError: the model is installed, but cannot be served.
         """
         self._client = Client(url)
         try:
@@ -77,7 +77,7 @@ class Remote:
         self._client.close()
 
     def segment(self, scan: Path, key: str, show: Show) -> Segmented:
-        """Send the scan, wait and download; a server that is restarted meanwhile goes on with the same job."""
+        """Submit the scan, wait and download; a server that is restarted meanwhile goes on with the same job."""
         show("sending")
         order = Order(scan, self.identity, OUTPUTS, "background", hashlib.sha256(key.encode()).hexdigest())
         job = self._client.wait(self._client.submit(order), lambda job: show(_state_of(job)))
@@ -86,13 +86,13 @@ class Remote:
 
 
 class Local:
-    """An inference process of our own, which may die without taking the batch along."""
+    """Segments in an inference process on this machine, whose crash does not end the batch."""
 
     def __init__(self, model: str | None) -> None:
         """Find the model; the first case starts the process.
 
         Raises:
-            ModelNotFound: it is not installed here.
+            ModelNotFound: the model is not installed here.
             SettingsError: the settings cannot be used.
         """
         settings = Settings.read()
@@ -129,14 +129,15 @@ class Local:
 def _identity(client: Client, model: str | None) -> str:
     models = client.models()
     name, _, sha256 = (model or models.default or DEFAULT_MODEL).partition("@")
-    found = {each.name: each for each in models.models}.get(name)
-    if found is None or (sha256 and found.identity != f"{name}@{sha256}"):
-        msg = f"The requested model is not installed there. Installed: {', '.join(sorted(each.name for each in models.models))}."
+    by_name = {installed_model.name: installed_model for installed_model in models.models}
+    requested = by_name.get(name)
+    if requested is None or (sha256 and requested.identity != f"{name}@{sha256}"):
+        msg = f"The requested model is not installed there. Installed: {', '.join(sorted(by_name))}."
         raise ModelNotFound(msg)
-    if not found.ready or found.identity is None:
-        msg = f"The model cannot be served there: {found.why_not}"
+    if not requested.ready or requested.identity is None:
+        msg = f"The model cannot be served there: {requested.why_not}"
         raise BundleError(msg)
-    return found.identity
+    return requested.identity
 
 
 def _state_of(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""A folder, a CSV file, a BIDS data set or DICOM files -> the cases of a batch, and what is left out with the reason."""
+"""Finds the cases of a batch in a folder, a CSV file, a BIDS data set or DICOM files, and says what is left out."""
 
 import csv
 import re
@@ -14,7 +14,7 @@ from service.commands.batch.dicom import find_series, is_dicom
 from service.errors import SourceError
 
 IMAGE_FOLDERS: Final = ("anat", "ct", "pet")
-"""Data types of BIDS that hold 3-D images; the others hold series over time or signals."""
+"""BIDS data types that hold 3-D images; the others hold time series or signals."""
 
 _RESULTS: Final = ("_dseg", "_probseg", "_mask", "_defacemask")
 
@@ -23,13 +23,14 @@ def find_cases(source: Path, out: Path, pattern: str = "*") -> FoundCases:
     """Return the cases of a source, sorted by id.
 
     Args:
-        source: a CSV file with columns id, path (a scan, or a folder of one DICOM series) and perhaps reference; a BIDS data set; a folder of scans, of DICOM
-            files, or of both; one scan; or ``pacs:NAME?...`` (`service.commands.batch.pacs`).
-        out: folder of the results, in which no scan is looked for.
-        pattern: of the names of the files to take, e.g. ``*_T1w.nii.gz``.
+        source: a CSV file with the columns id, path (a scan, or a folder of one DICOM series) and optionally reference;
+            a BIDS data set; a folder of scans, DICOM files or both; one scan; or ``pacs:NAME?...``
+            (`service.commands.batch.pacs`).
+        out: folder of the results, which is not searched for scans.
+        pattern: pattern of the file names to take, e.g. ``*_T1w.nii.gz``.
 
     Raises:
-        SourceError: nothing can be made of it, or two scans have one id.
+        SourceError: the source cannot be used, or two scans have the same id.
     """
     if str(source).startswith("pacs:"):
         from service.commands.batch.pacs import find_pacs_cases  # DICOM's libraries take a moment to load
@@ -125,13 +126,13 @@ def _of_bids(source: Path) -> FoundCases:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return every file below a folder, in order, but none that is hidden or in a hidden folder."""
+    """Return every file below a folder, sorted, except hidden files and those in hidden folders."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _identifier(name: str) -> str:
-    """Return the id of a file: its path below the source without the ending, made of what an id may be made of.
+    """Return the id of a file: its path below the source without the extension, in the characters of an id.
 
     >>> _identifier("patient 1/scan.nii.gz")
     'patient-1_scan'

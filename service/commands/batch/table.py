@@ -1,4 +1,4 @@
-"""The cohort as two tables, a row per case and a row per structure, made anew from the logs and the sidecars alone."""
+"""Writes the cohort as two tables, by case and by structure, from the logs and the sidecars alone."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ CASE_COLUMNS: Final = (
     *("statement", "reasons", "warnings"),
     *("problem", "detail", "note", "attempt", "seconds", "finished", "software", "mask", "research_use_only"),
 )
-"""Volume and mean confidence are those of all structures together; no volume where one of them is cut off."""
+"""Volume and mean confidence are over all structures; there is no volume if one of them is truncated."""
 
 STRUCTURE_FIELDS: Final = tuple(name for name in Structure.model_fields if name != "confidence_histogram")
 STRUCTURE_COLUMNS: Final = ("id", "model", "input_sha256", *STRUCTURE_FIELDS, "dsc")
@@ -29,9 +29,9 @@ Row = dict[str, Any]
 
 
 def write_tables(out: Path, *, parquet: bool = False) -> list[Path]:
-    """Write cases.csv and structures.csv, and the same as Parquet if asked for; return where they are.
+    """Write cases.csv and structures.csv, optionally also as Parquet, and return their paths.
 
-    A case that was done several times is there as it was done last, once for each model.
+    For a case that was repeated, the last line of each model counts.
 
     Raises:
         SettingsError: pyarrow is not installed.
@@ -60,7 +60,7 @@ def _summary_of(out: Path, line: Line) -> Summary | None:
         return None
     try:
         return Sidecar.model_validate_json((out / line.sidecar).read_bytes()).Summary
-    except (OSError, ValidationError):  # taken away since; the log still says what became of the case
+    except (OSError, ValidationError):  # removed since; the log still says how the case ended
         return None
 
 

@@ -1,7 +1,7 @@
-"""Series that arrive without being asked for -> jobs, by the rules of the PACS file.
+"""Makes jobs of series that arrive at a PACS, by the rules of the PACS file.
 
-What tells of them - Orthanc's changes, its scripts, the spool of `calibrant receive` - is a hint: the series is looked up
-again, and the digest of its images decides whether there is anything new.
+Orthanc's changes, its scripts and the spool of `calibrant receive` only give hints: the series is looked up again, and
+the digest of its images decides whether it is new.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _SPOOL_S: Final = 0.5
 
 
 class Arrivals:
-    """Follows every source that a rule names, each in a thread of its own."""
+    """Follows every source that a rule names, in a thread for each source."""
 
     def __init__(self, jobs: PacsJobs, file: PacsFile, registry: Registry, state: StateDirectory) -> None:
         self._jobs = jobs
@@ -46,7 +46,7 @@ class Arrivals:
         self._seen: dict[tuple[str, str], int] = {}
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start the threads."""
         for name in dict.fromkeys(rule.pacs for rule in self._file.rule):
             if name == RECEIVED:
                 self._begin(self._follow_spool, name)
@@ -56,44 +56,43 @@ class Arrivals:
             self._begin(self._follow_hints, self._file.webhook.pacs)
 
     def stop(self) -> None:
-        """End; positions are kept."""
+        """End the threads; the positions are on the disk."""
         self._ended.set()
         for thread in self._threads:
             thread.join()
 
     def note(self, pacs: str, series: str) -> None:
-        """Keep a hint on the disk; it is looked up later.
+        """Store a hint on the disk; the series is looked up later.
 
-        Whoever gives it must not be asked before it has its answer: Orthanc's scripts hold locks that its DICOMweb
-        waits for.
+        The sender of the hint must get its answer first: Orthanc's scripts hold locks that its DICOMweb waits for.
         """
         folder = self._state.changes / f"{pacs}{_HINTS}"
         folder.mkdir(exist_ok=True)
         write_durably(folder / hashlib.sha256(series.encode()).hexdigest()[:32], series.encode())
 
     def consider(self, pacs: str, series: str, study: str | None = None) -> list[str]:
-        """Return the ids of the jobs that the rules make of a series; none if it is nothing to segment.
+        """Submit the jobs that the rules make of a series, and return their ids; none if it cannot be segmented.
 
         Args:
             pacs: name of the source.
             series: Series Instance UID.
-            study: Study Instance UID, where it is known.
+            study: Study Instance UID, if it is known.
 
         Raises:
             PacsError: the source does not answer.
         """
         with self._jobs.source(pacs) as source:
-            found = [each for each in source.find_series(study=study, series=series) if each.uid == series]
+            candidates = [found for found in source.find_series(study=study, series=series) if found.uid == series]
         jobs = []
-        for each in found:
+        for candidate in candidates:
             with suppress(UnsuitableSeries):
-                reject_unsuitable(each)
-                rules = [rule for rule in self._file.rule if rule.pacs == pacs and rule.select.fits(each)]
-                jobs += [job for rule in rules for job in self._submit(rule, each)]
+                reject_unsuitable(candidate)
+                rules = [rule for rule in self._file.rule if rule.pacs == pacs and rule.select.fits(candidate)]
+                jobs += [job for rule in rules for job in self._submit(rule, candidate)]
         return jobs
 
     def _submit(self, rule: Rule, series: Series) -> list[str]:
-        """Return the id of the job; what is at fault with the series itself is logged, not raised: nobody waits for it."""
+        """Return the id of the job; errors of the series itself are logged, not raised, because nobody waits for it."""
         try:
             request = PacsRequest(
                 owner=rule.owner,
@@ -123,7 +122,7 @@ class Arrivals:
         while not self._ended.is_set():
             pause = pacs.poll_s
             try:
-                # What was there before Calibrant was connected is not segmented.
+                # Series from before Calibrant was connected are not segmented.
                 since = position.read()
                 if since is None:
                     position.write(orthanc.end())
@@ -149,11 +148,11 @@ class Arrivals:
                 except (PacsError, OSError) as error:
                     log.warning("a hint could not be followed", error=type(error).__name__)
                     self._ended.wait(self._file.pacs[name].poll_s)
-                except RequestError:  # no UID: nothing can be made of it
+                except RequestError:  # not a UID
                     hint.unlink()
 
     def _take(self, orthanc: Orthanc, name: str, position: Position, since: int) -> bool:
-        """Make jobs of the next changes, then remember the place; say whether more follow."""
+        """Make jobs of the next changes, then store the position; return whether more changes follow."""
         changes = orthanc.since(since)
         for series in changes.series:
             self.consider(name, series)
@@ -169,12 +168,12 @@ class Arrivals:
         spool = Spool(self._state.received)
         while not self._ended.wait(_SPOOL_S):
             try:
-                for each in spool.arrivals(time.time()):
-                    key = each.study, each.series
-                    if each.idle_s < receiver.idle_s or self._seen.get(key) == each.count:
+                for arrival in spool.arrivals(time.time()):
+                    key = arrival.study, arrival.series
+                    if arrival.idle_s < receiver.idle_s or self._seen.get(key) == arrival.count:
                         continue
-                    if each.idle_s > receiver.patience_s or spool.is_whole(*key):
-                        self.consider(name, each.series, each.study)
-                        self._seen[key] = each.count
+                    if arrival.idle_s > receiver.patience_s or spool.is_whole(*key):
+                        self.consider(name, arrival.series, arrival.study)
+                        self._seen[key] = arrival.count
             except (PacsError, RequestError, OSError) as error:
                 log.warning("what was received cannot be taken", error=type(error).__name__)

@@ -128,18 +128,18 @@ class PacsJobs:
         return self.worker.source(pacs)
 
     def submit(self, request: PacsRequest, key: str | None = None) -> DicomJob:
-        """Return the job for a series; the same one for the same series, images, model, objects and destination.
+        """Return the job for a series; equal series, images, model, objects and destination are one job.
 
         Args:
-            request: what is asked for.
-            key: another one gives another job all the same.
+            request: the series, and what to do with it.
+            key: a different key makes a different job of an equal request.
 
         Raises:
             PacsNotFound: source or destination are not configured.
             SeriesNotFound: the source holds no such series, or none that fits.
             AmbiguousSeries: several fit.
             UnsuitableSeries: it holds results, or was made by this service.
-            PacsError: the source does not answer, or answers something else.
+            PacsError: the source fails.
         """
         self.file.find(request.destination)
         with self.source(request.pacs) as source:
@@ -164,30 +164,30 @@ class PacsJobs:
         """Return a job.
 
         Raises:
-            JobNotFound: the owner has none of this id.
+            JobNotFound: the owner has no job with this id.
         """
         return self._describe(self._status(owner, identifier))
 
     def page(self, owner: str, limit: int) -> list[DicomJob]:
         """Return an owner's newest jobs."""
-        found = DBOS.list_workflows(name=WORKFLOW, user=owner, sort_desc=True, limit=limit)
-        return [self._describe(status) for status in found]
+        statuses = DBOS.list_workflows(name=WORKFLOW, user=owner, sort_desc=True, limit=limit)
+        return [self._describe(status) for status in statuses]
 
     def cancel(self, owner: str, identifier: str) -> DicomJob:
-        """Stop a job, also while it waits, and return it; one that has finished stays as it is.
+        """Stop a job, even while it waits, and return it; a finished job stays as it is.
 
         Raises:
-            JobNotFound: the owner has none of this id.
+            JobNotFound: the owner has no job with this id.
         """
         if self.find(owner, identifier).state not in FINISHED:
             self._stop(identifier)
         return self.find(owner, identifier)
 
     def erase(self, owner: str, identifier: str) -> None:
-        """Stop a job and erase it with its segmentation and its objects here; a PACS keeps what it has.
+        """Stop a job and erase it with its segmentation and objects; the PACS keeps what is stored there.
 
         Raises:
-            JobNotFound: the owner has none of this id.
+            JobNotFound: the owner has no job with this id.
         """
         self._status(owner, identifier)
         self._stop(identifier)
@@ -199,7 +199,7 @@ class PacsJobs:
         shutil.rmtree(self.state.dicom / identifier, ignore_errors=True)
 
     def erase_finished(self, before: dt.datetime) -> int:
-        """Erase every owner's jobs that were made before a time and have finished, and return how many those were."""
+        """Erase the finished jobs of every owner that were made before a time, and return their number."""
         removed = 0
         for status in DBOS.list_workflows(name=WORKFLOW, end_time=before.isoformat()):
             if self._describe(status).state in FINISHED:
@@ -208,20 +208,20 @@ class PacsJobs:
         return removed
 
     def dead_letters(self, owner: str) -> list[DicomJob]:
-        """Return an owner's jobs of which something could not be delivered, the newest first."""
-        found = []
+        """Return an owner's jobs with objects that could not be delivered, the newest first."""
+        jobs = []
         for folder in self.state.dicom.iterdir():
             ledger = Ledger.read(folder)
             if ledger is not None and ledger.owner == owner and ledger.dead:
                 with suppress(JobNotFound):
-                    found.append(self.find(owner, folder.name))
-        return sorted(found, key=lambda job: job.created, reverse=True)
+                    jobs.append(self.find(owner, folder.name))
+        return sorted(jobs, key=lambda job: job.created, reverse=True)
 
     def retry(self, owner: str, identifier: str) -> DicomJob:
-        """Let what could not be delivered be sent again, and return the job.
+        """Send the undelivered objects of a job again, and return the job.
 
         Raises:
-            DeadLetterNotFound: the owner has no such job, or everything of it was or will be delivered.
+            DeadLetterNotFound: the owner has no such job, or none of its objects is dead.
         """
         folder = self.state.dicom / identifier
         with self._turn:
@@ -247,13 +247,13 @@ class PacsJobs:
         for push in self._pushes(identifier):
             DBOS.cancel_workflow(push.workflow_id)
         if status is not None:
-            with suppress(CalibrantError):  # there is none, or it has finished
+            with suppress(CalibrantError):  # there is no segmentation yet, or it has finished
                 owner = DicomOrder.of(status).owner
                 self.queue.cancel(owner, inner_of(owner, identifier))
 
     def _status(self, owner: str, identifier: str) -> WorkflowStatus:
         status = DBOS.get_workflow_status(identifier)
-        # Another owner's job is answered as one that does not exist.
+        # Another owner's job gets the same answer as one that does not exist.
         if status is None or status.name != WORKFLOW or DicomOrder.of(status).owner != owner:
             msg = "No DICOM job has this id. It may have been deleted."
             raise JobNotFound(msg)
@@ -267,7 +267,7 @@ class PacsJobs:
             self.queue.find(owner, str(inner))
         except JobNotFound:
             inner = None
-        cancelled = any(each.status == "CANCELLED" for each in self._pushes(identifier))
+        cancelled = any(push.status == "CANCELLED" for push in self._pushes(identifier))
         ledger = Ledger.read(self.state.dicom / identifier)
         return describe_dicom_job(status, self.worker.live.get(identifier), ledger, inner, cancelled=cancelled)
 

@@ -1,4 +1,4 @@
-"""What a caller may see of a DICOM job: DBOS's record, the live stage and the ledger, in our words."""
+"""Describes a DICOM job to its owner, from DBOS's record, the running stage and the ledger."""
 
 import datetime as dt
 import hashlib
@@ -21,17 +21,17 @@ _UNFINISHED: Final[dict[str, State]] = {"ENQUEUED": "queued", "DELAYED": "queued
 
 @dataclass(frozen=True, slots=True)
 class DicomOrder:
-    """What was asked for; the argument of the workflow.
+    """The argument of the workflow.
 
     Args:
         owner: whose job it is.
         pacs: name of the source.
         study: Study Instance UID.
         series: Series Instance UID.
-        instances: `service.pacs.selection.digest_of` the images.
+        instances: digest of the images, by `service.pacs.selection.digest_of`.
         model: identity of the bundle.
-        objects: what is made.
-        destination: name of the PACS that they are sent to.
+        objects: DICOM objects to make.
+        destination: name of the PACS that the objects are sent to.
     """
 
     owner: str
@@ -50,40 +50,40 @@ class DicomOrder:
 
     @classmethod
     def of_document(cls, document: dict[str, Any]) -> "DicomOrder":
-        """Return the order that JSON kept."""
+        """Return the order of a JSON document."""
         return cls(**(document | {"objects": tuple(document["objects"])}))
 
     @property
     def document(self) -> dict[str, Any]:
-        """The same as JSON keeps it."""
+        """The order as a JSON document."""
         return asdict(self) | {"objects": list(self.objects)}
 
     def identifier(self, key: str | None) -> str:
-        """Return the id of the job: the same order is the same job, unless a key tells them apart."""
+        """Return the id of the job: equal orders are one job, unless their keys differ."""
         parts = [*map(str, self.document.values()), key or ""]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def replaces(self, earlier: "DicomOrder") -> bool:
-        """Say whether an earlier order was for other images of the same series; a repetition replaces nothing."""
+        """Return whether an earlier order was for other images of the same series; a repetition replaces nothing."""
         same = replace(earlier, instances=self.instances, objects=self.objects) == self
         return same and earlier.instances != self.instances
 
 
 @dataclass(slots=True)
 class LiveDicom:
-    """What a running job is doing at the moment, and what keeps it waiting."""
+    """What a running job is doing, and what it waits for."""
 
     stage: DicomStage = "pull"
     waits_for: Problem | None = None
 
 
 def key_of(identifier: str) -> str:
-    """Return the idempotency key of the ordinary job that a DICOM job makes."""
+    """Return the idempotency key of a DICOM job's ordinary job, the segmentation."""
     return f"dicom:{identifier}"
 
 
 def inner_of(owner: str, identifier: str) -> str:
-    """Return the id of that ordinary job."""
+    """Return the id of a DICOM job's ordinary job, the segmentation."""
     return identifier_of(owner, key_of(identifier))
 
 
@@ -94,10 +94,10 @@ def describe_dicom_job(
 
     Args:
         status: DBOS's record; its output is ``{"failure": None or {...}}``.
-        live: what runs.
-        ledger: of its objects, once they are made.
+        live: the running stage, if it runs in this process.
+        ledger: ledger of its objects, once they are made.
         segmentation: id of the ordinary job, once there is one.
-        cancelled: whether its delivery was.
+        cancelled: whether its delivery was cancelled.
     """
     order = DicomOrder.of(status)
     state, problem = _state(status, ledger, cancelled=cancelled)

@@ -1,4 +1,4 @@
-"""What a caller may see of a job: DBOS's record and the live stage, in our words."""
+"""Describes a job to its owner, from DBOS's record and the running stage."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from service.result.files import LOGITS, RESULT
 from service.schemas import CaseResult, Job, Links, Output, Priority, Problem, Stage, State, problem_of
 
 PRIORITIES: Final[dict[Priority, int]] = {"urgent": 1, "normal": 2, "background": 3}
-"""DBOS's number of each priority: the lowest goes first."""
+"""DBOS's number of each priority; lower numbers go first."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkflowInput:
-    """What was asked for; the arguments of the workflow, in their order.
+    """The arguments of the workflow, in their order.
 
     Args:
         owner: whose job it is.
         scan: SHA-256 of the stored scan.
         model: identity of the bundle.
-        outputs: what is to be kept.
+        outputs: outputs to keep.
     """
 
     owner: str
@@ -33,30 +33,30 @@ class WorkflowInput:
 
     @classmethod
     def of(cls, status: WorkflowStatus) -> "WorkflowInput":
-        """Return the order of a workflow."""
+        """Return the input of a workflow."""
         owner, scan, model, outputs = (status.input or {"args": ("", "", "", ())})["args"]
         return cls(owner, scan, model, tuple(outputs))
 
     @property
     def arguments(self) -> tuple[str, str, str, list[str]]:
-        """The workflow's arguments, as JSON keeps them."""
+        """The arguments as JSON stores them."""
         return self.owner, self.scan, self.model, list(self.outputs)
 
 
 @dataclass(slots=True)
 class Live:
-    """What a running job is doing at the moment."""
+    """What a running job is doing."""
 
     stage: Stage | None = None
     progress: float = 0.0
     attempt: int = 1
     waiting: bool = False
-    """Taken out of the queue, so that it begins the moment that the case before it ends."""
+    """Whether it has left the queue only to begin the moment the case before it ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a job stands in the queue, and when it will probably have finished."""
+    """A job's position in the queue, and the estimated seconds until it has finished."""
 
     position: int | None = None
     eta_s: float | None = None
@@ -66,9 +66,9 @@ def describe_job(status: WorkflowStatus, live: Live, place: Place, result: Path 
     """Return the job of a workflow.
 
     Args:
-        status: DBOS's record; its input is an `Order`, its output ``{"attempts": n, "failure": None or {...}}``.
-        live: the stage that runs, or that it has not begun.
-        place: in the queue.
+        status: DBOS's record; its input is a `WorkflowInput`, its output ``{"attempts": n, "failure": None or {...}}``.
+        live: the running stage.
+        place: place in the queue.
         result: folder of the published result, if there is one.
     """
     order = WorkflowInput.of(status)
@@ -118,7 +118,7 @@ def _case_result(folder: Path | None) -> CaseResult | None:
 
 
 def _attempts(status: WorkflowStatus, live: Live) -> int:
-    """Return how often the computation was begun: in this life of the service, and in earlier ones."""
+    """Return how often the computation was begun, by this process of the service and by earlier ones."""
     output: dict[str, Any] = status.output or {}
     return int(output.get("attempts", live.attempt)) + max((status.recovery_attempts or 1) - 1, 0)
 
@@ -132,7 +132,7 @@ def _time(milliseconds: int | None) -> dt.datetime | None:
 
 
 def _kept(order: WorkflowInput, result: Path | None) -> tuple[Output, ...]:
-    """Return the outputs that are still there: the logits behind probabilities may be erased before the rest."""
+    """Return the outputs that still exist: the logits behind the probabilities may be erased before the rest."""
     logits = result is not None and (result / LOGITS).is_file()
     return tuple(name for name in order.outputs if name != "probabilities" or logits)
 

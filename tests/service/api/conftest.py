@@ -1,4 +1,4 @@
-"""A second running service, which needs keys, and an application in this process that does."""
+"""A second running service that needs keys, and an application in this process that does."""
 
 import gzip
 import os
@@ -45,7 +45,7 @@ class Guarded:
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    """Yield a service that needs keys; it listens on every address, which only such a one may."""
+    """Yield a service that needs keys; it listens on every address, which requires keys."""
     root = tmp_path_factory.mktemp("guarded")
     keys, log = root / "keys.json", root / "log"
     add_key(keys, "nobody", admin=False)
@@ -74,22 +74,22 @@ Client = Callable[[str], httpx.Client]
 
 @pytest.fixture(scope="session")
 def login_as(guarded: Guarded) -> Client:
-    """Return the function that gives a connection with a new key of an owner."""
+    """Return the function that connects with a new key of an owner."""
     return lambda owner: guarded.client(add_key(guarded.keys, owner, admin=False))
 
 
 class NoJobs:
-    """A queue in which there is no job."""
+    """A queue without jobs."""
 
     def find(self, owner: str, identifier: str) -> None:
-        """Raise."""
+        """Raise JobNotFound."""
         msg = f"{owner} has no {identifier}"
         raise JobNotFound(msg)
 
 
 @pytest.fixture
 def keys_file(tmp_path: Path) -> Path:
-    """Return a file with the key of one owner, `lab`, which stands in `lab.key` beside it."""
+    """Return a file with the key of one owner, `lab`; the key itself is in `lab.key` beside it."""
     path = tmp_path / "keys.json"
     (tmp_path / "lab.key").write_text(add_key(path, "lab", admin=False))
     return path
@@ -103,7 +103,7 @@ def lab_key(keys_file: Path) -> str:
 
 @pytest.fixture
 def locked(tmp_path: Path, keys_file: Path) -> FastAPI:
-    """Return the whole application with keys; nothing of it has been started, so that it has no jobs."""
+    """Return the whole application with keys, not started, so that it has no jobs."""
     settings = Settings(state_dir=tmp_path / "state", keys_file=keys_file)
     app = create_app(settings)
     state, keys = StateDirectory(settings.state_dir), Keys(keys_file)
@@ -114,6 +114,6 @@ def locked(tmp_path: Path, keys_file: Path) -> FastAPI:
 
 @pytest.fixture(name="long")
 def long_(nifti: Callable[..., bytes]) -> bytes:
-    """Return a scan of many voxels, which takes seconds and was never sent before."""
+    """Return a scan of many voxels that takes seconds and was never sent before."""
     array = np.random.default_rng(0).integers(0, 200, (45, 60, 50), np.uint8).repeat(6, 0).repeat(6, 1).repeat(6, 2)
     return gzip.compress(nifti(array, np.diag([1 / 6, 1 / 6, 1 / 6, 1]), descrip=uuid.uuid4().hex.encode()), 1)

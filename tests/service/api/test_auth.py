@@ -30,7 +30,7 @@ OPEN |= {"/v1/hooks/orthanc"}  # a script of Orthanc has the secret of the webho
 
 
 def routes(router: FastAPI | APIRouter) -> list[tuple[str, str]]:
-    """Return method and path of every route, those that no document shows too."""
+    """Return method and path of every route, including undocumented ones."""
     found = []
     for route in router.routes:
         if isinstance(route, Route | APIRoute):
@@ -43,7 +43,7 @@ def routes(router: FastAPI | APIRouter) -> list[tuple[str, str]]:
 
 
 def test_every_route_but_the_open_ones_needs_a_key(ask: Ask, locked: FastAPI) -> None:
-    """A route that is added is closed unless it is written here: 401 with one and the same document."""
+    """Every route outside the list of open ones answers 401 with the same document."""
     closed = [(method, path) for method, path in routes(locked) if path not in OPEN]
     documented = {(method.upper(), path) for path, all_ in locked.openapi()["paths"].items() for method in all_}
     assert documented <= {*routes(locked)}
@@ -62,14 +62,14 @@ def test_every_route_but_the_open_ones_needs_a_key(ask: Ask, locked: FastAPI) ->
 
 
 def test_the_open_routes_are_open(ask: Ask, locked: FastAPI) -> None:
-    """Health, login and the description of the routes say nothing about anybody."""
+    """Health, login and the OpenAPI pages need no key."""
     assert ask(locked, "GET", "/v2/health/live").status_code == 200
     for path in ("/login", "/docs", "/openapi.json"):
         assert ask(locked, "GET", path).status_code == 200
 
 
 def test_a_key_opens_every_closed_route(ask: Ask, locked: FastAPI, lab_key: str) -> None:
-    """With it nothing is 401, so that the test above cannot pass for another reason."""
+    """With a key, no route answers 401, so that the test above cannot pass for another reason."""
     headers = {"Authorization": f"Bearer {lab_key}"}
     for method, path in routes(locked):
         if path not in OPEN:
@@ -98,7 +98,7 @@ def test_a_key_opens_every_closed_route(ask: Ask, locked: FastAPI, lab_key: str)
     ],
 )
 def test_what_is_no_key_is_401(ask: Ask, locked: FastAPI, lab_key: str, header: str) -> None:
-    """Missing, half, wrong, very long or of strange letters: one document, which does not say what was wrong."""
+    """A missing, partial, wrong, very long or non-ASCII key gets the same document, which does not say what was wrong."""
     _, identifier, secret = lab_key.split("_", 2)
     value = header.format(key=lab_key, id=identifier, secret=secret)
 
@@ -110,12 +110,12 @@ def test_what_is_no_key_is_401(ask: Ask, locked: FastAPI, lab_key: str, header: 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer "])
 def test_the_scheme_is_written_in_any_case(ask: Ask, locked: FastAPI, lab_key: str, scheme: str) -> None:
-    """RFC 9110, section 11.1: a scheme has no case."""
+    """An authentication scheme is case-insensitive (RFC 9110, section 11.1)."""
     assert ask(locked, "GET", "/v1/models", headers={"Authorization": f"{scheme} {lab_key}"}).status_code == 200
 
 
 def test_a_removed_key_stops_working(ask: Ask, locked: FastAPI, keys_file: Path, lab_key: str) -> None:
-    """At once, for requests with the key and for the browser that logged in with it; another key works on."""
+    """A removed key is refused at once, also in a browser session; another key still works."""
     other = add_key(keys_file, "lab", admin=False)
     owner = Keys(keys_file).owner_of(lab_key)
     assert owner is not None
@@ -130,7 +130,7 @@ def test_a_removed_key_stops_working(ask: Ask, locked: FastAPI, keys_file: Path,
 
 
 def test_a_damaged_file_of_keys_lets_nobody_in(ask: Ask, locked: FastAPI, keys_file: Path, lab_key: str) -> None:
-    """401, no internal error, and the path of the file is told to nobody."""
+    """The answer is 401, not an internal error, and does not show the file's path."""
     keys_file.write_text("{")
 
     answer = ask(locked, "GET", "/v1/models", headers={"Authorization": f"Bearer {lab_key}"})
@@ -145,7 +145,7 @@ def connection(cookie: str = "") -> HTTPConnection:
 
 
 def test_sessions_end(monkeypatch: pytest.MonkeyPatch, keys_file: Path, lab_key: str) -> None:
-    """After their hours, and when somebody logs out; tokens are never the same and long."""
+    """A session ends after its hours and at logout; tokens are long and never the same."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     keys, sessions = Keys(keys_file), Sessions(0.5)
@@ -168,7 +168,7 @@ def test_sessions_end(monkeypatch: pytest.MonkeyPatch, keys_file: Path, lab_key:
 
 
 def test_sessions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the most that are kept the oldest goes; those that have ended go first."""
+    """Beyond the limit, ended sessions are dropped first, then the oldest."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(auth, "_MOST_SESSIONS", 3)
@@ -183,12 +183,12 @@ def test_sessions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_keys_everybody_is_the_same_owner() -> None:
-    """On a loopback address nobody is asked."""
+    """On a loopback address without keys, every caller is `local`."""
     assert caller(connection("whatever"), None, Sessions(1)) == Owner("local", admin=True)
 
 
 def test_owners_see_their_own_only(login_as: Client, nifti: Callable[..., bytes], guarded: Guarded) -> None:
-    """Another owner's job, results and scan answer every route and method exactly as ids that nobody was given."""
+    """Another owner's job, result and scan answer on every route exactly like unknown ids."""
     we, they = login_as("we"), login_as("they")
     content = nifti(cal_max=uuid.uuid4().int % 1000)
     theirs = they.post(ROUTE, content=content, headers={"Prefer": "wait=50", "Idempotency-Key": "shared"}).json()
@@ -222,7 +222,7 @@ def test_owners_see_their_own_only(login_as: Client, nifti: Callable[..., bytes]
 
 
 def test_no_key_is_ever_logged(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither a good nor a bad key, nor the cookie for it, stands in what the service prints or in its database."""
+    """Neither keys nor cookies appear in the service's output or its database."""
     key = add_key(guarded.keys, "logged", admin=False)
     secret = key.split("_", 2)[2]
     with caplog.at_level(logging.CRITICAL):

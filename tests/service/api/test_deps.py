@@ -16,7 +16,7 @@ from service.storage.local import StateDirectory
 
 
 def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., httpx.Response], tmp_path: Path) -> None:
-    """Two applications in one process share nothing: a route sees the parts of the application that it belongs to."""
+    """Two applications in one process share nothing: a route sees the parts of its own application."""
     found = []
     for name in ("first", "second"):
         app = FastAPI()
@@ -35,7 +35,7 @@ def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., http
 
 
 def test_a_route_knows_whose_request_it_is(ask: Callable[..., httpx.Response], tmp_path: Path) -> None:
-    """Without keys everybody is `local` and may administer; with keys each is who the key says, and 401 without one."""
+    """Without keys, everybody is the administrator `local`; with keys, the key decides, and without one it is 401."""
     app = FastAPI()
     problems.install(app)
 

@@ -29,7 +29,7 @@ def job_(http: httpx.Client, oblique: np.ndarray) -> dict[str, Any]:
 
 @pytest.fixture(name="other", scope="module")
 def other_(http: httpx.Client, nifti: Any) -> dict[str, Any]:  # noqa: ANN401 - the fixture's function
-    """Return a finished job over a scan that was no series."""
+    """Return a finished job over a scan that was not a series."""
     array = np.random.default_rng(3).normal(100, 10, (12, 14, 10)).astype(np.float32)
     return finished(http, nifti(array, np.eye(4)))
 
@@ -45,7 +45,7 @@ def finished(http: httpx.Client, scan: bytes) -> dict[str, Any]:
 
 
 def read(answer: httpx.Response) -> pydicom.Dataset:
-    """Return the object of an answer."""
+    """Return the DICOM object of an answer."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/dicom"
     return pydicom.dcmread(io.BytesIO(answer.content))
@@ -53,7 +53,7 @@ def read(answer: httpx.Response) -> pydicom.Dataset:
 
 @pytest.mark.parametrize(("route", "modality"), [("mask", "SEG"), ("summary", "SR"), ("confidence", "OT")])
 def test_accept_asks_for_dicom(http: httpx.Client, job: dict[str, Any], route: str, modality: str) -> None:
-    """By the header or by ?format=; the same bytes each time, under a tag by which a cache can ask."""
+    """The header or ?format= selects DICOM; the bytes are reproducible and have an ETag."""
     first = http.get(job["links"][route], headers=DICOM)
     made = read(first)
     again = http.get(job["links"][route], params={"format": "dcm"})
@@ -66,7 +66,7 @@ def test_accept_asks_for_dicom(http: httpx.Client, job: dict[str, Any], route: s
 
 
 def test_the_mask_in_dicom_is_the_mask_in_nifti(http: httpx.Client, job: dict[str, Any], tmp_path: Path) -> None:
-    """Voxel by voxel by the patient's coordinates, from the same service."""
+    """Both masks of the same job agree voxel by voxel in patient coordinates."""
     (tmp_path / "mask.nii.gz").write_bytes(http.get(job["links"]["mask"]).content)
     (tmp_path / "seg.dcm").write_bytes(http.get(job["links"]["mask"], headers=DICOM).content)
     mask = nib.Nifti1Image.from_filename(tmp_path / "mask.nii.gz")
@@ -77,14 +77,14 @@ def test_the_mask_in_dicom_is_the_mask_in_nifti(http: httpx.Client, job: dict[st
 
 
 def test_nothing_but_dicom_is_given_unless_it_is_asked_for(http: httpx.Client, job: dict[str, Any]) -> None:
-    """A series is answered in NIfTI and JSON, too, which name nobody."""
+    """The default formats of a series are NIfTI and JSON, which name nobody."""
     assert http.get(job["links"]["mask"]).content.startswith(b"\x1f\x8b")
     assert http.get(job["links"]["summary"]).json()["structures"]
     assert b"CANARY" not in http.get(job["links"]["summary"]).content
 
 
 def test_dicom_zip_holds_what_is_asked_for(http: httpx.Client, job: dict[str, Any]) -> None:
-    """Segmentation, report and picture by default; others by name."""
+    """The zip holds segmentation, report and picture by default, others by name."""
     link = f"{ROUTE}/{job['id']}/dicom.zip"
     for objects, names in (([], ["seg", "sr", "sc"]), (["bands", "pdf", "bands"], ["bands", "pdf"])):
         answer = http.get(link, params={"objects": objects})
@@ -98,13 +98,13 @@ def test_dicom_zip_holds_what_is_asked_for(http: httpx.Client, job: dict[str, An
 
 
 def test_an_unknown_object_is_refused(http: httpx.Client, job: dict[str, Any]) -> None:
-    """By the names that there are."""
+    """The answer lists the known objects."""
     answer = http.get(f"{ROUTE}/{job['id']}/dicom.zip", params={"objects": "rtstruct"})
     assert answer.status_code == 422
 
 
 def test_the_bundle_of_a_series_holds_dicom(http: httpx.Client, job: dict[str, Any], other: dict[str, Any]) -> None:
-    """Beside the BIDS files, which tell BIDS to ignore them; that of a NIfTI scan holds none."""
+    """The bundle of a series also holds DICOM objects, which .bidsignore lists; that of a NIfTI scan holds none."""
     for each, expected in ((job, ["dicom/seg.dcm", "dicom/sr.dcm", "dicom/sc.dcm"]), (other, [])):
         with zipfile.ZipFile(io.BytesIO(http.get(each["links"]["bundle"]).content)) as archive:
             assert [name for name in archive.namelist() if name.endswith(".dcm")] == expected
@@ -112,7 +112,7 @@ def test_the_bundle_of_a_series_holds_dicom(http: httpx.Client, job: dict[str, A
 
 
 def test_a_scan_that_was_no_series_has_no_dicom(http: httpx.Client, other: dict[str, Any]) -> None:
-    """406 where Accept allows nothing else, 409 where the path or ?format= asks for it; each says why."""
+    """406 if Accept only allows DICOM, 409 if the path or ?format= requires it; the answer says why."""
     answer = http.get(other["links"]["mask"], headers=DICOM)
     assert (answer.status_code, answer.json()["type"]) == (406, "/problems/not-acceptable")
     assert answer.json()["detail"].endswith("application/dicom is offered where the scan was a DICOM series.")
@@ -128,7 +128,7 @@ def test_a_scan_that_was_no_series_has_no_dicom(http: httpx.Client, other: dict[
 
 
 def test_the_log_names_nobody(http: httpx.Client, job: dict[str, Any], server: tuple[str, Path, Path]) -> None:
-    """After all that the canary is in no line of it, and in no figure for Prometheus."""
+    """The canary is neither in the log nor in the metrics."""
     http.get(f"{ROUTE}/{job['id']}/dicom.zip")
     _, log, _ = server
 

@@ -39,7 +39,7 @@ def app() -> FastAPI:
 
 
 def test_a_body_is_read(app: FastAPI, ask: Callable[..., httpx.Response]) -> None:
-    """Whatever its Content-Type says."""
+    """The body is read as JSON whatever its Content-Type."""
     answer = ask(app, "POST", "/", content=b'{"name": "a", "inner": {"number": 2}}')
     assert answer.json() == {"name": "a", "inner": {"number": 2}}
 
@@ -58,7 +58,7 @@ def test_a_body_is_read(app: FastAPI, ask: Callable[..., httpx.Response]) -> Non
 def test_a_refusal_says_what_is_wrong_and_repeats_nothing(
     app: FastAPI, ask: Callable[..., httpx.Response], content: bytes, reason: str
 ) -> None:
-    """Neither values nor names that nobody knows."""
+    """The refusal repeats neither values nor unknown names."""
     answer = ask(app, "POST", "/", content=content)
     assert answer.status_code == 422
     assert reason in answer.json()["detail"]
@@ -66,13 +66,13 @@ def test_a_refusal_says_what_is_wrong_and_repeats_nothing(
 
 
 def test_a_long_body_is_not_read(app: FastAPI, ask: Callable[..., httpx.Response]) -> None:
-    """Counted as it comes in."""
+    """The body is counted while it arrives, and refused beyond the limit."""
     answer = ask(app, "POST", "/", content=b" " * (MAX_BYTES + 1))
     assert (answer.status_code, answer.json()["type"]) == (413, "/problems/payload-too-large")
 
 
 def test_the_description_has_no_references() -> None:
-    """FastAPI knows nothing of the model, so that a reference would lead nowhere."""
+    """References are inlined, because FastAPI would not define their targets."""
     schema = described(Body)["requestBody"]["content"]["application/json"]["schema"]
     assert "$ref" not in str(schema)
     assert schema["properties"]["inner"]["properties"]["number"]["type"] == "integer"

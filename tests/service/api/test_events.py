@@ -40,7 +40,7 @@ def watch(http: httpx.Client, job: str, last: str | None = None) -> list[Event]:
 
 
 def test_a_job_is_followed_to_its_end(http: httpx.Client, nifti: Nifti) -> None:
-    """Each event holds the whole job; states come in their order, the last is the end, and the stream ends there."""
+    """Every event holds the whole job, states come in order, and the stream ends with the final one."""
     job = http.post(ROUTE, content=nifti()).json()
 
     events = watch(http, job["id"])
@@ -56,7 +56,7 @@ def test_a_job_is_followed_to_its_end(http: httpx.Client, nifti: Nifti) -> None:
 
 
 def test_who_comes_late_sees_the_end(http: httpx.Client, nifti: Nifti) -> None:
-    """Of a finished job there is one event, and none for one that has seen it."""
+    """The stream of a finished job has one event, or none for a client that has seen it."""
     job = http.post(ROUTE, content=nifti(), headers={"Prefer": "wait=50"}).json()
 
     (event,) = watch(http, job["id"])
@@ -67,7 +67,7 @@ def test_who_comes_late_sees_the_end(http: httpx.Client, nifti: Nifti) -> None:
 
 
 def test_a_broken_connection_goes_on_where_it_was(http: httpx.Client, long: bytes) -> None:
-    """With the id of the last event only what has changed since is sent; a job that only waits repeats nothing."""
+    """With the id of the last event, only later changes are sent; a waiting job repeats nothing."""
     running, waiting = (http.post(ROUTE, content=long).json()["id"] for _ in range(2))
     with http.stream("GET", f"{ROUTE}/{waiting}/events") as answer:
         first = next(read(answer.iter_lines()))
@@ -85,7 +85,7 @@ def test_a_broken_connection_goes_on_where_it_was(http: httpx.Client, long: byte
 
 @pytest.mark.parametrize("act", ["cancel", "delete"])
 def test_a_stream_ends_with_its_job(http: httpx.Client, long: bytes, act: str) -> None:
-    """Cancelled, the last event says so; erased, the stream just ends: nobody hangs on a job that is gone."""
+    """The stream ends with an event if the job is cancelled, and without one if it is erased."""
     job = http.post(ROUTE, content=long).json()["id"]
     seen: list[list[Event]] = []
     thread = threading.Thread(target=lambda: seen.append(watch(http, job)))
@@ -105,7 +105,7 @@ def test_a_stream_ends_with_its_job(http: httpx.Client, long: bytes, act: str) -
 
 @pytest.mark.parametrize("job", [uuid.uuid4().hex, "unknown", "%00"])
 def test_an_unknown_job_has_no_stream(http: httpx.Client, job: str) -> None:
-    """404 with a problem document, before any stream begins."""
+    """An unknown job is a 404 with a problem document, before any stream begins."""
     answer = http.get(f"{ROUTE}/{job}/events")
 
     assert answer.status_code == 404
@@ -114,7 +114,7 @@ def test_an_unknown_job_has_no_stream(http: httpx.Client, job: str) -> None:
 
 
 def test_a_long_last_event_id_is_refused(http: httpx.Client, nifti: Nifti) -> None:
-    """One of ours has 16 characters."""
+    """Event ids of this service have 16 characters."""
     job = http.post(ROUTE, content=nifti()).json()["id"]
 
     answer = http.get(f"{ROUTE}/{job}/events", headers={"Last-Event-ID": "x" * 101})
@@ -123,7 +123,7 @@ def test_a_long_last_event_id_is_refused(http: httpx.Client, nifti: Nifti) -> No
 
 
 def test_streams_do_not_keep_others_from_being_served(http: httpx.Client, long: bytes, server_url: str) -> None:
-    """Fifty that watch take no thread each: health answers at once, and all of them see the end."""
+    """Fifty streams hold no threads: health answers at once, and all streams see the end."""
     job = http.post(ROUTE, content=long).json()["id"]
     ends: list[Any] = []
     threads = [threading.Thread(target=lambda: ends.append(_end(server_url, job))) for _ in range(50)]

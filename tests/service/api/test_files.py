@@ -13,7 +13,7 @@ from service.schemas import CaseResult
 
 @pytest.fixture(name="result")
 def result_(tmp_path: Path) -> Path:
-    """Return the folder of a result of one file."""
+    """Return the folder of a result with one file."""
     folder = tmp_path / "result"
     folder.mkdir()
     (folder / "mask").write_bytes(b"0123456789")
@@ -24,7 +24,7 @@ def result_(tmp_path: Path) -> Path:
 
 
 def asking(method: str = "GET", **headers: str) -> Request:
-    """Return a request."""
+    """Return a request with these headers."""
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": method, "headers": raw, "path": "/"}
     return Request(scope)
@@ -42,7 +42,7 @@ def sent(response: Response, request: Request) -> list[Message]:
 
 
 def test_the_folder_of_an_answer_goes_with_it(result: Path, tmp_path: Path) -> None:
-    """It is there while the file is sent, and not afterwards."""
+    """The scratch folder exists while the file is sent, and not afterwards."""
     request = asking()
     seen: list[Path] = []
 
@@ -59,7 +59,7 @@ def test_the_folder_of_an_answer_goes_with_it(result: Path, tmp_path: Path) -> N
 
 
 def test_a_caller_who_goes_leaves_nothing(result: Path, tmp_path: Path) -> None:
-    """A connection that breaks in the middle of the answer takes the scratch file along."""
+    """A connection that breaks during the answer leaves no scratch file."""
     request = asking()
 
     def write(scratch: Path) -> Path:
@@ -77,7 +77,7 @@ def test_a_caller_who_goes_leaves_nothing(result: Path, tmp_path: Path) -> None:
 
 
 def test_what_fails_leaves_nothing(result: Path, tmp_path: Path) -> None:
-    """The error goes on, the folder goes away."""
+    """The error is passed on, and the scratch folder is erased."""
 
     def fail(_scratch: Path) -> Path:
         raise ResultExpired("gone")  # noqa: EM101 - a test's
@@ -89,7 +89,7 @@ def test_what_fails_leaves_nothing(result: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("request_", [asking("HEAD"), asking(if_none_match="*")], ids=["HEAD", "If-None-Match"])
 def test_nothing_is_made_in_vain(result: Path, tmp_path: Path, request_: Request) -> None:
-    """Who wants the headers, or has the file, waits for no computation."""
+    """HEAD and a matching If-None-Match compute nothing."""
 
     def write(_scratch: Path) -> Path:
         pytest.fail("it was computed")
@@ -101,7 +101,7 @@ def test_nothing_is_made_in_vain(result: Path, tmp_path: Path, request_: Request
 
 
 def test_each_way_of_making_a_file_has_its_own_tag(result: Path, tmp_path: Path) -> None:
-    """Two maps of one result, and one map of two results, are told apart."""
+    """Different files of one result, and one file of two results, have different ETags."""
     answer = Answer(asking("HEAD"), result, "out", "application/zip")
     tags = {answer.made(how, tmp_path, lambda scratch: scratch).headers["etag"] for how in ("one", "other", "one")}
     (result / "result.json").write_text((result / "result.json").read_text().replace("m@0", "m@1"))
@@ -111,7 +111,7 @@ def test_each_way_of_making_a_file_has_its_own_tag(result: Path, tmp_path: Path)
 
 
 def test_a_file_that_was_not_kept_is_gone(result: Path) -> None:
-    """410, and what to do."""
+    """The answer is 410 and says what to do."""
     assert kept(result, "mask").read_bytes() == b"0123456789"
     with pytest.raises(ResultExpired, match=r"it was not among the outputs"):
         kept(result, "confidence")

@@ -17,7 +17,7 @@ from service.storage.local import StateDirectory
 
 
 def test_a_running_service_is_live_and_ready(http: httpx.Client) -> None:
-    """Both answers are 200 at the paths of the Open Inference Protocol."""
+    """Both paths of the Open Inference Protocol answer 200."""
     live, ready = http.get("/v2/health/live"), http.get("/v2/health/ready")
 
     assert (live.status_code, live.json()) == (200, {"live": True})
@@ -28,7 +28,7 @@ def test_a_running_service_is_live_and_ready(http: httpx.Client) -> None:
 def test_ready_needs_a_model_and_jobs_that_can_run(
     *, ask: Callable[..., httpx.Response], tmp_path: Path, tiny_bundle: Path, models: bool, alive: bool, ready: bool
 ) -> None:
-    """Without an installed model, or with jobs that cannot be run, the answer is 503; the service is live all the same."""
+    """Without a model, or if jobs cannot run, the service is live but not ready (503)."""
     app = FastAPI()
     app.include_router(health.router)
     registry = Registry({"tiny": describe_bundle(tiny_bundle)} if models else {})

@@ -25,7 +25,7 @@ def ask(host: str) -> httpx.Response:
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000"])
 def test_known_hosts_are_answered(host: str) -> None:
-    """With a port and without, in either version of IP."""
+    """Known hosts are served with and without a port, over IPv4 and IPv6."""
     assert ask(host).text == "hello"
 
 
@@ -34,7 +34,7 @@ def test_known_hosts_are_answered(host: str) -> None:
     ["", "example.org", "localhost.example.org", "127.0.0.1.example.org:80", "[::2]", "::1", "[::1].example.org"],
 )
 def test_other_hosts_are_refused_with_a_problem_document(host: str) -> None:
-    """A name that merely looks like a known one is another; the answer does not repeat it."""
+    """A name that merely looks like a known one is refused and not repeated."""
     answer = ask(host)
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"

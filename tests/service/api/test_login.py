@@ -16,7 +16,7 @@ Guarded = Any
 
 
 def log_in(ask: Ask, app: FastAPI, key: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
-    """Send the form of the page."""
+    """Send the login form."""
     return ask(app, "POST", "/login", data={"key": key}, **options)
 
 
@@ -28,7 +28,7 @@ def attributes(answer: httpx.Response) -> dict[str, str]:
 
 
 def test_the_page_asks_for_a_key_and_for_nothing_else(ask: Ask, locked: FastAPI) -> None:
-    """It loads nothing, cannot be framed, is not kept by the browser, and its field does not show what is typed."""
+    """The page loads nothing, cannot be framed, is not cached, and hides what is typed."""
     answer = ask(locked, "GET", "/login")
 
     assert answer.status_code == 200
@@ -45,7 +45,7 @@ def test_the_page_asks_for_a_key_and_for_nothing_else(ask: Ask, locked: FastAPI)
 
 
 def test_a_key_becomes_a_cookie_that_no_script_reads(ask: Ask, locked: FastAPI, lab_key: str) -> None:
-    """HttpOnly, SameSite=Strict, for the hours of the setting; it is not the key, and opens what the key opens."""
+    """The cookie is HttpOnly and SameSite=Strict, lasts as configured, and works like the key without containing it."""
     answer = log_in(ask, locked, f"  {lab_key}\n")
 
     assert (answer.status_code, answer.headers["location"]) == (303, "/docs")
@@ -76,7 +76,7 @@ def test_every_login_has_a_cookie_of_its_own(ask: Ask, locked: FastAPI, lab_key:
 
 
 def test_the_cookie_travels_encrypted_where_the_page_did(ask: Ask, locked: FastAPI, lab_key: str) -> None:
-    """Secure behind a proxy, which speaks HTTPS for the service, and over HTTPS; else a browser would not send it."""
+    """The cookie is Secure over HTTPS and behind a proxy; otherwise a browser would not send it."""
     services = locked.state.services
     assert "secure" not in attributes(log_in(ask, locked, lab_key))
     over_https = ask(locked, "POST", "https://localhost/login", data={"key": lab_key})
@@ -92,7 +92,7 @@ def test_the_cookie_travels_encrypted_where_the_page_did(ask: Ask, locked: FastA
     "key", ["cal_000000000000_x", " ", "{key}x", "sch\u00f6n", "<script>", "x" * 200, "\U0001f9e0", "\x00"]
 )
 def test_an_unknown_key_is_shown_the_page_again(ask: Ask, locked: FastAPI, lab_key: str, key: str) -> None:
-    """401 with a sentence for people, no cookie, and nothing of what was typed."""
+    """An unknown key gets the page with 401 and a sentence, no cookie, and nothing of what was typed."""
     answer = log_in(ask, locked, key.format(key=lab_key))
 
     assert answer.status_code == 401
@@ -120,7 +120,7 @@ def test_an_unknown_key_is_shown_the_page_again(ask: Ask, locked: FastAPI, lab_k
 def test_what_is_no_form_of_the_page_is_a_problem(
     ask: Ask, locked: FastAPI, options: dict[str, Any], statuses: set[int]
 ) -> None:
-    """A client error with a problem document, never a cookie and never an internal error."""
+    """Anything else than the page's form is a client error with a problem document and no cookie."""
     answer = ask(locked, "POST", "/login", **options)
 
     assert answer.status_code in statuses
@@ -129,14 +129,14 @@ def test_what_is_no_form_of_the_page_is_a_problem(
 
 
 def test_without_keys_there_is_nothing_to_log_in_to(ask: Ask, locked: FastAPI) -> None:
-    """No key is right where none is in use."""
+    """Where no keys are in use, every key is unknown."""
     locked.state.services = dataclasses.replace(locked.state.services, keys=None)
 
     assert log_in(ask, locked, "anything").status_code == 401
 
 
 def test_a_browser_goes_through_a_real_service(guarded: Guarded, login_as: Callable[[str], httpx.Client]) -> None:
-    """Log in, read, be logged out when the key is removed: with a client that keeps cookies as a browser does."""
+    """A client with a cookie jar logs in, reads, and is logged out when its key is removed."""
     key = login_as("browser").headers["Authorization"].removeprefix("Bearer ")
     with httpx.Client(base_url=guarded.url) as browser:
         assert browser.get("/v1/segmentations").status_code == 401

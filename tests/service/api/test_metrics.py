@@ -11,7 +11,7 @@ def counted(http: httpx.Client, route: str, status: str) -> float:
 
 
 def test_requests_are_counted_by_route(http: httpx.Client) -> None:
-    """Two requests to one route, and one to a path that is none: what the user sent is no label."""
+    """Requests are counted by route; a path without a route does not become a label."""
     route = "/v1/segmentations/{job_id}"
     before = counted(http, route, "404"), counted(http, "none", "404")
 

@@ -16,7 +16,7 @@ Guarded = Any
 
 
 def test_the_list_holds_what_is_served_and_what_is_broken(http: httpx.Client) -> None:
-    """A folder that is no bundle is listed with the reason why, and does not keep the others from serving."""
+    """A folder that is not a bundle is listed with the reason, and the other models are served."""
     answer = http.get("/v1/models").json()
 
     assert answer["default"] == "hippocampus-mr"
@@ -28,7 +28,7 @@ def test_the_list_holds_what_is_served_and_what_is_broken(http: httpx.Client) ->
 
 
 def test_a_model_says_what_it_was_made_for(http: httpx.Client) -> None:
-    """Identity, labels, modality and voxel size are those of the bundle on disk."""
+    """Identity, labels, modality and voxel spacing are those of the bundle on disk."""
     bundle = describe_bundle(SHIPPED / "hippocampus-mr")
 
     model = http.get("/v1/models/hippocampus-mr").json()
@@ -56,7 +56,7 @@ def test_a_model_carries_the_statement_of_its_card(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("name", ["unknown", "broken", "hippocampus-mr@0", "%2e%2e"])
 def test_a_model_that_is_not_served_is_404(http: httpx.Client, name: str) -> None:
-    """The answer lists what is installed instead."""
+    """The answer lists the installed models."""
     answer = http.get(f"/v1/models/{name}")
 
     assert answer.status_code == 404
@@ -66,7 +66,7 @@ def test_a_model_that_is_not_served_is_404(http: httpx.Client, name: str) -> Non
 
 @pytest.mark.parametrize("model", ["no-such-model", "../hippocampus-mr", "", "broken"])
 def test_an_unknown_model_is_404_before_the_scan_is_read(http: httpx.Client, model: str) -> None:
-    """The answer names what is installed, not what was asked for; a broken bundle cannot be asked for."""
+    """The answer lists the installed models and does not repeat the name; a broken bundle counts as unknown."""
     answer = http.post("/v1/segmentations", content=b"not even a scan", params={"model": model})
 
     assert answer.status_code == 404
@@ -80,7 +80,7 @@ def test_an_unknown_model_is_404_before_the_scan_is_read(http: httpx.Client, mod
 
 
 def test_a_model_carries_its_labels_and_its_card(http: httpx.Client) -> None:
-    """Colours, SNOMED CT codes and every figure of the card, but not the sums of its cases; the list leaves it out."""
+    """A single model has colours, SNOMED CT codes and the card's figures without the sums; the list omits the card."""
     card = describe_bundle(SHIPPED / "hippocampus-mr").card
 
     model = http.get("/v1/models/hippocampus-mr").json()
@@ -103,7 +103,7 @@ def test_a_model_carries_its_labels_and_its_card(http: httpx.Client) -> None:
 
 
 def test_the_reliability_is_that_of_the_cards_cases(http: httpx.Client) -> None:
-    """The JSON holds the pooled sums of every case, and names the population that they come from."""
+    """The JSON holds the pooled sums of all cases and names their population."""
     card = describe_bundle(SHIPPED / "hippocampus-mr").card
     link = http.get("/v1/models/hippocampus-mr").json()["reliability"]
 
@@ -127,7 +127,7 @@ def test_the_reliability_is_that_of_the_cards_cases(http: httpx.Client) -> None:
 def test_the_reliability_is_drawn_as_it_is_wanted(
     http: httpx.Client, options: dict[str, dict[str, str]], media_type: str, start: bytes
 ) -> None:
-    """A picture by Accept or ?format=, JSON otherwise; who has it is told so."""
+    """Accept or ?format= selects PNG or SVG instead of JSON; a matching ETag gives 304."""
     answer = http.get("/v1/models/hippocampus-mr/reliability", **options)
 
     assert answer.headers["content-type"] == media_type
@@ -139,12 +139,12 @@ def test_the_reliability_is_drawn_as_it_is_wanted(
 
 
 def test_the_reliability_of_no_model_is_404(http: httpx.Client) -> None:
-    """A broken bundle has none either."""
+    """Unknown models and broken bundles have no reliability diagram."""
     assert http.get("/v1/models/broken/reliability").json()["type"] == "/problems/model-not-found"
 
 
 def test_a_service_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """406 and what to ask for instead, not an error of the service."""
+    """Without matplotlib, pictures are a 406 that names the alternative."""
 
     def missing(_reliability: object, _kind: str) -> bytes:
         msg = "matplotlib is not installed"
@@ -160,7 +160,7 @@ def test_a_service_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch) -
 def test_an_administrator_takes_a_model_out_of_service_and_puts_it_back(
     guarded: Guarded, nifti: Callable[..., bytes]
 ) -> None:
-    """Nobody else may; meanwhile scans for it are refused with the reason, and its card can still be read."""
+    """Only an administrator may unload a model; meanwhile its scans are refused, and its card can be read."""
     user = guarded.client(add_key(guarded.keys, "user", admin=False))
     admin = guarded.client(add_key(guarded.keys, "admin", admin=True))
     here = "/v1/models/hippocampus-mr"
@@ -187,7 +187,7 @@ def test_an_administrator_takes_a_model_out_of_service_and_puts_it_back(
 
 
 def test_only_installed_models_can_be_loaded(guarded: Guarded) -> None:
-    """A name that no folder holds is a 404, also one that leads out of the folders."""
+    """A name without a folder is a 404, also one that leads out of the folders."""
     admin = guarded.client(add_key(guarded.keys, "admin", admin=True))
 
     for name in ("gone", "..%2F..%2Fetc"):
@@ -196,7 +196,7 @@ def test_only_installed_models_can_be_loaded(guarded: Guarded) -> None:
 
 
 def test_what_is_out_of_service_stays_so_after_a_restart(tmp_path: Path) -> None:
-    """A model that was found faulty does not come back by itself."""
+    """An unloaded model stays unloaded after a restart."""
     state = StateDirectory.open(tmp_path / "state")
 
     state.remember_unloaded(["hippocampus-mr"])

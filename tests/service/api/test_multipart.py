@@ -16,7 +16,7 @@ FILE = b'Content-Disposition: form-data; name="file"; filename="scan.nii"'
 
 
 def file_in(body: bytes, content_type: str = TYPE, size: int = 1 << 16) -> bytes:
-    """Return the file of a form whose body comes in pieces of a size."""
+    """Return the file of a form whose body arrives in pieces of a size."""
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), size):
@@ -29,12 +29,12 @@ def file_in(body: bytes, content_type: str = TYPE, size: int = 1 << 16) -> bytes
 
 
 def form(*parts: tuple[bytes, bytes], boundary: bytes = b"b0und-ary") -> bytes:
-    """Return the body of a form, of (headers, content) each."""
+    """Return the body of a form with these parts (headers, content)."""
     return b"".join(b"--%s\r\n%s\r\n\r\n%s\r\n" % (boundary, *part) for part in parts) + b"--%s--\r\n" % boundary
 
 
 def files_by_email(body: bytes, content_type: str) -> list[bytes]:
-    """Return the contents of all parts with a file name, as the standard library's parser of mail finds them."""
+    """Return the contents of all parts with a file name, as the standard library's email parser finds them."""
     message = BytesParser(policy=HTTP).parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
     parts: list[Message] = list(message.iter_parts())  # type: ignore[attr-defined]
     return [part.get_payload(decode=True) for part in parts if part.get_filename() is not None]  # type: ignore[misc]
@@ -58,7 +58,7 @@ def files_by_email(body: bytes, content_type: str) -> list[bytes]:
     ],
 )
 def test_a_file_comes_out_as_it_went_in(content: bytes, size: int) -> None:
-    """Also byte by byte, and with the boundary's own letters inside, as long as they do not begin a line."""
+    """The file's bytes are unchanged, also byte by byte, and with text that looks like the boundary."""
     assert file_in(form((FILE, content)), size=size) == content
 
 
@@ -72,7 +72,7 @@ def test_a_file_comes_out_as_it_went_in(content: bytes, size: int) -> None:
 def test_the_file_is_the_one_that_the_parser_of_mail_finds(
     content: bytes, note: bytes, size: int, *, before: bool
 ) -> None:
-    """For any bytes, cut into pieces anywhere, beside another field, an independent parser finds the same file."""
+    """For any bytes cut anywhere, an independent parser finds the same file."""
     assert b"\r\n--b0und-ary" not in content
     parts = [(b'Content-Disposition: form-data; name="note"', note), (FILE, content)]
     body = form(*(parts if before else reversed(parts)))
@@ -86,7 +86,7 @@ def test_the_file_is_the_one_that_the_parser_of_mail_finds(
 
 @given(cut=st.integers(0, 400), size=st.integers(1, 50))
 def test_a_form_that_was_cut_anywhere_is_refused(cut: int, size: int) -> None:
-    """What ends before the two hyphens behind the last boundary is no form: half a scan is never taken for one."""
+    """A form that ends before its last boundary is refused, so that half a scan is never accepted."""
     body = form((b'Content-Disposition: form-data; name="a"', b"1"), (FILE, bytes(range(256))))
     whole = len(body) - len(b"\r\n")
 
@@ -111,7 +111,7 @@ def test_a_form_that_was_cut_anywhere_is_refused(cut: int, size: int) -> None:
 )
 @pytest.mark.parametrize("size", [1, 1 << 16])
 def test_a_part_with_a_file_name_is_a_file(headers: bytes, size: int, *, found: bool) -> None:
-    """Content-Disposition decides, whatever stands beside it, in any order and any case."""
+    """Content-Disposition decides what a file is, whatever the order and case of the headers."""
     body = form((headers, b"voxels"))
 
     if found:
@@ -123,7 +123,7 @@ def test_a_part_with_a_file_name_is_a_file(headers: bytes, size: int, *, found: 
 
 @pytest.mark.parametrize("number", [0, 2, 3])
 def test_one_file_is_expected(number: int) -> None:
-    """None, or more than one, is refused with how many there were."""
+    """No file or more than one is refused, with their number."""
     parts = [(b'Content-Disposition: form-data; name="note"', b"text"), *[(FILE, b"voxels")] * number]
 
     with pytest.raises(InvalidRequest, match=f"holds {number} files; one is expected"):
@@ -144,13 +144,13 @@ def test_one_file_is_expected(number: int) -> None:
 )
 @pytest.mark.parametrize("size", [1000, 1 << 20])
 def test_headers_that_cannot_be_are_refused(headers: bytes, size: int) -> None:
-    """Long, many or malformed ones end the reading at once, and are not collected."""
+    """Long, numerous or malformed headers are refused at once, and not collected."""
     with pytest.raises(InvalidRequest, match="cannot be read"):
         file_in(form((headers + b"\r\n" + FILE, b"voxels")), size=size)
 
 
 def test_a_long_header_is_refused_before_it_ends() -> None:
-    """A header of any length costs a few kilobytes of memory: the rest of the body is not even asked for."""
+    """A header of any length costs a few kilobytes of memory: the rest of the body is not read."""
     asked = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -173,7 +173,7 @@ def test_a_long_header_is_refused_before_it_ends() -> None:
     "content_type", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; charset=utf-8"]
 )
 def test_a_missing_boundary_is_said(content_type: str) -> None:
-    """With the command that sends one."""
+    """The refusal shows a command that sends a boundary."""
     with pytest.raises(InvalidRequest, match=r"no boundary .* -F file=@scan\.nii\.gz"):
         file_in(form((FILE, b"voxels")), content_type)
 
@@ -188,7 +188,7 @@ def test_a_missing_boundary_is_said(content_type: str) -> None:
     ],
 )
 def test_the_boundary_is_that_of_the_header(content_type: str, boundary: bytes | None) -> None:
-    """Quoted or not, up to the 70 letters that RFC 2046 allows; one without end is refused."""
+    """A boundary may be quoted and have up to 70 characters (RFC 2046); an unterminated one is refused."""
     if boundary is None:
         with pytest.raises(InvalidRequest):
             file_in(form((FILE, b"voxels"), boundary=b"x" * 300), content_type)
@@ -197,14 +197,14 @@ def test_the_boundary_is_that_of_the_header(content_type: str, boundary: bytes |
 
 
 def test_what_stands_behind_the_last_boundary_is_not_read() -> None:
-    """An epilogue is allowed (RFC 2046, section 5.1.1) and means nothing, another form in it neither."""
+    """An epilogue is ignored (RFC 2046, section 5.1.1), even if it is another form."""
     body = form((FILE, b"voxels"))
 
     assert file_in(body + b"epilogue" + form((FILE, b"more"))) == b"voxels"
 
 
 def test_nothing_of_a_form_is_repeated() -> None:
-    """The errors are the same sentences whatever was sent."""
+    """The error messages do not depend on the content of the form."""
     with pytest.raises(InvalidRequest) as caught:
         file_in(b"--Doe^Jane\r\n")
 

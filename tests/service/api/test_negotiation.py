@@ -30,18 +30,18 @@ def asking(*accept: str) -> Request:
     ids=str,
 )
 def test_the_best_of_what_is_accepted_is_chosen(accept: list[str], expected: str) -> None:
-    """The exact type goes before its family and that before anything; of equal ones the first offered wins."""
+    """An exact media type counts before its family, and that before */*; of equal ones the first offered wins."""
     assert choose(asking(*accept), None, OFFERS) == expected
 
 
 def test_the_parameter_goes_first() -> None:
-    """A link in a page cannot set headers."""
+    """?format= overrides Accept, because a link in a page cannot set headers."""
     assert choose(asking("image/png"), "svg", OFFERS) == "svg"
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "application/*;q=0", ";"])
 def test_what_is_not_offered_is_refused(accept: str) -> None:
-    """The answer lists what is offered, not what was asked for."""
+    """The answer lists the offers and does not repeat the request."""
     with pytest.raises(
         NotAcceptable, match=r"^None of the media types of Accept is offered\. Accept one of application/json,"
     ):

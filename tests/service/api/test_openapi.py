@@ -35,7 +35,7 @@ def test_the_document_is_valid(document: dict[str, Any]) -> None:
 
 
 def test_operations_have_names_and_say_how_they_fail(document: dict[str, Any]) -> None:
-    """Each route has an id of its own, a sentence, and a problem document beside its success."""
+    """Every route has a unique id, a sentence, and problem documents beside its success."""
     operations = [
         operation for path, methods in document["paths"].items() for operation in methods.values() if "/v1/" in path
     ]
@@ -49,7 +49,7 @@ def test_operations_have_names_and_say_how_they_fail(document: dict[str, Any]) -
 
 
 def test_the_document_says_who_may_ask_and_where(document: dict[str, Any]) -> None:
-    """Servers, licence and, for every operation, how a caller shows a key: the recommended rules of Redocly's linter."""
+    """The document gives servers, licence and security of every operation, as Redocly's linter recommends."""
     assert document["servers"] == [{"url": "/"}]
     assert document["info"]["license"]["identifier"] == "Apache-2.0"
     schemes = document["components"]["securitySchemes"]
@@ -59,7 +59,7 @@ def test_the_document_says_who_may_ask_and_where(document: dict[str, Any]) -> No
 
 
 def test_every_state_and_problem_is_listed(document: dict[str, Any]) -> None:
-    """The states of a job, and each type of problem with a sentence; abstract errors are none."""
+    """The document lists the states of a job and every problem type with a sentence, except abstract errors."""
     schemas = document["components"]["schemas"]
 
     assert schemas["Job"]["properties"]["state"]["enum"] == list(Job.model_fields["state"].annotation.__args__)  # type: ignore[union-attr]

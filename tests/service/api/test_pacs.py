@@ -43,7 +43,7 @@ BODY = {"pacs": "clinic", "series": "1.2.3"}
 
 
 class Fake:
-    """DICOM jobs and arrivals, of which there is one."""
+    """The DICOM jobs and arrivals of a service with one job."""
 
     def __init__(self, file: Path) -> None:
         self.file = read_pacs_file(file)
@@ -52,7 +52,7 @@ class Fake:
         self.gone = False
 
     def submit(self, request: PacsRequest, key: str | None) -> DicomJob:
-        """Note what is asked for."""
+        """Note the request."""
         if self.gone:
             msg = "The PACS gave no connection."
             raise PacsUnreachable(msg)
@@ -73,20 +73,20 @@ class Fake:
         self.find(owner, identifier)
 
     def page(self, owner: str, limit: int) -> list[DicomJob]:
-        """Return the owner's."""
+        """Return the jobs of the owner."""
         return [JOB][:limit] if owner == "lab" else []
 
     def dead_letters(self, owner: str) -> list[DicomJob]:
-        """Return the owner's."""
+        """Return the owner's jobs."""
         return self.page(owner, 1)
 
     def retry(self, owner: str, identifier: str) -> DicomJob:
-        """Raise: nothing was given up."""
+        """Raise DeadLetterNotFound."""
         msg = f"{owner} has no {identifier}"
         raise DeadLetterNotFound(msg)
 
     def breaker(self, _: str) -> Breaker:
-        """Return one that is closed."""
+        """Return a closed circuit."""
         return Breaker()
 
     def note(self, pacs: str, series: str) -> None:
@@ -96,7 +96,7 @@ class Fake:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Return jobs that are made of nothing."""
+    """Return the fake jobs."""
     monkeypatch.setenv("HOOK_SECRET", "open sesame")
     (tmp_path / "pacs.toml").write_text(
         '[pacs.clinic]\nurl = "http://127.0.0.1:9/dicom-web"\n'
@@ -110,7 +110,7 @@ Send = Callable[..., httpx.Response]
 
 @pytest.fixture
 def send(tmp_path: Path, fake: Fake, ask: Callable[..., httpx.Response]) -> Send:
-    """Return the function that sends a request as `lab`, or as somebody else."""
+    """Return the function that sends a request as `lab` or as somebody else."""
     keys = tmp_path / "keys.json"
     owners = {name: add_key(keys, name, admin=name == "root") for name in ("lab", "other", "root")}
     settings = Settings(state_dir=tmp_path / "state", keys_file=keys)
@@ -128,7 +128,7 @@ def send(tmp_path: Path, fake: Fake, ask: Callable[..., httpx.Response]) -> Send
 
 
 def test_a_series_is_asked_for(send: Send, fake: Fake) -> None:
-    """202 with its place; what is left out is the default, the destination is the source."""
+    """The answer is 202 with a Location; defaults are filled in, and the destination is the source."""
     answer = send("POST", "/v1/dicom/jobs", json=BODY, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, answer.headers["Location"]) == (202, JOB.links.self)
     ((request, key),) = fake.requests
@@ -152,21 +152,21 @@ def test_a_series_is_asked_for(send: Send, fake: Fake) -> None:
     ],
 )
 def test_what_cannot_be_asked_for(send: Send, fake: Fake, change: dict[str, object]) -> None:
-    """No address comes from a request, no pattern that takes forever, no UID that is a path."""
+    """Addresses, slow patterns and UIDs that are paths are refused."""
     answer = send("POST", "/v1/dicom/jobs", json=BODY | change)
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
     assert fake.requests == []
 
 
 def test_a_pacs_that_is_gone_is_a_502(send: Send, fake: Fake) -> None:
-    """Before there is a job nobody need wait for it."""
+    """An unreachable PACS is a 502, and no job is made."""
     fake.gone = True
     answer = send("POST", "/v1/dicom/jobs", json=BODY)
     assert (answer.status_code, answer.json()["type"]) == (502, "/problems/pacs-unreachable")
 
 
 def test_everybody_sees_their_own(send: Send) -> None:
-    """Another owner's job is one that does not exist; without a key nobody sees anything."""
+    """Another owner's job does not exist for the caller; without a key, nothing is shown."""
     here = JOB.links.self
     assert send("GET", here).json()["id"] == JOB.id
     assert send("GET", "/v1/dicom/jobs").json()["jobs"][0]["id"] == JOB.id
@@ -182,7 +182,7 @@ def test_everybody_sees_their_own(send: Send) -> None:
 
 
 def test_pacs_are_named_and_administrators_try_them(send: Send) -> None:
-    """Their addresses are told to nobody."""
+    """Everybody sees the names of the PACS, only administrators test them, and nobody sees addresses."""
     assert send("GET", "/v1/dicom/pacs").json() == {"pacs": ["clinic"]}
     assert send("POST", "/v1/dicom/pacs/clinic/test").status_code == 403
     health = send("POST", "/v1/dicom/pacs/clinic/test", "root").json()
@@ -192,7 +192,7 @@ def test_pacs_are_named_and_administrators_try_them(send: Send) -> None:
 
 
 def test_orthanc_tells_with_a_shared_secret(send: Send, fake: Fake) -> None:
-    """No key of a person; another secret, or none, is a 401 that changes nothing."""
+    """The webhook needs the shared secret; without it, the answer is 401 and nothing changes."""
     body = {"series": "1.2.3"}
     for wrong in (
         {},
@@ -208,7 +208,7 @@ def test_orthanc_tells_with_a_shared_secret(send: Send, fake: Fake) -> None:
 
 
 def test_without_a_webhook_there_is_none(send: Send, fake: Fake) -> None:
-    """An empty secret opens nothing."""
+    """Without a configured webhook, no secret is accepted, not even an empty one."""
     fake.file = fake.file.model_copy(update={"webhook": None})
     answer = send("POST", "/v1/hooks/orthanc", None, json={"series": "1.2.3"}, headers={"X-Calibrant-Secret": ""})
     assert answer.status_code == 404

@@ -61,7 +61,7 @@ def app() -> FastAPI:
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """Return what the wall logs, an event each with its fields."""
+    """Return the log events of the wall with their fields."""
     lines: list[dict[str, object]] = []
     log = SimpleNamespace(error=lambda event, **fields: lines.append({"event": event, **fields}))
     monkeypatch.setattr(problems, "log", log)
@@ -70,7 +70,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("error", [e for e in errors.BY_CODE.values() if e is not errors.ServerProblem])
 def test_each_error_has_its_document(ask: Ask, app: FastAPI, error: type[errors.CalibrantError]) -> None:
-    """Status, title and type are the error's, and the detail is its message."""
+    """Status, title and type are those of the error, and the detail is its message."""
     answer = ask(app, "GET", f"/known/{error.code}")
 
     assert answer.status_code == error.status
@@ -86,7 +86,7 @@ def test_each_error_has_its_document(ask: Ask, app: FastAPI, error: type[errors.
 def test_what_nobody_expected_is_500_and_only_its_type_is_logged(
     ask: Ask, app: FastAPI, caplog: pytest.LogCaptureFixture, logged: list[dict[str, object]]
 ) -> None:
-    """Neither the answer nor the log holds the message, which may repeat what was sent."""
+    """Neither the answer nor the log holds the message of an unexpected exception, which may repeat what was sent."""
     with caplog.at_level(logging.DEBUG):
         answer = ask(app, "GET", "/unknown")
 
@@ -102,7 +102,7 @@ def test_what_nobody_expected_is_500_and_only_its_type_is_logged(
 def test_an_answer_that_has_begun_is_not_followed_by_another(
     app: FastAPI, caplog: pytest.LogCaptureFixture, logged: list[dict[str, object]]
 ) -> None:
-    """A failure behind the first byte leaves the answer unfinished, which the client sees, and is logged by its type."""
+    """A failure after the first byte leaves the answer incomplete, and only its type is logged."""
     scope = {"type": "http", "method": "GET", "path": "/streams", "query_string": b"", "headers": []}
     sent: list[dict[str, object]] = []
 
@@ -124,7 +124,7 @@ def test_an_answer_that_has_begun_is_not_followed_by_another(
 
 @pytest.mark.parametrize("query", ["", f"?n={SECRET}", "?n=10"])
 def test_a_parameter_is_named_without_its_value(ask: Ask, app: FastAPI, query: str) -> None:
-    """The document says which parameter cannot be used and why."""
+    """The document says which parameter is invalid and why."""
     answer = ask(app, "GET", f"/number{query}")
 
     assert answer.status_code == 422
@@ -135,7 +135,7 @@ def test_a_parameter_is_named_without_its_value(ask: Ask, app: FastAPI, query: s
 
 
 def test_an_exception_of_the_framework_keeps_its_status_but_not_its_text(ask: Ask, app: FastAPI) -> None:
-    """The detail is that of the status, whatever a library put there."""
+    """The detail follows from the status, whatever the library's exception says."""
     answer = ask(app, "GET", "/http")
 
     assert answer.status_code == 418
@@ -146,7 +146,7 @@ def test_an_exception_of_the_framework_keeps_its_status_but_not_its_text(ask: As
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/segmentation", "/v1/models/a/b", "/favicon.ico"])
 def test_an_unknown_route_is_404(http: httpx.Client, path: str) -> None:
-    """The running service points to the page of its routes."""
+    """The answer points to the page of the routes."""
     answer = http.get(path)
 
     assert answer.status_code == 404
@@ -160,7 +160,7 @@ def test_an_unknown_route_is_404(http: httpx.Client, path: str) -> None:
     [("PUT", "/v1/segmentations", "GET, POST"), ("DELETE", "/v1/models", "GET"), ("PUT", "/v2/health/live", "GET")],
 )
 def test_another_method_is_405(http: httpx.Client, method: str, path: str, allowed: str) -> None:
-    """The answer names the methods that the route has, as RFC 9110, section 15.5.6, demands."""
+    """The answer names the methods of the route, as RFC 9110, section 15.5.6, requires."""
     answer = http.request(method, path)
 
     assert answer.status_code == 405
@@ -170,7 +170,7 @@ def test_another_method_is_405(http: httpx.Client, method: str, path: str, allow
 
 
 def test_every_route_declares_its_problems(http: httpx.Client) -> None:
-    """The OpenAPI document says for each route under /v1 that errors are problem documents of one schema."""
+    """In the OpenAPI document, every route under /v1 declares problem documents of one schema."""
     document = http.get("/openapi.json").json()
     operations = [
         operation
@@ -189,7 +189,7 @@ def test_every_route_declares_its_problems(http: httpx.Client) -> None:
     ("name", "value"), [("model", "m" * 201), ("Idempotency-Key", "k" * 201), ("Prefer", "p" * 201)]
 )
 def test_parameters_have_a_length(http: httpx.Client, name: str, value: str) -> None:
-    """Longer than 200 characters is 422 with the parameter's name and without its value."""
+    """A parameter of more than 200 characters is a 422 with its name and without its value."""
     options: dict[str, Any] = {"params": {name: value}} if name == "model" else {"headers": {name: value}}
 
     answer = http.post(ROUTE, content=b"", **options)

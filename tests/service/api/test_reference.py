@@ -30,7 +30,7 @@ def mask_(http: httpx.Client, job: dict[str, Any]) -> bytes:
 
 
 def test_the_mask_is_measured_against_itself(http: httpx.Client, job: dict[str, Any], mask: bytes) -> None:
-    """Every structure that is there has a DSC of 1; the answer says that it was measured, and on which model."""
+    """Every structure in the mask has a DSC of 1; the answer says that it was measured, and for which model."""
     answer = http.post(job["links"]["reference"], content=mask)
 
     assert answer.status_code == 200
@@ -48,7 +48,7 @@ def test_the_mask_is_measured_against_itself(http: httpx.Client, job: dict[str, 
 def test_a_form_and_other_formats_are_read(
     http: httpx.Client, job: dict[str, Any], mask: bytes, tmp_path: Path
 ) -> None:
-    """A reference may come as a form's file, and as any format that a scan may have."""
+    """A reference may be sent in a form, and in any format of scans."""
     (tmp_path / "mask.nii.gz").write_bytes(mask)
     SimpleITK.WriteImage(SimpleITK.ReadImage(tmp_path / "mask.nii.gz"), tmp_path / "mask.nrrd")
     expected = http.post(job["links"]["reference"], content=mask).json()
@@ -61,7 +61,7 @@ def test_a_form_and_other_formats_are_read(
 def test_nothing_of_the_reference_is_kept(
     http: httpx.Client, job: dict[str, Any], mask: bytes, server_state: Path
 ) -> None:
-    """Neither a scan nor a scratch file is there afterwards, whether it was measured or refused."""
+    """No scan and no scratch file is left, whether the reference was measured or refused."""
     before = {path for path in server_state.rglob("*") if not path.name.startswith("jobs.sqlite")}
 
     http.post(job["links"]["reference"], content=mask)
@@ -71,7 +71,7 @@ def test_nothing_of_the_reference_is_kept(
 
 
 def test_another_grid_is_422(http: httpx.Client, job: dict[str, Any], nifti: Nifti) -> None:
-    """The shapes, or how far apart the grids lie, stand in the problem document."""
+    """The problem document gives the shapes, or how far the grids are apart."""
     answer = http.post(job["links"]["reference"], content=nifti(np.zeros((12, 10, 14), np.uint8)))
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/geometry-mismatch")
     assert "1 x 12 x 10 x 14 voxels; the scan has 1 x 12 x 14 x 10" in answer.json()["detail"]
@@ -82,7 +82,7 @@ def test_another_grid_is_422(http: httpx.Client, job: dict[str, Any], nifti: Nif
 
 
 def test_unknown_labels_are_422(http: httpx.Client, job: dict[str, Any], nifti: Nifti) -> None:
-    """The values are numbers, no names: they may be listed."""
+    """The problem document lists the unknown values, which are only numbers."""
     answer = http.post(job["links"]["reference"], content=nifti(np.full((12, 14, 10), 17, np.int16)))
 
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unknown-labels")
@@ -95,14 +95,14 @@ def test_unknown_labels_are_422(http: httpx.Client, job: dict[str, Any], nifti: 
 def test_what_is_no_image_is_the_files_fault(
     http: httpx.Client, job: dict[str, Any], content: bytes, code: str
 ) -> None:
-    """A reference is refused as a scan would be."""
+    """A file that is not an image is refused as for a scan."""
     answer = http.post(job["links"]["reference"], content=content)
 
     assert (answer.status_code, answer.json()["type"]) == (422, f"/problems/{code}")
 
 
 def test_a_reference_of_nothing_is_404(http: httpx.Client, mask: bytes) -> None:
-    """There is nothing to measure in a job that does not exist."""
+    """An unknown job is a 404."""
     answer = http.post(f"{ROUTE}/{'0' * 32}/reference", content=mask)
 
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")

@@ -58,7 +58,7 @@ def image(content: bytes) -> Any:  # noqa: ANN401 - nibabel's own
 
 @pytest.mark.parametrize("name", STORED)
 def test_the_etag_of_a_stored_file_is_its_sha256(http: httpx.Client, job: dict[str, Any], name: str) -> None:
-    """The tag names the very bytes that are sent."""
+    """The ETag is the SHA-256 of the bytes that are sent."""
     answer = http.get(job["links"][name])
 
     assert answer.status_code == 200
@@ -67,7 +67,7 @@ def test_the_etag_of_a_stored_file_is_its_sha256(http: httpx.Client, job: dict[s
 
 @pytest.mark.parametrize("path", ["mask", "confidence", "summary", "probabilities", "uncertainty", "bundle.zip"])
 def test_who_has_the_file_is_told_so(http: httpx.Client, job: dict[str, Any], path: str) -> None:
-    """HEAD gives the tag; with it, weak or among others, the answer is 304 without a body, with another one the file."""
+    """HEAD returns the ETag; If-None-Match with it, also weak or in a list, gives 304, another one the file."""
     link = f"{ROUTE}/{job['id']}/{path}"
     head = http.head(link)
     etag = head.headers["etag"]
@@ -83,7 +83,7 @@ def test_who_has_the_file_is_told_so(http: httpx.Client, job: dict[str, Any], pa
 
 @pytest.mark.parametrize("path", ["mask", "uncertainty?dtype=uint8", "mask?format=seg.nrrd"])
 def test_a_range_is_a_part_of_the_file(http: httpx.Client, job: dict[str, Any], path: str) -> None:
-    """A download that broke off goes on where it stopped, also of a file that is computed anew."""
+    """An interrupted download can be resumed, also of a file that is computed again."""
     link = f"{ROUTE}/{job['id']}/{path}"
     whole = http.get(link)
 
@@ -112,7 +112,7 @@ def test_a_range_is_a_part_of_the_file(http: httpx.Client, job: dict[str, Any], 
 def test_the_mask_comes_in_the_format_that_is_wanted(
     http: httpx.Client, job: dict[str, Any], options: dict[str, Any], start: bytes
 ) -> None:
-    """NIfTI unless .seg.nrrd is asked for; caches are told that Accept decides."""
+    """NIfTI is the default, .seg.nrrd on request; Vary says that Accept decides."""
     answer = http.get(job["links"]["mask"], **options)
 
     assert answer.content.startswith(start)
@@ -120,7 +120,7 @@ def test_the_mask_comes_in_the_format_that_is_wanted(
 
 
 def test_a_format_that_does_not_exist_is_406_or_422(http: httpx.Client, job: dict[str, Any]) -> None:
-    """Accept without any of ours is not acceptable; a wrong parameter is an invalid one."""
+    """An unacceptable Accept is a 406, an unknown ?format= a 422."""
     answer = http.get(job["links"]["mask"], headers={"Accept": "application/dicom"})
     assert (answer.status_code, answer.json()["type"]) == (406, "/problems/not-acceptable")
     assert "application/gzip" in answer.json()["detail"]
@@ -132,7 +132,7 @@ def test_a_format_that_does_not_exist_is_406_or_422(http: httpx.Client, job: dic
 def test_the_seg_nrrd_holds_the_mask_in_its_place(
     http: httpx.Client, job: dict[str, Any], affine: np.ndarray, tmp_path: Path
 ) -> None:
-    """Voxels, names and the oblique affine, in LPS there, are those of the NIfTI."""
+    """Voxels, names and the oblique affine (in LPS there) are those of the NIfTI."""
     mask = image(http.get(job["links"]["mask"]).content)
     path = tmp_path / "mask.seg.nrrd"
     path.write_bytes(http.get(job["links"]["mask"], params={"format": "seg.nrrd"}).content)
@@ -147,7 +147,7 @@ def test_the_seg_nrrd_holds_the_mask_in_its_place(
 
 
 def test_maps_agree_with_one_another(http: httpx.Client, job: dict[str, Any]) -> None:
-    """The largest probability is the confidence, its class the mask, and the entropy follows from all of them."""
+    """The largest probability is the confidence, its class is the mask, and the entropy follows from all of them."""
     probabilities = image(http.get(job["links"]["probabilities"]).content)
     uncertainty = image(http.get(job["links"]["uncertainty"]).content).get_fdata()
     confidence = image(http.get(job["links"]["confidence"], params={"dtype": "float32"}).content).get_fdata()
@@ -166,7 +166,7 @@ def test_maps_agree_with_one_another(http: httpx.Client, job: dict[str, Any]) ->
 def test_maps_come_in_the_type_that_is_wanted(
     http: httpx.Client, job: dict[str, Any], name: str, kind: str, step: float
 ) -> None:
-    """Integers with a slope lie within one step of the floats."""
+    """Integers with a slope differ from the floats by at most one step."""
     whole = image(http.get(job["links"][name], params={"dtype": "float32"}).content)
     found = image(http.get(job["links"][name], params={"dtype": kind}).content)
 
@@ -175,7 +175,7 @@ def test_maps_come_in_the_type_that_is_wanted(
 
 
 def test_the_zip_holds_what_the_routes_give(http: httpx.Client, job: dict[str, Any]) -> None:
-    """Mask and confidence byte for byte, below names of BIDS."""
+    """The zip holds mask and confidence byte for byte, under BIDS names."""
     answer = http.get(job["links"]["bundle"])
     stem = f"sub-{job['id']}/anat/sub-{job['id']}_space-orig_seg-hippocampusmr"
 
@@ -187,7 +187,7 @@ def test_the_zip_holds_what_the_routes_give(http: httpx.Client, job: dict[str, A
 
 
 def test_nothing_of_an_answer_stays_behind(http: httpx.Client, job: dict[str, Any], server_state: Path) -> None:
-    """Scratch files go with the answer that they were made for."""
+    """Scratch files are erased with their answer."""
     http.get(job["links"]["probabilities"])
     with http.stream("GET", job["links"]["bundle"]):
         pass  # the caller goes away
@@ -199,7 +199,7 @@ def test_nothing_of_an_answer_stays_behind(http: httpx.Client, job: dict[str, An
 
 
 def test_without_logits_the_maps_are_gone(http: httpx.Client, job: dict[str, Any], folder: Path) -> None:
-    """410 with a stable type for all that needs them; the links leave it out and the stored files stay."""
+    """Without logits, everything that needs them is a 410 and not linked; the stored files remain."""
     logits = folder / "logits.npy.gz"
     content = logits.read_bytes()
     logits.unlink()
@@ -217,7 +217,7 @@ def test_without_logits_the_maps_are_gone(http: httpx.Client, job: dict[str, Any
 
 
 def test_the_summary_says_what_the_mask_shows(http: httpx.Client, job: dict[str, Any]) -> None:
-    """Histogram, border and expected accuracy follow from the maps."""
+    """Histogram, truncation and expected accuracy follow from mask and maps."""
     summary = http.get(job["links"]["summary"]).json()
     mask = np.asarray(image(http.get(job["links"]["mask"]).content).dataobj)
 

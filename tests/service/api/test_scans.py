@@ -19,7 +19,7 @@ def scan_(nifti: Nifti) -> bytes:
 
 
 def test_a_scan_is_uploaded_once_and_segmented_often(http: httpx.Client, scan: bytes, server_state: Path) -> None:
-    """By body and by form it has one id, its SHA-256; jobs are made from the id alone."""
+    """A scan sent as body or form has one id, its SHA-256, and jobs can be made from the id alone."""
     sha256 = hashlib.sha256(scan).hexdigest()
 
     answers = [http.post(ROUTE, content=scan), http.post(ROUTE, files={"file": ("Doe^Jane.nii", scan)})]
@@ -37,7 +37,7 @@ def test_a_scan_is_uploaded_once_and_segmented_often(http: httpx.Client, scan: b
 
 
 def test_a_scan_is_erased(http: httpx.Client, scan: bytes, server_state: Path) -> None:
-    """204, and then nothing is there; it can be uploaded again."""
+    """The answer is 204; then the scan is gone, and can be uploaded again."""
     identifier = http.post(ROUTE, content=scan).json()["id"]
 
     assert http.delete(f"{ROUTE}/{identifier}").status_code == 204
@@ -53,7 +53,7 @@ def test_a_scan_is_erased(http: httpx.Client, scan: bytes, server_state: Path) -
 
 
 def test_a_scan_that_a_job_was_made_from_stays(http: httpx.Client, scan: bytes) -> None:
-    """The remedy is to delete the job, which takes the scan along."""
+    """The refusal advises to delete the job, which erases the scan, too."""
     job = http.post("/v1/segmentations", content=scan, headers={"Prefer": "wait=50"}).json()
 
     refused = http.delete(f"{ROUTE}/{job['scan']}")
@@ -69,7 +69,7 @@ def test_a_scan_that_a_job_was_made_from_stays(http: httpx.Client, scan: bytes) 
     "identifier", ["0" * 64, "0" * 63, "..%2f..%2fjobs.sqlite", "%00", "x" * 5000, "A" * 64, "%F0%9F"]
 )
 def test_an_unknown_scan_is_404(http: httpx.Client, identifier: str) -> None:
-    """Whatever stands where an id belongs, there is no such scan or no such route, and nothing of it is repeated."""
+    """Any unknown id is a 404 that does not repeat it."""
     for method in ("GET", "DELETE"):
         answer = http.request(method, f"{ROUTE}/{identifier}")
         assert answer.status_code == 404
@@ -80,14 +80,14 @@ def test_an_unknown_scan_is_404(http: httpx.Client, identifier: str) -> None:
 
 @pytest.mark.parametrize("identifier", ["0" * 64, "0" * 63, "", "../x", "\x00"])
 def test_a_job_of_an_unknown_scan_is_refused(http: httpx.Client, identifier: str) -> None:
-    """404, whatever the id looks like, also if a body was sent beside it."""
+    """An unknown scan id is a 404, even if a body is sent with it."""
     answer = http.post("/v1/segmentations", params={"scan": identifier}, content=b"ignored")
 
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/scan-not-found")
 
 
 def test_what_is_no_scan_is_not_kept(http: httpx.Client, server_state: Path) -> None:
-    """An upload is checked as the body of a segmentation is."""
+    """An upload is checked like the body of a segmentation."""
     before = {*server_state.glob("scans/*/*")}
 
     answers = [http.post(ROUTE, content=content) for content in (b"", b"no scan", bytes(2_000_001))]

@@ -27,7 +27,7 @@ PROBLEM = "application/problem+json"
 
 
 def send(http: httpx.Client, content: bytes, **headers: str) -> httpx.Response:
-    """Send a scan and wait for its result unless told otherwise."""
+    """Send a scan, and wait for its result by default."""
     headers = {"Prefer": "wait=50"} | {name.replace("_", "-"): value for name, value in headers.items()}
     return http.post(ROUTE, content=content, headers=headers)
 
@@ -42,7 +42,7 @@ def done(http: httpx.Client, content: bytes) -> dict[str, Any]:
 
 
 def finished(http: httpx.Client, location: str) -> dict[str, Any]:
-    """Poll a job, as a client does that cannot wait, until it has ended."""
+    """Poll a job until it has finished."""
     deadline = time.monotonic() + 60
     while (job := http.get(location).json())["state"] in ("queued", "running"):
         assert time.monotonic() < deadline
@@ -62,7 +62,7 @@ def image(http: httpx.Client, link: str, folder: Path) -> nib.Nifti1Image:
 
 @pytest.fixture(name="scan", scope="module")
 def scan_(nifti: Nifti) -> bytes:
-    """Return a scan of two bright boxes in 36 x 48 x 32 oblique voxels, as large as those that the card knows."""
+    """Return a scan of two bright boxes in 36 x 48 x 32 oblique voxels, of a size that the card covers."""
     turned = np.array([[0.8, -0.6, 0, -9], [0.6, 0.8, 0, -20], [0, 0, 1, 30], [0, 0, 0, 1]])
     array = np.random.default_rng(0).normal(100, 10, (36, 48, 32))
     array[12:20, 10:24, 10:20] += 60
@@ -71,7 +71,7 @@ def scan_(nifti: Nifti) -> bytes:
 
 
 def test_a_client_that_waits_gets_the_finished_job(http: httpx.Client, scan: bytes) -> None:
-    """With Prefer: wait the answer is 200, the job has succeeded and links to its results."""
+    """With Prefer: wait, the answer is 200 with a succeeded job and links to its results."""
     answer = send(http, scan)
 
     assert answer.status_code == 200
@@ -100,7 +100,7 @@ def test_a_client_that_waits_gets_the_finished_job(http: httpx.Client, scan: byt
 
 
 def test_a_client_that_does_not_wait_polls(http: httpx.Client, scan: bytes, tmp_path: Path) -> None:
-    """Without Prefer the answer is 202 with Location and Retry-After; the results are there when the job has succeeded."""
+    """Without Prefer, the answer is 202 with Location and Retry-After."""
     answer = http.post(ROUTE, content=scan)
 
     assert answer.status_code == 202
@@ -130,7 +130,7 @@ def test_the_mask_lies_where_the_scan_lies(http: httpx.Client, scan: bytes, tmp_
 
 
 def test_values_are_labels_and_confidences(http: httpx.Client, scan: bytes, tmp_path: Path) -> None:
-    """The mask holds labels of the model, the confidence lies in [1/C, 1], and C is 3 here."""
+    """The mask holds labels of the model, and the confidence lies in [1/C, 1] with C = 3."""
     links = done(http, scan)["links"]
     mask = image(http, links["mask"], tmp_path).get_fdata()
     confidence = image(http, links["confidence"], tmp_path).get_fdata()
@@ -142,7 +142,7 @@ def test_values_are_labels_and_confidences(http: httpx.Client, scan: bytes, tmp_
 
 
 def test_the_summary_counts_what_the_mask_holds(http: httpx.Client, scan: bytes, tmp_path: Path) -> None:
-    """Voxels, volume and mean confidence of each structure follow from mask and confidence (1 voxel is 0.001 ml here)."""
+    """Voxels, volume and mean confidence of each structure follow from mask and confidence (a voxel is 0.001 ml)."""
     links = done(http, scan)["links"]
     mask = image(http, links["mask"], tmp_path).get_fdata()
     confidence = image(http, links["confidence"], tmp_path).get_fdata()
@@ -163,7 +163,7 @@ def test_the_summary_counts_what_the_mask_holds(http: httpx.Client, scan: bytes,
 
 
 def test_the_statement_is_the_cards(http: httpx.Client, scan: bytes) -> None:
-    """A scan like those of the card carries the statement that the model's page gives, with the figures of its engine."""
+    """A scan like those of the card carries the statement of the model's page, with the figures of its engine."""
     job = done(http, scan)
     model = http.get("/v1/models/hippocampus-mr").json()
 
@@ -181,7 +181,7 @@ def test_the_statement_is_the_cards(http: httpx.Client, scan: bytes) -> None:
 
 
 def test_a_head_without_hippocampi_is_refused(http: httpx.Client, nifti: Nifti) -> None:
-    """Noise as long as a head is searched, and nothing is found: 422 with a document, no mask."""
+    """Noise of the size of a head is searched in vain: 422 with a problem document, no mask."""
     array = np.random.default_rng(1).normal(100, 10, (61, 16, 16)).astype(np.float32)
     job = finished(http, http.post(ROUTE, content=nifti(array, np.diag([3.0, 2, 2, 1]))).json()["links"]["self"])
 
@@ -192,7 +192,7 @@ def test_a_head_without_hippocampi_is_refused(http: httpx.Client, nifti: Nifti) 
 
 
 def test_the_statement_is_withdrawn_for_another_field_of_view(http: httpx.Client, nifti: Nifti) -> None:
-    """A crop longer than the card's by more than a quarter: no figure of the card is repeated."""
+    """For a crop more than a quarter longer than the card's, no figure of the card is shown."""
     array = np.random.default_rng(1).normal(100, 10, (16, 16, 16)).astype(np.float32)
     job = done(http, nifti(array, np.diag([3.0, 2, 2, 1])))
 
@@ -205,7 +205,7 @@ def test_the_statement_is_withdrawn_for_another_field_of_view(http: httpx.Client
 
 
 def test_a_repeated_header_warning_reaches_the_summary(http: httpx.Client, scan: bytes, patch: Nifti) -> None:
-    """Two orientations that differ are reported to whoever reads the summary."""
+    """The summary reports two orientations that differ."""
     job = done(http, patch(scan, qoffset_x=3))
 
     assert http.get(job["links"]["summary"]).json()["warnings"] == [
@@ -223,7 +223,7 @@ def test_the_same_scan_gives_the_same_bytes(http: httpx.Client, scan: bytes) -> 
 
 
 def test_the_identity_of_the_model_may_be_asked_for(http: httpx.Client, scan: bytes) -> None:
-    """`model=name@sha256` is served if that very bundle is installed, and is refused if another one is."""
+    """`model=name@sha256` is served if exactly that bundle is installed, and refused otherwise."""
     identity = http.get("/v1/models/hippocampus-mr").json()["identity"]
 
     answer = http.post(ROUTE, content=scan, params={"model": identity})
@@ -238,7 +238,7 @@ def test_the_identity_of_the_model_may_be_asked_for(http: httpx.Client, scan: by
 @pytest.mark.parametrize("rest", ["", "/mask", "/confidence", "/summary"])
 @pytest.mark.parametrize("job", ["0" * 32, "unknown", "..%2f..%2fjobs.sqlite", "%00", "x" * 5000, "%F0%9F%A7%A0"])
 def test_an_unknown_job_is_404(http: httpx.Client, job: str, rest: str) -> None:
-    """Whatever stands where an id belongs, there is no such job or no such route, and nothing of it is repeated."""
+    """Any unknown id is a 404 that does not repeat it."""
     answer = http.get(f"{ROUTE}/{job}{rest}")
 
     assert answer.status_code == 404
@@ -248,7 +248,7 @@ def test_an_unknown_job_is_404(http: httpx.Client, job: str, rest: str) -> None:
 
 
 def test_the_same_key_returns_the_same_job(http: httpx.Client, scan: bytes) -> None:
-    """A client that sends a scan twice under one Idempotency-Key has one job, while it runs and afterwards."""
+    """A scan sent twice with one Idempotency-Key is one job, while it runs and afterwards."""
     key = f"twice-{time.time_ns()}"
     first = send(http, scan, Prefer="respond-async", Idempotency_Key=key)
     second = send(http, scan, Prefer="respond-async", Idempotency_Key=key)
@@ -261,7 +261,7 @@ def test_the_same_key_returns_the_same_job(http: httpx.Client, scan: bytes) -> N
 
 
 def test_a_key_is_not_reused_for_another_scan(http: httpx.Client, scan: bytes, patch: Nifti) -> None:
-    """The same Idempotency-Key with another body is 422, and the first job is untouched."""
+    """The same Idempotency-Key with another body is a 422, and the first job is unchanged."""
     key = f"reused-{time.time_ns()}"
     first = send(http, scan, Idempotency_Key=key)
 
@@ -275,7 +275,7 @@ def test_a_key_is_not_reused_for_another_scan(http: httpx.Client, scan: bytes, p
 
 @pytest.mark.parametrize("prefer", ["wait=soon", "wait=", "wait=-1", "wait=1.5", "wait=99999999999"])
 def test_a_wait_that_is_no_number_of_seconds_is_refused(http: httpx.Client, scan: bytes, prefer: str) -> None:
-    """The remedy is in the answer."""
+    """The answer says what to send."""
     answer = send(http, scan, Prefer=prefer)
 
     assert answer.status_code == 422
@@ -285,7 +285,7 @@ def test_a_wait_that_is_no_number_of_seconds_is_refused(http: httpx.Client, scan
 
 @pytest.mark.parametrize(("prefer", "seconds"), [("wait=500", 60), ("wait=59", 59), ("wait=0", 0), ("", 0)])
 def test_nobody_is_held_longer_than_the_setting(prefer: str, seconds: float) -> None:
-    """Of the seconds that are asked for, at most CALIBRANT_MAX_WAIT_S are waited."""
+    """A request waits for at most CALIBRANT_MAX_WAIT_S."""
     assert segmentations._seconds_to_wait(prefer, 60) == seconds
 
 
@@ -304,7 +304,7 @@ def test_a_list_of_preferences_is_understood(http: httpx.Client, scan: bytes) ->
 
 
 def test_a_failed_job_has_no_results(http: httpx.Client, nifti: Nifti) -> None:
-    """Its routes answer 409 with the advice to mend the cause."""
+    """The results of a failed job are a 409 that advises to mend the cause."""
     job = send(http, nifti(np.full((4, 5, 6), np.nan, np.float32))).json()
 
     assert (job["state"], job["progress"], job["seconds"]) == ("failed", 0, {})
@@ -316,7 +316,7 @@ def test_a_failed_job_has_no_results(http: httpx.Client, nifti: Nifti) -> None:
 
 
 def test_a_scan_of_enormous_voxels_is_the_scans_fault(http: httpx.Client, nifti: Nifti) -> None:
-    """Voxels of 10 m would become a grid of 10^17 voxels on the network's 1 mm: refused, not an internal error."""
+    """Voxels of 10 m would need a grid of 10^17 voxels of 1 mm: refused, not an internal error."""
     answer = send(http, nifti(np.arange(120_000, dtype=np.int32).reshape(50, 50, 48), np.diag([1e4, 1e4, 1e4, 1])))
 
     problem = answer.json().get("problem") or answer.json()
@@ -325,7 +325,7 @@ def test_a_scan_of_enormous_voxels_is_the_scans_fault(http: httpx.Client, nifti:
 
 
 def test_every_job_of_these_tests_has_ended_in_one_way(http: httpx.Client, scan: bytes, server_state: Path) -> None:
-    """No attempt is left over, each result is complete, and each finished workflow is a success for DBOS or was cancelled."""
+    """No attempt is left, every result is complete, and every finished workflow succeeded for DBOS or was cancelled."""
     done(http, scan)
     deadline = time.monotonic() + 60
     with closing(sqlite3.connect(server_state / "jobs.sqlite")) as database:
@@ -341,7 +341,7 @@ def test_every_job_of_these_tests_has_ended_in_one_way(http: httpx.Client, scan:
 
 
 def test_three_real_persons_are_segmented_well(http: httpx.Client, real_hippocampus: Path, tmp_path: Path) -> None:
-    """On three cases of the test split, each of another person, the mean foreground Dice is above 0.8."""
+    """On three test cases of different persons, the mean foreground Dice is above 0.8."""
     test = json.loads((real_hippocampus / "splits.json").read_bytes())["test"]
     persons = {(int(case.rpartition("_")[2]) + 1) // 2: case for case in reversed(test)}
     scores = []
@@ -362,7 +362,7 @@ def test_three_real_persons_are_segmented_well(http: httpx.Client, real_hippocam
 
 @pytest.fixture(name="occupied")
 def occupied_(http: httpx.Client, long: bytes) -> Iterator[dict[str, Any]]:
-    """Yield a job that runs; it is cancelled afterwards if the test did not."""
+    """Yield a running job, which is cancelled afterwards unless the test did so."""
     job = http.post(ROUTE, content=long, params={"priority": "urgent"}).json()
     while http.get(job["links"]["self"]).json()["state"] == "queued":
         time.sleep(0.02)
@@ -375,7 +375,7 @@ def occupied_(http: httpx.Client, long: bytes) -> Iterator[dict[str, Any]]:
     [(["mask"], {"mask"}), (["summary", "mask"], {"mask", "summary"}), (["mask", "mask"], {"mask"})],
 )
 def test_only_what_was_asked_for_is_kept(http: httpx.Client, scan: bytes, outputs: list[str], kept: set[str]) -> None:
-    """The job names its outputs, and has links to these results and to no others."""
+    """The job lists its outputs, and links to these results only."""
     job = http.post(ROUTE, content=scan, params={"outputs": outputs}, headers={"Prefer": "wait=50"}).json()
 
     assert job["state"] == "succeeded"
@@ -386,7 +386,7 @@ def test_only_what_was_asked_for_is_kept(http: httpx.Client, scan: bytes, output
 
 
 def test_an_unknown_output_or_priority_is_refused(http: httpx.Client, scan: bytes) -> None:
-    """422 with the parameter's name and without its value."""
+    """The answer is a 422 with the parameter's name and without its value."""
     for name in ("outputs", "priority"):
         answer = http.post(ROUTE, content=scan, params={name: "everything"})
         assert answer.status_code == 422
@@ -395,7 +395,7 @@ def test_an_unknown_output_or_priority_is_refused(http: httpx.Client, scan: byte
 
 
 def test_an_urgent_scan_goes_first(http: httpx.Client, nifti: Nifti, occupied: dict[str, Any]) -> None:
-    """It overtakes what waits and leaves alone what runs; each waiting job says how many are before it."""
+    """An urgent job overtakes waiting ones but not the running one; waiting jobs show their position."""
     assert occupied["priority"] == "urgent"
     normal = http.post(ROUTE, content=nifti()).json()
     urgent = http.post(ROUTE, content=nifti(), params={"priority": "urgent"}).json()
@@ -410,7 +410,7 @@ def test_an_urgent_scan_goes_first(http: httpx.Client, nifti: Nifti, occupied: d
 
 
 def test_jobs_are_listed_page_by_page(http: httpx.Client, nifti: Nifti) -> None:
-    """Seven jobs in pages of three come out once each, the newest first, although an eighth comes in between."""
+    """Seven jobs in pages of three appear once each, newest first, although an eighth is submitted meanwhile."""
     jobs = [http.post(ROUTE, content=nifti()).json()["id"] for _ in range(7)]
     found: list[str] = []
     cursor: dict[str, str] = {}
@@ -425,7 +425,7 @@ def test_jobs_are_listed_page_by_page(http: httpx.Client, nifti: Nifti) -> None:
 
 
 def test_the_last_page_leads_nowhere(http: httpx.Client, nifti: Nifti) -> None:
-    """All pages of one state together hold each of its jobs once, and the last has no `next`."""
+    """The pages of a state together hold each of its jobs once, and the last has no `next`."""
     http.post(ROUTE, content=nifti(np.full((4, 5, 6), np.nan, np.float32)), headers={"Prefer": "wait=50"})
     pages, cursor = [], {}
     while True:
@@ -459,7 +459,7 @@ FORGED = [
     "cursor", ["x", "====", "sch\u00f6n", "\x00", *[base64.urlsafe_b64encode(each).decode() for each in FORGED[1:]]]
 )
 def test_a_forged_cursor_is_refused(http: httpx.Client, cursor: str) -> None:
-    """422, whatever stands in it, and never an internal error."""
+    """Any invalid cursor is a 422, never an internal error."""
     answer = http.get(ROUTE, params={"cursor": cursor})
 
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
@@ -468,7 +468,7 @@ def test_a_forged_cursor_is_refused(http: httpx.Client, cursor: str) -> None:
 
 @pytest.mark.parametrize("created", [0, 1, 9_999_999_999_999])
 def test_a_cursor_of_any_time_is_understood(http: httpx.Client, created: int) -> None:
-    """Before the first job and long after the last."""
+    """A cursor may lie before the first job and long after the last."""
     cursor = base64.urlsafe_b64encode(f"{created}:{'0' * 32}".encode()).decode()
 
     answer = http.get(ROUTE, params={"cursor": cursor, "limit": 1})
@@ -479,7 +479,7 @@ def test_a_cursor_of_any_time_is_understood(http: httpx.Client, created: int) ->
 
 @pytest.mark.parametrize("parameters", [{"limit": 0}, {"limit": 201}, {"limit": "x"}, {"state": "lost"}])
 def test_a_list_that_cannot_be_given_is_refused(http: httpx.Client, parameters: dict[str, Any]) -> None:
-    """422 with the parameter's name."""
+    """The answer is a 422 with the parameter's name."""
     answer = http.get(ROUTE, params=parameters)
 
     assert answer.status_code == 422
@@ -489,7 +489,7 @@ def test_a_list_that_cannot_be_given_is_refused(http: httpx.Client, parameters: 
 def test_a_running_job_is_cancelled_and_the_next_is_served(
     http: httpx.Client, nifti: Nifti, occupied: dict[str, Any], server_state: Path
 ) -> None:
-    """202 with the cancelled job; it stops at once, nothing of it is left, and the process goes on."""
+    """The answer is 202; the job stops at once without traces, and the process computes the next job."""
     answer = http.post(occupied["links"]["cancel"])
 
     assert answer.status_code == 202
@@ -504,7 +504,7 @@ def test_a_running_job_is_cancelled_and_the_next_is_served(
 
 
 def test_a_finished_job_is_not_cancelled(http: httpx.Client, nifti: Nifti) -> None:
-    """409, and its results stay."""
+    """The answer is 409, and the results remain."""
     job = done(http, nifti())
 
     answer = http.post(f"{job['links']['self']}/cancel")
@@ -518,7 +518,7 @@ def test_a_finished_job_is_not_cancelled(http: httpx.Client, nifti: Nifti) -> No
 def test_a_deleted_job_is_gone(
     http: httpx.Client, nifti: Nifti, occupied: dict[str, Any], server_state: Path, when: str
 ) -> None:
-    """204; then the id is unknown to every route, no file of it is left, and its key names a new job."""
+    """The answer is 204; then its id is unknown, its files are gone, and its key can be used anew."""
     key, content = {"Idempotency-Key": uuid.uuid4().hex}, nifti(descrip=uuid.uuid4().hex.encode())
     job = occupied
     if when != "running":

@@ -30,7 +30,7 @@ def stored_(server_state: Path) -> Callable[[], set[str]]:
 
 
 def open_request(url: str, headers: str) -> socket.socket:
-    """Send the head of a POST and nothing of its body."""
+    """Send the head of a POST without its body."""
     address = httpx.URL(url)
     connection = socket.create_connection((address.host, address.port or 80), timeout=20)
     connection.sendall(f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode())
@@ -52,7 +52,7 @@ def count_jobs(server_state: Path) -> int:
 def test_a_scan_lies_under_its_hash(
     http: httpx.Client, nifti: Nifti, server_state: Path, stored: Callable[[], set[str]]
 ) -> None:
-    """The accepted body is stored once, byte for byte, under its SHA-256, however often it is sent."""
+    """The body is stored once, byte for byte, under its SHA-256, however often it is sent."""
     content = nifti(cal_max=1)
     before = stored()
 
@@ -69,7 +69,7 @@ def test_a_scan_lies_under_its_hash(
     ["application/octet-stream", "application/gzip", "application/x-www-form-urlencoded", "image/nii", None],
 )
 def test_the_bytes_decide_what_a_body_is(http: httpx.Client, nifti: Nifti, media_type: str | None) -> None:
-    """Any content type that does not wrap the file is accepted: that of curl's --data-binary and none at all too."""
+    """Any content type is accepted that does not wrap the file, also curl's default and none."""
     headers = {"Content-Type": media_type} if media_type else {}
 
     assert http.post(ROUTE, content=nifti(), headers=headers).status_code == 202
@@ -78,7 +78,7 @@ def test_the_bytes_decide_what_a_body_is(http: httpx.Client, nifti: Nifti, media
 def test_a_body_may_come_in_chunks_of_any_size(
     http: httpx.Client, nifti: Nifti, stored: Callable[[], set[str]]
 ) -> None:
-    """A chunked body without a length is put together, chunks of one byte too."""
+    """A chunked body without a length is accepted, also in chunks of one byte."""
     content = gzip.compress(nifti(cal_max=2), mtime=0)
 
     def pieces() -> Iterator[bytes]:
@@ -101,7 +101,7 @@ def test_a_body_may_come_in_chunks_of_any_size(
 def test_a_wrapped_scan_is_415(
     http: httpx.Client, nifti: Nifti, media_type: str, stored: Callable[[], set[str]]
 ) -> None:
-    """JSON or text is refused with the command that would work."""
+    """JSON or text is refused, and the answer shows a command that works."""
     before = stored()
 
     answer = http.post(ROUTE, content=nifti(), headers={"Content-Type": media_type})
@@ -115,7 +115,7 @@ def test_a_wrapped_scan_is_415(
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
 def test_a_content_encoding_is_415(http: httpx.Client, nifti: Nifti, encoding: str) -> None:
-    """A body that HTTP itself has compressed is refused; `identity` is none."""
+    """A body with a Content-Encoding other than `identity` is refused."""
     answer = http.post(ROUTE, content=gzip.compress(nifti()), headers={"Content-Encoding": encoding})
 
     assert answer.status_code == 415
@@ -126,7 +126,7 @@ def test_a_content_encoding_is_415(http: httpx.Client, nifti: Nifti, encoding: s
 def test_a_body_of_the_limit_is_read_and_one_byte_more_is_413(
     http: httpx.Client, nifti: Nifti, stored: Callable[[], set[str]]
 ) -> None:
-    """At the limit the file's own fault is found (it is too long); beyond it nothing is looked at."""
+    """A body at the limit is examined (it is too long for its header); one byte more is refused unread."""
     content, before = nifti().ljust(LIMIT, b"\0"), stored()
 
     assert http.post(ROUTE, content=content).json()["type"] == "/problems/payload-too-long"
@@ -140,7 +140,7 @@ def test_a_body_of_the_limit_is_read_and_one_byte_more_is_413(
 
 
 def test_a_body_without_a_length_is_cut_at_the_limit(http: httpx.Client, stored: Callable[[], set[str]]) -> None:
-    """A chunked body is counted while it comes; what had arrived is removed."""
+    """A chunked body is counted while it arrives, and removed beyond the limit."""
     before = stored()
 
     answer = http.post(ROUTE, content=iter([bytes(LIMIT), bytes(1)]))
@@ -151,7 +151,7 @@ def test_a_body_without_a_length_is_cut_at_the_limit(http: httpx.Client, stored:
 
 
 def test_a_huge_announced_body_is_413_before_it_is_sent(server_url: str, stored: Callable[[], set[str]]) -> None:
-    """2 GB in Content-Length are answered although not one byte of them has come."""
+    """A Content-Length of 2 GB is refused before a byte of it was sent."""
     before = stored()
 
     with open_request(server_url, "Content-Length: 2000000000\r\n") as connection:
@@ -171,7 +171,7 @@ def test_a_huge_announced_body_is_413_before_it_is_sent(server_url: str, stored:
     ids=["negative", "no number", "two", "length and chunks"],
 )
 def test_a_length_that_cannot_be_is_400(server_url: str, headers: str, http: httpx.Client) -> None:
-    """The server answers 400 or closes, keeps no request, and goes on."""
+    """For an invalid length, the server answers 400 or closes, and goes on."""
     with open_request(server_url, headers) as connection:
         assert status_of(connection) in (b"HTTP/1.1 400 Bad Request", b"")
 
@@ -181,7 +181,7 @@ def test_a_length_that_cannot_be_is_400(server_url: str, headers: str, http: htt
 def test_an_interrupted_upload_leaves_nothing(
     server_url: str, nifti: Nifti, http: httpx.Client, server_state: Path, stored: Callable[[], set[str]]
 ) -> None:
-    """A connection that closes half-way through the body makes no job and no file."""
+    """A connection that closes during the body leaves neither a job nor a file."""
     content, before, jobs = nifti(cal_max=3), stored(), count_jobs(server_state)
 
     with open_request(server_url, f"Content-Length: {len(content)}\r\n") as connection:
@@ -201,7 +201,7 @@ def test_an_interrupted_upload_leaves_nothing(
 def test_every_hostile_file_has_its_problem_document(
     http: httpx.Client, hostile: Hostile, canary: str, server_state: Path
 ) -> None:
-    """Header, geometry and length are refused with 422 and leave nothing behind; intensities end the job as failed.
+    """Invalid headers, geometry and length are a 422 without traces; invalid intensities fail the job.
 
     Either way the problem document has the same type, and repeats nothing of the file.
     """
@@ -226,7 +226,7 @@ def test_every_hostile_file_has_its_problem_document(
 
 
 def test_the_service_goes_on_after_hostile_files(http: httpx.Client, nifti: Nifti) -> None:
-    """A scan sent after a NaN volume and a truncated file is segmented by the same, living process."""
+    """After a NaN volume and a truncated file, the same process segments the next scan."""
     assert (
         http.post(ROUTE, content=nifti(np.full((4, 5, 6), np.nan, np.float32)), headers=WAIT).json()["state"]
         == "failed"
@@ -240,7 +240,7 @@ def test_the_service_goes_on_after_hostile_files(http: httpx.Client, nifti: Nift
 def test_a_form_a_body_and_a_scan_id_are_the_same_scan(
     http: httpx.Client, nifti: Nifti, stored: Callable[[], set[str]]
 ) -> None:
-    """Scan id, mask and confidence do not depend on how the bytes came, and the file's name is nowhere kept."""
+    """Scan id, mask and confidence do not depend on the upload's form, and the file name is not stored."""
     content, before = nifti(cal_max=5), stored()
     by_body = http.post(ROUTE, content=content, headers=WAIT).json()
     by_form = http.post(ROUTE, files={"file": ("Doe^Jane.nii", content)}, headers=WAIT).json()
@@ -256,7 +256,7 @@ def test_a_form_a_body_and_a_scan_id_are_the_same_scan(
 
 
 def test_the_name_of_a_forms_field_and_its_other_fields_do_not_matter(http: httpx.Client, nifti: Nifti) -> None:
-    """Whatever the part is called, the one with a file name is the scan."""
+    """The part with a file name is the scan, whatever it is called."""
     content = nifti(cal_max=6)
 
     answer = http.post(ROUTE, files={"image": ("x", content)}, data={"note": "text", "model": "no-such-model"})
@@ -266,7 +266,7 @@ def test_the_name_of_a_forms_field_and_its_other_fields_do_not_matter(http: http
 
 
 def test_a_form_of_a_file_of_the_limit_is_read(http: httpx.Client, stored: Callable[[], set[str]]) -> None:
-    """The frame does not count: a file of the limit is looked at, one byte more is 413, with a length and without."""
+    """The form's overhead does not count: a file at the limit is read, one byte more is a 413."""
     before = stored()
 
     at_limit = http.post(ROUTE, files={"file": ("x", bytes(LIMIT))})
@@ -281,7 +281,7 @@ def test_a_form_of_a_file_of_the_limit_is_read(http: httpx.Client, stored: Calla
 
 
 def test_fields_beside_the_file_are_limited(http: httpx.Client, nifti: Nifti, stored: Callable[[], set[str]]) -> None:
-    """A form cannot hold more than the limit and its frame in other fields either."""
+    """Other fields of a form are limited, too."""
     before = stored()
 
     answer = http.post(ROUTE, files={"file": ("x", nifti())}, data={"note": "x" * (LIMIT + (1 << 16))})
@@ -304,7 +304,7 @@ def test_fields_beside_the_file_are_limited(http: httpx.Client, nifti: Nifti, st
 def test_a_form_that_cannot_be_used_is_422(
     http: httpx.Client, stored: Callable[[], set[str]], content_type: str, body: bytes, words: str
 ) -> None:
-    """What is wrong is said with the command that would work, and nothing is kept."""
+    """The answer names the fault and a command that works, and nothing is stored."""
     before = stored()
 
     answer = http.post(ROUTE, content=body, headers={"Content-Type": content_type})
@@ -317,7 +317,7 @@ def test_a_form_that_cannot_be_used_is_422(
 
 
 def test_an_empty_file_of_a_form_is_an_empty_file(http: httpx.Client) -> None:
-    """A browser sends it when nothing was chosen."""
+    """A browser sends an empty file if none was chosen."""
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n\r\n--b--\r\n'
 
     answer = http.post(ROUTE, content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})

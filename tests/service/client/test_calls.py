@@ -91,7 +91,7 @@ def test_only_what_the_job_kept_is_downloaded(ask: Ask, answer: Answer, make_job
     result = ask(answer(job), "segment", scan, outputs=("mask",))
 
     assert list(result.files) == ["mask"]
-    with pytest.raises(ClientError, match="confidence was not asked for"):
+    with pytest.raises(ClientError, match="did not keep the confidence"):
         _ = result.confidence
 
 

@@ -54,7 +54,7 @@ def test_events_of_a_job_that_is_not_there_are_its_problem(ask: Callable[..., An
 
 def test_an_event_that_is_no_job_is_said() -> None:
     """Something else behind the address is an error of ours."""
-    with pytest.raises(ServerProblem, match="no Job of ours"):
+    with pytest.raises(ServerProblem, match="not a Job"):
         EventStream("7f").job_of(ServerSentEvent(data="{}"))
 
 

@@ -42,5 +42,5 @@ def test_the_summary_is_typed_and_saved(result: Result, tmp_path: Path, summary:
 @pytest.mark.parametrize("name", ["confidence", "summary"])
 def test_what_was_not_kept_says_so(result: Result, name: str) -> None:
     """The error names it and the remedy, instead of a KeyError."""
-    with pytest.raises(ClientError, match=f"The {name} was not asked for"):
+    with pytest.raises(ClientError, match=f"did not keep the {name}"):
         getattr(result, name)

@@ -1,4 +1,4 @@
-"""A running service with keys, a secret path and a PACS file, and a client that repeats the calls of 3D Slicer's."""
+"""A running service with keys, a secret path and a PACS file, and a client that repeats the calls of 3D Slicer."""
 
 import http.client
 import json
@@ -31,7 +31,7 @@ ORIGIN = "http://viewer.example:3000"
 
 @dataclass(frozen=True)
 class Labelling:
-    """A running `calibrant serve` as viewers see it."""
+    """A running `calibrant serve`, as viewers see it."""
 
     url: str
     log: Path
@@ -42,7 +42,7 @@ class Labelling:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Return the port of the service."""
         return int(self.url.rpartition(":")[2])
 
     def key(self, owner: str) -> str:
@@ -52,7 +52,7 @@ class Labelling:
 
 @pytest.fixture(scope="session")
 def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelling]:
-    """Yield a service with keys, a secret, an origin and a PACS that has not been started yet."""
+    """Yield a service with keys, a secret, an allowed origin and a PACS that is not started yet."""
     root = tmp_path_factory.mktemp("labelling")
     log, keys, pacs = root / "log", root / "keys.json", root / "pacs.toml"
     add_key(keys, "nobody", admin=False)
@@ -120,7 +120,7 @@ class Slicer:
         return json.loads(answer)
 
     def create_session(self, path: Path) -> str:
-        """Send an image by `requests`, under its base name, and return the id of the session."""
+        """Send an image with `requests`, under its base name, and return the id of the session."""
         with path.open("rb") as file:
             answer = requests.put(
                 f"{self.server_url}/session/",
@@ -134,7 +134,7 @@ class Slicer:
         return answer.json()["session_id"]
 
     def has_session(self, session: str) -> bool:
-        """Say whether Slicer would go on with a session; at anything but 200 it shows an error instead."""
+        """Return whether Slicer would continue a session; it shows an error for any status but 200."""
         status, answer = self.method("GET", f"/session/{quote_plus(session)}")
         assert status == 200, answer
         return bool(json.loads(answer))
@@ -207,11 +207,11 @@ def secret() -> str:
 
 @pytest.fixture(scope="session")
 def origin() -> str:
-    """Return an origin whose pages may read the answers."""
+    """Return the origin whose pages may read the answers."""
     return ORIGIN
 
 
 @pytest.fixture
 def tiny_scan(nifti: Callable[..., bytes]) -> bytes:
-    """Return a small scan of no meaning, with the canary in its header."""
+    """Return a small meaningless scan with the canary in its header."""
     return nifti(np.random.default_rng(7).normal(100, 10, (12, 14, 10)).astype(np.float32), np.eye(4))

@@ -23,7 +23,7 @@ AFFINE = np.array([[0, 0, -1.5, 70], [-1, 0, 0, 31.5], [0, 2, 0, -12.25], [0, 0,
 
 @pytest.fixture(name="result")
 def result_(tmp_path: Path) -> Path:
-    """Return the folder of a result in which the second structure alone was found, in three voxels."""
+    """Return the folder of a result in which only the second structure was found, in three voxels."""
     mask = np.zeros(SHAPE, np.uint8)
     mask[1, 2, 3] = mask[2, 2, 3] = mask[3, 2, 4] = 2
     nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / MASK)
@@ -52,7 +52,7 @@ def job() -> Job:
 
 
 def test_only_labels_that_were_found_are_named(result: Path) -> None:
-    """3D Slicer gives the first name to the smallest value that it finds: a name too many would be the wrong one's."""
+    """Only labels in the mask are named, because 3D Slicer assigns the names in order to the values that it finds."""
     found = describe(job(), result)
 
     assert found["label_names"] == {"posterior hippocampus": 2}
@@ -70,7 +70,7 @@ def test_nothing_found_names_nothing(result: Path) -> None:
 
 
 def test_stages_add_up_to_the_clients_words(result: Path) -> None:
-    """Each of our stages counts once."""
+    """Every stage counts in exactly one of MONAI Label's latencies."""
     latencies = describe(job(), result)["latencies"]
     assert latencies == {
         "pre": 7, "infer": 8, "invert": 0, "post": 16, "write": 96, "total": 127, "transform": {}
@@ -78,7 +78,7 @@ def test_stages_add_up_to_the_clients_words(result: Path) -> None:
 
 
 def test_the_trust_stands_beside_the_mask(result: Path) -> None:
-    """The summary as it is, and where the confidence and the job are."""
+    """The parameters hold the summary, and the links to the confidence map and the job."""
     found = describe(job(), result)
     assert found["calibration"] == json.loads((result / SUMMARY).read_text())
     assert (found["job_url"], found["confidence_url"]) == (
@@ -97,14 +97,14 @@ def test_the_trust_stands_beside_the_mask(result: Path) -> None:
     ],
 )
 def test_parameters_that_are_not_ours_change_nothing(result: Path, wish: dict[str, Any], start: bytes) -> None:
-    """The clients send many; the kind of file is as asked, .nrrd by default."""
+    """Unknown parameters are ignored; the default file is .nrrd."""
     assert encode_image(result, Wish.read(json.dumps(wish).encode())).startswith(start)
     assert Wish.read(b"") == Wish()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_raw_voxels_are_those_of_the_mask(result: Path, dtype: str) -> None:
-    """In the type that was asked for, little-endian, the first index fastest, and not an hour's difference between two."""
+    """An .nrrd holds the mask in the requested type, little-endian, first index fastest, and is reproducible."""
     wish = Wish(result_dtype=dtype, result_compress=False)
     content = encode_image(result, wish)
 
@@ -127,14 +127,14 @@ def test_raw_voxels_are_those_of_the_mask(result: Path, dtype: str) -> None:
     ],
 )
 def test_parameters_that_cannot_be_used_are_named(params: bytes, named: str) -> None:
-    """By their names only."""
+    """The error names the invalid parameters and repeats no value."""
     with pytest.raises(InvalidRequest, match=rf"\({named}\)") as caught:
         Wish.read(params)
     assert "JANE" not in str(caught.value)
 
 
 def test_a_form_has_two_parts_that_the_clients_tell_apart() -> None:
-    """The parameters without a file name, the mask with one, the boundary in neither; its length is announced."""
+    """The form has parameters without and a mask with a file name, a safe boundary, and a length."""
     image = bytes(range(256))
     answer: Response = form_of({"a": 1}, "7f.nrrd", image)
 

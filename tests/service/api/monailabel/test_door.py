@@ -14,7 +14,7 @@ OTHER = "https://elsewhere.example"
 
 
 def behind(path: str, secret: str | None) -> Scope:
-    """Return what the application behind the door is told of a request."""
+    """Return what the application behind the door receives of a request."""
     told: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +50,7 @@ def behind(path: str, secret: str | None) -> Scope:
     ],
 )
 def test_secret_and_slash_are_taken_away(path: str, found: str, secret: str) -> None:
-    """Only below /monailabel/, and only the whole secret; the raw path tells it no more either."""
+    """The door removes the whole secret and the trailing slash below /monailabel/, also from the raw path."""
     scope = behind(path.format(PREFIX, secret=secret), secret)
 
     assert scope["path"] == found.format(PREFIX, secret=secret)
@@ -60,14 +60,14 @@ def test_secret_and_slash_are_taken_away(path: str, found: str, secret: str) -> 
 
 @pytest.mark.parametrize("setting", [None, ""])
 def test_without_a_secret_none_is_right(setting: str | None) -> None:
-    """An empty part of a path lets nobody in where no secret is set."""
+    """If no secret is set, an empty path segment lets nobody in."""
     scope = behind(f"{PREFIX}//info", setting)
     assert scope["path"] == f"{PREFIX}//info"
     assert not scope["calibrant.let_in"]
 
 
 def test_the_secret_opens_what_a_key_opens(labelling: Labelling, secret: str) -> None:
-    """By it everything below is answered, without it nothing but the question for a key; nothing elsewhere is."""
+    """The secret opens everything below /monailabel/ and nothing elsewhere."""
     with httpx.Client(base_url=labelling.url) as http:
         assert http.get(f"{PREFIX}/{secret}/info/").json()["models"]
         assert http.get(f"{PREFIX}/{secret}/auth/").json()["enabled"] is False
@@ -80,7 +80,7 @@ def test_the_secret_opens_what_a_key_opens(labelling: Labelling, secret: str) ->
 
 
 def test_what_comes_by_the_secret_belongs_to_the_viewer(labelling: Labelling, secret: str, tiny_scan: bytes) -> None:
-    """A key of that owner sees its results, another's does not; nobody else's sessions are seen by the secret."""
+    """Results of requests with the secret belong to `viewer`, and the secret shows nobody else's sessions."""
     with httpx.Client(base_url=labelling.url, timeout=240) as http:
         files = {"files": ("scan.nii", tiny_scan)}
         session = http.put(f"{PREFIX}/{secret}/session/", files=files).json()["session_id"]
@@ -96,7 +96,7 @@ def test_what_comes_by_the_secret_belongs_to_the_viewer(labelling: Labelling, se
 
 
 def test_pages_of_known_origins_may_read_the_answers(labelling: Labelling, secret: str, origin: str) -> None:
-    """CORS for the origins that are configured, before the question for a key too, and for /monailabel/ only."""
+    """CORS headers are sent for configured origins, below /monailabel/ only, also with a 401."""
     with httpx.Client(base_url=labelling.url) as http:
         for path in (f"{PREFIX}/{secret}/info/", f"{PREFIX}/info/", f"{PREFIX}/auth/"):
             answer = http.get(path, headers={"Origin": origin})

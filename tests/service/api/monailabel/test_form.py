@@ -45,7 +45,7 @@ def put(ask: Ask, locked: FastAPI, lab_key: str) -> Callable[..., httpx.Response
 def test_what_is_no_form_with_a_scan_is_a_problem(
     put: Callable[..., httpx.Response], locked: FastAPI, options: dict[str, Any], status: int, problem: str
 ) -> None:
-    """Refused with a sentence that repeats nothing, and nothing is left of it."""
+    """Anything but a form with a scan is refused, without repeating or storing any of it."""
     answer = put(**options)
 
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{problem}")
@@ -57,7 +57,7 @@ def test_what_is_no_form_with_a_scan_is_a_problem(
 def test_a_file_over_the_limit_is_refused(
     put: Callable[..., httpx.Response], locked: FastAPI, tiny_scan: bytes
 ) -> None:
-    """By its announced length, or as soon as it has become too long; one byte less is taken."""
+    """A file over the limit is refused by its announced or its real length; one at the limit is accepted."""
     import dataclasses
 
     services = locked.state.services

@@ -16,19 +16,19 @@ Slicer = Any
     ],
 )
 def test_the_datastore_is_empty(connected: Slicer, output: str, expected: Any) -> None:  # noqa: ANN401 - JSON
-    """Also when the owner has sent scans: no list of them is shown."""
+    """The datastore lists nothing, even if the owner has sent scans."""
     status, answer = connected.method("GET", f"/datastore/?output={output}")
     assert (status, json.loads(answer)) == (200, expected)
 
 
 def test_there_is_no_next_sample(connected: Slicer) -> None:
-    """An object without an id: 3D Slicer says that there are none and asks to load one's own image."""
+    """The answer is an object without an id, so that 3D Slicer asks its user to load an image."""
     status, answer = connected.method("POST", "/activelearning/random", json.dumps({"client_id": "user-xyz"}))
     assert (status, json.loads(answer)) == (200, {})
 
 
 def test_the_log_is_not_shown(connected: Slicer) -> None:
-    """A sentence says where it is."""
+    """The route answers with a sentence that says where the log is."""
     status, answer = connected.method("GET", "/logs/")
     assert status == 200
     assert answer.startswith(b"Calibrant writes its log")
@@ -52,7 +52,7 @@ def test_the_log_is_not_shown(connected: Slicer) -> None:
     ],
 )
 def test_what_there_is_not_is_a_404_that_says_so(connected: Slicer, method: str, path: str) -> None:
-    """404 is idle for a training and none for a batch; who saves a label is told to save it in the viewer."""
+    """Unsupported routes answer 404, which clients read as idle, and say where to save a label."""
     status, answer = connected.method(method, path)
     problem = json.loads(answer)
     assert (status, problem["type"]) == (404, "/problems/not-offered")

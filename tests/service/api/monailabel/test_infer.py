@@ -22,7 +22,7 @@ PARAMS = {"result_extension": ".nrrd", "result_dtype": "uint8"}
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a harmless scan of no meaning under a name that must not come out."""
+    """Return a harmless meaningless scan under a name that must not leak."""
     path = tmp_path_factory.mktemp("scans") / "DOE^JANE^7731.nii"
     array = np.random.default_rng(3).normal(100, 10, (12, 14, 10)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, np.eye(4)), path)
@@ -30,7 +30,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_slicer_gets_the_mask_of_predict(connected: Slicer, hippocampus: Path, tmp_path: Path) -> None:
-    """The whole way of the extension with a real scan: voxel for voxel `calibrant predict`'s mask, in the same place.
+    """The whole path of the extension gives the mask of `calibrant predict` for a real scan, voxel for voxel.
 
     auth, info, session, infer; the file that it saves is opened by SimpleITK, as the extension does.
     """
@@ -73,7 +73,7 @@ def test_slicer_gets_the_mask_of_predict(connected: Slicer, hippocampus: Path, t
 def test_the_links_of_an_answer_lead_to_the_confidence_of_this_scan(
     connected: Slicer, labelling: Labelling, scan: Path
 ) -> None:
-    """The client's key opens the job and its map; they are those of the ordinary interface."""
+    """The client's key opens the linked job and its confidence map."""
     status, params = connected.infer(MODEL, "", PARAMS, file=scan)
     assert status == 200
 
@@ -90,7 +90,7 @@ def test_the_links_of_an_answer_lead_to_the_confidence_of_this_scan(
 
 
 def test_a_session_that_is_gone_is_sent_again(connected: Slicer, scan: Path) -> None:
-    """Slicer asks for its session before each inference; where there is none it uploads by itself and goes on."""
+    """If its session is gone, Slicer uploads the scan again and goes on."""
     first = connected.create_session(scan)
     assert connected.method("DELETE", f"/session/{first}")[0] == 200
     assert connected.infer(MODEL, "", PARAMS, first)[0] == 404
@@ -103,7 +103,7 @@ def test_a_session_that_is_gone_is_sent_again(connected: Slicer, scan: Path) -> 
 
 
 def exchange(port: int, request: bytes) -> tuple[bytes, bytes]:
-    """Return head and body of what comes back over a plain connection that the service closes."""
+    """Return head and body of the answer over a plain connection that the service closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=240) as connection:
         connection.sendall(request)
         received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
@@ -112,7 +112,7 @@ def exchange(port: int, request: bytes) -> tuple[bytes, bytes]:
 
 
 def asked(method: str, path: str, key: str, content: bytes = b"", kind: str = "application/json") -> bytes:
-    """Return a request as it goes over the wire; it would take anything packed or in chunks."""
+    """Return a request as it is sent; it accepts compressed and chunked answers."""
     lines = [
         f"{method} {path} HTTP/1.1",
         "Host: 127.0.0.1",
@@ -136,7 +136,7 @@ ROUTES = [
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_every_answer_has_its_length_and_no_redirect(labelling: Labelling, method: str, path: str, slash: str) -> None:
-    """With a slash at the end and without: neither 307 nor chunks nor gzip, and exactly as many bytes as announced."""
+    """Every answer, with or without a trailing slash, has a length and is neither redirected, chunked nor compressed."""
     head, body = exchange(labelling.port, asked(method, f"/monailabel/{path}{slash}", labelling.key("raw")))
 
     status, *headers = head.split(b"\r\n")
@@ -149,7 +149,7 @@ def test_every_answer_has_its_length_and_no_redirect(labelling: Labelling, metho
 
 @pytest.mark.parametrize("output", ["", "&output=all", "&output=image", "&output=json"])
 def test_a_result_is_sent_whole(labelling: Labelling, scan: Path, output: str) -> None:
-    """Over a plain connection a mask of raw voxels ends where its announced length ends, after the last boundary."""
+    """A mask of raw voxels ends at its announced length, after the last boundary."""
     key = labelling.key("raw")
     form = b'--b\r\nContent-Disposition: form-data; name="params"\r\n\r\n{"result_compress": false}\r\n'
     form += b'--b\r\nContent-Disposition: form-data; name="file"; filename="/a/b.nii"\r\n\r\n' + scan.read_bytes()
@@ -189,7 +189,7 @@ def test_a_result_is_sent_whole(labelling: Labelling, scan: Path, output: str) -
 def test_what_cannot_be_done_is_a_problem_document(
     connected: Slicer, scan: Path, tmp_path: Path, sent: tuple[str, dict[str, Any], dict[str, str]], problem: str
 ) -> None:
-    """A job that failed answers with the reason, like a request that is refused; 3D Slicer shows it."""
+    """A failed job and a refused request answer with the reason, which 3D Slicer shows."""
     model, params, options = sent
     constant, text = tmp_path / "DOE^JANE.nii", tmp_path / "DOE^JANE.txt"
     nib.save(nib.Nifti1Image(np.full((12, 14, 10), 7, np.int16), np.eye(4)), constant)
@@ -206,7 +206,7 @@ def test_what_cannot_be_done_is_a_problem_document(
 def test_names_of_files_and_images_are_in_no_log(
     connected: Slicer, labelling: Labelling, scan: Path, secret: str
 ) -> None:
-    """The names that clients send, full paths and patients among them, and the secret of the path are nowhere kept."""
+    """Names that clients send (full paths, patients) and the secret are neither logged nor stored."""
     session = connected.create_session(scan)
     assert connected.infer(MODEL, "DOE^JANE^7731", PARAMS, session)[0] == 200
     assert httpx.get(f"{labelling.url}/monailabel/{secret}/info/").status_code == 200
@@ -222,7 +222,7 @@ def test_names_of_files_and_images_are_in_no_log(
 
 @pytest.mark.parametrize("extension", [".nii.gz", ".seg.nrrd"])
 def test_other_files_hold_the_same_mask(connected: Slicer, scan: Path, tmp_path: Path, extension: str) -> None:
-    """A client that asks for NIfTI or .seg.nrrd gets the same voxels in the same place."""
+    """NIfTI and .seg.nrrd hold the same voxels in the same place."""
     session = connected.create_session(scan)
     images = {}
     for each in (".nrrd", extension):
@@ -238,7 +238,7 @@ def test_other_files_hold_the_same_mask(connected: Slicer, scan: Path, tmp_path:
 
 
 def test_who_has_gone_leaves_a_job_that_goes_on(labelling: Labelling, scan: Path) -> None:
-    """The job of a client that hung up ends like any other."""
+    """The job of a client that disconnected ends like any other."""
     key = labelling.key("gone")
     form = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
@@ -254,7 +254,7 @@ def test_who_has_gone_leaves_a_job_that_goes_on(labelling: Labelling, scan: Path
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something, a minute at most."""
+    """Wait for a condition, for a minute at most."""
     deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline

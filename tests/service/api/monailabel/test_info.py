@@ -8,7 +8,7 @@ Slicer = Any
 
 
 def test_models_have_all_that_the_clients_index(connected: Slicer) -> None:
-    """3D Slicer takes type and description by [], OHIF goes through labels; their values are those of the mask."""
+    """Every model has the keys that 3D Slicer and OHIF read; label values are those of the mask."""
     info = connected.info()
 
     config = describe_bundle(SHIPPED / "hippocampus-mr").config
@@ -22,7 +22,7 @@ def test_models_have_all_that_the_clients_index(connected: Slicer) -> None:
 
 
 def test_nothing_is_there_that_the_clients_stumble_over(connected: Slicer) -> None:
-    """A config at the top is a server of long ago for 3D Slicer; labels must be a list, to which OHIF appends."""
+    """There is no top-level config, which 3D Slicer takes for an old server, and labels is a list, as OHIF needs."""
     info = connected.info()
 
     assert "config" not in info

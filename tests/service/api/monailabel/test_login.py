@@ -14,7 +14,7 @@ TOKEN = "/monailabel/auth/token"  # noqa: S105 - a path
 
 
 def test_the_password_is_the_key(slicer: Slicer, labelling: Labelling) -> None:
-    """3D Slicer's way: it asks, gets a token for any user name, and the token opens what the key opens."""
+    """3D Slicer gets a token for any user name with the key as password, and the token works as the key."""
     assert slicer.method("GET", "/info/")[0] == 401
 
     assert slicer.connect(f"  {labelling.key('slicer')}\n")
@@ -24,7 +24,7 @@ def test_the_password_is_the_key(slicer: Slicer, labelling: Labelling) -> None:
 
 @pytest.mark.parametrize("password", ["", "cal_000000000000_x", "DOE^JANE", "x" * 201])
 def test_an_unknown_key_gets_no_token(ask: Ask, locked: FastAPI, password: str) -> None:
-    """A problem document, which repeats nothing of what was typed."""
+    """The answer is a problem document that repeats nothing of the input."""
     form = {"username": "DOE^JANE", "password": password, "grant_type": "password"}
     answer = ask(locked, "POST", f"{TOKEN}/", data=form)
 
@@ -35,7 +35,7 @@ def test_an_unknown_key_gets_no_token(ask: Ask, locked: FastAPI, password: str) 
 
 
 def test_without_keys_nobody_is_asked_for_one(ask: Ask, locked: FastAPI) -> None:
-    """3D Slicer goes on without a token where none is needed; who sends a password all the same is told so."""
+    """Without keys no token is needed, and a password is answered with that advice."""
     locked.state.services = dataclasses.replace(locked.state.services, keys=None)
 
     assert ask(locked, "GET", "/monailabel/auth/").json() == {"enabled": False, "client_id": "", "realm": "Calibrant"}

@@ -30,7 +30,7 @@ TURNED = np.array(
 
 @pytest.fixture(scope="module")
 def viewed(labelling: Labelling) -> Iterator[Labelling]:
-    """Yield the service beside a running PACS; absent it skips, but never silently in continuous integration."""
+    """Yield the service beside a running PACS; without a PACS the tests are skipped, except in CI."""
     if labelling.orthanc is None:
         msg = "Orthanc is absent: apt-get install orthanc orthanc-dicomweb dcmtk"
         pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
@@ -41,7 +41,7 @@ def viewed(labelling: Labelling) -> Iterator[Labelling]:
 
 @pytest.fixture(scope="module")
 def series(viewed: Labelling, hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
-    """Return the images of a real scan, its head turned, as a series that the PACS holds, sent in no order."""
+    """Return the images of a real scan with its head turned, as a series that was sent to the PACS in random order."""
     folder = tmp_path_factory.mktemp("series")
     image: Any = nib.load(hippocampus / "imagesTr" / "hippocampus_003.nii.gz")
     images = series_of_array(np.asarray(image.dataobj), TURNED @ image.affine)
@@ -53,7 +53,7 @@ def series(viewed: Labelling, hippocampus: Path, tmp_path_factory: pytest.TempPa
 
 
 class Ohif:
-    """The calls of the MONAI Label extension of OHIF by axios in a page: forms of the browser, no token, an Origin."""
+    """The calls of OHIF's MONAI Label extension by axios in a web page: browser forms, no token, an Origin."""
 
     def __init__(self, server_url: str, origin: str) -> None:
         self.url = httpx.URL(server_url)
@@ -75,14 +75,14 @@ class Ohif:
 
 @pytest.fixture
 def ohif(viewed: Labelling, secret: str, origin: str) -> Iterator[Ohif]:
-    """Yield a client that knows the secret path, which ends with a slash."""
+    """Yield a client that uses the secret path, with a trailing slash."""
     client = Ohif(f"{viewed.url}/monailabel/{secret}/", origin)
     yield client
     client.http.close()
 
 
 def in_cornerstone_order(images: list[Dataset]) -> list[Dataset]:
-    """Return a series as cornerstone makes a volume of it: sorted by the distance along row x column direction.
+    """Return a series as a cornerstone volume: sorted by the distance along row x column direction.
 
     sortImageIdsAndGetSpacing of @cornerstonejs/core: (first - each) . normal, the largest first.
     """
@@ -93,7 +93,7 @@ def in_cornerstone_order(images: list[Dataset]) -> list[Dataset]:
 
 
 def voxels_of(nrrd: bytes, dtype: type[np.integer[Any]]) -> np.ndarray:
-    """Return what nrrd-js gives OHIF of a file: the numbers behind the header, in their order; the geometry is ignored."""
+    """Return what nrrd-js gives OHIF of a file: the numbers after the header, in their order, without geometry."""
     header, _, voxels = nrrd.partition(b"\n\n")
     assert b"encoding: raw" in header.split(b"\n")
     assert f"type: {np.dtype(dtype).name}".encode() in header.split(b"\n")
@@ -103,7 +103,7 @@ def voxels_of(nrrd: bytes, dtype: type[np.integer[Any]]) -> np.ndarray:
 def test_ohif_gets_the_mask_in_the_order_of_its_volume(
     ohif: Ohif, viewed: Labelling, series: list[Dataset], tmp_path: Path
 ) -> None:
-    """Plane by plane, at the places that DICOM gives its pixels, it is the mask of the ordinary interface.
+    """The mask for OHIF equals the ordinary one plane by plane, at the places that DICOM gives its pixels.
 
     The series was sent in no order and lies on no axis of the file; OHIF writes the voxels into its own volume.
     """
@@ -131,7 +131,7 @@ def test_ohif_gets_the_mask_in_the_order_of_its_volume(
 
 
 def ordinary_mask(viewed: Labelling, tmp_path: Path) -> Any:  # noqa: ANN401 - nibabel's own
-    """Return the mask of the newest job of the viewer, as the ordinary interface gives it to that owner's key."""
+    """Return the mask of the viewer's newest job from the ordinary interface."""
     headers = {"Authorization": f"Bearer {viewed.key('viewer')}"}
     with httpx.Client(base_url=viewed.url, headers=headers, timeout=240) as http:
         job = http.get("/v1/segmentations").json()["jobs"][0]
@@ -140,7 +140,7 @@ def ordinary_mask(viewed: Labelling, tmp_path: Path) -> Any:  # noqa: ANN401 - n
 
 
 def test_an_ohif_that_takes_forms_finds_its_parts(ohif: Ohif, series: list[Dataset]) -> None:
-    """Some versions decode the whole form as text and cut it up: 16 bits, centroids, and a file that text can hold."""
+    """Versions of OHIF that decode the whole form as text find the 16-bit file and the centroids in it."""
     params = {"result_extension": ".nrrd", "result_dtype": "uint16", "result_compress": False}
     answer = ohif.infer(series[0].SeriesInstanceUID, params, "all")
 
@@ -172,7 +172,7 @@ def test_a_dicom_segmentation_belongs_to_the_series(ohif: Ohif, series: list[Dat
 
 @pytest.mark.parametrize("uid", ["", "1.2.3.4", "DOE^JANE", "../studies", "*"])
 def test_a_series_that_no_pacs_holds_is_refused(ohif: Ohif, viewed: Labelling, uid: str) -> None:
-    """404 that says where it was looked for; the identifier is not repeated and not logged."""
+    """The 404 says where the series was looked for; its identifier is neither repeated nor logged."""
     answer = ohif.infer(uid, {}, "image")
 
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/series-not-found")
@@ -181,7 +181,7 @@ def test_a_series_that_no_pacs_holds_is_refused(ohif: Ohif, viewed: Labelling, u
 
 
 def test_a_series_of_results_is_refused(ohif: Ohif, viewed: Labelling, series: list[Dataset]) -> None:
-    """What this service made is nothing to segment, whoever asks for it."""
+    """A series that this service made is not segmented."""
     answer = ohif.infer(series[0].SeriesInstanceUID, {}, "dicom_seg")
     httpx.post(f"{viewed.orthanc.url}/instances", content=answer.content).raise_for_status()
     ours = pydicom.dcmread(io.BytesIO(answer.content)).SeriesInstanceUID
@@ -190,7 +190,7 @@ def test_a_series_of_results_is_refused(ohif: Ohif, viewed: Labelling, series: l
 
 
 def test_nobody_of_the_series_is_in_the_log(viewed: Labelling, series: list[Dataset]) -> None:
-    """Neither the patient's name nor a UID."""
+    """The log holds neither the patient's name nor a UID."""
     log = viewed.log.read_text()
     for word in (CANARY_NAME, series[0].SeriesInstanceUID, series[0].StudyInstanceUID, series[0].SOPInstanceUID):
         assert word not in log

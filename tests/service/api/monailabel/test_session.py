@@ -12,14 +12,14 @@ Labelling = Slicer = Any
 
 @pytest.fixture
 def path(tmp_path: Path, tiny_scan: bytes) -> Path:
-    """Return a scan under a name that must not come out."""
+    """Return a scan under a name that must not leak."""
     path = tmp_path / "DOE^JANE.nii"
     path.write_bytes(tiny_scan)
     return path
 
 
 def test_a_session_is_the_stored_scan(connected: Slicer, labelling: Labelling, path: Path) -> None:
-    """Its id is the SHA-256 of the file, and the ordinary interface knows it by that."""
+    """The session's id is the SHA-256 of the file, by which the ordinary interface knows the scan."""
     session = connected.create_session(path)
 
     assert session == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -30,13 +30,13 @@ def test_a_session_is_the_stored_scan(connected: Slicer, labelling: Labelling, p
 
 @pytest.mark.parametrize("session", ["0" * 64, "x", "..%2F..%2Fetc%2Fpasswd", "None"])
 def test_a_session_that_there_is_not_is_null(connected: Slicer, session: str) -> None:
-    """200 and null, at which 3D Slicer sends the scan again by itself; at a 404 it would show an error."""
+    """An unknown session is answered with 200 and null, so that 3D Slicer sends the scan again."""
     assert connected.method("GET", f"/session/{session.replace('%2F', '%252F')}") == (200, b"null")
     assert connected.method("DELETE", f"/session/{session.replace('%2F', '%252F')}") == (200, b"null")
 
 
 def test_a_session_that_ends_takes_its_scan_along(connected: Slicer, path: Path) -> None:
-    """Erased at once where nothing was made of it."""
+    """Ending a session erases its scan at once if no segmentation was made from it."""
     session = connected.create_session(path)
 
     status, answer = connected.method("DELETE", f"/session/{session}")
@@ -46,7 +46,7 @@ def test_a_session_that_ends_takes_its_scan_along(connected: Slicer, path: Path)
 
 
 def test_a_scan_that_was_segmented_outlives_its_session(connected: Slicer, labelling: Labelling, path: Path) -> None:
-    """The segmentation is still there, with its scan; erasing it takes the scan along."""
+    """A segmentation keeps the scan of an ended session; erasing it erases the scan."""
     session = connected.create_session(path)
     _, params = connected.infer("hippocampus-mr", "", {}, session)
 
