@@ -148,7 +148,7 @@ def evaluated(setting: Setting) -> tuple[dict[str, npt.NDArray[np.uint8]], list[
     masks = {}
     predictions = model_training.evaluation.evaluate.predictions
 
-    def noting(*arguments: Any) -> list[model_training.evaluation.evaluate.Prediction]:  # noqa: ANN401 - as they come
+    def noting(*arguments: Any) -> list[model_training.evaluation.evaluate.CasePrediction]:  # noqa: ANN401 - as they come
         found = predictions(*arguments)
         masks.update({prediction.case.name: prediction.mask_DHW for prediction in found})
         return found
