@@ -42,7 +42,7 @@ Hostile = tuple[bytes, type[errors.CalibrantError]]
 
 
 def phantom(*shape: int) -> npt.NDArray[np.int16]:
-    """Return a volume in which no two voxels are equal."""
+    """Return a volume in which all voxels differ."""
     return np.arange(np.prod(shape), dtype=np.int16).reshape(shape) * 7 % 9973
 
 
@@ -54,7 +54,7 @@ def make_nifti(
     endianness: str = "<",
     **fields: Any,  # noqa: ANN401 - whatever the header's field holds
 ) -> bytes:
-    """Return a .nii file with the canary in its text fields; then header fields are overwritten as given."""
+    """Return a .nii file with the canary in its text fields; header fields are then overwritten as given."""
     image_type, header_type = {
         1: (nib.Nifti1Image, nib.Nifti1Header),
         2: (nib.Nifti2Image, nib.Nifti2Header),
@@ -73,7 +73,7 @@ def make_nifti(
 
 
 def patch_nifti(content: bytes, **fields: Any) -> bytes:  # noqa: ANN401 - as above
-    """Return the file with fields of its header overwritten; `pixdim_1=0` sets one element of a field."""
+    """Return the file with overwritten header fields; `pixdim_1=0` sets one element of a field."""
     size, header_type = {0x5C: (348, nib.Nifti1Header), 0x1C: (540, nib.Nifti2Header)}[max(content[0], content[3])]
     header = header_type(content[:size], check=False)
     for name, value in fields.items():
@@ -119,7 +119,7 @@ MHA_FIELDS = {
 
 
 def make_nrrd(payload: bytes | None = None, **fields: str | None) -> bytes:
-    """Return a .nrrd file of the phantom; fields are replaced, added or, if None, left out (`_` stands for a space)."""
+    """Return a .nrrd file of the phantom; fields are replaced, added or, for None, omitted (`_` stands for a space)."""
     chosen = NRRD_FIELDS | {name.replace("_", " "): text for name, text in fields.items()}
     lines = "".join(f"{name}: {text}\n" for name, text in chosen.items() if text is not None)
     voxels = phantom(4, 5, 6).tobytes(order="F") if payload is None else payload
@@ -127,7 +127,7 @@ def make_nrrd(payload: bytes | None = None, **fields: str | None) -> bytes:
 
 
 def make_mha(payload: bytes | None = None, **fields: str | None) -> bytes:
-    """Return an .mha file of the phantom; fields are replaced, added before the last or, if None, left out."""
+    """Return an .mha file of the phantom; fields are replaced, added before the last or, for None, omitted."""
     last = fields.pop("ElementDataFile", MHA_FIELDS["ElementDataFile"])
     chosen = {name: text for name, text in MHA_FIELDS.items() if name != "ElementDataFile"} | fields
     lines = "".join(f"{name} = {text}\n" for name, text in chosen.items() if text is not None)
@@ -138,7 +138,7 @@ def make_mha(payload: bytes | None = None, **fields: str | None) -> bytes:
 def make_slices(
     array: npt.NDArray[Any] | None = None, affine: npt.NDArray[np.float64] = OBLIQUE, *, slope: str | None = None
 ) -> list[Dataset]:
-    """Return one CT image a slice of an array (i, j, k), with the canary in its text, to be edited and saved.
+    """Return a CT image for each slice of an array (i, j, k), with the canary in its text, to be edited and saved.
 
     `slope` writes intensities as multiples of it, less an intercept of -1024.
     """
@@ -293,7 +293,7 @@ def _hostile() -> dict[str, Hostile]:
 
 
 def _hostile_text_headers() -> dict[str, Hostile]:
-    """Return NRRD and MetaImage files, for every kind of fault one; test_nrrd.py and test_metaimage.py have the rest."""
+    """Return NRRD and MetaImage files, one for every type of fault; test_nrrd.py and test_metaimage.py have the rest."""
     packed = zlib.compress(phantom(4, 5, 6).tobytes(order="F"))
     nan = np.full(120, np.nan, np.float32).tobytes()
     return {
@@ -327,7 +327,7 @@ def _hostile_text_headers() -> dict[str, Hostile]:
 
 
 def _hostile_zips() -> dict[str, Hostile]:
-    """Return zips, for every kind of fault one; test_archive.py and those of service.dicom have the rest."""
+    """Return zips, one for every type of fault; test_archive.py and the DICOM tests have the rest."""
     slices = make_slices()
     link = zipfile.ZipInfo("link")
     link.external_attr = 0o120777 << 16
@@ -364,7 +364,7 @@ HOSTILE = _hostile() | _hostile_text_headers() | _hostile_zips()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that asks for such a file once for every one of them.
+    """Parametrise each test that takes a hostile file over all of them.
 
     `hostile` is each of them, `undecodable` each that decoding refuses.
     """
@@ -377,13 +377,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def canary() -> str:
-    """Return the text that stands in every file made here."""
+    """Return the text that every file made here contains."""
     return CANARY
 
 
 @pytest.fixture(scope="session")
 def oblique() -> npt.NDArray[np.float64]:
-    """Return an affine that is neither along the axes nor isotropic."""
+    """Return an affine that is neither axis-aligned nor isotropic."""
     return OBLIQUE.copy()
 
 
@@ -395,7 +395,7 @@ def nifti() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def nrrd() -> Callable[..., bytes]:
-    """Return the function that makes a .nrrd file with the canary in comment, content and a key of its own."""
+    """Return the function that makes a .nrrd file with the canary in comment, content and a custom key."""
     return make_nrrd
 
 
@@ -425,7 +425,7 @@ def dicom_file() -> Callable[[Dataset], bytes]:
 
 @pytest.fixture(scope="session")
 def real_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a real CT series of 78 files; where it is absent, of a drawn one (never in CI)."""
+    """Return the folder of a real CT series of 78 files, or of a drawn one if it is absent (never in CI)."""
     default = Path(__file__).parents[3] / "shared" / "data"
     root = Path(os.environ.get("CALIBRANT_DATA", default)) / "chaos_ct_dicom" / "DICOM_anon"
     if not root.is_dir():
@@ -439,13 +439,13 @@ def real_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def patch() -> Callable[..., bytes]:
-    """Return the function that overwrites fields of a header."""
+    """Return the function that overwrites header fields."""
     return patch_nifti
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Path]]:
-    """Yield address, log and state directory of one `calibrant serve` that all tests share."""
+    """Yield address, log and state directory of the one `calibrant serve` that all tests share."""
     root = tmp_path_factory.mktemp("server")
     (root / "bundles" / "broken").mkdir(parents=True)
     log = root / "log"
@@ -483,7 +483,7 @@ def server_url(server: tuple[str, Path, Path]) -> str:
 
 @pytest.fixture(scope="session")
 def server_log(server: tuple[str, Path, Path]) -> Path:
-    """Return the file that holds everything the running service has printed."""
+    """Return the file with all output of the running service."""
     return server[1]
 
 
@@ -502,7 +502,7 @@ def http(server_url: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def ask() -> Callable[..., httpx.Response]:
-    """Return the function that sends one request to an application in this process, whose lifespan is not run.
+    """Return the function that sends a request to an application in this process, without running its lifespan.
 
     Starlette's TestClient would do, but warns of httpx.
     """

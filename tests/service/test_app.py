@@ -36,12 +36,12 @@ OPERATIONS = {
 
 @pytest.fixture
 def app(tmp_path: Path) -> FastAPI:
-    """Return the application of a fresh state directory; nothing of it has been started."""
+    """Return the application of a fresh state directory, not started."""
     return create_app(Settings(state_dir=tmp_path / "state"))
 
 
 def test_operations_keep_their_names(app: FastAPI) -> None:
-    """Clients generated from the OpenAPI document call operations by these ids; a route may be added, none renamed."""
+    """Generated clients use the operation ids: routes may be added, but none renamed."""
     found = {
         (method, path): operation["operationId"]
         for path, methods in app.openapi()["paths"].items()
@@ -53,7 +53,7 @@ def test_operations_keep_their_names(app: FastAPI) -> None:
 
 
 def test_the_document_says_what_the_service_is(app: FastAPI) -> None:
-    """Title, version and the sentence on research use stand at its head; a scan is sent as bytes or in a form."""
+    """The document gives title, version and the research-use notice; a scan is sent as bytes or in a form."""
     document = app.openapi()
 
     assert document["info"]["title"] == "Calibrant"
@@ -66,7 +66,7 @@ def test_the_document_says_what_the_service_is(app: FastAPI) -> None:
 
 
 def test_the_page_of_the_routes_needs_no_internet(app: FastAPI, ask: Ask) -> None:
-    """Every script and style that /docs loads comes from the service itself."""
+    """The service itself serves every script and style of /docs."""
     page = ask(app, "GET", "/docs").text
     loaded = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
 
@@ -77,7 +77,7 @@ def test_the_page_of_the_routes_needs_no_internet(app: FastAPI, ask: Ask) -> Non
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"])
 def test_this_machine_is_answered(app: FastAPI, ask: Ask, host: str) -> None:
-    """A request to a loopback name or address is served."""
+    """Requests to loopback names and addresses are served."""
     assert ask(app, "GET", "/v2/health/live", headers={"Host": host}).status_code == 200
 
 
@@ -94,7 +94,7 @@ def test_this_machine_is_answered(app: FastAPI, ask: Ask, host: str) -> None:
     ],
 )
 def test_another_name_is_not_answered(app: FastAPI, ask: Ask, host: str) -> None:
-    """A web page elsewhere that rebinds its own name to this machine reads nothing: 400."""
+    """A web page that rebinds its own name to this machine gets a 400."""
     answer = ask(app, "GET", "/v2/health/live", headers={"Host": host})
 
     assert answer.status_code == 400
@@ -102,7 +102,7 @@ def test_another_name_is_not_answered(app: FastAPI, ask: Ask, host: str) -> None
 
 
 def test_a_refused_name_is_a_problem_document_too(app: FastAPI, ask: Ask) -> None:
-    """Each error of the service has one form (RFC 9457)."""
+    """This refusal is a problem document, too (RFC 9457)."""
     answer = ask(app, "GET", "/v1/models", headers={"Host": "example.org"})
 
     assert answer.headers["content-type"] == "application/problem+json"
@@ -110,14 +110,14 @@ def test_a_refused_name_is_a_problem_document_too(app: FastAPI, ask: Ask) -> Non
 
 
 def test_behind_a_proxy_any_name_is_answered(tmp_path: Path, ask: Ask) -> None:
-    """There the proxy decides which names are served."""
+    """Behind a proxy, the proxy decides which names are served."""
     app = create_app(Settings(state_dir=tmp_path, behind_proxy=True))
 
     assert ask(app, "GET", "/v2/health/live", headers={"Host": "example.org"}).status_code == 200
 
 
 def test_with_keys_any_name_is_answered(tmp_path: Path, ask: Ask) -> None:
-    """A page that rebinds its name to the service has no key and no cookie for it."""
+    """With keys every name is served, because a rebinding page has no key."""
     add_key(tmp_path / "keys.json", "lab", admin=False)
     app = create_app(Settings(state_dir=tmp_path / "state", keys_file=tmp_path / "keys.json"))
 
@@ -125,14 +125,14 @@ def test_with_keys_any_name_is_answered(tmp_path: Path, ask: Ask) -> None:
 
 
 def test_no_answer_allows_another_origin(app: FastAPI, ask: Ask) -> None:
-    """A page of another site may not read answers: no CORS header is sent."""
+    """No CORS header is sent, so that pages of other sites cannot read answers."""
     answer = ask(app, "GET", "/v2/health/live", headers={"Origin": "https://example.org"})
 
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
 def test_two_applications_do_not_share_a_state_directory(app: FastAPI, tmp_path: Path) -> None:
-    """The second one is refused while the first one is there, with the setting that helps."""
+    """The second application is refused, and the message names the setting."""
     assert app.title == "Calibrant"
 
     with pytest.raises(SettingsError, match="CALIBRANT_STATE_DIR"):
@@ -140,6 +140,6 @@ def test_two_applications_do_not_share_a_state_directory(app: FastAPI, tmp_path:
 
 
 def test_a_missing_bundle_folder_is_found_before_the_server_starts(tmp_path: Path) -> None:
-    """A wrong CALIBRANT_BUNDLE_DIR is one sentence of the command line, not a traceback of the server's start."""
+    """A wrong CALIBRANT_BUNDLE_DIR is one sentence on the command line, not a traceback."""
     with pytest.raises(SettingsError, match="CALIBRANT_BUNDLE_DIR"):
         create_app(Settings(state_dir=tmp_path / "state", bundle_dir=tmp_path / "missing"))

@@ -5,7 +5,7 @@ from service import __version__
 
 
 def test_python_m_service_is_the_command() -> None:
-    """`python -m service --version` says what `calibrant --version` says."""
+    """`python -m service --version` prints the same as `calibrant --version`."""
     command = [sys.executable, "-m", "service", "--version"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
 

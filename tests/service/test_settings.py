@@ -11,13 +11,13 @@ from service.settings import Settings
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove every setting of the machine that runs the tests."""
+    """Remove every setting from the environment of the tests."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"CALIBRANT_{name.upper()}", raising=False)
 
 
 def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without any variable: the user's own state folder, the processor, a limit of 2 GiB, and no proxy trusted."""
+    """The defaults are the user's state folder, the CPU, a limit of 2 GiB and no trusted proxy."""
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = Settings()
 
@@ -33,7 +33,7 @@ def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every variable has the prefix CALIBRANT_; others are ignored."""
+    """Variables have the prefix CALIBRANT_; others are ignored."""
     values = {"STATE_DIR": "/s", "BUNDLE_DIR": "/b", "DEVICE": "cuda:1", "MAX_UPLOAD_BYTES": "7"}
     values |= {"CASE_DEADLINE_S": "0.5", "MAX_WAIT_S": "2", "BEHIND_PROXY": "true", "UNKNOWN": "1"}
     values |= {"KEYS_FILE": "/k.json", "SESSION_HOURS": "0.5", "RETENTION_DAYS": "30", "LOGITS_RETENTION_DAYS": "1.5"}
@@ -52,7 +52,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument beats the variable."""
+    """An argument overrides the variable."""
     monkeypatch.setenv("CALIBRANT_BEHIND_PROXY", "false")
 
     assert Settings(behind_proxy=True).behind_proxy is True
@@ -71,7 +71,7 @@ def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("value", ["0", "-1", "much"])
 def test_limits_must_be_positive(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """A limit of zero or less, or no number, is refused at start."""
+    """A limit that is not a positive number is refused."""
     monkeypatch.setenv(f"CALIBRANT_{name}", value)
 
     with pytest.raises(ValidationError, match=name.lower()):
@@ -79,7 +79,7 @@ def test_limits_must_be_positive(monkeypatch: pytest.MonkeyPatch, name: str, val
 
 
 def test_the_documented_default_is_the_default() -> None:
-    """docs/settings.md shows for each setting what holds without it."""
+    """docs/settings.md states the default of every setting."""
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     documented = dict(re.findall(r"^\| `CALIBRANT_(\w+)` \| (.+?) \|", text, re.MULTILINE))
 
@@ -97,7 +97,7 @@ def test_the_documented_default_is_the_default() -> None:
 
 
 def test_the_database_is_sqlite_or_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty is absent, as compose files leave it; the password shows in no representation."""
+    """An empty address means SQLite, as compose files need it; no representation shows the password."""
     for value in ("", None):
         if value is not None:
             monkeypatch.setenv("CALIBRANT_DATABASE_URL", value)
@@ -109,7 +109,7 @@ def test_the_database_is_sqlite_or_postgresql(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_another_database_is_refused_without_repeating_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address holds a password: the message says what was expected only."""
+    """The message only says what is expected, because an address may hold a password."""
     monkeypatch.setenv("CALIBRANT_DATABASE_URL", "mysql://user:secret@host/jobs")
 
     with pytest.raises(SettingsError, match="expected postgresql://") as caught:
@@ -121,7 +121,7 @@ def test_another_database_is_refused_without_repeating_its_address(monkeypatch: 
 
 @pytest.mark.parametrize("secret", ["short", "x" * 21, "with/a/slash/and-22-letters", "x" * 21 + "\u00e9", " " * 30])
 def test_a_secret_that_can_be_guessed_or_breaks_a_path_is_refused(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
-    """The error says what is expected and does not repeat it."""
+    """The message says what is expected and does not repeat the secret."""
     monkeypatch.setenv("CALIBRANT_MONAILABEL_SECRET", secret)
 
     with pytest.raises(SettingsError, match=r"CALIBRANT_MONAILABEL_SECRET .*at least 22 letters") as caught:
@@ -131,7 +131,7 @@ def test_a_secret_that_can_be_guessed_or_breaks_a_path_is_refused(monkeypatch: p
 
 
 def test_a_secret_is_shown_nowhere_but_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Printing the settings does not tell it; an empty variable is none."""
+    """Printing the settings hides the secret; an empty variable means none."""
     monkeypatch.setenv("CALIBRANT_MONAILABEL_SECRET", "Abc_-" * 5)
     assert Settings.read().monailabel_path == "Abc_-" * 5
     assert "Abc_-" not in repr(Settings.read())
@@ -151,14 +151,14 @@ def test_a_secret_is_shown_nowhere_but_where_it_is_used(monkeypatch: pytest.Monk
 def test_origins_stand_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch, given: str, origins: tuple[str, ...]
 ) -> None:
-    """With commas, as a shell writes them best."""
+    """Origins are separated by commas."""
     monkeypatch.setenv("CALIBRANT_MONAILABEL_ORIGINS", given)
     assert Settings.read().monailabel_origins == origins
 
 
 @pytest.mark.parametrize("given", ["*", "https://*.example", "https://a.example/", "a.example", "null"])
 def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    """No pattern among them: every page of the world would match it."""
+    """Patterns are refused, because they would match every page."""
     monkeypatch.setenv("CALIBRANT_MONAILABEL_ORIGINS", given)
     with pytest.raises(SettingsError, match="CALIBRANT_MONAILABEL_ORIGINS"):
         Settings.read()

@@ -15,12 +15,12 @@ def _volume(matrix: np.ndarray) -> Volume:
 
 
 def test_shape_leaves_the_channels_out() -> None:
-    """The shape is that of the grid."""
+    """The shape is that of the grid, without channels."""
     assert _volume(np.eye(3)).shape == (3, 4, 5)
 
 
 def test_spacing_is_the_length_of_the_axes() -> None:
-    """Turning and flipping the grid changes no voxel size."""
+    """Rotating and flipping the grid does not change the spacing."""
     volume = _volume(TURN @ np.diag([-1.0, 1.5, 2.0]))
 
     np.testing.assert_allclose(volume.spacing_mm, [1.0, 1.5, 2.0])
@@ -28,12 +28,12 @@ def test_spacing_is_the_length_of_the_axes() -> None:
 
 @pytest.mark.parametrize("flip", [1.0, -1.0])
 def test_volume_of_a_voxel_is_positive(flip: float) -> None:
-    """1 x 1.5 x 2 mm are 0.003 ml, also when the axes are left-handed."""
+    """1 x 1.5 x 2 mm are 0.003 ml, also for left-handed axes."""
     assert _volume(TURN @ np.diag([flip, 1.5, 2.0])).voxel_ml == pytest.approx(0.003)
 
 
 def test_a_file_without_remarks_has_no_warnings() -> None:
-    """Warnings are empty unless the decoder has one, and a volume cannot be changed under its reader."""
+    """Warnings are empty by default, and a volume is immutable."""
     volume = _volume(np.eye(3))
 
     assert volume.warnings == ()

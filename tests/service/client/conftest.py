@@ -1,4 +1,4 @@
-"""What the tests of the clients share: a server that is a function, and either client talking to it."""
+"""Fixtures of the clients: a server that is a function, and either client talking to it."""
 
 import inspect
 import json
@@ -77,7 +77,7 @@ def make_job() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def answer() -> Callable[..., Handler]:
-    """Return the function that makes a server which answers the jobs one after the other, then the files."""
+    """Return the function that makes a server that answers with the jobs in turn, then with the files."""
 
     def make(*jobs: dict[str, Any], requests: list[httpx.Request] | None = None) -> Handler:
         left = list(jobs)
@@ -96,7 +96,7 @@ def answer() -> Callable[..., Handler]:
 
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
-    """Return a file to send; nobody here looks into it."""
+    """Return a file to send; its content does not matter."""
     path = tmp_path / "scan.nii.gz"
     path.write_bytes(b"voxels")
     return path
@@ -104,7 +104,7 @@ def scan(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[Client, AsyncClient])
 def ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Return the function that calls a method of either client, whose server is a function; waiting costs no time.
+    """Return the function that calls a method of either client on a server that is a function; waiting takes no time.
 
     What a method yields comes back as a list.
     """

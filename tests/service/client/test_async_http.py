@@ -8,7 +8,7 @@ from service.errors import ClientError, ServerUnreachable
 
 
 def test_a_real_scan_is_segmented_by_a_real_server(server_url: str, hippocampus: Path) -> None:
-    """Three scans at once over one client: each mask is that of its scan, streamed from its file."""
+    """Three scans are segmented concurrently by one client, and each mask is that of its scan."""
     scans = [hippocampus / "imagesTr" / f"hippocampus_{number}.nii.gz" for number in ("003", "004", "006")]
     found: dict[str, bytes] = {}
 
@@ -28,7 +28,7 @@ def test_a_real_scan_is_segmented_by_a_real_server(server_url: str, hippocampus:
 
 
 def test_nobody_listens() -> None:
-    """A closed port is unreachable."""
+    """A closed port is ServerUnreachable."""
 
     async def main() -> None:
         async with AsyncClient("http://127.0.0.1:1") as client:
@@ -40,7 +40,7 @@ def test_nobody_listens() -> None:
 
 @pytest.mark.parametrize("url", ["nonsense", "http://host:port"])
 def test_an_address_that_is_none_is_said(url: str) -> None:
-    """An error of ours, not a traceback of httpx."""
+    """An invalid address is a CalibrantError, not an httpx exception."""
 
     async def main() -> None:
         async with AsyncClient(url) as client:

@@ -17,7 +17,7 @@ Ask = Callable[..., Any]
 def test_a_scan_is_sent_as_it_is_and_comes_back_as_files(
     ask: Ask, answer: Answer, make_job: MakeJob, scan: Path
 ) -> None:
-    """One POST of the bytes with a key of its own and the wish to wait, then three downloads."""
+    """The client POSTs the bytes with a new key and Prefer: wait, then downloads three files."""
     requests: list[httpx.Request] = []
     result = ask(answer(make_job("succeeded"), requests=requests), "segment", scan, "tiny", outputs=("mask", "summary"))
 
@@ -43,7 +43,7 @@ def test_a_scan_is_sent_as_it_is_and_comes_back_as_files(
 
 @pytest.mark.parametrize("uploaded", [Scan(id="ab" * 32, bytes=6), "ab" * 32])
 def test_an_uploaded_scan_is_named_instead(ask: Ask, answer: Answer, make_job: MakeJob, uploaded: Scan | str) -> None:
-    """A scan that lies at the server is not sent again."""
+    """A scan that was uploaded before is not sent again."""
     requests: list[httpx.Request] = []
     ask(answer(make_job("succeeded"), requests=requests), "segment", uploaded)
 
@@ -52,12 +52,12 @@ def test_an_uploaded_scan_is_named_instead(ask: Ask, answer: Answer, make_job: M
 
 
 def test_orders_have_keys_of_their_own(scan: Path) -> None:
-    """Two orders of one scan are two jobs unless somebody says otherwise."""
+    """Two orders of one scan have different keys by default."""
     assert Order(scan).idempotency_key != Order(scan).idempotency_key
 
 
 def test_a_job_is_followed_until_it_has_succeeded(ask: Ask, answer: Answer, make_job: MakeJob, scan: Path) -> None:
-    """A job that takes longer than the server waits is looked at every half second, and every state is shown."""
+    """A job that takes longer than the server waits is polled every half second, and every state is shown."""
     states = [make_job("queued"), make_job("running", stage="infer", progress=0.5), make_job("succeeded", progress=1.0)]
     shown: list[Job] = []
     result = ask(answer(*states), "segment", scan, show=shown.append)
@@ -86,7 +86,7 @@ def test_a_failed_job_raises_its_problem(
 
 
 def test_only_what_the_job_kept_is_downloaded(ask: Ask, answer: Answer, make_job: MakeJob, scan: Path) -> None:
-    """What was not asked for is not there, and asking for it says so."""
+    """Outputs that the job did not keep are missing, and asking for one is an error."""
     job = make_job("succeeded", links={"self": "/v1/segmentations/7f", "mask": "/v1/segmentations/7f/mask"})
     result = ask(answer(job), "segment", scan, outputs=("mask",))
 
@@ -96,7 +96,7 @@ def test_only_what_the_job_kept_is_downloaded(ask: Ask, answer: Answer, make_job
 
 
 def test_a_refusal_raises_its_problem(ask: Ask, problem: dict[str, Any]) -> None:
-    """A problem document becomes the error; members that nobody knows do not matter."""
+    """A problem document is raised as an error; its unknown members are ignored."""
     refusal = httpx.Response(413, json=problem | {"instance": "/x"})
     with pytest.raises(ServerProblem, match="All are 42") as caught:
         ask(lambda _: refusal, "models")
@@ -106,7 +106,7 @@ def test_a_refusal_raises_its_problem(ask: Ask, problem: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("body", ["<html>Bad gateway</html>", "", '{"detail": "Not Found"}', "null"])
 def test_an_error_that_is_no_problem_document_is_said(ask: Ask, body: str) -> None:
-    """A proxy or another server in the way is suspected; its text is not repeated."""
+    """For any other error body, the message suspects another server and does not repeat the text."""
     with pytest.raises(ServerProblem) as caught:
         ask(lambda _: httpx.Response(502, text=body), "models")
 
@@ -116,7 +116,7 @@ def test_an_error_that_is_no_problem_document_is_said(ask: Ask, body: str) -> No
 
 @pytest.mark.parametrize("body", ["<html>Welcome</html>", "{}", ""])
 def test_an_answer_of_another_server_is_said(ask: Ask, body: str) -> None:
-    """An address where something else answers 200 is an error of ours, not a traceback of pydantic."""
+    """A 200 with other content is a CalibrantError, not a pydantic exception."""
     with pytest.raises(ServerProblem, match="Calibrant"):
         ask(lambda _: httpx.Response(200, text=body), "models")
 
@@ -125,7 +125,7 @@ def test_an_answer_of_another_server_is_said(ask: Ask, body: str) -> None:
     "error", [httpx.ConnectError("no"), httpx.ReadTimeout("no"), httpx.RemoteProtocolError("no"), httpx.ReadError("no")]
 )
 def test_no_answer_is_unreachable(ask: Ask, error: httpx.TransportError) -> None:
-    """Whatever the network did, the error names the address and asks whether a service runs there."""
+    """Every network failure names the address and asks whether a service runs there."""
 
     def fail(_: httpx.Request) -> httpx.Response:
         raise error
@@ -139,7 +139,7 @@ def test_no_answer_is_unreachable(ask: Ask, error: httpx.TransportError) -> None
 def test_a_request_is_sent_again_whole_until_the_server_is_back(
     ask: Ask, answer: Answer, make_job: MakeJob, scan: Path
 ) -> None:
-    """A lost connection and a busy server are overcome with the same body and the same Idempotency-Key."""
+    """After a lost connection or a busy answer, the same body is sent with the same Idempotency-Key."""
     bodies: list[tuple[bytes, str]] = []
     later = answer(make_job("succeeded"))
 
@@ -158,7 +158,7 @@ def test_a_request_is_sent_again_whole_until_the_server_is_back(
 
 
 def test_every_page_of_jobs_is_fetched(ask: Ask, make_job: MakeJob) -> None:
-    """The cursor of one page asks for the next; the filter stays."""
+    """The cursor of a page requests the next one, with the same filter."""
     pages = {None: ("a", "second"), "second": ("b", None)}
     asked: list[str | None] = []
 
@@ -197,14 +197,14 @@ def test_a_job_is_found_cancelled_and_erased(
 
 
 def test_a_scan_is_uploaded(ask: Ask, scan: Path) -> None:
-    """The bytes go to /v1/scans, and the scan's id comes back."""
+    """The bytes are sent to /v1/scans, and the scan's id is returned."""
     found = ask(lambda request: httpx.Response(201, json={"id": request.content.hex(), "bytes": 6}), "upload", scan)
 
     assert found == Scan(id=b"voxels".hex(), bytes=6)
 
 
 def test_a_job_is_submitted_waited_for_and_fetched(ask: Ask, answer: Answer, make_job: MakeJob, scan: Path) -> None:
-    """The three steps of a batch: no wish to wait, and the key that was given."""
+    """The three steps of a batch send no Prefer header, and the given key."""
     requests: list[httpx.Request] = []
     job = ask(answer(make_job("queued"), requests=requests), "submit", Order(scan, idempotency_key="k"))
     done = ask(answer(make_job("succeeded")), "wait", job)

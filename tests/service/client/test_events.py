@@ -20,14 +20,14 @@ def _stream(*jobs: dict[str, Any], first: int = 0) -> httpx.Response:
 
 
 def test_events_are_jobs_until_the_last(ask: Callable[..., Any], make_job: MakeJob) -> None:
-    """Each change of a job is yielded, and the end of the job is the end of the stream."""
+    """Every change of a job is yielded, and the stream ends with the job."""
     states = ["queued", "running", "succeeded"]
 
     assert [job.state for job in ask(lambda _: _stream(*map(make_job, states)), "events", "7f")] == states
 
 
 def test_a_broken_stream_goes_on_where_it_broke(ask: Callable[..., Any], make_job: MakeJob) -> None:
-    """The second connection names the last event of the first, so that nothing comes twice and nothing is lost."""
+    """The second connection sends the id of the first one's last event, so that nothing is repeated or lost."""
     asked: list[str | None] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -45,7 +45,7 @@ def test_a_broken_stream_goes_on_where_it_broke(ask: Callable[..., Any], make_jo
 
 
 def test_events_of_a_job_that_is_not_there_are_its_problem(ask: Callable[..., Any], problem: dict[str, Any]) -> None:
-    """An error answer is raised as everywhere."""
+    """An error answer raises its problem document."""
     with pytest.raises(ServerProblem, match="All are 42") as caught:
         ask(lambda _: httpx.Response(404, json=problem), "events", "7f")
 
@@ -53,13 +53,13 @@ def test_events_of_a_job_that_is_not_there_are_its_problem(ask: Callable[..., An
 
 
 def test_an_event_that_is_no_job_is_said() -> None:
-    """Something else behind the address is an error of ours."""
+    """An event with other data is a CalibrantError."""
     with pytest.raises(ServerProblem, match="not a Job"):
         EventStream("7f").job_of(ServerSentEvent(data="{}"))
 
 
 def test_a_ping_is_no_job() -> None:
-    """An event without data changes nothing."""
+    """An event without data is ignored."""
     stream = EventStream("7f")
 
     assert stream.job_of(ServerSentEvent(data="", id="x")) is None

@@ -10,12 +10,12 @@ from service.client.files import Files, stem_of
     [("a.nii.gz", "a"), ("a.b.NII", "a.b"), ("a.nrrd", "a"), ("a.mha", "a"), ("a.zip", "a"), ("a.txt", "a.txt")],
 )
 def test_the_stem_is_the_name_without_a_known_ending(name: str, stem: str) -> None:
-    """Every format that is read has its ending taken off, whatever its case; other endings stay."""
+    """The extension of every readable format is removed, whatever its case; others stay."""
     assert stem_of(Path("folder.nii") / name) == stem
 
 
 def test_names_are_those_of_bids_derivatives() -> None:
-    """Suffixes dseg and probseg; the confidence says by desc which one it is."""
+    """The suffixes are dseg and probseg, with desc-confidence for the confidence."""
     files = Files(Path("out"), "sub-1")
 
     assert [path.name for path in (files.mask, files.confidence, files.summary)] == [

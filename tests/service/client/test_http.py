@@ -21,14 +21,14 @@ def real(hippocampus: Path) -> Path:
 
 
 def test_nobody_listens() -> None:
-    """A closed port is unreachable at once, not a traceback of httpx."""
+    """A closed port is ServerUnreachable at once, not an httpx exception."""
     with Client("http://127.0.0.1:1") as client, pytest.raises(ServerUnreachable, match="Is calibrant serve running"):
         client.models()
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "nonsense", "http://[::1", "http://host:port"])
 def test_an_address_that_is_none_is_said(url: str) -> None:
-    """An address without http:// or with a slip is an error of ours, not a traceback of httpx."""
+    """An address without http:// or with a typo is a CalibrantError, not an httpx exception."""
     with pytest.raises(ClientError), Client(url) as client:
         client.models()
 
@@ -46,14 +46,14 @@ def test_a_closed_client_holds_no_connection() -> None:
 def test_a_key_goes_with_every_request(
     monkeypatch: pytest.MonkeyPatch, given: str | None, variable: str, sent: str | None
 ) -> None:
-    """The key that is given wins over CALIBRANT_KEY; without either there is no header."""
+    """A given key overrides CALIBRANT_KEY; without either, no header is sent."""
     monkeypatch.setenv("CALIBRANT_KEY", variable)
     with Client("http://server", key=given) as client:
         assert client._http.headers.get("Authorization") == sent
 
 
 def test_the_asynchronous_client_has_the_same_methods() -> None:
-    """Both clients offer the same names with the same arguments."""
+    """Both clients have the same methods with the same arguments."""
     from service.client.async_http import AsyncClient
 
     def methods(kind: type) -> dict[str, list[str]]:
@@ -68,7 +68,7 @@ def test_the_asynchronous_client_has_the_same_methods() -> None:
 
 
 def test_the_installed_models_of_a_real_server(server_url: str) -> None:
-    """A running service lists its models with identity, and names its default."""
+    """A running service lists its models with their identities, and names its default."""
     with Client(server_url) as client:
         models = client.models()
 
@@ -79,7 +79,7 @@ def test_the_installed_models_of_a_real_server(server_url: str) -> None:
 
 
 def test_a_real_server_refuses_a_file_that_is_no_scan(server_url: str, scan: Path) -> None:
-    """The service's own problem arrives, and nothing of the file."""
+    """The service's problem document is raised, and repeats nothing of the file."""
     with Client(server_url) as client, pytest.raises(ServerProblem, match="not NIfTI") as caught:
         client.segment(scan)
 
@@ -87,7 +87,7 @@ def test_a_real_server_refuses_a_file_that_is_no_scan(server_url: str, scan: Pat
 
 
 def test_a_real_server_refuses_an_unknown_model(server_url: str, scan: Path) -> None:
-    """A model that is not installed is 404, before the scan is looked at."""
+    """An unknown model is a 404, before the scan is examined."""
     with Client(server_url) as client, pytest.raises(ServerProblem, match="not installed") as caught:
         client.segment(scan, "nobody")
 
@@ -95,7 +95,7 @@ def test_a_real_server_refuses_an_unknown_model(server_url: str, scan: Path) -> 
 
 
 def test_a_job_of_a_real_server_from_its_scan_to_its_end(server_url: str, real: Path) -> None:
-    """Uploaded once, submitted twice with one key: one job, whose events end in success; listed, fetched and erased."""
+    """A scan is uploaded once and submitted twice with one key: one job, which is followed, listed, fetched and erased."""
     with Client(server_url) as client:
         scan = client.upload(real)
         jobs = {client.submit(Order(scan, idempotency_key="test-http")).id for _ in range(2)}
@@ -114,7 +114,7 @@ def test_a_job_of_a_real_server_from_its_scan_to_its_end(server_url: str, real: 
 
 
 def test_a_server_that_comes_back_is_waited_for(make_job: Callable[..., dict[str, Any]]) -> None:
-    """A server that has answered, is gone, and listens again a second later is not noticed."""
+    """The client waits for a server that has answered before and listens again a second later."""
     body = json.dumps(make_job("queued")).encode()
 
     class Handler(BaseHTTPRequestHandler):
@@ -125,7 +125,7 @@ def test_a_server_that_comes_back_is_waited_for(make_job: Callable[..., dict[str
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     def answer_once(port: int) -> None:
         with HTTPServer(("127.0.0.1", port), Handler) as server:

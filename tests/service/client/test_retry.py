@@ -7,7 +7,7 @@ from service.errors import CalibrantError, ServerProblem, ServerUnreachable
 
 
 def _attempts(error: CalibrantError, *, met: bool = True, patience_s: float = 100) -> int:
-    """Return how often something that always fails so is tried, at most five times."""
+    """Return how often a call that always fails this way is tried, at most five times."""
     retry = Retry(patience_s)
     retry.met = met
     attempts = 0
@@ -24,28 +24,28 @@ def _attempts(error: CalibrantError, *, met: bool = True, patience_s: float = 10
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_busy_server_is_asked_again(status: int) -> None:
-    """Answers that may be better later are waited for."""
+    """Requests are repeated for statuses that are likely to pass."""
     assert _attempts(ServerProblem("x", status)) == 5
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500, 507])
 def test_a_refusal_stands(status: int) -> None:
-    """What would be answered again is not asked again."""
+    """Requests are not repeated for errors that would occur again."""
     assert _attempts(ServerProblem("x", status)) == 1
 
 
 def test_a_model_that_cannot_be_served_stays_so() -> None:
-    """A broken bundle answers 503, too, but waiting mends nothing."""
+    """The 503 of a broken bundle is not repeated."""
     assert _attempts(ServerProblem("x", 503, problem_type="/problems/bundle-integrity")) == 1
 
 
 def test_a_server_that_never_answered_is_not_waited_for() -> None:
-    """A wrong address is said at once."""
+    """A server that never answered is not waited for: the address may be wrong."""
     assert _attempts(ServerUnreachable("x"), met=False) == 1
 
 
 def test_a_server_that_has_answered_is_waited_for() -> None:
-    """It may be restarting."""
+    """A server that has answered before may be restarting."""
     retry = Retry(100)
     retry.met = True
     tries = iter([httpx.ConnectError("a"), httpx.ReadError("b"), None])
@@ -59,10 +59,10 @@ def test_a_server_that_has_answered_is_waited_for() -> None:
 
 
 def test_a_pause_longer_than_the_patience_is_not_begun() -> None:
-    """A server that wants an hour is not slept for: its answer is the error, at once."""
+    """If the server asks for a pause of an hour, its error is raised at once."""
     assert _attempts(ServerProblem("x", 429, retry_after_s=3600)) == 1
 
 
 def test_without_patience_nothing_is_repeated() -> None:
-    """Zero seconds are one attempt."""
+    """With zero seconds of patience there is one attempt."""
     assert _attempts(ServerProblem("x", 503), patience_s=0) == 1

@@ -29,7 +29,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def calibrant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Return the function that runs `calibrant` with arguments: exit code, standard output, standard error."""
+    """Return the function that runs `calibrant` and returns exit code, standard output and standard error."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["calibrant", *map(str, arguments)])
@@ -43,7 +43,7 @@ def calibrant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 
 def test_version(calibrant: Command) -> None:
-    """--version shows the version and is a success."""
+    """--version shows the version and exits with 0."""
     assert calibrant("--version") == (0, f"calibrant {__version__}\n", "")
 
 
@@ -57,7 +57,7 @@ def test_help_lists_every_command() -> None:
 
 
 def test_no_server_is_exit_code_3(calibrant: Command, tmp_path: Path) -> None:
-    """An address where nobody listens: one sentence on standard error, no traceback, nothing written."""
+    """Without a server there is one sentence on standard error, no traceback, and no file."""
     (tmp_path / "s.nii").write_bytes(b"voxels")
     code, out, err = calibrant("predict", tmp_path / "s.nii", "-o", tmp_path / "out", "--url", "http://127.0.0.1:1")
 
@@ -68,7 +68,7 @@ def test_no_server_is_exit_code_3(calibrant: Command, tmp_path: Path) -> None:
 
 
 def test_a_bad_scan_is_exit_code_6(calibrant: Command, tmp_path: Path, write_nifti: Callable[..., None]) -> None:
-    """A scan that cannot be segmented: what is wrong with it in one sentence, nothing written."""
+    """A scan that cannot be segmented is reported in one sentence, and no file is written."""
     write_nifti(tmp_path / "s.nii", np.full((6, 6, 6), np.nan, np.float32))
     code, out, err = calibrant("predict", tmp_path / "s.nii", "-o", tmp_path / "out")
 
@@ -79,7 +79,7 @@ def test_a_bad_scan_is_exit_code_6(calibrant: Command, tmp_path: Path, write_nif
 
 
 def test_a_server_s_refusal_is_exit_code_6(calibrant: Command, server_url: str, tmp_path: Path) -> None:
-    """What a running service refuses has the same exit code as what is refused here."""
+    """A refusal by a running service has the same exit code as a local one."""
     (tmp_path / "s.nii").write_bytes(b"no scan")
     code, _, err = calibrant("predict", tmp_path / "s.nii", "-o", tmp_path / "out", "--url", server_url)
 
@@ -115,7 +115,7 @@ def test_a_predicted_scan_is_reported(calibrant: Command, hippocampus: Path, ser
 def test_exit_codes_tell_who_is_at_fault(
     calibrant: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: CalibrantError, code: int
 ) -> None:
-    """3: no server; 6: the scan or the request; 1: everything else. Always title and detail in one line."""
+    """3 means no server, 6 the scan or the request, 1 everything else; title and detail are one line."""
 
     def fail(*_: object) -> None:
         raise error
@@ -130,7 +130,7 @@ def test_exit_codes_tell_who_is_at_fault(
     "arguments", [["predict"], ["predict", "missing.nii", "-o", "out"], ["serve", "--port", "65536"], ["nonsense"]]
 )
 def test_a_wrong_command_line_is_exit_code_2(calibrant: Command, arguments: list[str]) -> None:
-    """What typer itself refuses keeps the usual code of usage errors."""
+    """Usage errors keep typer's exit code."""
     code, out, _ = calibrant(*arguments)
 
     assert (code, out) == (2, "")
@@ -138,7 +138,7 @@ def test_a_wrong_command_line_is_exit_code_2(calibrant: Command, arguments: list
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "x"])
 def test_a_shard_that_is_none_is_exit_code_2(calibrant: Command, tmp_path: Path, shard: str) -> None:
-    """A slip in i/n is one of the command line; nothing is written."""
+    """An invalid shard is a usage error, and nothing is written."""
     code, out, err = calibrant("batch", tmp_path, "-o", tmp_path / "out", "--shard", shard)
 
     assert (code, out) == (2, "")
@@ -149,7 +149,7 @@ def test_a_shard_that_is_none_is_exit_code_2(calibrant: Command, tmp_path: Path,
 def test_batch_passes_on_what_was_asked_for(
     calibrant: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Every option arrives, --local instead of an address, and the exit code comes back."""
+    """Every option is passed on, --local replaces the address, and the exit code is returned."""
     seen: list[BatchRequest] = []
 
     def run(request: BatchRequest, _: object) -> int:
@@ -169,7 +169,7 @@ def test_batch_passes_on_what_was_asked_for(
 
 
 def test_a_batch_without_a_case_is_exit_code_6(calibrant: Command, tmp_path: Path) -> None:
-    """One sentence on standard error that says how to find out why."""
+    """One sentence on standard error says how to find out why."""
     (tmp_path / "scans").mkdir()
     code, out, err = calibrant("batch", tmp_path / "scans", "-o", tmp_path / "out", "--local")
 
@@ -178,7 +178,7 @@ def test_a_batch_without_a_case_is_exit_code_6(calibrant: Command, tmp_path: Pat
 
 
 def test_models_here_and_there_are_the_same(calibrant: Command, server_url: str) -> None:
-    """The table of this machine has a line less than the service's, which has a broken bundle, too."""
+    """The table of this machine equals that of the service, apart from the service's broken bundle."""
     here, there = calibrant("models"), calibrant("models", "--url", server_url)
 
     assert here[0] == there[0] == 0
@@ -193,7 +193,7 @@ def test_models_here_and_there_are_the_same(calibrant: Command, server_url: str)
 def test_doctor_fails_where_something_is_missing(
     calibrant: Command, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, code: int
 ) -> None:
-    """A warning is no failure; as text or as JSON."""
+    """Warnings do not fail; the report is text or JSON."""
     finding = Finding(check="disk", verdict=verdict, found="little", do="Free some.")
     monkeypatch.setattr("service.commands.doctor.examine", lambda: [finding])
 
@@ -205,7 +205,7 @@ def test_doctor_fails_where_something_is_missing(
 def test_serve_passes_on_where_to_listen(
     calibrant: Command, monkeypatch: pytest.MonkeyPatch, flags: list[str], *, trusted: bool
 ) -> None:
-    """Address, port and the word about a proxy reach the server; a loopback address is the default."""
+    """Address, port and --behind-proxy reach the server; the default is a loopback address."""
     seen: list[tuple[bool, str, int]] = []
     monkeypatch.delenv("CALIBRANT_BEHIND_PROXY", raising=False)
     monkeypatch.setattr(
@@ -219,7 +219,7 @@ def test_serve_passes_on_where_to_listen(
 
 @pytest.mark.parametrize("value", ["-1", "much"])
 def test_a_wrong_setting_is_exit_code_1(calibrant: Command, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A CALIBRANT_* variable that cannot be used is one sentence that names it, not a traceback."""
+    """An invalid CALIBRANT_* variable is one sentence that names it, not a traceback."""
     monkeypatch.setenv("CALIBRANT_MAX_WAIT_S", value)
     code, _, err = calibrant("serve", "--port", "0")
 
@@ -229,7 +229,7 @@ def test_a_wrong_setting_is_exit_code_1(calibrant: Command, monkeypatch: pytest.
 
 
 def test_keys_are_made_shown_and_removed(calibrant: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The key is printed once and nothing else; the list shows id, owner, date and right, never a secret."""
+    """The key is printed once and alone; the list shows id, owner, date and right, never a secret."""
     monkeypatch.setenv("CALIBRANT_KEYS_FILE", str(tmp_path / "keys.json"))
     code, lab, err = calibrant("keys", "add", "radiology-lab")
     assert (code, err) == (0, "")
@@ -255,7 +255,7 @@ def test_keys_are_made_shown_and_removed(calibrant: Command, monkeypatch: pytest
 def test_keys_need_a_file_and_a_usable_name(
     calibrant: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without a file it is a usage error; a name that cannot be a folder, or a file that is none, is one sentence."""
+    """A missing file is a usage error; an invalid owner or a damaged file is one sentence."""
     monkeypatch.delenv("CALIBRANT_KEYS_FILE", raising=False)
     assert calibrant("keys", "list")[0] == 2
     path = tmp_path / "keys.json"
@@ -271,7 +271,7 @@ def test_keys_need_a_file_and_a_usable_name(
 
 
 def test_a_pacs_is_tried_from_the_command_line(calibrant: Command, tmp_path: Path) -> None:
-    """A line for each thing that was tried, exit code 1 if one failed; an unknown name is the caller's fault."""
+    """There is a line for every check, and exit code 1 if one failed; an unknown name is an input error."""
     (tmp_path / "pacs.toml").write_text('[pacs.clinic]\nurl = "http://127.0.0.1:9/dicom-web"\n')
     code, out, _ = calibrant("pacs", "test", "clinic", "--file", tmp_path / "pacs.toml")
     assert (code, out.split()[:2]) == (1, ["fail", "QIDO-RS"])
@@ -279,7 +279,7 @@ def test_a_pacs_is_tried_from_the_command_line(calibrant: Command, tmp_path: Pat
 
 
 def test_receiving_needs_a_receiver(calibrant: Command, tmp_path: Path) -> None:
-    """A file without one says where to read on."""
+    """Without a [receiver], the message names the page of documentation."""
     (tmp_path / "pacs.toml").write_text("")
     code, _, err = calibrant("receive", "--file", tmp_path / "pacs.toml")
     assert (code, "docs/pacs.md" in err) == (1, True)

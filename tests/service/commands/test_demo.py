@@ -15,7 +15,7 @@ SHAPE = (90, 100, 80)
 
 @pytest.fixture
 def images() -> Images:
-    """Return a noisy scan with two boxes on each side and a confidence that falls along one axis."""
+    """Return a noisy scan with two boxes on each side and a confidence that decreases along one axis."""
     scan = np.random.default_rng(0).normal(100, 20, SHAPE)
     mask = np.zeros(SHAPE)
     for (anterior, posterior), start in zip(SIDES.values(), (15, 60), strict=True):
@@ -26,7 +26,7 @@ def images() -> Images:
 
 
 def test_the_template_is_a_whole_head() -> None:
-    """It comes with nilearn, 1 mm, more than a crop, in MNI space."""
+    """Nilearn's template is a whole head in MNI space with 1 mm voxels."""
     pytest.importorskip("nilearn")
     image = nib.load(template())
 
@@ -43,7 +43,7 @@ def test_the_sides_are_those_of_the_shipped_model() -> None:
 
 
 def test_without_nilearn_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remedy is a command."""
+    """The message gives the command to install nilearn."""
     monkeypatch.setattr("service.commands.demo.find_spec", lambda _: None)
 
     with pytest.raises(SettingsError, match=r"pip install 'calibrant\[demo\]'"):
@@ -51,7 +51,7 @@ def test_without_nilearn_the_demo_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_files_along_any_axes_are_read_to_the_right_anterior_superior(tmp_path: Path, images: Images) -> None:
-    """Stored from left to right reversed, the middle of the left side lies where it lay."""
+    """An image stored in another orientation gives the same centre of the left side."""
     affine = np.diag([-1.0, 1, 1, 1])
     affine[0, 3] = SHAPE[0] - 1
     paths = [tmp_path / f"{name}.nii.gz" for name in ("scan", "mask", "confidence")]
@@ -66,7 +66,7 @@ def test_files_along_any_axes_are_read_to_the_right_anterior_superior(tmp_path: 
 
 
 def test_the_picture_shows_something(images: Images, tmp_path: Path) -> None:
-    """A PNG of 1400 x 600 pixels with greys of the scan, the structures' colours and the confidence."""
+    """The PNG has 1400 x 600 pixels with the scan's greys, the structures' colours and the confidence."""
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
@@ -83,7 +83,7 @@ def test_the_picture_shows_something(images: Images, tmp_path: Path) -> None:
 
 
 def test_an_empty_mask_is_drawn_too(images: Images, tmp_path: Path) -> None:
-    """A mask without foreground does not break the picture."""
+    """A mask without foreground can be drawn."""
     pytest.importorskip("matplotlib")
     empty = Images(images.scan, np.zeros(SHAPE), images.confidence, images.affine)
 

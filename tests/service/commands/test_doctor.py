@@ -17,13 +17,13 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def only(findings: Iterator[Finding]) -> Finding:
-    """Return the one finding of a check."""
+    """Return the single finding of a check."""
     (found,) = findings
     return found
 
 
 def test_a_sound_machine_has_no_failure() -> None:
-    """Every check has its line; where something is wrong, what to do stands beside it."""
+    """Every check has a finding, and every problem says what to do."""
     findings = examine()
 
     assert [each for each in findings if each.verdict == "fail"] == []
@@ -34,7 +34,7 @@ def test_a_sound_machine_has_no_failure() -> None:
 
 
 def test_settings_that_cannot_be_used_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not an end of the examination."""
+    """Invalid settings are a finding and do not end the examination."""
     monkeypatch.setenv("CALIBRANT_MAX_WAIT_S", "-1")
     *_, last = examine()
 
@@ -43,7 +43,7 @@ def test_settings_that_cannot_be_used_are_a_finding(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the remedy."""
+    """A missing library is named, with what to do."""
     monkeypatch.setattr(doctor, "LIBRARIES", ("numpy", "no-such-library"))
     *_, found = doctor._versions()
 
@@ -51,20 +51,20 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_device_that_is_not_there_is_a_failure() -> None:
-    """A GPU that does not exist is found before the first scan is."""
+    """A GPU that does not exist is reported."""
     assert only(doctor._device(Settings(device="cuda:77"))).verdict == "fail"
     assert only(doctor._device(Settings(device="nonsense"))).verdict == "fail"
 
 
 def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is enough for small scans."""
+    """Little memory is a warning, because small scans need no more."""
     monkeypatch.setattr(doctor, "LEAST_MEMORY_BYTES", 1 << 60)
 
     assert only(doctor._machine()).verdict == "warn"
 
 
 def test_a_state_directory_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
-    """Here because a file stands in its way."""
+    """A file in place of the directory is reported."""
     (tmp_path / "file").touch()
     found = only(doctor._state_directory(tmp_path / "file" / "state"))
 
@@ -73,7 +73,7 @@ def test_a_state_directory_that_cannot_be_written_is_a_failure(tmp_path: Path) -
 
 
 def test_a_state_directory_on_a_network_share_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite's locks do not hold there."""
+    """Network file systems are refused, because SQLite's locks do not work there."""
     monkeypatch.setattr(doctor, "filesystem_of", lambda _: "nfs4")
     found = only(doctor._state_directory(tmp_path))
 
@@ -81,14 +81,14 @@ def test_a_state_directory_on_a_network_share_is_a_failure(tmp_path: Path, monke
 
 
 def test_little_space_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what frees some."""
+    """Little free space is a warning that says how to free some."""
     monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 1 << 60)
 
     assert only(doctor._state_directory(tmp_path)).verdict == "warn"
 
 
 def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
-    """The deepest mount point above the folder counts, also one with a blank in its name."""
+    """The deepest mount point above the folder counts, also with a space in its name."""
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/x {tmp_path}/a\\040share nfs4 rw 0 0\n")
     (tmp_path / "a share" / "state").mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_the_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
 def test_a_broken_bundle_is_a_warning_no_bundle_a_failure(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The others can still be served."""
+    """A broken bundle is a warning while others can be served, and otherwise a failure."""
     monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
     (tiny_bundle / "LICENSE").write_text("changed")
     assert [each.verdict for each in doctor._bundles()] == ["ok", "warn"]
@@ -115,7 +115,7 @@ def test_a_broken_bundle_is_a_warning_no_bundle_a_failure(
 
 
 def test_a_file_of_keys_is_looked_at(tmp_path: Path) -> None:
-    """None, a good one, one that others can read, an empty one and a broken one."""
+    """Missing, valid, world-readable, empty and damaged key files have different findings."""
     path = tmp_path / "keys.json"
     assert only(doctor._keys(None)).verdict == "ok"
     assert only(doctor._keys(path)).verdict == "fail"
@@ -128,7 +128,7 @@ def test_a_file_of_keys_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_sandbox_that_does_not_work_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No scan could be read; a kernel without Landlock is a warning."""
+    """A broken sandbox is a failure; a kernel without Landlock is a warning."""
     monkeypatch.setattr("service.intake.landlock.landlock_version", lambda: 0)
     assert only(doctor._sandbox()).verdict == "warn"
 
@@ -140,7 +140,7 @@ def test_a_sandbox_that_does_not_work_is_a_failure(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_port_that_is_taken_is_a_warning() -> None:
-    """It may be our own service."""
+    """A taken port is a warning, because a running service may hold it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -152,7 +152,7 @@ def test_a_port_that_is_taken_is_a_warning() -> None:
 
 
 def test_the_report_has_a_line_each(tmp_path: Path) -> None:
-    """Verdict, check, what was found, and below what to do."""
+    """The report has verdict, check and finding in a line, and what to do below."""
     del tmp_path
     findings = [Finding(check="a", verdict="ok", found="x"), Finding(check="b", verdict="warn", found="y", do="z")]
 

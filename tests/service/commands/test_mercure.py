@@ -37,7 +37,7 @@ def task(**settings: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
 
 @pytest.fixture(name="folders")
 def folders_(tmp_path: Path) -> tuple[Path, Path]:
-    """Return the two folders that mercure makes; the first holds the task only."""
+    """Return mercure's two folders; the first only holds the task."""
     inbox, outbox = tmp_path / "in", tmp_path / "out"
     inbox.mkdir()
     outbox.mkdir()
@@ -46,7 +46,7 @@ def folders_(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def put(inbox: Path, images: list[Dataset]) -> None:
-    """Write images as mercure names them, each with its tags beside it."""
+    """Write images as mercure names them, with their tags beside them."""
     for image in images:
         path = inbox / f"{image.SeriesInstanceUID}#{image.SOPInstanceUID}"
         pydicom.dcmwrite(path.with_name(f"{path.name}.dcm"), image, enforce_file_format=True)
@@ -56,7 +56,7 @@ def put(inbox: Path, images: list[Dataset]) -> None:
 def test_a_study_is_segmented_as_mercure_runs_it(
     folders: tuple[Path, Path], hippocampus: Path, slices_of: Callable[..., list[Dataset]]
 ) -> None:
-    """A real series becomes SEG, SR and picture; a series of another kind beside it is named; nobody is.
+    """A real series becomes SEG, SR and picture; an unsuitable series is listed; nothing names the patient.
 
     The command itself with mercure's two variables; of the objects a reader of DICOM finds as many voxels of each
     structure as the summary says, in the study of the images.
@@ -92,7 +92,7 @@ def test_a_study_is_segmented_as_mercure_runs_it(
 
 
 def voxels_of(segmentation: Dataset) -> dict[int, int]:
-    """Return how many voxels each segment has, frame by frame (PS3.3 C.8.20)."""
+    """Return the number of voxels of each segment, frame by frame (PS3.3 C.8.20)."""
     frames = segmentation.pixel_array.reshape(int(segmentation.NumberOfFrames), -1)
     counts: Counter[int] = Counter()
     for frame, groups in zip(frames, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
@@ -103,7 +103,7 @@ def voxels_of(segmentation: Dataset) -> dict[int, int]:
 def test_nothing_but_refusals_is_a_failure_that_is_told(
     folders: tuple[Path, Path], slices_of: Callable[..., list[Dataset]]
 ) -> None:
-    """Mercure keeps the reason, and the module ends with it."""
+    """If every series is refused, the report has the reasons and the module fails with the first."""
     inbox, outbox = folders
     images = slices_of()
     put(inbox, images[:2] + images[3:])
@@ -118,7 +118,7 @@ def test_nothing_but_refusals_is_a_failure_that_is_told(
 
 
 def test_results_of_others_are_no_series(folders: tuple[Path, Path], slices_of: Callable[..., list[Dataset]]) -> None:
-    """A folder of segmentations and reports only, such as a module before this one leaves, holds nothing to segment."""
+    """A folder of segmentations and reports holds no series to segment."""
     inbox, outbox = folders
     images = slices_of()
     for image in images:
@@ -132,7 +132,7 @@ def test_results_of_others_are_no_series(folders: tuple[Path, Path], slices_of: 
 
 
 def test_settings_are_those_of_the_task(folders: tuple[Path, Path]) -> None:
-    """What the page of the module says, with our defaults for the rest."""
+    """The task's settings are read, with defaults for the rest."""
     inbox, _ = folders
     assert read_settings(inbox) == ModuleSettings() == ModuleSettings(objects=["seg", "sr", "sc"])
 
@@ -154,7 +154,7 @@ def test_settings_are_those_of_the_task(folders: tuple[Path, Path]) -> None:
     ids=["none", "no JSON", "empty", "list", "misspelt", "unknown object", "no object"],
 )
 def test_settings_that_cannot_be_used_are_named(folders: tuple[Path, Path], content: str | None, named: str) -> None:
-    """A misspelt setting would be ignored without a word; the sentence shows what is expected, not what was found."""
+    """A misspelt setting is an error that shows what is expected and does not repeat the value."""
     inbox, _ = folders
     (inbox / "task.json").unlink()
     if content is not None:
@@ -167,7 +167,7 @@ def test_settings_that_cannot_be_used_are_named(folders: tuple[Path, Path], cont
 
 
 def test_somebody_is_notified_when_somebody_should_look() -> None:
-    """On request only: a statement that was withdrawn, or a refusal; not when everything is as it should be."""
+    """A withdrawn statement or a refusal requests a notification; an ordinary result does not."""
 
     def requested(status: str, *refused: dict[str, Any]) -> bool:
         segmented = {"images": 1, "files": [], "summary": {"statement": {"text": "Text.", "status": status}}}

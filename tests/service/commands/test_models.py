@@ -19,7 +19,7 @@ def drawn(models: list[Installed]) -> str:
 def test_the_bundles_of_this_machine(
     tiny_bundle: Path, reseal: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shipped one and those of CALIBRANT_BUNDLE_DIR, with the card's figures; a broken one with the reason."""
+    """Shipped bundles and those of CALIBRANT_BUNDLE_DIR are listed, a broken one with the reason."""
     monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
     (tiny_bundle.parent / "empty").mkdir()
     found = {each.name: each for each in models_here()}
@@ -31,7 +31,7 @@ def test_the_bundles_of_this_machine(
 
 
 def test_a_service_says_the_same_of_a_bundle(server_url: str) -> None:
-    """Asked for there or read here, it is the same row."""
+    """A bundle has the same row whether it is read here or listed by a service."""
     (here,) = (each for each in models_here() if each.name == DEFAULT_MODEL)
 
     assert here in models_there(server_url)
@@ -39,7 +39,7 @@ def test_a_service_says_the_same_of_a_bundle(server_url: str) -> None:
 
 
 def test_the_table_shows_figures_with_their_intervals() -> None:
-    """DSC and ACE of the shipped model as its card has them, and on how many persons; nothing for a broken one."""
+    """The row of the shipped model has the card's DSC, ACE and number of persons; a broken one has none."""
     (shipped,) = (each for each in models_here() if each.name == DEFAULT_MODEL)
     assert shipped.statement is not None
     assert shipped.statement.figures is not None

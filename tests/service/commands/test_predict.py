@@ -41,7 +41,7 @@ SUMMARY = Summary(
 
 @pytest.mark.parametrize("name", ["s.nii.gz", "s.nii", "s.nrrd", "s.zip", "sub-1.T1.nii.gz"])
 def test_files_are_named_after_the_scan(tmp_path: Path, name: str) -> None:
-    """Three files in the style of BIDS derivatives, in a folder that is made."""
+    """Three files in the style of BIDS derivatives are written into a new folder."""
     out = tmp_path / "new" / "folder"
     files = Prediction.write(tmp_path / name, out, b"mask", b"confidence", SUMMARY)
     stem = {"sub-1.T1.nii.gz": "sub-1.T1"}.get(name, "s")
@@ -57,7 +57,7 @@ def test_files_are_named_after_the_scan(tmp_path: Path, name: str) -> None:
 
 
 def test_the_report_says_what_matters(tmp_path: Path) -> None:
-    """Structures with volume and confidence, the statement with its reasons, warnings, the notice, the files."""
+    """The report has structures with volume and confidence, statement, warnings, notice and files."""
     files = Prediction.write(tmp_path / "s.nii", tmp_path, b"", b"", SUMMARY)
 
     assert files.report().splitlines() == [
@@ -77,7 +77,7 @@ def test_the_report_says_what_matters(tmp_path: Path) -> None:
 
 
 def test_a_structure_that_is_cut_off_has_no_volume_in_the_report(tmp_path: Path) -> None:
-    """Its true volume is not known; a number would mislead."""
+    """The volume of a truncated structure is unknown and not shown."""
     cut = SUMMARY.structures[0].model_copy(update={"volume_ml": None, "truncated": True})
     files = Prediction.write(tmp_path / "s.nii", tmp_path, b"", b"", SUMMARY.model_copy(update={"structures": [cut]}))
 
@@ -108,7 +108,7 @@ def test_a_real_scan_is_segmented_here(hippocampus: Path, tmp_path: Path) -> Non
 
 
 def test_the_segmentation_is_that_of_the_reference(real_hippocampus: Path, tmp_path: Path) -> None:
-    """The mask of a real scan overlaps the reference mask: both structures together reach a Dice above 0.7."""
+    """For a real scan, the Dice of both structures together is above 0.7."""
     name = "hippocampus_003.nii.gz"
     files = predict_here(real_hippocampus / "imagesTr" / name, tmp_path, DEFAULT_MODEL)
     mask, reference = (
@@ -119,7 +119,7 @@ def test_the_segmentation_is_that_of_the_reference(real_hippocampus: Path, tmp_p
 
 
 def test_a_bad_scan_writes_nothing(tmp_path: Path, write_nifti: Callable[..., None]) -> None:
-    """An error of the scan leaves no folder behind."""
+    """A scan error leaves no folder behind."""
     write_nifti(tmp_path / "flat.nii", np.full((8, 8, 8), 7, np.int16))
     with pytest.raises(ConstantVolume):
         predict_here(tmp_path / "flat.nii", tmp_path / "out", None)
@@ -128,7 +128,7 @@ def test_a_bad_scan_writes_nothing(tmp_path: Path, write_nifti: Callable[..., No
 
 
 def test_an_unknown_model_is_said(tmp_path: Path) -> None:
-    """The installed ones are named."""
+    """The message lists the installed models."""
     with pytest.raises(ModelNotFound, match=DEFAULT_MODEL):
         predict_here(tmp_path / "s.nii", tmp_path / "out", "nobody")
 
@@ -136,7 +136,7 @@ def test_an_unknown_model_is_said(tmp_path: Path) -> None:
 def test_a_model_of_the_bundle_folder_is_used(
     tiny_bundle: Path, tmp_path: Path, write_nifti: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CALIBRANT_BUNDLE_DIR adds models to those that are shipped."""
+    """CALIBRANT_BUNDLE_DIR adds models to the shipped ones."""
     monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
     write_nifti(tmp_path / "s.nii", np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32))
     files = predict_here(tmp_path / "s.nii", tmp_path / "out", "tiny")
@@ -146,7 +146,7 @@ def test_a_model_of_the_bundle_folder_is_used(
 
 
 def test_a_running_service_gives_the_same_files(server_url: str, hippocampus: Path, tmp_path: Path) -> None:
-    """Computed there or here: mask, confidence and summary agree."""
+    """A running service and this machine give equal masks, confidences and summaries."""
     scan = hippocampus / "imagesTr" / "hippocampus_003.nii.gz"
     here, there = predict_here(scan, tmp_path / "here", None), predict_there(scan, tmp_path / "there", None, server_url)
 
@@ -155,7 +155,7 @@ def test_a_running_service_gives_the_same_files(server_url: str, hippocampus: Pa
 
 
 def test_without_a_service_nothing_is_written(tmp_path: Path) -> None:
-    """An address where nobody listens is said, and no folder is made."""
+    """Without a service there is an error and no folder."""
     (tmp_path / "s.nii").write_bytes(b"voxels")
     with pytest.raises(ServerUnreachable):
         predict_there(tmp_path / "s.nii", tmp_path / "out", None, "http://127.0.0.1:1")

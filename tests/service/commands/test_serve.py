@@ -53,7 +53,7 @@ def _alive(pids: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])  # noqa: S104 - refused
 def test_an_address_beyond_this_machine_is_refused(tmp_path: Path, host: str) -> None:
-    """Without keys nobody else may reach the service; nothing is created before that is known."""
+    """Without keys, only loopback addresses are allowed; nothing is created before that is checked."""
     with pytest.raises(SettingsError, match="--behind-proxy"):
         run_server(Settings(state_dir=tmp_path / "state"), host, 0)
 
@@ -61,7 +61,7 @@ def test_an_address_beyond_this_machine_is_refused(tmp_path: Path, host: str) ->
 
 
 def test_a_secret_path_is_refused_beyond_this_machine(tmp_path: Path) -> None:
-    """With keys the service may listen there, but not with a secret that every proxy and browser writes down."""
+    """A secret path is refused on other addresses even with keys, because proxies and browsers log it."""
     settings = Settings(state_dir=tmp_path / "state", keys_file=tmp_path / "keys.json", monailabel_secret="x" * 22)
 
     with pytest.raises(SettingsError, match="CALIBRANT_MONAILABEL_SECRET, listen on 127"):
@@ -73,7 +73,7 @@ def test_a_secret_path_is_refused_beyond_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_running_server_says_where_it_is(tmp_path: Path) -> None:
-    """The first lines give address, state and notice; a second server is refused; SIGTERM leaves no process behind.
+    """The first lines give address, state and notice; a second server is refused; SIGTERM leaves no process.
 
     One server for all of these, because it takes seconds to start.
     """
@@ -102,7 +102,7 @@ def test_a_running_server_says_where_it_is(tmp_path: Path) -> None:
 
 
 def test_a_killed_server_leaves_no_process(tmp_path: Path) -> None:
-    """A kill -9 of the service ends its children too, and the next service takes the state directory."""
+    """After kill -9 of the service its children end, and the next service takes the state directory."""
     with _serve(tmp_path / "state") as process:
         _address(process)
         descendants = _descendants(process.pid)
@@ -115,7 +115,7 @@ def test_a_killed_server_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_exit_code_1(tmp_path: Path, server_url: str) -> None:
-    """A server that cannot listen ends with an error that says so, and without a traceback."""
+    """A server that cannot listen exits with 1 and a sentence, without a traceback."""
     with _serve(tmp_path / "state", "--port", server_url.rpartition(":")[2]) as process:
         out, err = process.communicate(timeout=60)
 
@@ -130,7 +130,7 @@ def test_a_port_that_is_taken_is_exit_code_1(tmp_path: Path, server_url: str) ->
 def test_an_address_beyond_this_machine_needs_keys_or_a_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:
-    """With either of them the service would listen there; a file of keys that is missing stops it."""
+    """Keys or a proxy allow other addresses; a missing key file is an error."""
     asked: list[str] = []
     monkeypatch.setattr("service.commands.serve.create_app", lambda _: FastAPI())
     monkeypatch.setattr("uvicorn.Server.run", lambda server: asked.append(server.config.host))
@@ -143,7 +143,7 @@ def test_an_address_beyond_this_machine_needs_keys_or_a_proxy(
 
 
 def test_without_its_file_of_keys_nothing_starts(tmp_path: Path) -> None:
-    """A wrong CALIBRANT_KEYS_FILE is one sentence, and no open service."""
+    """A wrong CALIBRANT_KEYS_FILE is one sentence, and no service starts."""
     settings = Settings(state_dir=tmp_path / "state", keys_file=tmp_path / "missing.json")
 
     with pytest.raises(SettingsError, match="calibrant keys add OWNER makes one"):
@@ -153,7 +153,7 @@ def test_without_its_file_of_keys_nothing_starts(tmp_path: Path) -> None:
 def test_who_waits_or_watches_does_not_keep_the_service_from_ending(
     tmp_path: Path, write_nifti: Callable[..., None]
 ) -> None:
-    """SIGTERM ends it within seconds although clients follow jobs that take longer; the jobs go on at the next start."""
+    """SIGTERM ends the service within seconds although clients wait; the jobs go on at the next start."""
     fine = np.diag([0.25, 0.25, 0.25, 1])
     write_nifti(tmp_path / "scan.nii", np.random.default_rng(0).integers(0, 200, (180, 240, 200), np.uint8), fine)
     ends: list[str] = []

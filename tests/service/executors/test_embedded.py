@@ -32,7 +32,7 @@ Seen = list[tuple[str, float]]
 
 @pytest.fixture(scope="module")
 def executors() -> Iterator[list[EmbeddedExecutor]]:
-    """Yield every executor of this file: as few as possible, because a child needs seconds to import torch."""
+    """Yield the executors of this file; as few as possible, because a child needs seconds to import torch."""
     used: list[EmbeddedExecutor] = []
     yield used
     for executor in used:
@@ -58,13 +58,13 @@ def scan(tmp_path: Path, write_nifti: Callable[..., None]) -> Path:
 
 @pytest.fixture
 def description(tiny_bundle: Path) -> BundleDescription:
-    """Return the tiny bundle as it was before a test changes it."""
+    """Return the unchanged tiny bundle."""
     return describe_bundle(tiny_bundle)
 
 
 @pytest.fixture
 def case(executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path) -> Case:
-    """Return the function that runs one case in a fresh folder; `seen` collects what it reports."""
+    """Return the function that runs one case in a fresh folder; `seen` collects its reports."""
     number = itertools.count()
 
     def run(
@@ -103,7 +103,7 @@ def _gone(pid: int) -> bool:
 
 
 def test_a_case_succeeds_and_reports_its_stages_in_order(case: Case, executor: EmbeddedExecutor) -> None:
-    """Every stage is announced once at 0, in the order of the pipeline, and progress within a stage only grows."""
+    """Every stage is reported once at 0, in the order of the pipeline, and progress within a stage only grows."""
     seen: Seen = []
 
     result = case(seen)
@@ -119,7 +119,7 @@ def test_a_case_succeeds_and_reports_its_stages_in_order(case: Case, executor: E
 
 
 def test_the_child_is_kept_between_cases(case: Case, executor: EmbeddedExecutor) -> None:
-    """Two cases are computed by one process, and equally."""
+    """One process computes two cases, with equal results."""
     first = case()
     pid = _pid(executor)
     second = case()
@@ -131,7 +131,7 @@ def test_the_child_is_kept_between_cases(case: Case, executor: EmbeddedExecutor)
 def test_a_scan_error_keeps_its_class(
     case: Case, executor: EmbeddedExecutor, tmp_path: Path, write_nifti: Callable[..., None]
 ) -> None:
-    """What is wrong with a scan arrives as the same error as without a child, which lives on."""
+    """A ScanError has the same class and detail as without a child, and the child lives on."""
     bad = tmp_path / "bad.nii.gz"
     write_nifti(bad, np.full((4, 5, 6), np.nan, np.float32))
     pid = _pid(executor)
@@ -146,7 +146,7 @@ def test_a_scan_error_keeps_its_class(
 def test_a_cancelled_case_stops_inside_the_sliding_window(
     case: Case, executor: EmbeddedExecutor, tmp_path: Path, write_nifti: Callable[..., None]
 ) -> None:
-    """Of 729 windows most are never computed, no later stage begins, and the child serves the next case."""
+    """Most of 729 windows are not computed, no later stage begins, and the child computes the next case."""
     large = tmp_path / "large.nii.gz"
     write_nifti(large, np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32))
     case()
@@ -162,7 +162,7 @@ def test_a_cancelled_case_stops_inside_the_sliding_window(
 
 
 def test_a_case_that_is_cancelled_before_it_begins_stops_at_its_first_word(case: Case) -> None:
-    """Decoding is announced, and then nothing more is done than what was on its way."""
+    """A case that was cancelled before it began stops at its first report."""
     seen: Seen = []
 
     with pytest.raises(JobCancelled):
@@ -173,7 +173,7 @@ def test_a_case_that_is_cancelled_before_it_begins_stops_at_its_first_word(case:
 
 @pytest.mark.parametrize("stage", ["encode", "store"])
 def test_a_late_cancellation_never_hits_the_next_case(case: Case, executor: EmbeddedExecutor, stage: str) -> None:
-    """A word that comes when the case is done is read before the next one, which is computed in full."""
+    """A cancellation that arrives after the case is discarded before the next case."""
     pid = _pid(executor)
     for _ in range(3):
         seen: Seen = []
@@ -187,7 +187,7 @@ def test_a_late_cancellation_never_hits_the_next_case(case: Case, executor: Embe
 
 
 def test_a_damaged_bundle_is_refused(case: Case, tiny_bundle: Path) -> None:
-    """The child verifies a bundle before it computes with it."""
+    """The child verifies a bundle before computing with it."""
     (tiny_bundle / "LICENSE").write_text("changed")
 
     with pytest.raises(BundleIntegrity):
@@ -197,7 +197,7 @@ def test_a_damaged_bundle_is_refused(case: Case, tiny_bundle: Path) -> None:
 def test_an_unexpected_error_comes_without_its_message(
     executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path
 ) -> None:
-    """Only the type of an unforeseen exception crosses the wall: its message may hold a path."""
+    """Only the type of an unexpected exception leaves the child, because its message may hold a path."""
     missing = tmp_path / "Doe^Jane"
 
     with pytest.raises(CalibrantError) as caught:
@@ -209,7 +209,7 @@ def test_an_unexpected_error_comes_without_its_message(
 
 
 def test_a_child_killed_in_a_case_fails_that_case_only(case: Case, executor: EmbeddedExecutor) -> None:
-    """A kill -9 in the middle is InferenceCrashed for the case, and the next one gets a new child."""
+    """A kill -9 during a case is InferenceCrashed for it, and the next case gets a new child."""
     case()
     pid = _pid(executor)
 
@@ -222,7 +222,7 @@ def test_a_child_killed_in_a_case_fails_that_case_only(case: Case, executor: Emb
 
 
 def test_a_child_killed_while_idle_costs_at_most_one_attempt(case: Case, executor: EmbeddedExecutor) -> None:
-    """After kill -9 of an idle child, one of the next two attempts at the latest succeeds."""
+    """After kill -9 of an idle child, at most one attempt fails."""
     case()
     pid = _pid(executor)
     os.kill(pid, signal.SIGKILL)
@@ -238,7 +238,7 @@ def test_a_child_killed_while_idle_costs_at_most_one_attempt(case: Case, executo
 def test_a_hanging_child_is_killed_at_the_deadline(
     case: Case, executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A child that stands still is InferenceDeadline, leaves no process, and the next case works."""
+    """A hanging child is InferenceDeadline and is killed, and the next case works."""
     case()
     pid = _pid(executor)
     with monkeypatch.context() as patch:
@@ -255,7 +255,7 @@ def test_a_hanging_child_is_killed_at_the_deadline(
 def test_a_child_that_cannot_start_is_given_up(
     description: BundleDescription, scan: Path, executor: EmbeddedExecutor, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After some children that die while they load the case fails, with a word to the operator."""
+    """After several children that die while loading, the case fails with advice for the operator."""
     monkeypatch.setattr("service.executors.embedded.START_ATTEMPTS", 2)
     monkeypatch.setattr("service.executors.embedded._serve", os._exit)  # takes one argument: the child dies at once
     unlucky = EmbeddedExecutor(device="cpu", deadline_s=1.0)
@@ -269,7 +269,7 @@ def test_a_child_that_cannot_start_is_given_up(
 
 
 def test_stopping_interrupts_a_running_case(case: Case, executor: EmbeddedExecutor) -> None:
-    """`stop` ends a case that hangs with ExecutorStopped, no outcome of the case, and leaves no process.
+    """`stop` ends a hanging case with ExecutorStopped, and leaves no process.
 
     Should both threads close the pipe, they do it at the same moment here: the second would close a descriptor that
     is not theirs any more.
@@ -315,7 +315,7 @@ def test_stopping_interrupts_a_running_case(case: Case, executor: EmbeddedExecut
 
 
 def test_stopping_while_the_child_loads_ends_it(description: BundleDescription, scan: Path) -> None:
-    """A case that waits for its first child gets ExecutorStopped at once, and that child is gone."""
+    """A case that waits for its first child gets ExecutorStopped at once, and the child is gone."""
     executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
     executor.start()
     pid = _pid(executor)
@@ -331,7 +331,7 @@ def test_stopping_while_the_child_loads_ends_it(description: BundleDescription, 
 def test_stopping_while_a_child_is_started_leaves_no_child(
     description: BundleDescription, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop that arrives between the check and the start of a child does not leave that child behind."""
+    """A stop between the check and the start of a child does not leave the child behind."""
     executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
     check = executor._reject_stopped
 
@@ -350,7 +350,7 @@ def test_stopping_while_a_child_is_started_leaves_no_child(
 
 
 def test_an_executor_that_never_started_can_be_stopped() -> None:
-    """Stopping without a child is no error, and starting afterwards is refused."""
+    """Stopping without a child works, and starting afterwards is refused."""
     executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
     assert not executor.ready
     executor.stop()
@@ -362,7 +362,7 @@ def test_an_executor_that_never_started_can_be_stopped() -> None:
 def test_only_what_is_wanted_is_kept(
     executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path
 ) -> None:
-    """Asked for the mask alone, the child writes neither confidence nor logits."""
+    """If only the mask is requested, the child writes neither confidence nor logits."""
     result = executor.run(scan, description, tmp_path, lambda _stage, _done: None, outputs=("mask",))
 
     assert "mask.nii.gz" in result.files
@@ -372,7 +372,7 @@ def test_only_what_is_wanted_is_kept(
 def test_a_forgotten_bundle_is_read_from_the_disk_again(
     case: Case, executor: EmbeddedExecutor, description: BundleDescription
 ) -> None:
-    """The child keeps a network without its files; once told to forget it, it needs them."""
+    """The child keeps a network without its files, and needs them again once it was told to forget it."""
     case()
     weights = description.root / "models" / "model.safetensors"
     weights.rename(weights.with_suffix(".aside"))
@@ -387,7 +387,7 @@ def test_a_forgotten_bundle_is_read_from_the_disk_again(
 def test_a_bundle_that_was_replaced_on_the_disk_does_not_run_as_the_earlier_one(
     case: Case, executor: EmbeddedExecutor, description: BundleDescription, reseal: Callable[[Path], str]
 ) -> None:
-    """A result is never another version's than its job says."""
+    """A job never gets the result of another version than it names."""
     (description.root / "LICENSE").write_text("Other rights.\n")
     reseal(description.root)
     executor.forget(description)
@@ -399,7 +399,7 @@ def test_a_bundle_that_was_replaced_on_the_disk_does_not_run_as_the_earlier_one(
 def test_a_case_that_needs_too_much_memory_fails_by_itself(
     description: BundleDescription, scan: Path, tmp_path: Path, write_nifti: Callable[..., None]
 ) -> None:
-    """It says how much there is and what to do; the child lives on, and the next case runs in it."""
+    """The error gives the limit and what to do; the child lives on and computes the next case."""
     large = tmp_path / "large.nii"
     write_nifti(large, np.arange(256**3, dtype=np.uint16).reshape(256, 256, 256))
     executor = EmbeddedExecutor(device="cpu", deadline_s=100.0, memory_bytes=600 << 20)
@@ -420,7 +420,7 @@ def test_a_case_that_needs_too_much_memory_fails_by_itself(
 def test_a_warm_bundle_is_loaded_before_its_first_case(
     description: BundleDescription, scan: Path, tmp_path: Path
 ) -> None:
-    """A child that is ready holds it: what happens to its files afterwards does not matter to the first case."""
+    """A ready child has loaded the bundle, so that its first case does not need the files."""
     executor = EmbeddedExecutor(device="cpu", deadline_s=100.0, warm=description)
     try:
         executor._ready_child()

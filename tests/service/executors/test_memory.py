@@ -10,7 +10,7 @@ from service.executors.memory import machine_memory_bytes, ran_out_of_memory
 
 
 def test_a_container_may_have_less_than_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The kernel's total, unless the control group allows less; `max` is no limit."""
+    """The control group's limit counts if it is less than the machine's memory; `max` is no limit."""
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "_CGROUP_LIMIT", limit)
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
@@ -23,7 +23,7 @@ def test_a_container_may_have_less_than_its_machine(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("what", ["bytearray(1 << 30)", "numpy.ones(1 << 27)", "torch.ones(1 << 28)"])
 def test_over_the_ceiling_every_allocation_is_refused_and_recognised(what: str) -> None:
-    """Python's own, numpy's and torch's: the process lives and can say what happened."""
+    """Allocations of Python, numpy and torch fail with a recognised error, and the process lives on."""
     code = (
         "import numpy, torch; from service.executors.memory import limit_memory, ran_out_of_memory\n"
         "limit_memory(600 << 20)\n"
@@ -35,7 +35,7 @@ def test_over_the_ceiling_every_allocation_is_refused_and_recognised(what: str) 
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
-    """A shape that does not fit is a fault of the program."""
+    """A RuntimeError about shapes is not taken for a lack of memory."""
     with pytest.raises(RuntimeError) as caught:
         torch.ones(2) @ torch.ones(3)
 

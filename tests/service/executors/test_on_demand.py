@@ -33,7 +33,7 @@ def result_(tiny_bundle: Path, nifti: Nifti, tmp_path: Path) -> Path:
 
 
 def test_a_map_of_another_process_is_the_same_map(result: Path, tmp_path: Path) -> None:
-    """Byte for byte what this process would have written."""
+    """The file is byte for byte what this process would write."""
     write_map(result, tmp_path / "here.nii.gz", "uncertainty", "uint16")
 
     found = derive_map(result, tmp_path, "uncertainty", "uint16", 120)
@@ -43,7 +43,7 @@ def test_a_map_of_another_process_is_the_same_map(result: Path, tmp_path: Path) 
 
 
 def test_the_mask_measured_against_itself_is_perfect(result: Path, tmp_path: Path) -> None:
-    """Its DSC is 1 for every structure that it holds."""
+    """The DSC is 1 for every structure in the mask."""
     mask = np.asarray(nib.load(result / "mask.nii.gz").dataobj)  # type: ignore[attr-defined]  # nibabel's base class
 
     found = derive_measured(result, tmp_path, mask, "tiny@0", 120)
@@ -54,7 +54,7 @@ def test_the_mask_measured_against_itself_is_perfect(result: Path, tmp_path: Pat
 
 
 def test_without_logits_nothing_is_computed(result: Path, tmp_path: Path) -> None:
-    """Once the retention policy has erased them, or where they were not asked for, the answer is 410."""
+    """Without logits the answer is ResultExpired."""
     (result / "logits.npy.gz").unlink()
 
     with pytest.raises(ResultExpired, match=r"^The logits that this is computed from are not kept"):
@@ -65,7 +65,7 @@ def test_without_logits_nothing_is_computed(result: Path, tmp_path: Path) -> Non
 
 
 def test_a_process_that_dies_is_an_error_of_ours(result: Path, tmp_path: Path) -> None:
-    """Logits that are no logits end the process, not the service."""
+    """Damaged logits end the process with an ExecutionError, not the service."""
     (result / "logits.npy.gz").write_bytes(b"no logits")
 
     with pytest.raises(ExecutionError, match=r"^The process that computed from the stored result died\."):
@@ -73,7 +73,7 @@ def test_a_process_that_dies_is_an_error_of_ours(result: Path, tmp_path: Path) -
 
 
 def test_a_process_that_takes_too_long_is_stopped(result: Path, tmp_path: Path) -> None:
-    """Its time is over before torch is loaded."""
+    """The time limit ends the process even before torch is loaded."""
     with pytest.raises(ExecutionError, match=r"took longer than 0 s and was stopped"):
         derive_map(result, tmp_path, "probabilities", "float32", 0.01)
 
@@ -90,7 +90,7 @@ def of_series_(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_dicom_objects_are_made_without_the_scan(of_series: Path, tmp_path: Path) -> None:
-    """One file a kind, in the order that was asked for, each once; equal bytes when it is asked again."""
+    """There is one file per object in the given order, without duplicates, and reproducible."""
     (tmp_path / "scan.zip").unlink()
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -103,7 +103,7 @@ def test_dicom_objects_are_made_without_the_scan(of_series: Path, tmp_path: Path
 
 
 def test_a_newer_result_says_which_it_replaces(of_series: Path, tmp_path: Path) -> None:
-    """The report that is superseded goes along to the process."""
+    """The superseded report is passed on to the process."""
     older = Superseded(series_instance_uid="1.2.9", sop_instance_uid="1.2.10")
     (path,) = derive_dicom(of_series, tmp_path, ["sr"], 120, older)
 
@@ -111,14 +111,14 @@ def test_a_newer_result_says_which_it_replaces(of_series: Path, tmp_path: Path) 
 
 
 def test_a_scan_that_was_no_series_has_no_dicom(result: Path, tmp_path: Path) -> None:
-    """There is no study that it could belong to; the error says what to send."""
+    """Without a DICOM series there is no study to belong to; the error says what to send."""
     assert (holds_series(result), offers_dicom(result)) == (False, False)
     with pytest.raises(NoSourceSeries, match=r"^The scan was no DICOM series"):
         derive_dicom(result, tmp_path, ["seg"], 120)
 
 
 def test_what_was_not_kept_cannot_be_shown(of_series: Path, tmp_path: Path) -> None:
-    """Without the logits there is no parametric map, without the summary no object at all."""
+    """Without logits there is no parametric map, and without the summary no object."""
     assert (holds_series(of_series), offers_dicom(of_series)) == (True, True)
     (of_series / "logits.npy.gz").unlink()
     with pytest.raises(ResultExpired, match=r"^The logits"):
@@ -133,7 +133,7 @@ def test_what_was_not_kept_cannot_be_shown(of_series: Path, tmp_path: Path) -> N
 def test_a_process_that_dies_over_a_patient_says_nothing(
     of_series: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A damaged header ends it; neither its error nor what it prints repeats the header."""
+    """Neither the error nor the output for a damaged header repeats the header."""
     source = gzip.decompress((of_series / "source.json.gz").read_bytes())
     (of_series / "source.json.gz").write_bytes(gzip.compress(source.replace(b'"rows"', b'"CANARY"')))
 
@@ -143,7 +143,7 @@ def test_a_process_that_dies_over_a_patient_says_nothing(
 
 
 def test_the_parent_loads_no_torch() -> None:
-    """Whoever asks for a map holds neither torch nor monai."""
+    """Deriving a map loads neither torch nor MONAI in the calling process."""
     script = (
         "import sys, service.executors.on_demand; print([name for name in ('torch', 'monai') if name in sys.modules])"
     )

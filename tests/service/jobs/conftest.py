@@ -1,4 +1,4 @@
-"""One job queue for all tests of the folder, whose cases do what the content of their scan says."""
+"""One job queue for all tests of the folder; the text in a scan decides what its case does."""
 
 import hashlib
 import threading
@@ -47,14 +47,14 @@ SUMMARY_JSON = Summary(
 
 
 def write_result(folder: Path, mask: str) -> None:
-    """Write the files that a case leaves."""
+    """Write the files of a case."""
     (folder / "mask").write_text(mask)
     (folder / SUMMARY).write_text(SUMMARY_JSON)
     (folder / RESULT).write_text(RESULT_JSON)
 
 
 class FakeExecutor(EmbeddedExecutor):
-    """Computes nothing: the text that stands in a scan decides what happens to its case.
+    """Computes nothing: the text in a scan decides what happens to its case.
 
     `slow...` works until it is released or cancelled, `deaf...` does not listen to a cancellation. Both have got as far as
     `progress` says.
@@ -72,11 +72,11 @@ class FakeExecutor(EmbeddedExecutor):
 
     @property
     def ready(self) -> bool:
-        """Whether nobody has stopped it."""
+        """Whether it was not stopped."""
         return not self._stopped
 
     def stop(self) -> None:
-        """Interrupt the case that waits."""
+        """Interrupt the waiting case."""
         self._stopped = True
         self.released.set()
 
@@ -138,7 +138,7 @@ class Service:
             self.queue = None
 
     def store(self, text: str, owner: str = "local") -> str:
-        """Keep a scan that holds a text and return its id."""
+        """Store a scan that holds a text and return its id."""
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         scan = self.state.scan(owner, sha256)
         scan.parent.mkdir(exist_ok=True)
@@ -171,7 +171,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Ite
 
 @pytest.fixture
 def queue(service: Service) -> Iterator[SegmentationJobs]:
-    """Yield a running, idle queue with an executor that knows nothing of earlier tests."""
+    """Yield a running, idle queue whose executor has forgotten earlier tests."""
     queue, executor = service.launch(), service.executor
     executor.released.set()
     while any(queue.count().values()) or queue.worker.live:
@@ -189,7 +189,7 @@ def queue(service: Service) -> Iterator[SegmentationJobs]:
 
 @pytest.fixture
 def executor(queue: SegmentationJobs) -> FakeExecutor:
-    """Return the executor of the running queue, whose outcomes a test decides."""
+    """Return the executor of the running queue, whose outcomes a test controls."""
     assert isinstance(queue.executor, FakeExecutor)
     return queue.executor
 

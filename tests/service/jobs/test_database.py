@@ -19,7 +19,7 @@ def state(tmp_path: Path) -> StateDirectory:
 
 
 def test_without_a_server_the_jobs_are_in_a_file_with_a_write_ahead_log(state: StateDirectory) -> None:
-    """Readers do not block the writer; the file is always there to be read."""
+    """Without a server, jobs are in a SQLite file with a write-ahead log, which is always reachable."""
     opened = open_database(state, None)
 
     assert opened.address == f"sqlite:///{state.database}"
@@ -29,7 +29,7 @@ def test_without_a_server_the_jobs_are_in_a_file_with_a_write_ahead_log(state: S
 
 
 def test_a_server_that_does_not_answer_is_told_without_its_password(state: StateDirectory) -> None:
-    """The message names the setting and what to look at; neither it nor what it was raised from holds the address."""
+    """The message names the setting and what to check; neither it nor its cause holds the address."""
     with pytest.raises(SettingsError, match="CALIBRANT_DATABASE_URL cannot be used") as caught:
         open_database(state, NOBODY)
 

@@ -16,19 +16,19 @@ DAY = dt.timedelta(days=1)
 
 
 class Jobs:
-    """Remembers what it is asked to erase; one scan is used by a job."""
+    """Records what it is asked to erase; a job uses one of the scans."""
 
     def __init__(self) -> None:
         """Start with nothing erased."""
         self.before: list[dt.datetime] = []
 
     def erase_finished(self, before: dt.datetime) -> int:
-        """Note the time and say that two jobs were erased."""
+        """Record the time and return 2."""
         self.before.append(before)
         return 2
 
     def uses(self, owner: str, scan: str) -> bool:
-        """Return whether it is the one scan."""
+        """Return whether this is the used scan."""
         return (owner, scan) == ("local", "used")
 
 
@@ -39,7 +39,7 @@ def state(tmp_path: Path) -> StateDirectory:
 
 
 def make(path: Path, days_old: float) -> Path:
-    """Write a file that was last changed so many days before now."""
+    """Write a file that was last changed this many days ago."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("x")
     timestamp = (NOW - days_old * DAY).timestamp()
@@ -48,7 +48,7 @@ def make(path: Path, days_old: float) -> Path:
 
 
 def test_jobs_and_idle_scans_are_erased_after_their_days(state: StateDirectory) -> None:
-    """Of three scans only the old one that no job was made from goes; jobs are erased by the same date."""
+    """Of three scans, only the old one without a job is erased; jobs are erased by the same date."""
     old, used, fresh = (make(state.scan("local", name), days) for name, days in (("old", 8), ("used", 8), ("fresh", 6)))
     jobs = Jobs()
 
@@ -60,7 +60,7 @@ def test_jobs_and_idle_scans_are_erased_after_their_days(state: StateDirectory) 
 
 
 def test_logits_go_before_their_job(state: StateDirectory) -> None:
-    """Logits older than their policy are erased; mask and younger logits stay."""
+    """Logits older than their policy are erased; mask and newer logits stay."""
     old, young = (make(state.results / job / "logits.npy.gz", days) for job, days in (("a", 3), ("b", 1)))
     mask = make(state.results / "a" / "mask.nii.gz", 3)
 
@@ -70,7 +70,7 @@ def test_logits_go_before_their_job(state: StateDirectory) -> None:
 
 
 def test_without_a_policy_nothing_is_erased(state: StateDirectory) -> None:
-    """What nobody deleted is kept."""
+    """Without a policy, everything is kept until it is deleted."""
     scan, logits = make(state.scan("local", "old"), 999), make(state.results / "a" / "logits.npy.gz", 999)
     jobs = Jobs()
 
@@ -82,7 +82,7 @@ def test_without_a_policy_nothing_is_erased(state: StateDirectory) -> None:
 
 
 def test_the_sweeper_goes_on_after_an_error(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fails once does not end it; stop does, at once."""
+    """A disk error does not end the sweeper; stop does, at once."""
     swept = threading.Semaphore(0)
 
     def failing(*_: object) -> int:

@@ -1,4 +1,4 @@
-"""What the tests of the batch share: a summary, a segmenter that computes nothing, a display that remembers."""
+"""Fixtures of the batch: a summary, a segmenter that computes nothing, a display that records."""
 
 import datetime as dt
 from collections.abc import Callable
@@ -17,7 +17,7 @@ IDENTITY = f"tiny-model@{'0' * 64}"
 
 
 class FakeSegmenter:
-    """Answers with a mask that is the scan's own bytes; a scan that begins with an error's name raises it."""
+    """Returns the scan's bytes as the mask; a scan that begins with an error's name raises that error."""
 
     identity = IDENTITY
 
@@ -34,7 +34,7 @@ class FakeSegmenter:
         """Do nothing."""
 
     def segment(self, scan: Path, key: str, show: Show) -> Segmented:
-        """Remember the call and answer."""
+        """Record the call and answer."""
         content = scan.read_bytes()
         self.calls.append((content, key))
         show("infer")
@@ -45,24 +45,24 @@ class FakeSegmenter:
 
 
 class Told:
-    """A display that keeps what it was told."""
+    """A display that records its calls."""
 
     def __init__(self) -> None:
         self.ended: list[tuple[str, str | None, bool]] = []
         self.said: list[str] = []
 
     def begin(self, case: str) -> None:
-        """Forget it."""
+        """Ignore the call."""
 
     def show(self, case: str, doing: str) -> None:
-        """Forget it."""
+        """Ignore the call."""
 
     def end(self, case: str, line: Line | None, *, before: bool = False) -> None:
-        """Keep it."""
+        """Record the call."""
         self.ended.append((case, line.state if line else None, before))
 
     def say(self, text: str) -> None:
-        """Keep it."""
+        """Record the call."""
         self.said.append(text)
 
 
@@ -102,13 +102,13 @@ def segmenter(summary: Summary) -> FakeSegmenter:
 
 @pytest.fixture
 def told() -> Told:
-    """Return a display that keeps what it was told."""
+    """Return a display that records its calls."""
     return Told()
 
 
 @pytest.fixture
 def make_cases(tmp_path: Path) -> Callable[..., list[BatchCase]]:
-    """Return the function that writes a file for each name, which is also its content, and makes cases of them."""
+    """Return the function that writes a file for each name, with the name as content, and makes cases of them."""
 
     def make(*names: str) -> list[BatchCase]:
         folder = tmp_path / "scans"
@@ -122,7 +122,7 @@ def make_cases(tmp_path: Path) -> Callable[..., list[BatchCase]]:
 
 @pytest.fixture
 def make_line() -> Callable[..., Line]:
-    """Return the function that makes a line of a log."""
+    """Return the function that makes a log line."""
 
     def make(case: str = "a", **fields: Any) -> Line:  # noqa: ANN401 - whatever the line's field holds
         return Line.model_validate(

@@ -8,20 +8,20 @@ from service.commands.batch.case import BatchCase, sha256_of
 
 
 def test_results_are_named_by_case_and_model() -> None:
-    """BIDS wants letters and digits only in a value: the model's hyphens go, its hash too."""
+    """BIDS only allows letters and digits in a value, so that the model's hyphens and hash are dropped."""
     files = BatchCase.of_file("a", Path("a.nii")).results(Path("out"), "tiny-model@0123")
 
     assert files.mask == Path("out/a/a_seg-tinymodel_dseg.nii.gz")
 
 
 def test_a_scan_is_opened_where_it_lies() -> None:
-    """Nothing is copied."""
+    """The scan is not copied."""
     with BatchCase.of_file("a", Path("a.nii")).opened() as path:
         assert path == Path("a.nii")
 
 
 def test_a_series_is_one_zip_the_same_bytes_each_time(tmp_path: Path) -> None:
-    """The hash of the input must not depend on the moment; the zip is gone afterwards."""
+    """The zip is reproducible, so that its hash identifies the series; it is temporary."""
     paths = [tmp_path / "one", tmp_path / "two"]
     for path in paths:
         path.write_text(path.name)
@@ -40,7 +40,7 @@ def test_a_series_is_one_zip_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"voxels" * 300_000])
 def test_the_hash_is_that_of_the_bytes(tmp_path: Path, content: bytes) -> None:
-    """As hashlib computes it of the whole."""
+    """The hash equals that of hashlib over the whole content."""
     (tmp_path / "f").write_bytes(content)
 
     assert sha256_of(tmp_path / "f") == hashlib.sha256(content).hexdigest()

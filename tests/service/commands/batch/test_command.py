@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str]]
 def run(
     tmp_path: Path, segmenter: Fake, make_cases: Callable[..., list[BatchCase]], monkeypatch: pytest.MonkeyPatch
 ) -> Run:
-    """Return the function that runs the command over the scans a, b and c: exit code and what it prints."""
+    """Return the function that runs the command over the scans a, b and c, and returns exit code and output."""
     make_cases("a", "b", "c")
     monkeypatch.setattr("service.commands.batch.command.Local", lambda _: segmenter)
     monkeypatch.setattr(sys, "argv", ["/bin/calibrant", "batch", "my scans", "-o", "out"])
@@ -36,7 +36,7 @@ def run(
 
 
 def test_a_batch_says_what_it_does_and_what_came_of_it(run: Run, tmp_path: Path, segmenter: Fake) -> None:
-    """Model, notice, one line a case, the sum, and where the tables are."""
+    """The output has model, notice, a line per case, the totals and the tables' paths."""
     code, said = run()
     out = tmp_path / "out"
 
@@ -53,7 +53,7 @@ def test_a_batch_says_what_it_does_and_what_came_of_it(run: Run, tmp_path: Path,
 
 
 def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path, segmenter: Fake) -> None:
-    """Cases and what is left out with the reason; no model is even looked for."""
+    """A dry run lists cases and omitted files with reasons, and does not even look for a model."""
     (tmp_path / "scans" / "notes.txt").touch()
     code, said = run(dry_run=True, shard=Shard(2, 3))
 
@@ -66,13 +66,13 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path, segmenter: Fake) -> 
 
 
 def test_nothing_to_do_is_an_error(run: Run) -> None:
-    """The number of files that were left out hints at why."""
+    """The error gives the number of omitted files."""
     with pytest.raises(SourceError, match=r"3 files were left out\. --dry-run shows which and why"):
         run(pattern="*.mha")
 
 
 def test_failures_are_listed_at_the_end(run: Run, segmenter: Fake) -> None:
-    """With title and detail, so that nobody has to search the log."""
+    """Failures are listed with title and detail."""
     segmenter.raises[b"b"] = ConstantVolume("All are 42.")
     code, said = run()
 
@@ -84,7 +84,7 @@ def test_failures_are_listed_at_the_end(run: Run, segmenter: Fake) -> None:
 def test_a_batch_that_ends_early_says_how_to_go_on(
     run: Run, segmenter: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The very command, quoted; the tables hold what was done."""
+    """The output quotes the command to run again; the tables hold the finished cases."""
     segmenter.raises[b"b"] = ServerUnreachable("gone")
     request = BatchRequest(tmp_path / "scans", tmp_path / "out", None)
     with pytest.raises(ServerUnreachable):
@@ -97,7 +97,7 @@ def test_a_batch_that_ends_early_says_how_to_go_on(
 
 
 def test_a_shard_does_its_part(run: Run, segmenter: Fake) -> None:
-    """And says which."""
+    """A shard segments its part and says which."""
     _, said = run(shard=Shard(3, 3))
 
     assert said.startswith("1 cases, shard 3 of 3;")

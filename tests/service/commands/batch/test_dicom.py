@@ -23,7 +23,7 @@ def write(path: Path, uid: str, modality: str = "MR") -> Path:
 
 
 def test_series_are_found_by_header_not_by_folder(tmp_path: Path) -> None:
-    """Files of one SeriesInstanceUID in two folders, without an ending, are one case; another one is another."""
+    """Files of one SeriesInstanceUID in two folders, without extension, are one case."""
     paths = [write(tmp_path / name, uid) for name, uid in (("a/1", "1.5"), ("b/2", "1.5"), ("a/3", "1.7"))]
     first, second = find_cases(tmp_path, tmp_path / "out").cases
 
@@ -32,7 +32,7 @@ def test_series_are_found_by_header_not_by_folder(tmp_path: Path) -> None:
 
 
 def test_other_objects_are_left_out(tmp_path: Path) -> None:
-    """A segmentation, a file without a series and a damaged one have their reasons."""
+    """A segmentation, a file without a series and a damaged file are left out with reasons."""
     damaged = tmp_path / "damaged"
     damaged.write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
     found = find_series([write(tmp_path / "seg", "1.5", "SEG"), write(tmp_path / "none", ""), damaged])
@@ -44,14 +44,14 @@ def test_other_objects_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "expected"), [(bytes(128) + b"DICM", True), (b"DICM", False), (b"", False)])
 def test_dicom_is_known_by_its_prefix(tmp_path: Path, content: bytes, *, expected: bool) -> None:
-    """The four letters behind the preamble, never the name."""
+    """DICOM files are recognised by the prefix after the preamble, not by name."""
     (tmp_path / "f").write_bytes(content)
 
     assert is_dicom(tmp_path / "f") is expected
 
 
 def test_a_folder_in_a_manifest_is_one_series(tmp_path: Path) -> None:
-    """Its DICOM files are taken, what else lies there is not."""
+    """The DICOM files of the folder are one series; other files are ignored."""
     path = write(tmp_path / "series" / "1.dcm", "1.5")
     (tmp_path / "series" / "notes.txt").touch()
     (tmp_path / "m.csv").write_text("id,path\na,series\n")

@@ -12,7 +12,7 @@ PROBLEM = {"type": "/problems/constant-volume", "title": "t", "status": 422, "de
 
 
 def test_a_line_that_was_appended_is_read_again(tmp_path: Path, make_line: MakeLine) -> None:
-    """By this process at once, and by the next one from the file."""
+    """This process reads an appended line at once, the next one from the file."""
     with Journal.open(tmp_path, Shard()) as journal:
         journal.append(make_line())
         assert journal.lines_of("a", "k") == [make_line()]
@@ -22,7 +22,7 @@ def test_a_line_that_was_appended_is_read_again(tmp_path: Path, make_line: MakeL
 
 
 def test_a_half_written_line_is_no_line_and_harms_none(tmp_path: Path, make_line: MakeLine) -> None:
-    """What a kill left does not swallow the line that comes next."""
+    """A line that a kill left incomplete does not damage the next one."""
     with Journal.open(tmp_path, Shard()) as journal:
         journal.append(make_line("a"))
     with (tmp_path / "logs" / "batch.jsonl").open("a") as log:
@@ -34,7 +34,7 @@ def test_a_half_written_line_is_no_line_and_harms_none(tmp_path: Path, make_line
 
 
 def test_a_second_batch_in_one_folder_is_refused(tmp_path: Path) -> None:
-    """The log belongs to one process at a time; another shard has a log of its own."""
+    """One process at a time may write a log; another shard has its own log."""
     with (
         Journal.open(tmp_path, Shard(1, 2)),
         Journal.open(tmp_path, Shard(2, 2)),
@@ -45,7 +45,7 @@ def test_a_second_batch_in_one_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_logs_are_read_together_in_the_order_of_time(tmp_path: Path, make_line: MakeLine) -> None:
-    """What another shard has done is known here."""
+    """Lines of other shards count, too."""
     for index, (case, second) in enumerate([("late", 9), ("early", 1)], 1):
         with Journal.open(tmp_path, Shard(index, 2)) as journal:
             journal.append(make_line(case, finished=f"2026-01-31T12:00:0{second}Z"))
@@ -54,7 +54,7 @@ def test_logs_are_read_together_in_the_order_of_time(tmp_path: Path, make_line: 
 
 
 def test_a_success_counts_while_its_files_are_as_they_were(tmp_path: Path, make_line: MakeLine) -> None:
-    """A result that was changed or taken away is made anew."""
+    """A case whose result was changed or removed is segmented again."""
     (tmp_path / "f").write_bytes(b"")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     with Journal.open(tmp_path, Shard()) as journal:
@@ -82,7 +82,7 @@ def test_a_success_counts_while_its_files_are_as_they_were(tmp_path: Path, make_
 def test_only_a_fault_of_the_scan_is_not_tried_again(
     tmp_path: Path, make_line: MakeLine, kind: str, version: str | None, *, final: bool
 ) -> None:
-    """The same bytes fail the same way with the same version; a crash or a limit may end otherwise."""
+    """Scan errors are final for the same version; crashes and time limits are not."""
     line = make_line(problem=PROBLEM | {"type": f"/problems/{kind}"}, **({"version": version} if version else {}))
     with Journal.open(tmp_path, Shard()) as journal:
         journal.append(line)
@@ -91,7 +91,7 @@ def test_only_a_fault_of_the_scan_is_not_tried_again(
 
 
 def test_the_key_changes_with_all_that_changes_the_result() -> None:
-    """Scan, model and options; nothing else."""
+    """The key depends on scan, model and options, and on nothing else."""
     keys = {key_of("a", "m", {}), key_of("b", "m", {}), key_of("a", "n", {}), key_of("a", "m", {"outputs": ["mask"]})}
 
     assert len(keys) == 4
@@ -100,11 +100,11 @@ def test_the_key_changes_with_all_that_changes_the_result() -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "0/4", "5/4", "1/0", "a/b", "-1/4", "1/4/2"])
 def test_a_shard_that_is_none_is_refused(text: str) -> None:
-    """The form and the range are told."""
+    """The message gives form and range of a shard."""
     with pytest.raises(ValueError, match="expected i/n with i from 1 to n"):
         Shard.parse(text)
 
 
 def test_a_shard_names_its_log() -> None:
-    """The whole batch has the plain name."""
+    """The log of an unsharded batch has the plain name."""
     assert (Shard.parse("1/1").log, Shard.parse("3/4").log) == ("batch.jsonl", "batch-3-of-4.jsonl")

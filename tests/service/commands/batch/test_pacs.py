@@ -30,12 +30,12 @@ class Peer:
         """Nothing is open."""
 
     def find_series(self, **place: str) -> list[Series]:
-        """Return everything."""
+        """Return all series."""
         self.asked.append(place)
         return [CT, Series("1.2.4", "1.2.6", "MR", instances=20), Series("1.2.4", "1.2.7", "SEG")]
 
     def find_instances(self, *_: str) -> list[str]:
-        """Return what there is."""
+        """Return the instances."""
         return self.uids
 
     def fetch_series(self, *_: str) -> Iterator[bytes]:
@@ -66,7 +66,7 @@ def find(query: str, out: Path) -> Any:  # noqa: ANN401 - a selection
 
 
 def test_series_that_fit_are_pulled_once(peer: Peer, tmp_path: Path) -> None:
-    """A second run finds them on the disk; nothing of them lies among the results."""
+    """A second run finds the series on the disk; none of it is among the results."""
     found = find("?modality=CT&study=1.2.4", tmp_path / "out")
     again = find("?modality=CT&study=1.2.4", tmp_path / "out")
     (case,) = found.cases
@@ -83,7 +83,7 @@ def test_series_that_fit_are_pulled_once(peer: Peer, tmp_path: Path) -> None:
 
 
 def test_images_that_came_late_are_pulled(peer: Peer, tmp_path: Path) -> None:
-    """The digest of the identifiers tells."""
+    """A changed digest makes the series be pulled again."""
     whole = peer.files, peer.uids
     peer.files, peer.uids = peer.files[:4], peer.uids[:4]
     assert len(find("?modality=CT", tmp_path).cases[0].files) == 4
@@ -92,7 +92,7 @@ def test_images_that_came_late_are_pulled(peer: Peer, tmp_path: Path) -> None:
 
 
 def test_half_a_series_is_no_case(peer: Peer, tmp_path: Path) -> None:
-    """What the PACS sends must be what it tells of."""
+    """The PACS must send exactly the images that it lists."""
     peer.files = peer.files[:4]
     with pytest.raises(SourceError, match="4 images"):
         find("?modality=CT", tmp_path)
@@ -100,14 +100,14 @@ def test_half_a_series_is_no_case(peer: Peer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("query", ["?colour=red", "?min_instances=many", "?description=("])
 def test_a_query_that_cannot_be_used_says_what_may_be_asked(peer: Peer, tmp_path: Path, query: str) -> None:
-    """Before anything is asked of the PACS."""
+    """An invalid query is refused before the PACS is contacted."""
     with pytest.raises(SourceError, match="study, series, modality"):
         find(query, tmp_path)
     assert peer.asked == []
 
 
 def test_an_unknown_pacs_is_told(peer: Peer, tmp_path: Path) -> None:
-    """By the names that there are."""
+    """The message lists the configured names."""
     with pytest.raises(PacsNotFound, match="clinic"):
         find_cases(Path("pacs:nowhere"), tmp_path)
     assert peer.fetched == 0

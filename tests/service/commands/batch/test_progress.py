@@ -10,7 +10,7 @@ PROBLEM = {"type": "/problems/x", "title": "Wrong", "status": 422, "detail": "[b
 
 
 def test_elsewhere_than_on_a_terminal_each_event_is_a_line(make_line: Callable[..., Line]) -> None:
-    """Counted where a case has ended, unbroken, and square brackets are no markup."""
+    """Without a terminal, every event is one unbroken line with a count, and brackets are not markup."""
     file = io.StringIO()
     with display(Console(file=file, width=40), 3) as shown:
         assert isinstance(shown, Plain)
@@ -31,7 +31,7 @@ def test_elsewhere_than_on_a_terminal_each_event_is_a_line(make_line: Callable[.
 
 
 def test_on_a_terminal_each_running_case_has_a_row(make_line: Callable[..., Line]) -> None:
-    """The row says what is done and goes when the case has ended; the line stays."""
+    """On a terminal, a running case has a row, which is replaced by a line when it ends."""
     file = io.StringIO()
     with display(Console(file=file, force_terminal=True, width=100), 2) as shown:
         assert isinstance(shown, Bars)

@@ -12,7 +12,7 @@ Write = Callable[..., None]
 
 
 def test_the_dsc_is_that_of_the_definition(tmp_path: Path, write_nifti: Write, summary: Summary) -> None:
-    """Two of three and two voxels agree: 2 * 2 / (3 + 2); a structure that nobody has is undefined."""
+    """Two of three and two voxels agree: 2 * 2 / (3 + 2); a structure in neither is undefined."""
     mask, reference = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     mask[0, 0, :3] = 1
     reference[0, 0, 1:3] = 1
@@ -23,7 +23,7 @@ def test_the_dsc_is_that_of_the_definition(tmp_path: Path, write_nifti: Write, s
 
 
 def test_a_reference_elsewhere_is_refused(tmp_path: Path, write_nifti: Write, summary: Summary) -> None:
-    """Another shape or another place is no reference; neither is a file that is none."""
+    """Another shape, another place, or a file that is not an image is refused."""
     write_nifti(tmp_path / "m.nii.gz", np.zeros((4, 4, 4), np.uint8))
     write_nifti(tmp_path / "shape.nii", np.zeros((4, 4, 5), np.uint8))
     write_nifti(tmp_path / "place.nii", np.zeros((4, 4, 4), np.uint8), np.diag([1, 1, 2, 1]))

@@ -15,7 +15,7 @@ from service.schemas import RESEARCH_USE_ONLY, Summary
 
 
 def test_every_file_is_there_and_named_in_the_record(tmp_path: Path, summary: Summary) -> None:
-    """Mask, map, table of labels and two sidecars that name bundle, input, software and the notice."""
+    """There are mask, map, label table and two sidecars with bundle, input, software and notice."""
     case = BatchCase.of_file("a", Path("a.nii"))
     hashes, sidecar = write_results(tmp_path, case, "ab" * 32, Segmented(b"M", b"C", summary))
     stem = "a/a_seg-tinymodel"
@@ -38,7 +38,7 @@ def test_every_file_is_there_and_named_in_the_record(tmp_path: Path, summary: Su
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that fails leaves what was there before, and no other file."""
+    """A failed write leaves the earlier file and no other."""
     write_whole(tmp_path / "f", b"before")
 
     def fail(path: Path, content: bytes) -> None:
@@ -54,7 +54,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_a_killed_batch_left_half_written_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the next one that writes the file on the same machine; what a living process writes is left alone."""
+    """Temporary files of dead processes on this machine are removed, those of living ones are kept."""
 
     def die(path: Path, content: bytes) -> None:
         path.write_bytes(content)
@@ -74,7 +74,7 @@ def test_what_a_killed_batch_left_half_written_is_swept(tmp_path: Path, monkeypa
 
 
 def test_the_tree_is_valid_bids(tmp_path: Path, summary: Summary, write_nifti: Callable[..., None]) -> None:
-    """The BIDS validator, an independent program, finds no error in the derivatives of a BIDS data set."""
+    """The BIDS validator, an independent program, finds no error in the derivatives."""
     import numpy as np
 
     validator = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))

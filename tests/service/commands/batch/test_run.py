@@ -38,7 +38,7 @@ def test_what_is_done_is_not_done_again(
     segmenter: Fake,
     tmp_path: Path,
 ) -> None:
-    """A second run computes nothing; a scan or a result that has changed is computed anew."""
+    """A second run only computes cases whose scan or result has changed."""
     cases = make_cases("a", "b")
     assert run(cases).exit_code == 0
     again = run(cases)
@@ -51,7 +51,7 @@ def test_what_is_done_is_not_done_again(
 
 
 def test_a_bad_scan_stops_nobody(run: Callable[..., Tally], make_cases: MakeCases, segmenter: Fake, told: Fake) -> None:
-    """Its problem is recorded, the others are done; next time it is not tried, unless that is asked for."""
+    """A scan error is recorded and the other cases are done; it is only retried on request."""
     segmenter.raises[b"b"] = errors.ConstantVolume("All are 42.")
     cases = make_cases("a", "b", "c")
     tally = run(cases)
@@ -74,7 +74,7 @@ def test_a_bad_scan_stops_nobody(run: Callable[..., Tally], make_cases: MakeCase
 
 
 def test_every_attempt_has_a_key_of_its_own(run: Callable[..., Tally], make_cases: MakeCases, segmenter: Fake) -> None:
-    """After a failure of the service the next run makes a new job; without a record it finds the job of the first."""
+    """A recorded failure makes the next run submit a new job; without a record it finds the first job."""
     cases = make_cases("a")
     segmenter.raises[b"a"] = errors.ServerProblem("x", 500, problem_type="/problems/inference-crashed")
     assert run(cases).exit_code == 5
@@ -105,7 +105,7 @@ def test_what_no_other_scan_could_change_ends_the_batch(
     tmp_path: Path,
     error: errors.CalibrantError,
 ) -> None:
-    """It is raised, nothing is recorded as failed, what was done stays, and the rest is not begun."""
+    """An error that every case would meet is raised, recorded for no case, and no further case begins."""
     segmenter.raises[b"b"] = error
     with pytest.raises(type(error)):
         run(make_cases("a", "b", "c"))
@@ -115,7 +115,7 @@ def test_what_no_other_scan_could_change_ends_the_batch(
 
 
 def test_a_scan_that_cannot_be_read_is_a_failure_of_its_own(run: Callable[..., Tally], make_cases: MakeCases) -> None:
-    """A file that vanished is recorded, tried again next time, and stops nobody."""
+    """A missing file is recorded, retried by the next run, and does not end the batch."""
     cases = make_cases("a", "b")
     cases[0].files[0].unlink()
     tally = run(cases)
@@ -129,7 +129,7 @@ def test_a_scan_that_cannot_be_read_is_a_failure_of_its_own(run: Callable[..., T
 def test_a_full_disk_ends_the_batch_with_a_sentence(
     run: Callable[..., Tally], make_cases: MakeCases, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """No scan is at fault, so none is recorded as failed; the next run goes on."""
+    """A full disk ends the batch, and no case is recorded as failed."""
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "out" / "a"))
@@ -152,7 +152,7 @@ def test_an_interrupt_finishes_the_running_case_and_begins_no_other(
     told: Fake,
     number: int,
 ) -> None:
-    """Exit code 130; what a decoder says that died of the same Ctrl-C is no failure of the scan."""
+    """The exit code is 130; a decoder that died of the same Ctrl-C does not count as a failure of its scan."""
 
     def interrupt() -> None:
         heard = len(told.said)
@@ -173,7 +173,7 @@ def test_an_interrupt_finishes_the_running_case_and_begins_no_other(
 
 
 def test_several_cases_are_in_flight_at_once(run: Callable[..., Tally], make_cases: MakeCases, segmenter: Fake) -> None:
-    """With three jobs three cases meet at a barrier, which one after the other would never pass."""
+    """With three jobs, three cases meet at a barrier, which single ones would never pass."""
     barrier = threading.Barrier(3, timeout=20)
     segmenter.during = barrier.wait
 
@@ -183,7 +183,7 @@ def test_several_cases_are_in_flight_at_once(run: Callable[..., Tally], make_cas
 def test_a_reference_that_does_not_fit_is_a_note_not_a_failure(
     run: Callable[..., Tally], make_cases: MakeCases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mask is there; why there is no DSC is recorded."""
+    """The mask is written, and the missing DSC explained by a note."""
 
     def refuse(*_: object) -> None:
         raise errors.SourceError("Expected one grid.")  # noqa: EM101, TRY003 - a test's message
@@ -196,7 +196,7 @@ def test_a_reference_that_does_not_fit_is_a_note_not_a_failure(
 
 
 def test_shards_share_out_the_cases(make_cases: MakeCases) -> None:
-    """Every case in exactly one shard, whatever the order in which they were found."""
+    """Every case is in exactly one shard, whatever the order of the cases."""
     cases = make_cases(*"hgfedcba")
     parts = [[case.id for case in shard_of(cases, Shard(i, 3))] for i in (1, 2, 3)]
 
@@ -206,7 +206,7 @@ def test_shards_share_out_the_cases(make_cases: MakeCases) -> None:
 def test_the_log_is_plain_json(
     run: Callable[..., Tally], make_cases: MakeCases, tmp_path: Path, segmenter: Fake
 ) -> None:
-    """A line names case, input, model, state and the hash of every file: nothing else is needed to read it."""
+    """A line holds case, input, model, state and the hash of every file."""
     run(make_cases("a"))
     (line,) = (json.loads(text) for text in (tmp_path / "out" / "logs" / "batch.jsonl").read_text().splitlines())
 

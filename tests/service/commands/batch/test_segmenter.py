@@ -12,7 +12,7 @@ from service.errors import BundleError, ConstantVolume, ModelNotFound, ServerPro
 
 
 class SegmenterContract:
-    """What holds for every segmenter; `segmenter` is a fixture of the subclass."""
+    """Contract of every segmenter; a subclass provides the fixture `segmenter`."""
 
     def test_it_computes_what_predict_does(self, segmenter: Segmenter, hippocampus: Path, tmp_path: Path) -> None:
         """Mask, confidence and summary of a real scan are those of `calibrant predict`, byte for byte."""
@@ -30,7 +30,7 @@ class SegmenterContract:
 
 
 class TestLocal(SegmenterContract):
-    """On this machine."""
+    """A process on this machine."""
 
     @pytest.fixture
     def segmenter(self) -> Segmenter:
@@ -64,7 +64,7 @@ class TestRemote(SegmenterContract):
         return Remote(server_url, None)
 
     def test_a_key_is_one_job(self, server_url: str, http: httpx.Client, hippocampus: Path) -> None:
-        """Segmented twice with one key there is one job more, in the background."""
+        """Segmenting twice with one key makes one job, in the background."""
         scan = hippocampus / "imagesTr" / "hippocampus_004.nii.gz"
         with Remote(server_url, DEFAULT_MODEL) as segmenter:
             masks = {segmenter.segment(scan, "one-key", lambda _: None).mask for _ in range(2)}

@@ -38,7 +38,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_row_per_case_as_it_was_done_last(out: Path, summary: Summary) -> None:
-    """Figures are those of the summary; a failure has its problem instead; an earlier failure is history."""
+    """A success has the summary's figures, a failure its problem; only the last line of a case counts."""
     assert write_tables(out) == [out / "cases.csv", out / "structures.csv"]
     a, b, c = read(out / "cases.csv")
 
@@ -54,7 +54,7 @@ def test_a_row_per_case_as_it_was_done_last(out: Path, summary: Summary) -> None
 
 
 def test_a_row_per_structure(out: Path) -> None:
-    """Volume, confidence and agreement; what is undefined is empty, never 0 or nan."""
+    """A row has volume, confidence and DSC; undefined values are empty, never 0 or nan."""
     write_tables(out)
     rows = read(out / "structures.csv")
 
@@ -65,7 +65,7 @@ def test_a_row_per_structure(out: Path) -> None:
 
 
 def test_a_structure_that_is_cut_off_has_no_volume(tmp_path: Path, make_line: MakeLine, summary: Summary) -> None:
-    """Neither has the case: a sum without it would be wrong."""
+    """A truncated structure has no volume, and so the case has none."""
     front, back = summary.structures
     cut = summary.model_copy(
         update={"structures": [front, back.model_copy(update={"volume_ml": None, "truncated": True})]}
@@ -83,7 +83,7 @@ def test_a_structure_that_is_cut_off_has_no_volume(tmp_path: Path, make_line: Ma
 
 
 def test_a_sidecar_that_was_taken_away_leaves_the_row(out: Path) -> None:
-    """The log still says what became of the case."""
+    """Without the sidecar, the log still says how the case ended."""
     next(out.glob("a/*_dseg.json")).unlink()
     write_tables(out)
 
@@ -92,7 +92,7 @@ def test_a_sidecar_that_was_taken_away_leaves_the_row(out: Path) -> None:
 
 
 def test_two_models_are_two_rows(out: Path, make_line: MakeLine) -> None:
-    """A cohort may be segmented by several models; a new version of one replaces the old."""
+    """Different models have separate rows; a new version of a model replaces the old one."""
     with Journal.open(out, Shard()) as journal:
         journal.append(make_line("b", model="other@1", finished="2026-02-01T12:00:00Z"))
         journal.append(make_line("b", model="other@2", finished="2026-02-02T12:00:00Z"))
@@ -104,7 +104,7 @@ def test_two_models_are_two_rows(out: Path, make_line: MakeLine) -> None:
 
 
 def test_parquet_holds_the_same_rows(out: Path) -> None:
-    """As pyarrow itself reads them, with numbers and what is missing as null."""
+    """Pyarrow reads the same rows, with numbers, and null for missing values."""
     parquet = pytest.importorskip("pyarrow.parquet")
     paths = write_tables(out, parquet=True)
     rows = parquet.read_table(out / "structures.parquet").to_pylist()
@@ -116,14 +116,14 @@ def test_parquet_holds_the_same_rows(out: Path) -> None:
 
 
 def test_without_pyarrow_parquet_says_what_to_install(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remedy is a command."""
+    """The message gives the command to install pyarrow."""
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(SettingsError, match=r"pip install 'calibrant\[parquet\]'"):
         write_tables(out, parquet=True)
 
 
 def test_an_empty_batch_has_empty_tables(tmp_path: Path) -> None:
-    """The columns are there."""
+    """An empty table has its columns."""
     write_tables(tmp_path)
 
     assert (tmp_path / "cases.csv").read_text() == ",".join(CASE_COLUMNS) + "\n"

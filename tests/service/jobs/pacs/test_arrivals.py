@@ -30,7 +30,7 @@ FILE = {
 
 
 class Jobs:
-    """Takes requests; the source holds what a test puts into it."""
+    """Records requests; a test puts series into its source."""
 
     def __init__(self) -> None:
         self.series: list[Series] = [CT]
@@ -54,14 +54,14 @@ class Jobs:
         return self.series
 
     def submit(self, request: PacsRequest) -> SimpleNamespace:
-        """Note the request."""
+        """Record the request."""
         self.requests.append(request)
         return SimpleNamespace(id=f"job {len(self.requests)}")
 
 
 @pytest.fixture
 def jobs() -> Jobs:
-    """Return what requests are made of."""
+    """Return the recorder of requests."""
     return Jobs()
 
 
@@ -73,14 +73,14 @@ def state(tmp_path: Path) -> StateDirectory:
 
 @pytest.fixture
 def arrivals(jobs: Jobs, state: StateDirectory, registry: Registry) -> Iterator[Arrivals]:
-    """Yield what makes jobs of series that arrive."""
+    """Yield the arrivals under test."""
     found = Arrivals(jobs, PacsFile.model_validate(FILE), registry, state)  # type: ignore[arg-type]
     yield found
     found.stop()
 
 
 def wait_until(true: Any) -> None:  # noqa: ANN401 - a condition
-    """Wait."""
+    """Wait for a condition."""
     deadline = time.monotonic() + 20
     while not true():
         assert time.monotonic() < deadline
@@ -88,7 +88,7 @@ def wait_until(true: Any) -> None:  # noqa: ANN401 - a condition
 
 
 def test_rules_decide_what_is_segmented(arrivals: Arrivals, jobs: Jobs) -> None:
-    """A job for each rule that fits, with its owner and objects, back to where the series came from."""
+    """Every fitting rule makes a job with its owner and objects, delivered back to the source."""
     assert arrivals.consider("clinic", "1.2.5") == ["job 1"]
     (request,) = jobs.requests
     assert (request.owner, request.objects, request.destination) == ("lab", ("seg",), "clinic")
@@ -105,7 +105,7 @@ def test_rules_decide_what_is_segmented(arrivals: Arrivals, jobs: Jobs) -> None:
     ],
 )
 def test_nothing_is_made_of_results_or_of_what_no_rule_names(arrivals: Arrivals, jobs: Jobs, series: Series) -> None:
-    """The loop guard stands before the rules; a series that is not the one of the hint is not taken either."""
+    """Results are skipped before the rules are applied, and only the series of the hint is considered."""
     jobs.series = [series]
     assert arrivals.consider("clinic", "1.2.5") == []
     assert jobs.requests == []
@@ -114,7 +114,7 @@ def test_nothing_is_made_of_results_or_of_what_no_rule_names(arrivals: Arrivals,
 def test_changes_are_followed_from_where_they_were(
     arrivals: Arrivals, jobs: Jobs, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was there before the first start is left; a PACS that is gone moves no position; then every hint is taken."""
+    """Series from before the first start are skipped, an unreachable PACS does not move the position, and no change is missed."""
     asked: list[int] = []
 
     class Orthanc:
@@ -145,7 +145,7 @@ def test_changes_are_followed_from_where_they_were(
 def test_what_was_received_is_taken_once_it_is_whole(
     arrivals: Arrivals, jobs: Jobs, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not before, once, and again when something comes late."""
+    """A received series makes a job once it is complete, and another one when images arrive late."""
     whole: list[bool] = [False]
     monkeypatch.setattr(Spool, "is_whole", lambda *_: whole[0])
     monkeypatch.setattr(module, "_SPOOL_S", 0.02)
@@ -171,7 +171,7 @@ def test_what_was_received_is_taken_once_it_is_whole(
 def test_a_hint_is_kept_until_it_could_be_looked_up(
     arrivals: Arrivals, jobs: Jobs, state: StateDirectory, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the disk, so that it outlives a restart; told twice it is one, and one that is no UID is left."""
+    """A hint is stored on the disk until it is looked up; repeated hints are one, and invalid ones are dropped."""
     file = PacsFile.model_validate(FILE | {"webhook": {"pacs": "clinic", "secret": {"env": "SECRET"}}})
     hints = state.changes / "clinic.hints"
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_a_hint_is_kept_until_it_could_be_looked_up(
 def test_a_series_that_is_at_fault_stops_nothing(
     arrivals: Arrivals, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for the answer: the next hint is taken."""
+    """An error of a series does not keep the next hint from being followed."""
 
     def refuse(_: PacsRequest) -> None:
         msg = "gone meanwhile"

@@ -108,7 +108,7 @@ def build(
 
 
 class Site:
-    """A service with a PACS; the service may be ended and begun again."""
+    """A service with a PACS; the service can be restarted."""
 
     def __init__(self, root: Path, registry: Registry) -> None:
         self.orthanc = Orthanc(root / "orthanc").start()
@@ -123,14 +123,14 @@ class Site:
         self.begin()
 
     def begin(self) -> None:
-        """Begin, with whatever an earlier life has left."""
+        """Start the service on whatever an earlier one left."""
         queue = SegmentationJobs(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
         self.jobs = PacsJobs(queue, self.state, self.file, build, 10)
         queue.launch(self.jobs.register)
         self.jobs.start()
 
     def end(self) -> None:
-        """End as the service does."""
+        """End the service."""
         self.jobs.close()
         self.jobs.queue.close()
 
@@ -150,7 +150,7 @@ class Site:
         return self.jobs.submit(PacsRequest(**(request | changes)), key)  # type: ignore[arg-type]
 
     def wait(self, job: DicomJob, until: Callable[[DicomJob], bool] | None = None) -> DicomJob:
-        """Return the job once it has finished, or is as it should be."""
+        """Return the job once it has finished or a condition holds."""
         deadline = time.monotonic() + 90
         until = until or (lambda job: job.state in FINISHED)
         while not until(found := self.jobs.find("local", job.id)):
@@ -201,7 +201,7 @@ def site(
 
 
 def test_a_series_goes_in_and_its_results_come_back(site: Site) -> None:
-    """Pulled, segmented, built, stored and found again: the ordinary job is there, too."""
+    """A series is pulled, segmented, built, stored and verified; the ordinary job is visible, too."""
     job = site.ask()
     done = site.wait(job)
 
@@ -216,7 +216,7 @@ def test_a_series_goes_in_and_its_results_come_back(site: Site) -> None:
 
 
 def test_asking_twice_is_one_job(site: Site) -> None:
-    """Two stable events, two clicks: one job, one computation, one result; another key is another job."""
+    """Equal requests are one job with one computation and one result; another key makes another job."""
     first, second = site.ask(), site.ask()
     site.wait(first)
     third = site.ask()
@@ -227,7 +227,7 @@ def test_asking_twice_is_one_job(site: Site) -> None:
 
 
 def test_late_slices_are_another_job(site: Site, tmp_path: Path) -> None:
-    """The digest of the images decides; the earlier result stays where it is."""
+    """Late images change the digest and make another job; the earlier result remains."""
     first = site.wait(site.ask())
     image = dcmread(tmp_path / "5.dcm")
     step = [
@@ -258,7 +258,7 @@ def _order(site: Site, job: DicomJob) -> DicomOrder:
 
 
 def test_a_series_is_selected_by_what_it_is_like(site: Site) -> None:
-    """Modality and number of images find it in its study; nothing that fits is a 404, and results never fit."""
+    """Modality and number of images select a series of the study; results never fit."""
     site.wait(site.ask())
     select = Selection(modality="CT", min_instances=6)
     assert site.ask(series=None, select=select).series == SERIES
@@ -269,7 +269,7 @@ def test_a_series_is_selected_by_what_it_is_like(site: Site) -> None:
 
 
 def test_several_series_that_fit_are_told_by_number(site: Site, tmp_path: Path) -> None:
-    """Nobody guesses which one is meant."""
+    """Several fitting series are an error with their image counts."""
     for path in sorted(tmp_path.glob("?.dcm"))[:2]:
         image = dcmread(path)
         image.SeriesInstanceUID = "1.2.77"
@@ -281,7 +281,7 @@ def test_several_series_that_fit_are_told_by_number(site: Site, tmp_path: Path) 
 
 
 def test_results_are_never_segmented(site: Site) -> None:
-    """The loop guard, by modality and by maker; the maker also where a query does not tell it."""
+    """Results are refused by modality and by manufacturer, even if a query does not return the latter."""
     site.wait(site.ask())
     (result,) = (
         each
@@ -293,7 +293,7 @@ def test_results_are_never_segmented(site: Site) -> None:
 
 
 def test_what_does_not_exist_is_said_at_once(site: Site) -> None:
-    """Unknown PACS, unknown series, a PACS that is gone, somebody else's job."""
+    """Unknown PACS, series and jobs, and an unreachable PACS, are errors of the request."""
     with pytest.raises(PacsNotFound):
         site.ask(pacs="nowhere")
     with pytest.raises(PacsNotFound):
@@ -308,7 +308,7 @@ def test_what_does_not_exist_is_said_at_once(site: Site) -> None:
 
 
 def test_a_pacs_that_is_gone_is_waited_for(site: Site) -> None:
-    """The job says what it waits for, outlives a restart of the service, and can be cancelled."""
+    """The job shows what it waits for, survives a restart of the service, and can be cancelled."""
     job = site.ask(destination="gone")
     waiting = site.wait(job, lambda job: job.waits_for is not None)
     assert (waiting.state, waiting.stage) == ("running", "push")
@@ -344,7 +344,7 @@ def test_an_erased_segmentation_ends_its_job(site: Site) -> None:
 
 @pytest.mark.parametrize("is_recorded", [False, True], ids=["within its step", "after its step"])
 def test_an_unfinished_job_of_the_version_before_is_finished(site: Site, *, is_recorded: bool) -> None:
-    """That version did pull, segmentation and objects in one step, and its segmentation was no child of the workflow."""
+    """An earlier version pulled, segmented and built in one step, without a child workflow; its jobs are completed."""
     job = site.wait(site.ask())
     site.end()
     inner = inner_of("local", job.id)
@@ -371,7 +371,7 @@ def test_an_unfinished_job_of_the_version_before_is_finished(site: Site, *, is_r
 
 
 def test_orthanc_killed_in_the_middle_of_a_store(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after it has stored the first object and before it said so, it comes back to one complete result."""
+    """If Orthanc is killed after storing the first object and before answering, the result is complete in the end."""
     store, killed = DicomWeb.store, threading.Event()
 
     def store_and_kill(self: DicomWeb, path: Path) -> None:
@@ -394,7 +394,7 @@ def test_orthanc_killed_in_the_middle_of_a_store(site: Site, monkeypatch: pytest
 
 
 def test_orthanc_killed_in_the_middle_of_a_body(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed when half of the first object was sent, it comes back to one complete result."""
+    """If Orthanc is killed after half of the first object, the result is complete in the end."""
     whole, killed = web.body_of, threading.Event()
 
     def body_of(path: Path) -> tuple[int, Iterator[bytes]]:
@@ -422,7 +422,7 @@ def test_orthanc_killed_in_the_middle_of_a_body(site: Site, monkeypatch: pytest.
 
 
 def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> None:
-    """Orthanc answers success and keeps the first object of an identifier: that is found out, told, and may be retried."""
+    """If Orthanc reports success but keeps an older object, the job reports that and can be retried."""
     first = site.wait(site.ask())
     site.jobs.erase("local", first.id)
     # The same identifiers with other content, as a result would have whose key forgot something.
@@ -457,7 +457,7 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
 
 
 def test_what_is_erased_is_gone_here_and_stays_there(site: Site) -> None:
-    """Job, scan, result and ledger; the PACS keeps its objects."""
+    """Erasing removes job, scan, result and ledger; the PACS keeps its objects."""
     job = site.wait(site.ask())
     scan = site.jobs.queue.find("local", inner_of("local", job.id)).scan
     assert site.state.scan("local", scan).is_file()
@@ -472,7 +472,7 @@ def test_what_is_erased_is_gone_here_and_stays_there(site: Site) -> None:
 
 
 def test_what_is_old_is_erased(site: Site) -> None:
-    """By the time at which it was made; a job that still waits for its PACS is kept."""
+    """Finished jobs are erased by the time of their creation; a job that waits for its PACS is kept."""
     done, waiting = site.wait(site.ask()), site.ask(destination="gone")
     site.wait(waiting, lambda job: job.waits_for is not None)
     assert site.jobs.erase_finished(done.created - dt.timedelta(days=1)) == 0
@@ -481,7 +481,7 @@ def test_what_is_old_is_erased(site: Site) -> None:
 
 
 def test_half_a_series_is_never_segmented(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PACS that sends fewer images than it tells of, then garbage, is asked again; what is segmented is whole."""
+    """A PACS that first sends too few images, then garbage, is asked again until the series is complete."""
     fetch = DicomWeb.fetch_series
     answers = [
         lambda pacs, *place: islice(fetch(pacs, *place), 4),
@@ -501,7 +501,7 @@ def test_half_a_series_is_never_segmented(site: Site, monkeypatch: pytest.Monkey
 
 
 def test_what_names_this_service_in_its_files_is_refused(site: Site, tmp_path: Path) -> None:
-    """The loop guard looks into what was pulled, too: a query need not tell who made it."""
+    """Pulled images made by this service are refused, even if the query did not show their maker."""
     image = dcmread(tmp_path / "0.dcm")
     part = Dataset()
     part.Manufacturer = "Calibrant"
@@ -517,7 +517,7 @@ def test_what_names_this_service_in_its_files_is_refused(site: Site, tmp_path: P
 def test_no_name_of_a_patient_is_in_log_ledger_or_database(
     site: Site, canary: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where something fails: names stand in scans and objects only."""
+    """Patient names are only in scans and objects, even after errors."""
     site.wait(site.ask())
     site.wait(site.ask(destination="gone"), lambda job: job.waits_for is not None)
     captured = capfd.readouterr()

@@ -14,21 +14,21 @@ SEG = Series("1.2", "1.2.3", "SEG", instances=1)
 
 
 def choose(*found: Series, series: str | None = None, **select: Any) -> Series:  # noqa: ANN401 - fields of a selection
-    """Return what is chosen of what a source holds."""
+    """Return the series that is chosen from what a source holds."""
     source: Any = SimpleNamespace(find_series=lambda **_: list(found))
     request = PacsRequest("lab", "clinic", "1.2", series, Selection(**select), "m@0", ("seg",), "clinic")
     return choose_series(source, request)
 
 
 def test_one_series_is_chosen() -> None:
-    """By its UID, by what it is like, or because there is no other; results are never among them."""
+    """A series is chosen by UID, by selection, or because it is the only one; results are never chosen."""
     assert choose(CT, MR, series="1.2.2") == MR
     assert choose(CT, MR, modality="CT") == CT
     assert choose(CT, SEG) == CT
 
 
 def test_nobody_guesses() -> None:
-    """None, several, or one that is a result: each is an error of its own."""
+    """No fitting series, several, and a result are distinct errors."""
     with pytest.raises(SeriesNotFound, match="2 series"):
         choose(CT, MR, modality="PT")
     with pytest.raises(SeriesNotFound):
@@ -40,7 +40,7 @@ def test_nobody_guesses() -> None:
 
 
 def test_other_images_than_those_that_were_asked_for_are_refused() -> None:
-    """More of them is another job; fewer, or none, is an answer to be asked for again."""
+    """A changed series is another job; an incomplete answer may be requested again."""
     told = ["1.1", "1.2"]
     reject_other_images(["1.2", "1.1", "1.1"], told, digest_of(told))
     with pytest.raises(SeriesChanged, match="3 images"):
@@ -52,7 +52,7 @@ def test_other_images_than_those_that_were_asked_for_are_refused() -> None:
 def test_files_of_our_own_making_are_refused(
     slices_of: Callable[..., list[Dataset]], dicom_file: Callable[[Dataset], bytes]
 ) -> None:
-    """The others pass as they are, and are noted."""
+    """Files made by this service are refused; others pass unchanged, and their UIDs are recorded."""
     images = slices_of()
     files, seen = [dicom_file(image) for image in images], []
     assert list(reject_ours(iter(files), seen)) == files

@@ -20,7 +20,7 @@ def described(
     output: dict[str, Any] | None = None,
     cancelled: bool = False,
 ) -> DicomJob:
-    """Return the job of a workflow in this state whose objects are in these."""
+    """Return the job of a workflow in this state with objects in these states."""
     record = SimpleNamespace(
         workflow_id="a" * 32, status=status, input={"args": [ORDER.document]}, output=output, created_at=1000
     )
@@ -61,19 +61,19 @@ DONE = {"failure": None}
     ],
 )
 def test_the_state_follows_from_workflow_and_ledger(job: DicomJob, state: str, stage: str | None) -> None:
-    """Succeeded means that every object is stored: a result that only was computed is still running."""
+    """A job has succeeded when every object is stored; until then it is running."""
     assert (job.state, job.stage) == (state, stage)
 
 
 def test_what_keeps_a_job_waiting_is_told() -> None:
-    """The PACS's answer to the object that is next; afterwards nothing."""
+    """waits_for is the PACS's answer about the next object, and null afterwards."""
     assert described("SUCCESS", "stored", "pending", output=DONE).waits_for == BUSY
     assert described("PENDING", live=LiveDicom("pull", BUSY)).waits_for == BUSY
     assert described("SUCCESS", "dead", output=DONE).waits_for is None
 
 
 def test_a_failure_has_its_reason_and_where_to_retry() -> None:
-    """The first dead letter's, or that of the segmentation."""
+    """The problem is that of the first dead letter or of the segmentation."""
     dead = described("SUCCESS", "dead", output=DONE)
     assert dead.problem == BUSY
     assert dead.links.retry == f"/v1/dicom/deadletters/{'a' * 32}/retry"
@@ -83,12 +83,12 @@ def test_a_failure_has_its_reason_and_where_to_retry() -> None:
 
 
 def test_an_order_survives_json() -> None:
-    """What was asked for is what is read back."""
+    """An order is read back from JSON as an equal value."""
     assert DicomOrder.of_document(ORDER.document) == ORDER
 
 
 def test_an_order_is_one_job_unless_a_key_tells_otherwise() -> None:
-    """Every part of it counts."""
+    """Every field of an order, and the key, changes the job's id."""
     assert ORDER.identifier(None) == DicomOrder.of_document(ORDER.document).identifier(None)
     others = [replace(ORDER, **{name: "x"}) for name in ("owner", "pacs", "study", "series", "instances", "model")]
     ids = {order.identifier(None) for order in (ORDER, *others)} | {ORDER.identifier("k")}
@@ -96,7 +96,7 @@ def test_an_order_is_one_job_unless_a_key_tells_otherwise() -> None:
 
 
 def test_only_other_images_of_the_same_series_are_replaced() -> None:
-    """A repetition is the same result; another model's is not replaced either."""
+    """A repetition and a result of another model replace nothing."""
     earlier = replace(ORDER, instances="e" * 64, objects=("sr",))
     assert ORDER.replaces(earlier)
     assert not ORDER.replaces(replace(ORDER, objects=("sr",)))

@@ -37,7 +37,7 @@ from tests.service.jobs.conftest import FakeExecutor, Service, Submit
 
 
 def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, state: StateDirectory, model: str) -> None:
-    """Success publishes one result; an error of the scan or of the disk is the job's problem, and is not tried again.
+    """A success publishes one result; an error of scan or disk becomes the job's problem and is not retried.
 
     One queue for all of these, because launching DBOS takes a second.
     """
@@ -66,7 +66,7 @@ def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, stat
 def test_a_state_directory_that_cannot_be_written_fails_the_job(
     finish: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full or read-only disk under a running job is said as such, without a path, and the next job is taken."""
+    """A full or read-only disk fails the running job, without showing a path, and the next job is computed."""
 
     def full(_: StateDirectory, job: str) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device", str(state.work / job))
@@ -84,7 +84,7 @@ def test_a_state_directory_that_cannot_be_written_fails_the_job(
 def test_a_case_that_kills_the_child_is_tried_again(
     finish: Submit, executor: FakeExecutor, state: StateDirectory
 ) -> None:
-    """Two deaths and then success is a success, each attempt in a folder of its own; three deaths are the failure."""
+    """A case may succeed after two crashes, each attempt in its own folder; three crashes fail the job."""
     executor.errors["unlucky"] = [InferenceCrashed("died"), InferenceDeadline("late")]
     assert finish("unlucky").state == "succeeded"
     assert executor.calls == ["unlucky"] * MAX_ATTEMPTS
@@ -124,7 +124,7 @@ def test_an_idempotency_key_names_one_job(queue: SegmentationJobs, executor: Fak
 
 
 def test_an_unknown_job_is_said(queue: SegmentationJobs) -> None:
-    """An id that nobody was given is JobNotFound, for looking and for waiting."""
+    """An unknown id is JobNotFound for finding and for waiting."""
     with pytest.raises(JobNotFound):
         queue.find("local", uuid.uuid4().hex)
     with pytest.raises(JobNotFound):
@@ -134,7 +134,7 @@ def test_an_unknown_job_is_said(queue: SegmentationJobs) -> None:
 def test_a_model_that_was_removed_fails_the_job(
     finish: Submit, queue: SegmentationJobs, executor: FakeExecutor
 ) -> None:
-    """A job whose bundle is gone when its turn comes ends with model-not-found instead of hanging."""
+    """A job whose bundle was removed while it waited fails with model-not-found."""
     known = dict(queue.registry.ready)
     queue.registry.ready.clear()
     try:
@@ -150,7 +150,7 @@ def test_a_model_that_was_removed_fails_the_job(
 def test_a_published_result_is_not_computed_again(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit
 ) -> None:
-    """A job that was interrupted between its rename and its record finds the result and is done."""
+    """A job that was interrupted between publishing and recording finds its result."""
     result = queue.state.result(queue.wait("local", submit("another").id, 20).id)
     assert result is not None
     identifier = segment.identifier_of("local", "published")
@@ -169,7 +169,7 @@ def test_a_published_result_is_not_computed_again(
 def test_the_next_launch_finishes_what_was_left(
     service: Service, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job that ran at the end and the one behind it are both finished by the next service; neither is a failure."""
+    """The running and the waiting job at the end of a service are finished by the next one."""
     monkeypatch.setattr(segment, "DRAIN_S", 0.2)
     identifiers = [submit(scan).id for scan in ("slow", "waits")]
     assert executor.entered.wait(10)
@@ -186,7 +186,7 @@ def test_the_next_launch_finishes_what_was_left(
 
 
 def test_results_outlive_a_restart(service: Service, finish: Submit, executor: FakeExecutor, submit: Submit) -> None:
-    """A finished job, its key and a failure are the same after the next launch, and nothing is computed again."""
+    """After a restart, a finished job, its key and a failure are unchanged, and nothing is computed again."""
     executor.errors["bad"] = [NonFiniteVoxels("3 of 9 voxels.")]
     before = [finish(scan, f"{scan} key") for scan in ("good", "bad")]
     assert [job.state for job in before] == ["succeeded", "failed"]
@@ -202,7 +202,7 @@ def test_results_outlive_a_restart(service: Service, finish: Submit, executor: F
 
 
 def test_closing_lets_a_job_finish(service: Service, executor: FakeExecutor, submit: Submit) -> None:
-    """A job that needs a moment more when the service is asked to end is finished, then the executor is stopped."""
+    """A job that needs only a moment is finished before the executor is stopped."""
     job = submit("slow")
     assert executor.entered.wait(10)
     threading.Timer(0.3, executor.released.set).start()
@@ -213,7 +213,7 @@ def test_closing_lets_a_job_finish(service: Service, executor: FakeExecutor, sub
 
 
 def test_the_database_is_kept_as_it_was_decided(queue: SegmentationJobs, finish: Submit) -> None:
-    """Write-ahead log, and JSON instead of pickles: what lies in the database can be read by anything."""
+    """The database has a write-ahead log, and JSON instead of pickles."""
     job = finish("good")
     with closing(sqlite3.connect(queue.state.database)) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -225,7 +225,7 @@ def test_the_database_is_kept_as_it_was_decided(queue: SegmentationJobs, finish:
 def test_the_next_job_leaves_the_queue_shortly_before_a_case_ends(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit
 ) -> None:
-    """It is still called queued until its turn, can be cancelled, and takes no third one along; afterwards one at a time."""
+    """It counts as queued until its turn and can be cancelled; no third job leaves the queue."""
     running = submit("slow")
     assert executor.entered.wait(10)
     first, second, third = (submit(text).id for text in ("first", "second", "third"))
@@ -258,7 +258,7 @@ def _out_of_the_queue() -> list[str]:
 def test_who_waits_is_woken_by_the_end(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One look at the database while the job runs, and a few when it has ended; other jobs' ends cost a look, too."""
+    """A wait looks at the database once while the job runs, and a few times around the ends of jobs."""
     monkeypatch.setattr(segment, "LOOK_S", 60)
     looks: list[float] = []
     find = SegmentationJobs.find
@@ -282,7 +282,7 @@ def test_who_waits_is_woken_by_the_end(
 def test_a_coroutine_waits_for_a_job_as_a_thread_does(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets the running job when its time is over, and the finished one as soon as it has ended."""
+    """It gets the running job after its time limit, and the finished one as soon as it has ended."""
     monkeypatch.setattr(segment, "LOOK_S", 60)
     job = submit("slow and awaited")
     assert executor.entered.wait(20)
@@ -295,7 +295,7 @@ def test_a_coroutine_waits_for_a_job_as_a_thread_does(
 
 
 def test_a_check_ends_a_wait(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
-    """It is called before each look at the job, and at once when it is told that there is something new."""
+    """The check is called before each look at the job, and whenever an end is announced."""
     job = submit("slow and given up")
     assert executor.entered.wait(20)
     closing = threading.Event()
@@ -329,7 +329,7 @@ def test_who_waits_for_a_job_that_never_runs_does_not_wait_for_ever(
     submit: Submit,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A cancellation wakes who waits at once; what ends without one is seen at the next look."""
+    """A cancellation ends a wait at once; an end without announcement is seen at the next look."""
     monkeypatch.setattr(segment, "LOOK_S", look_s)
     submit("slow before it")
     assert executor.entered.wait(20)
@@ -342,7 +342,7 @@ def test_who_waits_for_a_job_that_never_runs_does_not_wait_for_ever(
 
 
 def test_urgent_jobs_overtake_those_that_wait(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
-    """Order of computation, position and estimate follow priority, then age; the job that runs is not interrupted."""
+    """Order, position and estimate follow priority, then age; the running job is not interrupted."""
     running = submit("slow")
     assert executor.entered.wait(10)
     waiting = {
@@ -370,7 +370,7 @@ def test_urgent_jobs_overtake_those_that_wait(queue: SegmentationJobs, executor:
 
 
 def test_the_first_job_has_no_estimate(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
-    """Before anything was measured nothing is promised."""
+    """There is no estimate before a job was timed."""
     queue.worker.seconds.clear()
     running = submit("slow")
     assert executor.entered.wait(10)
@@ -383,7 +383,7 @@ def test_the_first_job_has_no_estimate(queue: SegmentationJobs, executor: FakeEx
 def pages(
     queue: SegmentationJobs, owner: str, limit: int, after_each: Callable[[], object] = lambda: None
 ) -> list[str]:
-    """Return the ids of all pages, one after the other."""
+    """Return the ids of all pages in order."""
     found: list[str] = []
     before = None
     while page := queue.page(owner, None, before, limit):
@@ -398,7 +398,7 @@ def pages(
 def test_pages_hold_every_job_once(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, limit: int, milliseconds: float
 ) -> None:
-    """7 jobs come out once each, the newest first, also if several were made in one millisecond or come meanwhile."""
+    """Seven jobs appear once each, newest first, even if several have one time stamp or more arrive meanwhile."""
     owner = f"pages-{uuid.uuid4().hex}"
     submit("slow")
     assert executor.entered.wait(10)
@@ -414,7 +414,7 @@ def test_pages_hold_every_job_once(
 
 
 def test_jobs_are_listed_by_state_and_owner(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
-    """A filter shows the jobs of that state only, each of the five, and nobody sees another owner's."""
+    """A filter shows exactly the owner's jobs in that state."""
     owner = f"states-{uuid.uuid4().hex}"
     executor.errors["bad"] = [NonFiniteVoxels("3 of 9 voxels.")]
     jobs = {
@@ -433,7 +433,7 @@ def test_jobs_are_listed_by_state_and_owner(queue: SegmentationJobs, executor: F
 
 
 def test_another_owners_job_is_unknown(queue: SegmentationJobs, submit: Submit) -> None:
-    """Looking, waiting, cancelling and erasing say the same as for an id that nobody was given; the job is untouched."""
+    """Another owner's job answers like an unknown id, and is unchanged."""
     job = submit("good", "their key", owner="they")
     messages = set()
     for identifier in (job.id, uuid.uuid4().hex):
@@ -453,7 +453,7 @@ def test_another_owners_job_is_unknown(queue: SegmentationJobs, submit: Submit) 
 
 
 def test_a_queued_job_is_cancelled(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
-    """It is never begun, says so, and cancelling it again changes nothing."""
+    """A cancelled waiting job never begins; cancelling it again changes nothing."""
     submit("slow")
     assert executor.entered.wait(10)
     waiting = submit("waits")
@@ -476,7 +476,7 @@ def test_a_queued_job_is_cancelled(queue: SegmentationJobs, executor: FakeExecut
 def test_a_running_job_is_cancelled(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, state: StateDirectory, text: str
 ) -> None:
-    """It leaves nothing behind, also if its computation ends as if nothing had been said; the next job is untouched."""
+    """A cancelled running job leaves nothing behind, even if its computation ignores it; the next job is computed."""
     job = submit(text)
     following = submit("next")
     assert executor.entered.wait(10)
@@ -508,7 +508,7 @@ def test_a_finished_job_cannot_be_cancelled(
 def test_a_job_that_is_cancelled_while_it_ends_ends_once(
     queue: SegmentationJobs, submit: Submit, state: StateDirectory
 ) -> None:
-    """Whoever is first stands: the answer, the state from then on and the result agree, whenever the cancellation comes."""
+    """Answer, state and result agree, whenever the cancellation comes."""
     outcomes = set()
     for wait_ms in (*range(0, 60, 4), *range(60, 180, 20)):
         job = submit("good")
@@ -531,7 +531,7 @@ def test_a_job_that_is_cancelled_while_it_ends_ends_once(
 def test_a_cancellation_while_the_result_is_published_takes_it_away(
     queue: SegmentationJobs, submit: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that was cancelled between the last window and its record has no result on the disk."""
+    """A job cancelled between its last window and its record has no result on the disk."""
     publish, cancelled = StateDirectory.publish, threading.Event()
 
     def publish_late(self: StateDirectory, job: str, attempt: Path) -> None:
@@ -554,7 +554,7 @@ def test_a_cancellation_while_the_result_is_published_takes_it_away(
 def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cancellation between the queue and the first report is seen before any work is done."""
+    """A cancellation between the queue and the first report is noticed before any computation."""
     reject, seen = worker.reject_cancelled, threading.Event()
 
     def cancel_first(identifier: str) -> None:
@@ -589,7 +589,7 @@ def rows_of(state: StateDirectory, job: str) -> int:
 def test_an_erased_job_is_gone(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, state: StateDirectory, when: str
 ) -> None:
-    """Whatever it was doing: no row, no file, no scan remains, the id is unknown and its key can be used anew."""
+    """In whatever state it was, no row, file or scan remains, and its key can be used anew."""
     text, key = {"running": f"slow {when}", "deaf": f"deaf {when}"}.get(when, f"text {when}"), f"key {when}"
     executor.errors[f"text {when}"] = [NonFiniteVoxels("3 of 9 voxels.")] if when == "failed" else []
     if when in ("queued", "cancelled"):
@@ -627,7 +627,7 @@ def test_an_erased_job_is_gone(
 def test_a_scan_outlives_its_job_while_another_needs_it(
     queue: SegmentationJobs, finish: Submit, submit: Submit, state: StateDirectory
 ) -> None:
-    """The last job of an owner takes the scan along; another owner's copy is another file."""
+    """The owner's last job of a scan erases it; another owner's copy is another file."""
     first, second = finish("shared"), finish("shared")
     theirs = submit("shared", owner="they")
 
@@ -643,7 +643,7 @@ def test_a_scan_outlives_its_job_while_another_needs_it(
 def test_a_job_of_a_scan_that_was_erased_meanwhile_is_refused(
     queue: SegmentationJobs, finish: Submit, model: str
 ) -> None:
-    """Nobody is promised a segmentation of a scan that is no longer there."""
+    """A job of an erased scan is ScanNotFound."""
     job = finish("fleeting")
     queue.erase("local", job.id)
 
@@ -652,7 +652,7 @@ def test_a_job_of_a_scan_that_was_erased_meanwhile_is_refused(
 
 
 def test_results_of_no_job_are_swept_at_launch(service: Service, finish: Submit, state: StateDirectory) -> None:
-    """What an erased job published in its last moment goes with the next launch; results of jobs stay."""
+    """A launch erases results without a job and keeps those of jobs."""
     kept = finish("kept")
     orphan = state.results / uuid.uuid4().hex
     orphan.mkdir()
@@ -672,7 +672,7 @@ def test_old_jobs_are_erased_whoever_owns_them(
     state: StateDirectory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of what finished before a time nothing remains; a job that runs stays, and is counted."""
+    """Finished jobs of all owners before a time are erased; a running job is kept."""
     theirs = queue.wait("they", submit("old", owner="they").id, 20)
     gone = queue.wait("they", submit("old", owner="they").id, 20)
     assert theirs.state in FINISHED

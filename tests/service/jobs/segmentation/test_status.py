@@ -34,7 +34,7 @@ def result(tmp_path: Path) -> Path:
 
 
 def test_a_succeeded_job_leads_to_its_files(result: Path) -> None:
-    """It has links to what was asked for, device and seconds of each stage, progress 1 and no stage."""
+    """A succeeded job has links to its outputs, its device and seconds, progress 1 and no stage."""
     job = describe_job(_status("SUCCESS", completed_at=1_700_000_002_000), Live("store", 0.5), Place(), result)
 
     assert (job.id, job.state, job.model, job.stage, job.progress) == ("7f", "succeeded", "model@0", None, 1.0)
@@ -48,7 +48,7 @@ def test_a_succeeded_job_leads_to_its_files(result: Path) -> None:
 
 
 def test_a_succeeded_job_whose_result_was_removed_has_no_links() -> None:
-    """Nothing is promised that is not there."""
+    """Missing results are not linked."""
     job = describe_job(_status("SUCCESS"), Live(), Place(), None)
 
     assert (job.state, job.links, job.seconds) == ("succeeded", Links(self=HERE), {})
@@ -65,7 +65,7 @@ def test_a_succeeded_job_whose_result_was_removed_has_no_links() -> None:
 def test_an_unfinished_job_shows_its_stage_only_while_it_runs(
     status: str, state: str, stage: str | None, progress: float
 ) -> None:
-    """A queued job shows no stage, not even one left over from an interrupted attempt."""
+    """A queued job shows no stage, not even that of an interrupted attempt."""
     job = describe_job(_status(status), Live("infer", 0.25), Place(), None)
 
     assert (job.state, job.stage, job.progress, job.problem) == (state, stage, progress, None)
@@ -74,7 +74,7 @@ def test_an_unfinished_job_shows_its_stage_only_while_it_runs(
 
 
 def test_a_running_job_shows_no_links_to_an_early_result(result: Path) -> None:
-    """Between publishing and DBOS's record the job still runs."""
+    """Between publishing and DBOS's record, the job still counts as running."""
     job = describe_job(_status("PENDING"), Live("store", 0.0), Place(), result)
 
     assert (job.state, job.links, job.seconds) == (
@@ -95,7 +95,7 @@ def test_a_failure_is_the_problem_of_its_error() -> None:
 
 @pytest.mark.parametrize("status", ["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"])
 def test_a_job_that_dbos_gave_up_is_abandoned(status: str) -> None:
-    """What ended without an outcome of ours is a failure that says so, never a job that runs for ever."""
+    """A workflow that ended without an outcome is a failed job, not one that runs for ever."""
     job = describe_job(_status(status), Live(), Place(), None)
 
     assert job.state == "failed"
@@ -105,7 +105,7 @@ def test_a_job_that_dbos_gave_up_is_abandoned(status: str) -> None:
 
 
 def test_a_cancelled_job_is_no_failure(result: Path) -> None:
-    """It has a state of its own, and leads to no result, not even to one that was published at the last moment."""
+    """A cancelled job has its own state and links no result, not even one published at the last moment."""
     job = describe_job(_status("CANCELLED"), Live("infer", 0.5), Place(), result)
 
     assert (job.state, job.progress, job.stage, job.links) == ("cancelled", 0.0, None, Links(self=HERE))
@@ -115,20 +115,20 @@ def test_a_cancelled_job_is_no_failure(result: Path) -> None:
 
 @pytest.mark.parametrize(("number", "word"), [(1, "urgent"), (2, "normal"), (3, "background"), (0, "normal")])
 def test_a_priority_is_a_word(number: int, word: str) -> None:
-    """DBOS's number is never shown; a job without one is normal."""
+    """DBOS's numbers are not shown; a job without one is normal."""
     assert describe_job(_status("ENQUEUED", priority=number), Live(), Place(), None).priority == word
     assert sorted(PRIORITIES, key=lambda name: PRIORITIES[name]) == ["urgent", "normal", "background"]
 
 
 def test_the_place_is_that_of_the_queue() -> None:
-    """Position and estimate are shown as they were counted."""
+    """Position and estimate are passed on unchanged."""
     job = describe_job(_status("ENQUEUED"), Live(), Place(3, 12.5), None)
 
     assert (job.queue_position, job.eta_s) == (3, 12.5)
 
 
 def test_attempts_count_through_restarts() -> None:
-    """Two lives of the service and three attempts in the second are four beginnings."""
+    """Attempts of earlier processes count: one before, then three, are four."""
     job = describe_job(
         _status("SUCCESS", recovery_attempts=2, output={"attempts": 3, "failure": None}), Live(), Place(), None
     )
@@ -137,7 +137,7 @@ def test_attempts_count_through_restarts() -> None:
 
 
 def test_an_order_is_what_the_workflow_was_given() -> None:
-    """Arguments and order lead to each other; a workflow without input belongs to nobody."""
+    """Arguments and order are converted into each other; a workflow without input belongs to nobody."""
     order = WorkflowInput("they", "scan", "model@0", ("mask", "summary"))
 
     assert order.arguments == ("they", "scan", "model@0", ["mask", "summary"])
