@@ -1,7 +1,7 @@
 """Boxes in the patient -> input images for the network, and their logits back onto the voxels of the scan."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -77,14 +77,14 @@ def crop(volume: Volume, affine: Points, shape: Shape) -> tuple[Volume, float]:
 
 
 def part_probability_slabs(
-    logits: torch.Tensor, parts: tuple[PartGrid, ...], shape: Shape, config: ServiceConfig, values: int
+    logits: Iterable[torch.Tensor], parts: tuple[PartGrid, ...], shape: Shape, config: ServiceConfig, values: int
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """Yield the calibrated probabilities of a scan of which only parts were segmented, slab by slab.
 
     Outside of the boxes the background has probability 1. Yields as `service.pipeline.predict.probability_slabs`.
 
     Args:
-        logits: (parts, C, D, H, W) float16.
+        logits: (C, D, H, W) float16 of each part.
         parts: the grid of each part.
         shape: of the scan in the network's axis order.
         config: of the result: the labels of all parts, and the temperature of each class.

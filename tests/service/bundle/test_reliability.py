@@ -22,10 +22,10 @@ TWO = [
 
 def test_voxels_are_pooled_and_images_kept_apart() -> None:
     """Six voxels of bin 2 have the frequency 1/3 together; apart, one image shows 1/4 and one 1/2."""
-    found = reliability_of(TWO, ["structure"], "two images")
+    actual = reliability_of(TWO, ["structure"], "two images")
 
-    (structure,) = found.structures
-    assert (found.source, found.n_cases, found.n_persons) == ("two images", 2, 1)
+    (structure,) = actual.structures
+    assert (actual.source, actual.n_cases, actual.n_persons) == ("two images", 2, 1)
     assert structure.count == [0, 0, 6, *[0] * 16, 2]
     assert structure.mean_p[2] == np.float32(0.12)
     assert (structure.frequency[2], structure.frequency[19]) == (1 / 3, 1.0)

@@ -105,7 +105,7 @@ def test_a_located_result_has_the_labels_of_each_part(tiny_config: ServiceConfig
 
     assert [label.value for label in located.labels] == [0, 11, 12, 21, 22]
     assert located.temperature == [1, 2, 3, 2, 3]
-    assert {each.name: each.channels for each in located.structures} == {
+    assert {structure.name: structure.channels for structure in located.structures} == {
         "left both": (1, 2),
         "left back": (2,),
         "right both": (3, 4),

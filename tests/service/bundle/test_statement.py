@@ -62,16 +62,16 @@ def test_a_withdrawn_statement_gives_no_figure(card: CalibrationCard) -> None:
 
 
 @pytest.mark.parametrize("found", [40.0, 60.0, 40.0 / MARGIN, 60.0 * MARGIN])
-def test_a_scan_within_the_margin_is_like_the_card_s(card: CalibrationCard, found: float) -> None:
+def test_a_scan_within_the_margin_is_like_the_card_s(card: CalibrationCard, actual: float) -> None:
     """The range of the cases and a quarter beyond it is no reason."""
-    assert reasons_to_withdraw({"extent_mm_2": found}, card) == []
+    assert reasons_to_withdraw({"extent_mm_2": actual}, card) == []
 
 
 @pytest.mark.parametrize("found", [31.9, 75.1, 0.0, float("nan")])
-def test_a_scan_beyond_the_margin_is_a_reason(card: CalibrationCard, found: float) -> None:
+def test_a_scan_beyond_the_margin_is_a_reason(card: CalibrationCard, actual: float) -> None:
     """What lies outside on either side, or is no number, is named with what was found and what the cases span."""
-    assert reasons_to_withdraw({"extent_mm_2": found}, card) == [
-        f"extent along axis 2: {found:.1f} mm; the card's cases span 40.0 to 60.0."
+    assert reasons_to_withdraw({"extent_mm_2": actual}, card) == [
+        f"extent along axis 2: {actual:.1f} mm; the card's cases span 40.0 to 60.0."
     ]
 
 

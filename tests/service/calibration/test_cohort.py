@@ -233,10 +233,10 @@ def test_each_class_is_a_structure_by_default() -> None:
     probs = generator.dirichlet([0.5] * 3, size=(3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
     labels, mask = generator.integers(3, size=(2, 3, 4, 5)).astype(np.uint8)
 
-    default, each = (measure_case("a", "A", probs, mask, labels, rows) for rows in (None, [(0,), (1,), (2,)]))
+    default, explicit = (measure_case("a", "A", probs, mask, labels, rows) for rows in (None, [(0,), (1,), (2,)]))
 
     for name in ("count", "sum_p", "sum_y"):
-        assert getattr(default.histogram, name).tolist() == getattr(each.histogram, name).tolist()
+        assert getattr(default.histogram, name).tolist() == getattr(explicit.histogram, name).tolist()
     for name in ("intersection", "predicted", "floor"):
-        assert getattr(default, name).tolist() == getattr(each, name).tolist()
-    assert (default.brier, default.nll) == (each.brier, each.nll)
+        assert getattr(default, name).tolist() == getattr(explicit, name).tolist()
+    assert (default.brier, default.nll) == (explicit.brier, explicit.nll)

@@ -89,11 +89,11 @@ def test_a_structure_has_the_floor_of_its_summed_probability() -> None:
     probs = random_image(9, (4, 5, 6))
     merged = np.stack([probs[0], np.minimum(probs[1] + probs[2], 1)])
 
-    found = ace_floor(probs, [(0,), (1, 2)], replicates=10, seed=1)
+    actual = ace_floor(probs, [(0,), (1, 2)], replicates=10, seed=1)
 
-    assert found.tolist() == ace_floor(merged, replicates=10, seed=1).tolist()
-    each = ace_floor(probs, replicates=2, seed=1)
-    assert each.tolist() == ace_floor(probs, [(0,), (1,), (2,)], replicates=2, seed=1).tolist()
+    assert actual.tolist() == ace_floor(merged, replicates=10, seed=1).tolist()
+    default = ace_floor(probs, replicates=2, seed=1)
+    assert default.tolist() == ace_floor(probs, [(0,), (1,), (2,)], replicates=2, seed=1).tolist()
 
 
 def test_the_normal_distribution_function_is_as_close_as_its_source_says() -> None:
@@ -101,11 +101,11 @@ def test_the_normal_distribution_function_is_as_close_as_its_source_says() -> No
     x = np.linspace(-9, 9, 20_001)
     exact = [0.5 * math.erfc(-value / math.sqrt(2)) for value in x.tolist()]
 
-    found = normal_cdf(x)
+    actual = normal_cdf(x)
 
-    assert np.abs(found - exact).max() < 7.5e-8
-    assert found.min() >= 0
-    assert found.max() <= 1
+    assert np.abs(actual - exact).max() < 7.5e-8
+    assert actual.min() >= 0
+    assert actual.max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(4000,), (60, 66), (12, 17, 20)])

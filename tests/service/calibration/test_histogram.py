@@ -166,7 +166,7 @@ def test_a_structure_sums_the_probabilities_of_its_classes(drawn: tuple[Image, l
         bins = [oracle_bin(min(p, 1.0)) for p in values]
         belongs = [label in classes for label in labels.tolist()]
         for k in range(20):
-            inside = [i for i, found in enumerate(bins) if found == k]
+            inside = [i for i, actual in enumerate(bins) if actual == k]
             assert histogram.count[row, k] == len(inside)
             assert histogram.sum_y[row, k] == sum(belongs[i] for i in inside)
             assert histogram.sum_p[row, k] == pytest.approx(math.fsum(values[i] for i in inside), abs=1e-5)
@@ -177,9 +177,9 @@ def test_each_class_is_a_structure_by_default(image: Image) -> None:
     """Without structures the rows are the classes, to the last bit."""
     default = ReliabilityHistogram.from_probabilities(*image)
 
-    each = ReliabilityHistogram.from_probabilities(*image, [(c,) for c in range(len(image[0]))])
+    explicit = ReliabilityHistogram.from_probabilities(*image, [(c,) for c in range(len(image[0]))])
 
-    assert_identical(each, default)
+    assert_identical(explicit, default)
 
 
 def test_structures_may_overlap_by_hand() -> None:

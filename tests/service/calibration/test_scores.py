@@ -85,9 +85,9 @@ def test_scores_equal_plain_formulas(histogram: ReliabilityHistogram) -> None:
             math.fsum(gap for _, gap in filled) / len(filled),
             max(gap for _, gap in filled),
         )
-        found = tuple(float(score(histogram, include_absent=True)[c]) for score in (ece, ace, mce))
-        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
-        assert 0 <= min(found) <= max(found) <= found[2] * (1 + 1e-12) <= 1 + 1e-12
+        actual = tuple(float(score(histogram, include_absent=True)[c]) for score in (ece, ace, mce))
+        assert actual == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert 0 <= min(actual) <= max(actual) <= actual[2] * (1 + 1e-12) <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("present", [3, 2])
@@ -98,9 +98,9 @@ def test_scores_equal_those_of_monai(score: Callable[..., Scores], name: str, pr
     metric = CalibrationErrorMetric(num_bins=20, calibration_reduction=name, metric_reduction="none", right=False)
     metric(_batch(probs), _onehot(labels))
 
-    found = score(ReliabilityHistogram.from_probabilities(probs, labels), include_absent=True)
+    actual = score(ReliabilityHistogram.from_probabilities(probs, labels), include_absent=True)
 
-    np.testing.assert_allclose(found, metric.aggregate()[0], atol=1e-6)
+    np.testing.assert_allclose(actual, metric.aggregate()[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("score", "norm"), [(ece, "l1"), (mce, "max")])
@@ -112,13 +112,13 @@ def test_scores_equal_those_of_torchmetrics(score: Callable[..., Scores], norm: 
     probs, labels = random_image(4)
     assert not np.isin(probs, (np.arange(21) / 20).astype(np.float32)).any()
 
-    found = score(ReliabilityHistogram.from_probabilities(probs, labels))
+    actual = score(ReliabilityHistogram.from_probabilities(probs, labels))
 
     expected = [
         float(binary_calibration_error(p, y, n_bins=20, norm=norm))
         for p, y in zip(_batch(probs)[0], _onehot(labels)[0].long(), strict=True)
     ]
-    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert actual.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_bins_equal_those_of_monai() -> None:

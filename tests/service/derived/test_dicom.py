@@ -32,10 +32,10 @@ def test_the_segmentation_lies_on_the_mask(result: Path, tmp_path: Path) -> None
     """Voxel by voxel by the patient's coordinates: DICOM's of the frames, NIfTI's of mask.nii.gz."""
     write_dicom(result, tmp_path, ["seg", "sr"], None)
     mask = nib.Nifti1Image.from_filename(result / "mask.nii.gz")
-    found = labels_by_place(pydicom.dcmread(tmp_path / "seg.dcm"), mask.affine, mask.shape)
+    actual = labels_by_place(pydicom.dcmread(tmp_path / "seg.dcm"), mask.affine, mask.shape)
 
-    np.testing.assert_array_equal(found, np.asarray(mask.dataobj))  # the tiny bundle's labels are 1 and 2
-    assert len(np.unique(found)) > 1
+    np.testing.assert_array_equal(actual, np.asarray(mask.dataobj))  # the tiny bundle's labels are 1 and 2
+    assert len(np.unique(actual)) > 1
     assert faults_of(tmp_path / "seg.dcm") == faults_of(tmp_path / "sr.dcm") == []
 
 

@@ -57,12 +57,12 @@ def test_the_frame_leads_back_to_the_grid(result: Path, tmp_path: Path) -> None:
     """A frame that was written and read again gives the grid and the affine of the scan to the last bit."""
     volume, frame = decode_scan(tmp_path / "scan.nii"), read_frame(result)
 
-    expected, found = Grid.of(volume, frame.config), grid_of(frame)
+    expected, actual = Grid.of(volume, frame.config), grid_of(frame)
 
-    assert (found.scan_shape, found.oriented_shape, found.network_shape) == (
+    assert (actual.scan_shape, actual.oriented_shape, actual.network_shape) == (
         *(expected.scan_shape, expected.oriented_shape, expected.network_shape),
     )
-    assert np.array_equal(found.orientation, expected.orientation)
+    assert np.array_equal(actual.orientation, expected.orientation)
     assert frame.affine_ras.tobytes() == volume.affine.tobytes()
     assert frame == frame_of(volume, expected, frame.config)
 
@@ -96,11 +96,11 @@ def test_confidence_is_the_largest_probability(
     result: Path, probs: npt.NDArray[np.float32], kind: VoxelType, step: float
 ) -> None:
     """At each precision it lies within one step of max_c p, and in [1/C, 1]."""
-    found = written(result, "confidence", kind).get_fdata()
+    actual = written(result, "confidence", kind).get_fdata()
 
-    np.testing.assert_allclose(found, probs.max(axis=0), rtol=0, atol=step)
-    assert found.min() >= 1 / 3
-    assert found.max() <= 1
+    np.testing.assert_allclose(actual, probs.max(axis=0), rtol=0, atol=step)
+    assert actual.min() >= 1 / 3
+    assert actual.max() <= 1
 
 
 def test_the_eight_bits_of_the_confidence_are_those_of_the_result(result: Path) -> None:
@@ -114,10 +114,10 @@ def test_uncertainty_is_the_entropy_in_float64(result: Path, probs: npt.NDArray[
     """It agrees with the definition, computed anew, and keeps to [0, 1]."""
     p = probs.astype(np.float64)
 
-    found = written(result, "uncertainty").get_fdata()
+    actual = written(result, "uncertainty").get_fdata()
 
-    np.testing.assert_allclose(found, -(p * np.log(p)).sum(axis=0) / np.log(3), atol=1e-5)
-    assert 0 <= found.min() <= found.max() <= 1
+    np.testing.assert_allclose(actual, -(p * np.log(p)).sum(axis=0) / np.log(3), atol=1e-5)
+    assert 0 <= actual.min() <= actual.max() <= 1
 
 
 def test_entropy_by_hand() -> None:

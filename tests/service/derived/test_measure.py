@@ -62,9 +62,9 @@ def test_four_voxels_by_hand(tiny_config: ServiceConfig, tmp_path: Path) -> None
     logits = np.log(probs).astype(np.float16).reshape(3, 4, 1, 1)
     result = result_of(tmp_path, frame_of(tiny_config, (4, 1, 1), IDENTITY, (4, 1, 1)), logits)
 
-    found = measure(result, reference, MODEL)
+    actual = measure(result, reference, MODEL)
 
-    front, back = found.structures
+    front, back = actual.structures
     assert (front.name, front.reference_voxels, front.predicted_voxels) == ("front", 3, 3)
     assert front.dsc == pytest.approx(4 / 6)
     # Front: one voxel of p = 0.2 that is front, three of p = 0.6 of which two are.
@@ -75,9 +75,9 @@ def test_four_voxels_by_hand(tiny_config: ServiceConfig, tmp_path: Path) -> None
     assert front.hd95_mm == pytest.approx(0.9)
     assert back.hd95_mm is None
     assert (back.reference_voxels, back.predicted_voxels, back.dsc) == (1, 0, 0)
-    assert found.nll == pytest.approx(-np.log([0.6, 0.6, 0.2, 0.2]).mean(), abs=1e-3)
-    assert found.brier == pytest.approx((2 * (0.16 + 0.04 + 0.04) + (0.36 + 0.64 + 0.04) * 2) / 4, abs=1e-3)
-    assert (found.basis, found.model) == ("measured", MODEL)
+    assert actual.nll == pytest.approx(-np.log([0.6, 0.6, 0.2, 0.2]).mean(), abs=1e-3)
+    assert actual.brier == pytest.approx((2 * (0.16 + 0.04 + 0.04) + (0.36 + 0.64 + 0.04) * 2) / 4, abs=1e-3)
+    assert (actual.basis, actual.model) == ("measured", MODEL)
 
 
 def test_a_structure_that_the_reference_lacks_has_no_scores(tiny_config: ServiceConfig, tmp_path: Path) -> None:
@@ -86,11 +86,14 @@ def test_a_structure_that_the_reference_lacks_has_no_scores(tiny_config: Service
     logits[1] = 3
     result = result_of(tmp_path, frame_of(tiny_config, (2, 2, 1), IDENTITY, (2, 2, 1)), logits)
 
-    found = measure(result, np.ones((2, 2, 1), np.uint8), MODEL)
+    actual = measure(result, np.ones((2, 2, 1), np.uint8), MODEL)
 
-    assert [(each.dsc is None, each.ace is None) for each in found.structures] == [(False, False), (True, True)]
-    assert sum(found.reliability.structures[1].count) == 4
-    assert "NaN" not in found.model_dump_json()
+    assert [(structure.dsc is None, structure.ace is None) for structure in actual.structures] == [
+        (False, False),
+        (True, True),
+    ]
+    assert sum(actual.reliability.structures[1].count) == 4
+    assert "NaN" not in actual.model_dump_json()
 
 
 @pytest.mark.parametrize("slab_values", [1, 1 << 24], ids=["plane by plane", "at once"])
@@ -105,14 +108,14 @@ def test_scores_are_those_of_all_voxels_at_once(
     logits = generator.normal(0, 2, (3, 5, 6, 7)).astype(np.float16)
     reference = generator.integers(3, size=(7, 9, 8)).astype(np.uint8)
 
-    found = measure(result_of(tmp_path, frame, logits), reference, MODEL)
+    actual = measure(result_of(tmp_path, frame, logits), reference, MODEL)
 
     probs = probabilities(torch.from_numpy(logits), grid_of(frame), tiny_config)
     mask = probs.argmax(axis=0).astype(np.uint8)
     sums = measure_case("", "", probs, mask, reference)
-    assert found.brier == pytest.approx(sums.brier / reference.size)
-    assert found.nll == pytest.approx(sums.nll / reference.size)
-    for c, structure in enumerate(found.structures, start=1):
+    assert actual.brier == pytest.approx(sums.brier / reference.size)
+    assert actual.nll == pytest.approx(sums.nll / reference.size)
+    for c, structure in enumerate(actual.structures, start=1):
         is_c = torch.from_numpy(reference == c).int()
         in_place = mask == c
         assert structure.hd95_mm == pytest.approx(hd95_mm(reference == c, in_place, [2.0, 0.5, 1.0]))
@@ -121,7 +124,7 @@ def test_scores_are_those_of_all_voxels_at_once(
         assert structure.dsc == pytest.approx(float(binary_f1_score(torch.from_numpy(mask == c).int(), is_c)))
         assert structure.ace == pytest.approx(ace(sums.histogram)[c])
         assert structure.mce == pytest.approx(mce(sums.histogram)[c])
-        assert found.reliability.structures[c - 1].count == sums.histogram.count[c].tolist()
+        assert actual.reliability.structures[c - 1].count == sums.histogram.count[c].tolist()
 
 
 def test_regions_are_scored_where_the_bundle_declares_them(tiny_config: ServiceConfig, tmp_path: Path) -> None:
@@ -131,6 +134,6 @@ def test_regions_are_scored_where_the_bundle_declares_them(tiny_config: ServiceC
     logits[1, 0], logits[0, 1] = 4, 4
     result = result_of(tmp_path, frame_of(config, (2, 1, 1), IDENTITY, (2, 1, 1)), logits)
 
-    found = measure(result, np.array([2, 0], np.uint8).reshape(2, 1, 1), MODEL)
+    actual = measure(result, np.array([2, 0], np.uint8).reshape(2, 1, 1), MODEL)
 
-    assert [(each.name, each.dsc) for each in found.structures] == [("both", 1)]
+    assert [(structure.name, structure.dsc) for structure in actual.structures] == [("both", 1)]

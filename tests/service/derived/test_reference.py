@@ -46,10 +46,10 @@ def read_(frame: Frame, nifti: Nifti, tmp_path: Path) -> Callable[..., npt.NDArr
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
 def test_values_become_channels(read: Callable[..., npt.NDArray[np.uint8]], dtype: type[np.generic]) -> None:
     """The values 0, 7 and 4 are the channels 0, 1 and 2, in whatever type the mask is stored."""
-    found = read(np.array([0, 7, 4])[MASK].astype(dtype))
+    actual = read(np.array([0, 7, 4])[MASK].astype(dtype))
 
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, MASK)
+    assert actual.dtype == np.uint8
+    assert np.array_equal(actual, MASK)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,6 @@ def test_it_is_torchs_function(groups: int, channels: int, affine: bool) -> None
 
     with torch.inference_mode():
         expected = norm.double()(window.double())
-        found = PooledGroupNorm(norm.float())(window)
+        actual = PooledGroupNorm(norm.float())(window)
 
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-6)

@@ -27,11 +27,11 @@ def test_a_turned_network_is_the_same_function(name: str, shape: tuple[int, ...]
         expected = network(window)
 
         turned = with_long_axis_last(network, window)
-        found = turned(window)
+        actual = turned(window)
 
     assert isinstance(turned, LongAxisLast)
     assert turned.axis == axis
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     with torch.inference_mode():
         assert torch.equal(network(window), expected)
 

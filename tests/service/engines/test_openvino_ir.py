@@ -31,9 +31,9 @@ def expected_(network: nn.Module) -> torch.Tensor:
 
 def test_float32_is_bit_faithful_to_five_digits(network: nn.Module, expected: torch.Tensor) -> None:
     """OpenVINO in float32 gives torch's logits but for the order of sums."""
-    found = compiled(network, WINDOW, "fp32", None)(WINDOW)
+    actual = compiled(network, WINDOW, "fp32", None)(WINDOW)
 
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
 def test_the_representation_is_kept_and_used(
@@ -43,10 +43,10 @@ def test_the_representation_is_kept_and_used(
     compiled(network, WINDOW, "fp32", tmp_path / "bundle")
     monkeypatch.setattr(openvino_ir, "converted", None)
 
-    found = [compiled(network, WINDOW, precision, tmp_path / "bundle")(WINDOW) for precision in ("fp32", "bf16")]
+    actual = [compiled(network, WINDOW, precision, tmp_path / "bundle")(WINDOW) for precision in ("fp32", "bf16")]
 
-    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found[1], expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+    torch.testing.assert_close(actual[0], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(actual[1], expected, rtol=0, atol=0.05 * float(expected.abs().max()))
     (kept,) = (tmp_path / "bundle").iterdir()
     assert sorted(file.name for file in kept.iterdir()) == ["model.bin", "model.xml"]
 
@@ -85,12 +85,12 @@ def test_a_rewritten_network_computes_what_it_did_and_is_left_as_it_was() -> Non
     window = torch.randn(1, 1, 32, 48, 16)
     replaced = (nn.GroupNorm, nn.ConvTranspose3d)
 
-    found = rewritten(network, window)
+    actual = rewritten(network, window)
 
-    assert not any(isinstance(module, replaced) for module in found.modules())
+    assert not any(isinstance(module, replaced) for module in actual.modules())
     assert any(isinstance(module, replaced) for module in network.modules())
     with torch.inference_mode():
-        torch.testing.assert_close(found(window), network(window), rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual(window), network(window), rtol=0, atol=1e-5)
 
 
 def test_the_representation_has_nothing_that_is_slow() -> None:

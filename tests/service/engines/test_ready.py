@@ -81,10 +81,10 @@ def test_the_engine_runs_the_bundles_network(tiny_bundle: Path, state: Path) -> 
     """In bfloat16 the logits of a window are nearly those of the reference, and not equal."""
     window = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        found = ready_bundle(tiny_bundle, CPU, "torch-bf16", state).network(window)
+        actual = ready_bundle(tiny_bundle, CPU, "torch-bf16", state).network(window)
         expected = ready_bundle(tiny_bundle, CPU, "torch-fp32", state).network(window)
 
-    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max() + 0.01
+    assert 0 < (actual - expected).abs().max() < 0.05 * expected.abs().max() + 0.01
 
 
 def test_openvino_keeps_what_it_prepared(tiny_bundle: Path, tmp_path: Path) -> None:

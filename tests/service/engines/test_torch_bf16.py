@@ -23,11 +23,11 @@ def test_half_the_digits_give_nearly_the_same_logits(name: str, memory_format: t
     network = NETWORKS[name]().eval()
 
     with torch.inference_mode():
-        found, expected = HalvedOnCPU(network, memory_format)(WINDOW), network(WINDOW)
+        actual, expected = HalvedOnCPU(network, memory_format)(WINDOW), network(WINDOW)
 
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, expected)
-    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert actual.dtype == torch.float32
+    assert not torch.equal(actual, expected)
+    assert (actual - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_the_network_itself_is_left_alone() -> None:
@@ -44,10 +44,10 @@ def test_the_probe_chooses_the_faster_format(monkeypatch: pytest.MonkeyPatch, fa
     """The memory format whose windows took less time is taken."""
     monkeypatch.setattr(torch_bf16, "_seconds", lambda network, _window: 1.0 if network._format == faster else 2.0)
 
-    found = in_bf16(nn.Conv3d(1, 2, 1), WINDOW)
+    actual = in_bf16(nn.Conv3d(1, 2, 1), WINDOW)
 
-    assert isinstance(found, HalvedOnCPU)
-    assert found._format == faster
+    assert isinstance(actual, HalvedOnCPU)
+    assert actual._format == faster
 
 
 def test_autocast_returns_float32() -> None:
@@ -55,10 +55,10 @@ def test_autocast_returns_float32() -> None:
     network = nn.Conv3d(1, 2, 3, padding=1)
 
     with torch.inference_mode():
-        found, expected = AutocastOnGPU(network)(WINDOW), network(WINDOW)
+        actual, expected = AutocastOnGPU(network)(WINDOW), network(WINDOW)
 
-    assert found.dtype == torch.float32
-    assert 0 < (found - expected).abs().max() < 0.05
+    assert actual.dtype == torch.float32
+    assert 0 < (actual - expected).abs().max() < 0.05
 
 
 @pytest.mark.gpu
@@ -68,6 +68,6 @@ def test_a_gpu_computes_nearly_the_same() -> None:
     network = NETWORKS["GroupNorm"]().eval()
     with torch.inference_mode():
         expected = network(WINDOW)
-        found = in_bf16(network.cuda(), WINDOW.cuda())(WINDOW.cuda()).cpu()
+        actual = in_bf16(network.cuda(), WINDOW.cuda())(WINDOW.cuda()).cpu()
 
-    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert (actual - expected).abs().max() < 0.05 * expected.abs().max()

@@ -25,9 +25,9 @@ def test_it_is_torchs_function(sizes: dict[str, int], bias: bool) -> None:  # no
     assert PhasedConvTranspose3d.fits(conv)
     with torch.inference_mode():
         expected = conv.double()(window.double())
-        found = PhasedConvTranspose3d(conv.float())(window)
+        actual = PhasedConvTranspose3d(conv.float())(window)
 
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ except ValueError:
 
 def lines() -> list[dict[str, object]]:
     """Return what a process of its own logs, line by line."""
-    found = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    assert found.stdout == ""
-    return [json.loads(line) for line in found.stderr.splitlines()]
+    actual = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert actual.stdout == ""
+    return [json.loads(line) for line in actual.stderr.splitlines()]
 
 
 def test_a_line_is_json_with_fields_from_the_list() -> None:
@@ -37,9 +37,9 @@ def test_a_line_is_json_with_fields_from_the_list() -> None:
 
 def test_of_other_libraries_only_the_place_is_kept() -> None:
     """Whatever a library says about what it read, or a traceback holds, stays out of the log."""
-    found = lines()
+    actual = lines()
 
-    assert [line["logger"] for line in found] == ["service.api", "service.bundle", "pydicom", "uvicorn.error"]
-    assert "CANARY" not in json.dumps(found)
-    assert found[2].keys() == {"event", "level", "logger", "line", "timestamp"}
-    assert found[1]["event"] == "bundle reloaded"
+    assert [line["logger"] for line in actual] == ["service.api", "service.bundle", "pydicom", "uvicorn.error"]
+    assert "CANARY" not in json.dumps(actual)
+    assert actual[2].keys() == {"event", "level", "logger", "line", "timestamp"}
+    assert actual[1]["event"] == "bundle reloaded"

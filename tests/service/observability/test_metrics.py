@@ -20,15 +20,15 @@ def test_cases_are_counted_by_model_and_end() -> None:
     metrics.case_succeeded("m", {"infer": 1.0}, None, withdrawn=False)
     metrics.case_ended("m", "failed")
 
-    found = samples(metrics)
+    actual = samples(metrics)
 
-    assert found["calibrant_jobs_finished_total", ("m", "succeeded")] == 2
-    assert found["calibrant_jobs_finished_total", ("m", "failed")] == 1
-    assert found["calibrant_statements_withdrawn_total", ("m",)] == 1
-    assert found["calibrant_stage_seconds_sum", ("m", "infer")] == 3.0
-    assert found["calibrant_foreground_confidence_count", ("m",)] == 1
-    assert found["calibrant_foreground_confidence_bucket", ("0.8", "m")] == 0
-    assert found["calibrant_foreground_confidence_bucket", ("0.85", "m")] == 1
+    assert actual["calibrant_jobs_finished_total", ("m", "succeeded")] == 2
+    assert actual["calibrant_jobs_finished_total", ("m", "failed")] == 1
+    assert actual["calibrant_statements_withdrawn_total", ("m",)] == 1
+    assert actual["calibrant_stage_seconds_sum", ("m", "infer")] == 3.0
+    assert actual["calibrant_foreground_confidence_count", ("m",)] == 1
+    assert actual["calibrant_foreground_confidence_bucket", ("0.8", "m")] == 0
+    assert actual["calibrant_foreground_confidence_bucket", ("0.85", "m")] == 1
 
 
 def test_requests_and_waiting_jobs_are_counted() -> None:
@@ -36,11 +36,11 @@ def test_requests_and_waiting_jobs_are_counted() -> None:
     metrics = Metrics()
     metrics.request_answered("GET", "/v1/models", 200, 0.02)
 
-    found = samples(metrics)
+    actual = samples(metrics)
 
-    assert found["calibrant_requests_total", ("GET", "/v1/models", "200")] == 1
-    assert found["calibrant_request_seconds_sum", ("GET", "/v1/models")] == 0.02
-    assert (found["calibrant_jobs", ("queued",)], found["calibrant_jobs", ("running",)]) == (3, 1)
+    assert actual["calibrant_requests_total", ("GET", "/v1/models", "200")] == 1
+    assert actual["calibrant_request_seconds_sum", ("GET", "/v1/models")] == 0.02
+    assert (actual["calibrant_jobs", ("queued",)], actual["calibrant_jobs", ("running",)]) == (3, 1)
 
 
 def test_two_services_in_one_process_do_not_share_metrics() -> None:

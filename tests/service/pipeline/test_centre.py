@@ -21,7 +21,7 @@ EDGES = (6, 8, 4)
 
 
 class Bright(nn.Module):
-    """Marks voxels brighter than the mean by two deviations: class 1 above them by half a step, else class 2."""
+    """A network that marks bright voxels as class 1, with class 2 next."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,42 +75,42 @@ def scan(flip: tuple[int, int, int] = (1, 1, 1), centres: dict[str, tuple[float,
 def near(config: ServiceConfig, off: tuple[float, float, float] = (3.0, -3.5, 3.0)) -> Boxes:
     """Return boxes some millimetres off."""
     assert config.locator is not None
-    found = [Box(part, np.array(BLOBS[part.name]) + off, np.eye(3)) for part in config.locator.parts]
-    return Boxes(found, {})
+    boxes = [Box(part, np.array(BLOBS[part.name]) + off, np.eye(3)) for part in config.locator.parts]
+    return Boxes(boxes, {})
 
 
 @pytest.mark.parametrize("off", [(0.0, 0.0, 0.0), (3.0, -3.5, 3.0), (-4.0, 5.0, -4.0)], ids=str)
 def test_boxes_move_about_what_is_found_in_them(off: tuple[float, float, float], config: ServiceConfig) -> None:
-    """Wherever they began, within the voxel size."""
+    """From different starting points they end at the structure's centre, within a voxel."""
     placement = place(Bright(), scan(), near(config, off), config)
 
-    assert [each.part.name for each in placement.placed] == ["left", "right"]
+    assert [part.part.name for part in placement.placed] == ["left", "right"]
     assert placement.absent == {}
-    for each in placement.placed:
-        assert np.abs(each.centre_mm - BLOBS[each.part.name]).max() <= 1
-        assert each.volume.shape == (12, 14, 10)
+    for part in placement.placed:
+        assert np.abs(part.centre_mm - BLOBS[part.part.name]).max() <= 1
+        assert part.volume.shape == (12, 14, 10)
 
 
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, -1)], ids=str)
 def test_the_parts_come_back_to_their_voxels(flip: tuple[int, int, int], config: ServiceConfig) -> None:
-    """Every voxel of the two boxes has the value of its side, and no other has one."""
+    """Voxels of the two structures get the label of their side, and all others are background."""
     volume = scan(flip)
     placement = place(Bright(), volume, near(config), config)
-    logits = torch.stack([infer(Bright(), preprocess(each.volume, config)[0], config) for each in placement.placed])
+    logits = torch.stack([infer(Bright(), preprocess(part.volume, config)[0], config) for part in placement.placed])
 
-    found = segment(logits, placement.grid(volume, config), config.located)
+    actual = segment(logits, placement.grid(volume, config), config.located)
 
     x = (volume.affine[:3, :3] @ np.indices(volume.shape).reshape(3, -1) + volume.affine[:3, 3:])[0]
     bright = volume.array_CDHW[0] > 0
     expected = np.where(bright, np.where(x.reshape(volume.shape) < 0, 11, 21), 0)
-    # The boxes rest on half voxels of the scan, so that logits at the edges are means of two: a shell may differ.
-    assert (found.mask != expected).sum() < 0.5 * bright.sum()
+    # The boxes rest on half voxels of the scan: logits at the edges are means of two, so a shell may differ.
+    assert (actual.mask != expected).sum() < 0.5 * bright.sum()
     for value in (11, 21):
-        ours, theirs = np.argwhere(found.mask == value), np.argwhere(expected == value)
+        ours, theirs = np.argwhere(actual.mask == value), np.argwhere(expected == value)
         assert np.abs(ours.mean(axis=0) - theirs.mean(axis=0)).max() < 0.6
-    assert set(np.unique(found.mask)) == {0, 11, 21}
-    assert found.confidence.min() >= 1 / 3
-    assert (found.confidence[0] == 1).all()
+    assert set(np.unique(actual.mask)) == {0, 11, 21}
+    assert actual.confidence.min() >= 1 / 3
+    assert (actual.confidence[0] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_part_that_is_not_there_is_named(
     why: str,
     config: ServiceConfig,
 ) -> None:
-    """The other one is segmented all the same."""
+    """The other part is segmented all the same."""
     centres = change(dict(BLOBS))
     boxes = near(config)
     if centres.get("right", (0,))[0] != 15.0:
@@ -135,11 +135,11 @@ def test_a_part_that_is_not_there_is_named(
 
     placement = place(Bright(), scan(centres=centres), boxes, config)
 
-    assert [each.part.name for each in placement.placed] == ["left"]
+    assert [part.part.name for part in placement.placed] == ["left"]
     assert why in placement.absent["right"]
 
 
 def test_where_no_part_is_there_nothing_is_found(config: ServiceConfig) -> None:
-    """The refusal names both."""
+    """The error names both parts."""
     with pytest.raises(AnatomyNotFound, match=r"left: the network marks nothing.*right: the network marks nothing"):
         place(Bright(), scan(centres={}), near(config), config)

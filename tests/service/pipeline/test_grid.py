@@ -24,12 +24,12 @@ def volume_of(shape: tuple[int, int, int], affine: Affine) -> Volume:
 
 @pytest.fixture(name="config")
 def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's declaration."""
+    """Return the function that changes fields of the tiny bundle's configuration."""
     return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
 
 
 def test_an_oblique_scan_takes_the_nearest_axes(config: Callable[..., ServiceConfig]) -> None:
-    """Turned by 30 degrees, the file's axes are still nearest to right, anterior and superior."""
+    """Rotated by 30 degrees, the file's axes are still closest to right, anterior and superior."""
     affine = np.array([[0.866, -0.5, 0, 0], [0.5, 0.866, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     grid = Grid.of(volume_of((2, 3, 4), affine), config())
 
@@ -43,7 +43,7 @@ def test_an_oblique_scan_takes_the_nearest_axes(config: Callable[..., ServiceCon
 def test_as_many_steps_as_come_nearest_to_the_last_voxel(
     voxels: int, spacing: float, target: float, expected: int, config: Callable[..., ServiceConfig]
 ) -> None:
-    """The number of steps is the distance between the outer centres over the target, rounded: (5 - 1) * 2 mm are 8."""
+    """The number of steps is the distance between the outer centres divided by the target spacing, rounded."""
     volume = volume_of((voxels, 2, 2), np.diag([spacing, 1, 1, 1]))
 
     grid = Grid.of(volume, config(spacing_mm=(target, 1.0, 1.0)))
@@ -70,24 +70,24 @@ def test_spacing_follows_the_axis_that_it_belongs_to(config: Callable[..., Servi
 def test_a_frame_leads_back_to_its_grid(
     order: list[int], signs: tuple[float, ...], shape: tuple[int, int, int], spacing: tuple[float, ...]
 ) -> None:
-    """Whatever the axes of the scan, a frame written to JSON and read again gives the same grid, parts included."""
+    """For any axes of the scan, a frame written to JSON and read again restores the grid and its parts."""
     affine = np.eye(4)
     affine[:3, :3] = (np.eye(3) * signs * spacing)[order]
     config = ServiceConfig.model_validate(_TINY)
     volume = volume_of(shape, affine)
     grid = Grid.of(volume, config)
-    part = PartGrid((0, 1), np.linalg.inv(affine), (3, 4, 5))
+    part = PartGrid((0, 1), np.linalg.inv(affine).astype(np.float64), (3, 4, 5))
     grid = Grid(grid.scan_shape, grid.orientation, grid.oriented_shape, grid.network_shape, grid.step, (part,))
 
     frame = Frame.model_validate_json(frame_of(volume, grid, config).model_dump_json())
-    found = grid_of(frame)
+    actual = grid_of(frame)
 
-    assert (found.scan_shape, found.oriented_shape, found.network_shape, found.step) == (
+    assert (actual.scan_shape, actual.oriented_shape, actual.network_shape, actual.step) == (
         *(grid.scan_shape, grid.oriented_shape, grid.network_shape, grid.step),
     )
-    assert np.array_equal(found.orientation, grid.orientation)
+    assert np.array_equal(actual.orientation, grid.orientation)
     assert frame.affine_ras.tobytes() == affine.tobytes()
-    (read,) = found.parts
+    (read,) = actual.parts
     assert (read.channels, read.shape, read.to_part.tobytes()) == (part.channels, part.shape, part.to_part.tobytes())
 
 

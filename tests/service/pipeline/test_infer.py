@@ -34,7 +34,7 @@ IMAGE_SHAPES = [
 
 @pytest.fixture(name="config")
 def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's declaration."""
+    """Return the function that changes fields of the tiny bundle's configuration."""
     return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
 
 
@@ -46,7 +46,7 @@ def network_(tiny_config: ServiceConfig) -> nn.Module:
 
 
 class Constant(nn.Module):
-    """A network that answers the same three logits everywhere, and keeps what it was given."""
+    """A network that returns the same three logits everywhere and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,11 +67,11 @@ def test_monai_infers_alike(
     """MONAI's sliding-window inference with Gaussian weights gives the same logits, for one window and for several."""
     image = torch.from_numpy(np.random.default_rng(1).normal(size=(1, *shape)).astype(np.float32))
 
-    found = sliding_window_logits(network, image, config(overlap=overlap))
+    actual = sliding_window_logits(network, image, config(overlap=overlap))
 
     with torch.inference_mode():
         expected = sliding_window_inference(image[None], (8, 8, 8), 1, network, overlap=overlap, mode="gaussian")
-    torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(actual, expected[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (48, 64, 48), (5, 4, 3)])
@@ -86,7 +86,7 @@ def test_monai_weights_alike(patch: tuple[int, int, int]) -> None:
 
 
 def test_the_weight_falls_from_the_middle_by_hand() -> None:
-    """Of a window of 8, sigma is 1: the voxels 0.5, 1.5, 2.5 from the middle weigh exp(-x^2 / 2)."""
+    """For a window of 8, sigma is 1, and voxels at 0.5, 1.5, 2.5 from the middle weigh exp(-x^2 / 2)."""
     line = gaussian_weights((8, 1, 1))[:, 0, 0].tolist()
 
     half = [0.8824969, 0.3246525, 0.0439369, 0.0021875]
@@ -94,7 +94,7 @@ def test_the_weight_falls_from_the_middle_by_hand() -> None:
 
 
 def test_one_window_is_the_network_itself(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
-    """An image as large as the window is the network's answer, whatever the weights."""
+    """For an image of the window's size the weights cancel."""
     image = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(2))
 
     with torch.inference_mode():
@@ -106,7 +106,7 @@ def test_one_window_is_the_network_itself(network: nn.Module, config: Callable[.
 def test_agreeing_windows_are_not_changed_by_their_average(
     shape: tuple[int, ...], config: Callable[..., ServiceConfig]
 ) -> None:
-    """A network that says the same everywhere says it in the average too: weights cancel, no voxel is left out."""
+    """The average of a constant network is the constant: weights cancel, and no voxel is left out."""
     logits = sliding_window_logits(Constant(), torch.zeros(1, *shape), config())
 
     expected = torch.tensor([1.0, -2.0, 0.5]).view(3, 1, 1, 1).expand(3, *shape)
@@ -114,7 +114,7 @@ def test_agreeing_windows_are_not_changed_by_their_average(
 
 
 def test_a_small_image_is_padded_with_0_on_both_sides(config: Callable[..., ServiceConfig]) -> None:
-    """Of 5 missing voxels 2 come before and 3 behind, all 0."""
+    """Of 5 missing voxels, 2 are added before and 3 behind, all 0."""
     network = Constant()
 
     sliding_window_logits(network, torch.full((1, 3, 8, 8), 7.0), config())
@@ -139,22 +139,22 @@ def test_windows_by_hand(config: Callable[..., ServiceConfig]) -> None:
     overlap=st.floats(0, 0.99),
 )
 def test_windows_cover_every_voxel(shape: tuple[int, int, int], patch: tuple[int, int, int], overlap: float) -> None:
-    """Windows have the size that was asked for, lie inside, differ from one another, and leave no voxel out."""
-    config = ServiceConfig.model_construct(patch_size=patch, overlap=overlap)
+    """Windows have the requested size, lie inside, are distinct and leave no voxel out."""
+    config = ServiceConfig.model_construct(patch_size=patch, overlap=overlap)  # type: ignore[call-arg]  # a part suffices
     covered = np.zeros(shape, bool)
 
     windows = window_slices(shape, config)
 
     for window in windows:
-        assert all(each.start >= 0 and each.stop <= n for each, n in zip(window, shape, strict=True))
-        assert tuple(each.stop - each.start for each in window) == patch
+        assert all(extent.start >= 0 and extent.stop <= n for extent, n in zip(window, shape, strict=True))
+        assert tuple(extent.stop - extent.start for extent in window) == patch
         covered[window] = True
     assert covered.all()
-    assert len({tuple(each.start for each in window) for window in windows}) == len(windows)
+    assert len({tuple(extent.start for extent in window) for window in windows}) == len(windows)
 
 
 def test_logits_are_float16(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
-    """What is inferred is what is stored: (classes, D, H, W) float16 where the network is, the rounded logits."""
+    """Inference returns the logits rounded to float16, (classes, D, H, W), on the network's device."""
     image = torch.randn(1, 9, 8, 8, generator=torch.Generator().manual_seed(3))
 
     logits = infer(network, image, config())
@@ -168,7 +168,7 @@ def test_logits_are_float16(network: nn.Module, config: Callable[..., ServiceCon
 def test_sums_over_a_window_are_those_over_the_whole(
     shape: tuple[int, ...], overlap: float, network: nn.Module, config: Callable[..., ServiceConfig]
 ) -> None:
-    """Planes that are finished early hold, bit for bit, what sums over the whole image at once would."""
+    """Planes that are finished early equal sums over the whole image at once, bit for bit."""
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(4))
     declared = config(overlap=overlap)
     missing = [max(8 - n, 0) for n in shape]
@@ -194,32 +194,32 @@ def test_progress_is_reported_after_each_window(config: Callable[..., ServiceCon
 
 
 class OnAFullGPU(Constant):
-    """A network that says that it is on a GPU until it is moved."""
+    """A network that claims to be on a GPU until it is moved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.device = "cuda:0"
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: ARG002, FBT001, FBT002 - torch's own
-        """Yield something with the device that was moved to last."""
+        """Yield an object with the current device."""
         yield SimpleNamespace(device=torch.device(self.device))  # type: ignore[misc]
 
     def cpu(self) -> "OnAFullGPU":
-        """Move away."""
+        """Move to the CPU."""
         self.device = "cpu"
         return self
 
     def to(self, device: object) -> "OnAFullGPU":  # type: ignore[override]
-        """Move there."""
+        """Move to a device."""
         self.device = str(device)
         return self
 
 
 @pytest.mark.parametrize(("failing", "placement"), [(0, "device"), (1, "device, sums on the CPU"), (2, "CPU")], ids=str)
-def test_what_does_not_fit_moves_to_the_cpu_step_by_step(
+def test_computation_moves_to_the_cpu_step_by_step(
     monkeypatch: pytest.MonkeyPatch, config: Callable[..., ServiceConfig], failing: int, placement: str
 ) -> None:
-    """Each time the GPU's memory runs out more moves: first the sums, then the network, for this case only."""
+    """Each time the GPU's memory runs out more moves to the CPU: first the sums, then the network, for this case only."""
     network, image = OnAFullGPU(), torch.zeros(1, 8, 8, 8)
     ran_on: list[str] = []
 
@@ -232,16 +232,16 @@ def test_what_does_not_fit_moves_to_the_cpu_step_by_step(
     monkeypatch.setattr(infer_module, "infer", compute)
     monkeypatch.setattr(infer_module, "_half_logits", compute)
 
-    logits, found = infer_within_memory(network, image, config())
+    logits, actual = infer_within_memory(network, image, config())
 
-    assert found == placement
+    assert actual == placement
     assert logits.shape == (3, 8, 8, 8)
     assert ran_on == ["cuda:0", "cuda:0", "cpu"][: failing + 1]
     assert network.device == "cuda:0"
 
 
 def test_on_the_cpu_there_is_no_further_step(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
-    """The logits are those of `infer`."""
+    """On the CPU the logits are those of `infer`."""
     image = torch.randn(1, 9, 8, 8, generator=torch.Generator().manual_seed(3))
 
     logits, placement = infer_within_memory(network, image, config())

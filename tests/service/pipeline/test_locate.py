@@ -40,7 +40,7 @@ EDGE_MM = 24.0
 
 @pytest.fixture(name="locator")
 def _locator() -> Locator:
-    """Return a locator of seven cubes of 24 mm, of which the first two are looked for."""
+    """Return a locator of seven cubes of 24 mm; the first two are parts."""
     names = ["left", "right", *"cdefg"]
     return Locator(
         anatomy="cube",
@@ -69,7 +69,7 @@ def _locator() -> Locator:
 
 
 class ByIntensity(nn.Module):
-    """Marks channel c where all around the intensity is c tenths: a network that needs no training."""
+    """A network that marks channel c where the intensity is c tenths in the whole neighbourhood."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ByIntensity(nn.Module):
 
 
 def turned(x: float, y: float, z: float) -> Points:
-    """Return the rotation by so many degrees about each axis, one after the other."""
+    """Return the rotation by these degrees about each axis, one after another."""
     rotation = np.eye(3)
     for axis, degrees in enumerate((x, y, z)):
         angle, (a, b) = np.radians(degrees), [other for other in range(3) if other != axis]
@@ -126,7 +126,7 @@ def _make_head() -> Callable[..., Volume]:
 def test_the_coarse_grid_shows_each_place_where_it_lies(
     axes: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> None:
-    """On a ramp of x + 2 y + 4 z the coarse voxel at a place holds its value, whatever the axes and an oblique angle."""
+    """On a ramp of x + 2 y + 4 z a coarse voxel holds the value at its position, for oblique and permuted axes."""
     shape = (60, 50, 40)
     affine = np.eye(4)
     affine[:3, :3] = turned(10, 5, -15)[:, list(axes)] * np.array(spacing) * [1, -1, 1]
@@ -156,7 +156,7 @@ def test_the_coarse_grid_shows_each_place_where_it_lies(
 def test_boxes_lie_about_their_landmarks_along_the_axes_of_the_head(
     angles: tuple[float, float, float], axes: tuple[int, int, int], make_head: Callable[..., Volume], locator: Locator
 ) -> None:
-    """Within 2 mm and 3 degrees for a head turned any way and stored any way; left stays left."""
+    """Boxes agree within 2 mm and 3 degrees for rotated heads and permuted axes, and left stays left."""
     rotation = turned(*angles)
 
     boxes = locate(ByIntensity(), make_head(rotation, axes, scale=1.1), locator)
@@ -170,7 +170,7 @@ def test_boxes_lie_about_their_landmarks_along_the_axes_of_the_head(
 
 
 def test_a_landmark_out_of_view_leaves_the_other_part(make_head: Callable[..., Volume], locator: Locator) -> None:
-    """The part that has none says how much of it there is."""
+    """The reason for the missing part gives the volume that was marked."""
     head = make_head(np.eye(3))
     head.array_CDHW[np.isclose(head.array_CDHW, 0.2)] = 0
 
@@ -181,7 +181,7 @@ def test_a_landmark_out_of_view_leaves_the_other_part(make_head: Callable[..., V
 
 
 def test_without_a_landmark_of_any_part_nothing_is_found(make_head: Callable[..., Volume], locator: Locator) -> None:
-    """However well the others lie."""
+    """Other landmarks do not help if those of all parts are missing."""
     head = make_head(np.eye(3))
     head.array_CDHW[np.isclose(head.array_CDHW, 0.1) | np.isclose(head.array_CDHW, 0.2)] = 0
 
@@ -202,7 +202,7 @@ def test_without_a_landmark_of_any_part_nothing_is_found(make_head: Callable[...
 def test_what_does_not_lie_as_in_a_head_is_refused(
     change: Callable[[Points], Points], why: str, locator: Locator
 ) -> None:
-    """Sides exchanged, a wrong size, disorder, and too few."""
+    """Swapped sides, a wrong size, disorder and too few landmarks are refused."""
     landmarks = Landmarks(change(np.array(PLACES, float)), np.ones(7))
 
     with pytest.raises(AnatomyNotFound, match=why):
@@ -210,12 +210,12 @@ def test_what_does_not_lie_as_in_a_head_is_refused(
 
 
 def test_one_landmark_far_off_is_left_out(locator: Locator) -> None:
-    """The others give the exact rotation, scale and place."""
+    """The others give the exact rotation, scale and position."""
     rotation = turned(12, -20, 33)
-    found = 1.2 * np.array(PLACES) @ rotation.T + [5, 6, 7]
-    found[4] += [60, 0, 0]
+    marked = 1.2 * np.array(PLACES) @ rotation.T + [5, 6, 7]
+    marked[4] += [60, 0, 0]
 
-    pose = fit_pose(Landmarks(found, np.ones(7)), locator)
+    pose = fit_pose(Landmarks(marked, np.ones(7)), locator)
 
     assert pose.scale == pytest.approx(1.2)
     assert np.allclose(pose.rotation, rotation)
@@ -224,7 +224,7 @@ def test_one_landmark_far_off_is_left_out(locator: Locator) -> None:
 
 
 def test_a_box_lies_where_all_landmarks_say(locator: Locator, make_head: Callable[..., Volume]) -> None:
-    """However far off its own mark is; its shift is turned and scaled with the head."""
+    """A box does not depend on its own mark; its shift is rotated and scaled with the head."""
     rotation, places = turned(10, 0, 20), np.array(PLACES, float)
     pose = Pose(1.1, rotation, np.array([3.0, -7, 4]), 0.0)
     marked = 1.1 * places @ rotation.T + pose.origin_mm
@@ -236,12 +236,12 @@ def test_a_box_lies_where_all_landmarks_say(locator: Locator, make_head: Callabl
 
 
 def test_a_box_that_leaves_the_scan_is_named_as_absent(locator: Locator, make_head: Callable[..., Volume]) -> None:
-    """A head of 180 mm whose left part begins at its edge: half of the box is outside."""
+    """A part whose box lies half outside the scan is absent, with the fraction as reason."""
     head = make_head(np.eye(3))
     pose = Pose(1.0, np.eye(3), np.array([3.0 - 90 + 40, -7, 4]), 0.0)
-    found = Landmarks(np.array(PLACES) + pose.origin_mm, np.full(len(PLACES), 5.0))
+    landmarks = Landmarks(np.array(PLACES) + pose.origin_mm, np.full(len(PLACES), 5.0))
 
-    boxes = boxes_of(head, found, pose, locator)
+    boxes = boxes_of(head, landmarks, pose, locator)
 
     assert [box.part.name for box in boxes.found] == ["right"]
     assert boxes.absent == {"left": "50% of its box lies in the scan"}
@@ -249,7 +249,7 @@ def test_a_box_that_leaves_the_scan_is_named_as_absent(locator: Locator, make_he
 
 
 def test_a_volume_out_of_range_is_not_found(locator: Locator) -> None:
-    """What is marked of the first cube are 27 coarse voxels, of the second 1,000."""
+    """27 coarse voxels are an acceptable volume of a cube; 1,000 are not."""
     image = torch.zeros((1, 1, 16, 16, 32))
     image[..., 2:7, 2:7, 2:7], image[..., 2:14, 2:14, 15:27] = 0.1, 0.2
 
@@ -261,14 +261,14 @@ def test_a_volume_out_of_range_is_not_found(locator: Locator) -> None:
 
 
 def test_the_angle_between_axes_is_that_of_the_turn() -> None:
-    """25 degrees about one axis, half a turn, and none."""
+    """Angles of 25, 180 and 0 degrees are computed."""
     assert degrees_between(turned(0, 25, 0), np.eye(3)) == pytest.approx(25)
     assert degrees_between(turned(180, 0, 0), np.eye(3)) == pytest.approx(180)
     assert degrees_between(np.eye(3), np.eye(3)) == 0
 
 
 def test_a_mark_counts_by_the_usual_share_of_its_landmark(locator: Locator) -> None:
-    """Odds of 100 for a landmark that is 1 in 400 of the image become 1 to 4: 0.2 of each voxel, by hand."""
+    """Odds of 100 for a landmark that usually fills 1/400 of the image become 1 to 4, a probability of 0.2."""
 
     class Constant(nn.Module):
         def __init__(self) -> None:
@@ -288,16 +288,16 @@ def test_a_mark_counts_by_the_usual_share_of_its_landmark(locator: Locator) -> N
         for landmark in locator.landmarks
     ]
 
-    found = landmarks_of(
+    weighted = landmarks_of(
         Constant(), image, np.diag([4.0, 4, 4, 1]), locator.model_copy(update={"landmarks": landmarks})
     )
 
-    assert found.volume_ml[0] == pytest.approx(0.2 * image_ml)
-    assert np.allclose(found.centre_mm[0], 3.5 * 4)
+    assert weighted.volume_ml[0] == pytest.approx(0.2 * image_ml)
+    assert np.allclose(weighted.centre_mm[0], 3.5 * 4)
 
 
 def test_a_crop_is_not_searched(locator: Locator) -> None:
-    """Its longest edge decides, in millimetres."""
+    """A scan no longer than the training crops is not searched."""
     crop = Volume(np.zeros((1, 30, 20, 20)), np.diag([2.0, 1, 1, 1]), b"")
     more = Volume(np.zeros((1, 30, 20, 20)), np.diag([2.1, 1, 1, 1]), b"")
 
@@ -305,7 +305,7 @@ def test_a_crop_is_not_searched(locator: Locator) -> None:
 
 
 def test_the_crops_size_is_that_along_the_axes_of_the_patient(locator: Locator) -> None:
-    """A scan of 20 x 30 x 20 mm R-L, A-P, I-S, in whatever order the file has its axes."""
+    """The extent is compared along the patient's axes, for any order of the file's axes."""
     longer_ap = locator.model_copy(update={"extent_mm": (20.0, 30.0, 20.0)})
     longer_rl = locator.model_copy(update={"extent_mm": (30.0, 20.0, 20.0)})
     for order in permutations(range(3)):
@@ -317,7 +317,7 @@ def test_the_crops_size_is_that_along_the_axes_of_the_patient(locator: Locator) 
 
 
 def test_a_grid_along_other_axes_shows_each_place_where_it_lies() -> None:
-    """The brightest coarse voxel lies, by the grid's affine, within a voxel of the bright block; the axes are those asked for."""
+    """The brightest coarse voxel lies within a voxel of the bright block, and the grid has the requested axes."""
     affine = np.diag([-2.0, 2, 2, 1])
     affine[:3, 3] = 30, -70, 5
     array = np.zeros((60, 70, 50), np.float32)
@@ -333,7 +333,7 @@ def test_a_grid_along_other_axes_shows_each_place_where_it_lies() -> None:
 
 
 def test_it_looks_again_along_the_axes_of_the_head(make_head: Callable[..., Volume], locator: Locator) -> None:
-    """A head that is turned is seen upright at the next look, and no more often than it takes; one look does for one that is not."""
+    """A rotated head is seen upright in the second or third pass; an upright head needs one pass."""
     seen: list[torch.Tensor] = []
 
     class Watched(ByIntensity):
@@ -350,5 +350,5 @@ def test_it_looks_again_along_the_axes_of_the_head(make_head: Callable[..., Volu
 
     assert 2 <= len(seen) <= 3
     assert np.allclose(boxes.found[0].axes, rotation, atol=0.05)
-    # Seen at an angle the outermost cubes need a longer grid than upright.
+    # At an angle, the outermost cubes need a longer grid.
     assert seen[0].shape != seen[1].shape

@@ -19,11 +19,11 @@ AXES = [
     for order in permutations(("RL", "AP", "SI"))
     for signs in product((0, 1), repeat=3)
 ]
-"""The 48 orientations that a bundle may ask for."""
+"""The 48 orientations that a bundle may declare."""
 
 
 def turned(degrees: float) -> Points:
-    """Return a rotation about an axis that lies along none of the grid's."""
+    """Return a rotation about an oblique axis."""
     axis = np.array([1, 2, 3]) / np.sqrt(14)
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     angle = np.radians(degrees)
@@ -39,7 +39,7 @@ def affine_of(linear: Points, offset: tuple[float, float, float]) -> Points:
 
 
 def ramps(shape: tuple[int, int, int], affine: Points) -> Volume:
-    """Return a volume of three channels: x, y and z in millimetres at each voxel."""
+    """Return a volume whose three channels hold x, y and z in millimetres at each voxel."""
     mm = affine[:3, :3] @ np.indices(shape).reshape(3, -1) + affine[:3, 3:]
     return Volume(mm.reshape(3, *shape).astype(np.float32), affine, b"")
 
@@ -49,7 +49,7 @@ def ramps(shape: tuple[int, int, int], affine: Points) -> Volume:
     "scan", [np.diag([-0.9, 1.1, 1.3]), turned(20) @ np.diag([1.0, 1, 2])], ids=["flipped", "turned"]
 )
 def test_a_crop_shows_what_lies_at_its_place(orientation: str, scan: Points, tiny_config: ServiceConfig) -> None:
-    """Each voxel of the box holds its own position in the patient, whatever the axes of scan, head and bundle."""
+    """Each voxel of the box holds its own position in the patient, for all axes of scan, head and bundle."""
     config = tiny_config.model_copy(update={"orientation": orientation, "spacing_mm": (1.0, 1.5, 0.5)})
     volume = ramps((40, 40, 40), affine_of(scan, (3, -2, 5)))
     centre = volume.affine[:3, :3] @ [20, 20, 20] + volume.affine[:3, 3]
@@ -61,15 +61,15 @@ def test_a_crop_shows_what_lies_at_its_place(orientation: str, scan: Points, tin
     expected = affine[:3, :3] @ np.indices(shape).reshape(3, -1) + affine[:3, 3:]
     assert inside == 1
     assert np.abs(seen.array_CDHW.reshape(3, -1) - expected).max() < 1e-4
-    # Its first axis runs in the direction that the orientation names first, of the head.
+    # The first axis runs in the head's direction that the orientation names first.
     direction = turned(-10).T @ (affine[:3, 0] / np.linalg.norm(affine[:3, 0]))
     assert direction[
         ["RL", "AP", "SI"].index(next(p for p in ("RL", "AP", "SI") if orientation[0] in p))
     ] == pytest.approx(1 if orientation[0] in "RAS" else -1)
 
 
-def test_a_box_that_leaves_the_scan_says_how_much_of_it(tiny_config: ServiceConfig) -> None:
-    """Half of it lies outside, where the last plane is repeated."""
+def test_the_fraction_of_a_box_inside_the_scan_is_returned(tiny_config: ServiceConfig) -> None:
+    """Half of the box lies outside, where the last plane is repeated."""
     volume = ramps((10, 10, 10), np.eye(4))
     affine = box_affine(np.array([9.5, 4.5, 4.5]), np.eye(3), (8, 8, 8), tiny_config)
 
@@ -87,14 +87,14 @@ def _located(tiny_config: ServiceConfig) -> ServiceConfig:
 
 @pytest.fixture(name="parts")
 def _parts() -> tuple[PartGrid, ...]:
-    """Return two boxes that overlap a little, the second one turned."""
+    """Return two boxes that overlap a little, the second one rotated."""
     first = affine_of(np.diag([0.5, 0.8, 1.0]), (-1, -2, -1))
     second = affine_of(turned(15) * 0.9, (-11, 1, -1))
     return PartGrid((0, 1, 2), first, (6, 7, 8)), PartGrid((0, 3, 4), second, (9, 8, 7))
 
 
 def test_parts_are_pasted_where_they_lie(located: ServiceConfig, parts: tuple[PartGrid, ...]) -> None:
-    """By scipy's interpolation of the logits and a softmax in float64, voxel by voxel; elsewhere it is background."""
+    """Probabilities agree with scipy's interpolation and a float64 softmax, voxel by voxel; elsewhere is background."""
     shape = (20, 12, 10)
     torch.manual_seed(0)
     logits = [torch.randn(3, *part.shape) * 3 for part in parts]
@@ -115,13 +115,13 @@ def test_parts_are_pasted_where_they_lie(located: ServiceConfig, parts: tuple[Pa
 
     slabs = list(part_probability_slabs(logits, parts, shape, located, 10**9))
 
-    found = np.concatenate([probs for _, probs in slabs], axis=1)
+    actual = np.concatenate([probs for _, probs in slabs], axis=1)
     assert 100 < taken.sum() < taken.size
-    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(actual - expected).max() < 1e-5
 
 
 def test_the_thickness_of_a_slab_changes_nothing(located: ServiceConfig, parts: tuple[PartGrid, ...]) -> None:
-    """To the last bit."""
+    """Slabs of any thickness give the same bits."""
     logits = torch.randn(2, 3, 9, 8, 8)
     same = tuple(PartGrid(part.channels, part.to_part, (9, 8, 8)) for part in parts)
 
@@ -136,15 +136,15 @@ def test_the_thickness_of_a_slab_changes_nothing(located: ServiceConfig, parts: 
 def test_trilinear_holds_its_edge(
     shape: tuple[int, int, int], make_places: Callable[[tuple[int, int, int]], Points]
 ) -> None:
-    """As scipy interpolates, with the nearest value beyond the edge."""
+    """Interpolation agrees with scipy's, with the nearest value beyond the edge."""
     array = torch.rand(2, *shape)
     at = make_places(shape)
 
-    found = trilinear(array.half(), at).numpy()
+    actual = trilinear(array.half(), at).numpy()
 
     inside = np.clip(at, 0, np.array(shape)[:, None] - 1)
     expected = [map_coordinates(c.half().double().numpy(), inside, order=1, mode="nearest") for c in array]
-    assert np.abs(found - np.array(expected)).max() < 1e-5
+    assert np.abs(actual - np.array(expected)).max() < 1e-5
 
 
 @pytest.fixture(name="make_places")

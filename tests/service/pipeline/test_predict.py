@@ -18,12 +18,12 @@ from service.volume import Volume
 
 @pytest.fixture(name="config")
 def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's declaration."""
+    """Return the function that changes fields of the tiny bundle's configuration."""
     return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
 
 
 def grid_of(shape: tuple[int, ...]) -> Grid:
-    """Return the grid of a scan that is already the network's."""
+    """Return the grid of a scan that needs no resampling."""
     return Grid(shape, np.array([[0, 1], [1, 1], [2, 1]], np.float64), shape, shape, (1, 1, 1))
 
 
@@ -67,33 +67,33 @@ def test_logits_are_interpolated_not_probabilities(config: Callable[..., Service
 
 
 def test_probabilities_come_back_in_the_scans_axes(config: Callable[..., ServiceConfig]) -> None:
-    """What the network says about a voxel is said about that voxel of the file, flipped and permuted as it is."""
+    """A voxel's label lands on the same voxel of the file, even if its axes are flipped and permuted."""
     array = np.zeros((2, 3, 4), np.float32)
     array[1, 0, 3] = 100
     affine = np.array([[0, -1, 0, 5], [0, 0, -1, 9], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
     image, grid = preprocess(Volume(array[np.newaxis], affine, b""), config())
     logits = torch.cat([torch.zeros_like(image), image, -image.abs()]).half()
 
-    found = segment(logits, grid, config())
+    actual = segment(logits, grid, config())
 
-    assert np.argwhere(found.mask == 1).tolist() == [[1, 0, 3]]
+    assert np.argwhere(actual.mask == 1).tolist() == [[1, 0, 3]]
 
 
 def test_the_mask_is_the_most_probable_label_by_hand(config: Callable[..., ServiceConfig]) -> None:
-    """Four voxels: the winner's label value and its probability; of two equal ones the first listed wins."""
+    """Of four voxels the most probable label and its probability are known; the first listed wins a tie."""
     probs = torch.tensor([[0.2, 0.1, 0.4, 0.5], [0.5, 0.3, 0.4, 0], [0.3, 0.6, 0.2, 0.5]])
     labels = [Label(value=value, name=str(value), color=(0, 0, 0)) for value in (0, 7, 4)]
 
-    found = segment(probs.log().half().reshape(3, 2, 2, 1), grid_of((2, 2, 1)), config(labels=labels))
+    actual = segment(probs.log().half().reshape(3, 2, 2, 1), grid_of((2, 2, 1)), config(labels=labels))
 
-    assert found.mask.dtype == np.uint8
-    assert found.mask.ravel().tolist() == [7, 4, 0, 0]
-    assert found.confidence.ravel().tolist() == pytest.approx([0.5, 0.6, 0.4, 0.5], abs=1e-3)
+    assert actual.mask.dtype == np.uint8
+    assert actual.mask.ravel().tolist() == [7, 4, 0, 0]
+    assert actual.confidence.ravel().tolist() == pytest.approx([0.5, 0.6, 0.4, 0.5], abs=1e-3)
 
 
 @given(arrays(np.float32, (4, 3, 5, 2), elements=st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0])))
 def test_the_most_probable_class_is_numpys_argmax(probs: np.ndarray) -> None:
-    """Also where several classes are equally probable: the first of them."""
+    """Of several equally probable classes the first is taken."""
     mask, highest = most_probable(torch.from_numpy(probs), [0, 7, 200, 3])
 
     assert np.array_equal(mask.numpy(), np.array([0, 7, 200, 3], np.uint8)[probs.argmax(axis=0)])
@@ -104,52 +104,52 @@ def test_the_most_probable_class_is_numpys_argmax(probs: np.ndarray) -> None:
 def test_the_mask_at_once_is_that_of_the_probabilities(
     orientation: list[list[int]], config: Callable[..., ServiceConfig]
 ) -> None:
-    """On a resampled and turned grid mask and confidence are, bit for bit, argmax and maximum of the probabilities."""
+    """On a resampled, reoriented grid mask and confidence equal argmax and maximum of the probabilities bit for bit."""
     grid = Grid((9, 14, 11), np.array(orientation, float), (9, 14, 11), (5, 6, 7), (2, 2.6, 1.7))
     if orientation[0][0] == 2:
         grid = Grid((9, 14, 11), np.array(orientation, float), (14, 11, 9), (5, 6, 7), (3.2, 2, 1.3))
     logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
     declared = config(temperature=[1.0, 1.5, 0.7])
 
-    found, probs = segment(logits, grid, declared), probabilities(logits, grid, declared)
+    actual, probs = segment(logits, grid, declared), probabilities(logits, grid, declared)
 
-    assert np.array_equal(found.mask, probs.argmax(axis=0))
-    assert np.array_equal(found.confidence, probs.max(axis=0))
+    assert np.array_equal(actual.mask, probs.argmax(axis=0))
+    assert np.array_equal(actual.confidence, probs.max(axis=0))
 
 
 @given(data=st.data(), classes=st.integers(2, 16))
 def test_confidence_lies_between_1_over_c_and_1(data: st.DataObject, classes: int) -> None:
-    """For any float16 logits and temperatures the probabilities sum to 1, and the largest is neither below 1/C nor above 1."""
+    """For any float16 logits and temperatures the probabilities sum to 1, and the largest lies in [1/C, 1]."""
     shape = (classes, 2, 2, 1)
     elements = st.floats(-60000, 60000, width=16) | st.floats(-4, 4, width=16) | st.just(0.0)
     logits = torch.from_numpy(data.draw(arrays(np.float16, shape, elements=elements)))
     temperature = data.draw(st.lists(st.floats(0.25, 8), min_size=classes, max_size=classes))
     labels = [Label(value=value, name=str(value), color=(0, 0, 0)) for value in range(classes)]
-    config = ServiceConfig.model_construct(labels=labels, temperature=temperature)
+    config = ServiceConfig.model_construct(labels=labels, temperature=temperature)  # type: ignore[call-arg]  # a part suffices
 
     probs = probabilities(logits, grid_of(shape[1:]), config)
-    found = segment(logits, grid_of(shape[1:]), config)
+    actual = segment(logits, grid_of(shape[1:]), config)
 
     np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-5)
-    assert found.confidence.min() >= 1 / classes - 1e-6
-    assert found.confidence.max() <= 1
-    assert np.array_equal(found.mask, probs.argmax(axis=0))
+    assert actual.confidence.min() >= 1 / classes - 1e-6
+    assert actual.confidence.max() <= 1
+    assert np.array_equal(actual.mask, probs.argmax(axis=0))
 
 
 def simplex(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the probabilities of 4 classes, (4, ...) float64, a third of the voxels certain."""
+    """Return the probabilities of 4 classes, (4, ...) float64, with a third of the voxels certain."""
     draws = np.random.default_rng(seed).dirichlet([0.4] * 4, size=shape)
     draws[::3] = np.eye(4)[draws[::3].argmax(axis=-1)]
     return np.moveaxis(draws, -1, 0)
 
 
-def assert_same(found: ReliabilityHistogram, expected: ReliabilityHistogram) -> None:
-    """Compare counts and types exactly, probability sums but for the order of their additions."""
+def assert_same(actual: ReliabilityHistogram, expected: ReliabilityHistogram) -> None:
+    """Compare counts and types exactly, and probability sums up to the order of summation."""
     for name in ("count", "sum_y"):
-        assert getattr(found, name).dtype == np.int64
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    assert found.sum_p.dtype == np.float64
-    np.testing.assert_allclose(found.sum_p, expected.sum_p, rtol=1e-12, atol=1e-30)
+        assert getattr(actual, name).dtype == np.int64
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+    assert actual.sum_p.dtype == np.float64
+    np.testing.assert_allclose(actual.sum_p, expected.sum_p, rtol=1e-12, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -157,29 +157,29 @@ def assert_same(found: ReliabilityHistogram, expected: ReliabilityHistogram) -> 
 def test_tensors_have_the_histogram_of_their_arrays(
     dtype: type[np.floating], structures: list[tuple[int, ...]] | None
 ) -> None:
-    """Whatever the float type and the structures, the counts are the same and the sums but for their order."""
+    """For any float type and structures, counts are equal and sums differ only by the order of summation."""
     probs = simplex(1, (6, 7, 8)).astype(dtype)
     labels = np.random.default_rng(2).integers(4, size=(6, 7, 8))
 
-    found = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), structures)
+    actual = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), structures)
 
-    assert_same(found, ReliabilityHistogram.from_probabilities(probs, labels, structures))
+    assert_same(actual, ReliabilityHistogram.from_probabilities(probs, labels, structures))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
 def test_labels_are_counted_whatever_their_integer_type(dtype: type[np.integer]) -> None:
-    """Labels of one byte, as samples hold them, count as those of eight."""
+    """Labels of one byte are counted like those of eight."""
     probs = simplex(3, (5, 4)).astype(np.float32)
     labels = np.random.default_rng(4).integers(4, size=(5, 4)).astype(dtype)
 
-    found = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), [(1, 3)])
+    actual = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), [(1, 3)])
 
-    assert_same(found, ReliabilityHistogram.from_probabilities(probs, labels, [(1, 3)]))
+    assert_same(actual, ReliabilityHistogram.from_probabilities(probs, labels, [(1, 3)]))
 
 
 @given(data=st.data(), n=st.integers(1, 40))
 def test_tensors_fall_into_the_bins_of_their_arrays(data: st.DataObject, n: int) -> None:
-    """At 0, 1, every k/20, the float32 next to it and anywhere between, also where two of them are summed."""
+    """Bins agree at 0, 1, every k/20, its neighbouring float32 and anywhere between, also for sums."""
     edges = (np.arange(21) / 20).astype(np.float32)
     near = np.unique(np.concatenate([edges, np.nextafter(edges, np.float32(0.5))])).tolist()
     elements = st.sampled_from(near) | st.floats(0, 1, width=32)
@@ -187,19 +187,19 @@ def test_tensors_fall_into_the_bins_of_their_arrays(data: st.DataObject, n: int)
     labels = data.draw(arrays(np.int64, n, elements=st.integers(0, 2)))
     rows = [(0,), (1,), (2,), (0, 2), (0, 1, 2)]
 
-    found = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), rows)
+    actual = reliability_histogram(torch.from_numpy(probs), torch.from_numpy(labels), rows)
 
-    assert_same(found, ReliabilityHistogram.from_probabilities(probs, labels, rows))
+    assert_same(actual, ReliabilityHistogram.from_probabilities(probs, labels, rows))
 
 
 def test_a_rounded_sum_above_one_is_certain() -> None:
-    """In float32 0.27 + 0.66 + 0.07 is 1.0000001: no error, on a device as in memory."""
+    """In float32 0.27 + 0.66 + 0.07 is 1.0000001, which counts as 1."""
     probs = torch.tensor([[0.27], [0.66], [0.07]])
     assert probs.sum() > 1
 
-    found = reliability_histogram(probs, torch.tensor([1]), [(0, 1, 2)])
+    actual = reliability_histogram(probs, torch.tensor([1]), [(0, 1, 2)])
 
-    assert (found.count[0, 19], found.sum_p[0, 19], found.sum_y[0, 19]) == (1, 1.0, 1)
+    assert (actual.count[0, 19], actual.sum_p[0, 19], actual.sum_y[0, 19]) == (1, 1.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_rounded_sum_above_one_is_certain() -> None:
     ],
 )
 def test_tensors_are_refused_as_arrays_are(probs: list[object], labels: list[object]) -> None:
-    """What is no probability or no label of a class in the array is none in the tensor."""
+    """Invalid probabilities and labels are refused alike in arrays and tensors."""
     p, y = np.array(probs, np.float32), np.array(labels)
 
     with pytest.raises(InvalidProbabilities):
@@ -228,20 +228,20 @@ def test_tensors_are_refused_as_arrays_are(probs: list[object], labels: list[obj
 
 
 def test_no_voxels_have_an_empty_histogram() -> None:
-    """An image without voxels adds nothing; sums of nothing are still float64."""
-    found = reliability_histogram(torch.zeros(2, 0), torch.zeros(0, dtype=torch.long))
+    """An image without voxels gives an empty histogram of the right types."""
+    actual = reliability_histogram(torch.zeros(2, 0), torch.zeros(0, dtype=torch.long))
 
-    assert_same(found, ReliabilityHistogram.empty(2))
+    assert_same(actual, ReliabilityHistogram.empty(2))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_reduces_what_lies_on_it(config: Callable[..., ServiceConfig]) -> None:
-    """Logits on the device give the mask of the same logits on the CPU but for ties, and its confidence."""
+    """Mask and confidence from logits on the device equal those on the CPU except for ties."""
     grid = Grid((14, 11, 9), np.array([[0, 1], [1, 1], [2, 1]], float), (14, 11, 9), (5, 6, 7), (3.2, 2, 1.3))
     logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
 
-    found, expected = segment(logits.cuda(), grid, config()), segment(logits, grid, config())
+    actual, expected = segment(logits.cuda(), grid, config()), segment(logits, grid, config())
 
-    assert (found.mask != expected.mask).mean() < 1e-3
-    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+    assert (actual.mask != expected.mask).mean() < 1e-3
+    np.testing.assert_allclose(actual.confidence, expected.confidence, atol=1e-5)

@@ -2,6 +2,7 @@ import math
 from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,13 +30,13 @@ from service.pipeline.preprocess import (
 from service.volume import Volume
 
 AXES = [(order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
-"""The 48 ways in which the axes of a file can lie along those of a patient."""
+"""The 48 ways in which the axes of a file can lie along the patient's axes."""
 
 Affine = npt.NDArray[np.float64]
 
 
 def affine_of(order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[float, ...] = (1, 1, 1)) -> Affine:
-    """Return the affine whose file axis n runs along patient axis order[n] in the direction signs[n]."""
+    """Return the affine in which file axis n runs along patient axis order[n] in direction signs[n]."""
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis in range(3):
@@ -45,7 +46,7 @@ def affine_of(order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[flo
 
 
 def volume_of(array: npt.NDArray[np.generic], affine: Affine | None = None) -> Volume:
-    """Return a volume of one channel; its header is not looked at here."""
+    """Return a volume of one channel without a header, which is not needed here."""
     return Volume(array[np.newaxis], np.eye(4) if affine is None else affine, b"")
 
 
@@ -56,7 +57,7 @@ def phantom(*shape: int) -> npt.NDArray[np.float32]:
 
 @pytest.fixture(name="config")
 def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's declaration."""
+    """Return the function that changes fields of the tiny bundle's configuration."""
     return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
 
 
@@ -64,26 +65,26 @@ def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
 def test_every_orientation_becomes_the_networks(
     order: tuple[int, ...], signs: tuple[int, ...], config: Callable[..., ServiceConfig]
 ) -> None:
-    """A voxel of the network's grid, RAS here, holds the intensity that stands at the same place in the patient."""
+    """A voxel of the network's grid, here RAS, holds the intensity at the same place in the patient."""
     affine, array = affine_of(order, signs), phantom(2, 3, 4)
     grid = Grid.of(volume_of(array, affine), config(orientation="RAS"))
 
-    found = to_network_grid(array[np.newaxis], grid)[0].numpy()
+    actual = to_network_grid(array[np.newaxis], grid)[0].numpy()
 
     places = {tuple((affine @ [*index, 1])[:3]): array[index] for index in np.ndindex(array.shape)}
     low = np.min(list(places), axis=0)
-    assert found.shape == tuple(array.shape[order.index(axis)] for axis in range(3))
-    assert all(found[index] == places[tuple(low + index)] for index in np.ndindex(found.shape))
+    assert actual.shape == tuple(array.shape[order.index(axis)] for axis in range(3))
+    assert all(actual[index] == places[tuple(low + index)] for index in np.ndindex(actual.shape))
 
 
 @pytest.mark.parametrize(("order", "signs"), AXES, ids=str)
-@pytest.mark.parametrize("wanted", ["RAS", "LPS", "SAR", "PIR"])
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR", "PIR"])
 def test_there_and_back_is_the_identity(
-    order: tuple[int, ...], signs: tuple[int, ...], wanted: str, config: Callable[..., ServiceConfig]
+    order: tuple[int, ...], signs: tuple[int, ...], axcodes: str, config: Callable[..., ServiceConfig]
 ) -> None:
-    """Bringing an asymmetric phantom to the network's grid and back returns it, for each orientation of file and network."""
+    """A phantom is unchanged after conversion to the network's grid and back, for all orientations of file and network."""
     array = phantom(2, 3, 4)
-    grid = Grid.of(volume_of(array, affine_of(order, signs)), config(orientation=wanted))
+    grid = Grid.of(volume_of(array, affine_of(order, signs)), config(orientation=axcodes))
 
     back = to_scan_grid(to_network_grid(array[np.newaxis], grid), grid)
 
@@ -92,18 +93,18 @@ def test_there_and_back_is_the_identity(
 
 
 @pytest.mark.parametrize(("order", "signs"), AXES[::5], ids=str)
-@pytest.mark.parametrize("wanted", ["RAS", "LPS", "SAR", "PIR"])
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR", "PIR"])
 def test_monai_orients_alike(
-    order: tuple[int, ...], signs: tuple[int, ...], wanted: str, config: Callable[..., ServiceConfig]
+    order: tuple[int, ...], signs: tuple[int, ...], axcodes: str, config: Callable[..., ServiceConfig]
 ) -> None:
-    """MONAI's Orientation gives the same array, which its own tools must see when they load the bundle."""
+    """MONAI's Orientation gives the same array."""
     from monai.data import MetaTensor
 
     array, affine = phantom(2, 3, 4), affine_of(order, signs)
-    grid = Grid.of(volume_of(array, affine), config(orientation=wanted))
+    grid = Grid.of(volume_of(array, affine), config(orientation=axcodes))
     labels = (("L", "R"), ("P", "A"), ("I", "S"))
 
-    expected = Orientation(axcodes=wanted, labels=labels)(
+    expected = Orientation(axcodes=axcodes, labels=labels)(
         MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
     )
 
@@ -111,7 +112,7 @@ def test_monai_orients_alike(
 
 
 def test_half_a_step_is_the_mean_of_two_voxels(config: Callable[..., ServiceConfig]) -> None:
-    """From 2 mm to 1 mm: 0, 10, 40 becomes 0, 5, 10, 25, 40."""
+    """From 2 mm to 1 mm, 0, 10, 40 becomes 0, 5, 10, 25, 40."""
     array = np.broadcast_to(np.array([0, 10, 40], np.float32)[:, None, None], (3, 2, 2))
     grid = Grid.of(volume_of(array, np.diag([2.0, 1, 1, 1])), config())
 
@@ -120,20 +121,22 @@ def test_half_a_step_is_the_mean_of_two_voxels(config: Callable[..., ServiceConf
 
 @pytest.mark.parametrize("spacing", [(0.5, 0.5, 7.5), (2.0, 1.5, 0.7), (1.0, 1.0, 1.0), (3.0, 0.4, 1.1)])
 def test_resampling_is_trilinear(spacing: tuple[float, ...], config: Callable[..., ServiceConfig]) -> None:
-    """Each new voxel is what numpy interpolates along one axis after the other, in steps of 1 mm from the first one."""
+    """Voxels equal numpy's interpolation along one axis after another, in steps of 1 mm from the first voxel."""
     array = np.random.default_rng(3).normal(size=(7, 6, 5)).astype(np.float32)
     grid = Grid.of(volume_of(array, np.diag([*spacing, 1])), config())
 
     expected = array.astype(np.float64)
     for axis, (n, mm, new) in enumerate(zip(array.shape, spacing, grid.network_shape, strict=True)):
         at, known = np.arange(new) / mm, np.arange(n)
-        expected = np.apply_along_axis(lambda line, at=at, known=known: np.interp(at, known, line), axis, expected)
+        lines = np.moveaxis(expected, axis, -1)
+        interpolated = [np.interp(at, known, line) for line in lines.reshape(-1, n)]
+        expected = np.moveaxis(np.reshape(interpolated, (*lines.shape[:-1], new)), -1, axis)
 
     np.testing.assert_allclose(to_network_grid(array[np.newaxis], grid)[0].numpy(), expected, atol=1e-5)
 
 
 def test_simpleitk_resamples_alike(config: Callable[..., ServiceConfig]) -> None:
-    """SimpleITK's linear interpolator, told the same voxel size, finds the same intensities."""
+    """SimpleITK's linear interpolator gives the same intensities for the same voxel size."""
     array = np.random.default_rng(4).normal(size=(6, 5, 4)).astype(np.float32)
     grid = Grid.of(volume_of(array, np.diag([1.7, 0.8, 3.0, 1])), config())
     image = SimpleITK.GetImageFromArray(array.T)
@@ -148,27 +151,27 @@ def test_simpleitk_resamples_alike(config: Callable[..., ServiceConfig]) -> None
 
 
 @pytest.mark.parametrize(("order", "signs"), AXES[::5], ids=str)
-@pytest.mark.parametrize("wanted", ["RAS", "LPS", "PIR"])
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR"])
 def test_monai_resamples_alike(
-    order: tuple[int, ...], signs: tuple[int, ...], wanted: str, config: Callable[..., ServiceConfig]
+    order: tuple[int, ...], signs: tuple[int, ...], axcodes: str, config: Callable[..., ServiceConfig]
 ) -> None:
-    """MONAI's Orientation and Spacing lay the same grid and find the same intensities, to its float64."""
+    """MONAI's Orientation and Spacing give the same grid and the same intensities in float64."""
     from monai.data import MetaTensor
 
     array = np.random.default_rng(5).normal(size=(9, 8, 7))
     affine, target = affine_of(order, signs, (0.8, 1.7, 2.5)), (1.5, 1.1, 2.0)
-    grid = Grid.of(volume_of(array, affine), config(orientation=wanted, spacing_mm=target))
+    grid = Grid.of(volume_of(array, affine), config(orientation=axcodes, spacing_mm=target))
     labels = (("L", "R"), ("P", "A"), ("I", "S"))
     image = MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
 
-    expected = Spacing(target, mode="bilinear")(Orientation(axcodes=wanted, labels=labels)(image))
+    expected = Spacing(target, mode="bilinear")(Orientation(axcodes=axcodes, labels=labels)(image))
 
-    found = to_network_grid(array[np.newaxis], grid, np.float64)
-    np.testing.assert_allclose(found.numpy(), np.asarray(expected), atol=1e-5)
+    actual = to_network_grid(array[np.newaxis], grid, np.float64)
+    np.testing.assert_allclose(actual.numpy(), np.asarray(expected), atol=1e-5)
 
 
 def test_a_spacing_that_moves_no_voxel_resamples_nothing(config: Callable[..., ServiceConfig]) -> None:
-    """A header's float32 says 0.99999994 mm: not one intensity changes."""
+    """With 0.99999994 mm from a float32 header no intensity changes."""
     array = phantom(40, 30, 20)
 
     grid = Grid.of(volume_of(array, np.diag([0.99999994, 1.00001, 1, 1])), config())
@@ -185,7 +188,7 @@ def test_a_spacing_that_moves_no_voxel_resamples_nothing(config: Callable[..., S
 def test_a_linear_field_survives_the_journey(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], axes: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> None:
-    """Intensities that grow linearly along the patient's axes come back as they were up to the network's last but one plane."""
+    """Linear intensities are unchanged after conversion and back, up to the network's last but one plane."""
     config = _isotropic()
     affine = affine_of(*axes, spacing)
     places = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
@@ -209,21 +212,21 @@ def _isotropic() -> ServiceConfig:
 
 
 def test_labels_take_the_nearest_voxel(config: Callable[..., ServiceConfig]) -> None:
-    """From 3 mm to 1 mm: 0, 2, 1 becomes 0, 0, 2, 2, 2, 1, 1; no label between two others is invented."""
+    """From 3 mm to 1 mm, 0, 2, 1 becomes 0, 0, 2, 2, 2, 1, 1, without labels in between."""
     labels = np.broadcast_to(np.array([0, 2, 1], np.uint8)[:, None, None], (3, 2, 2))
     grid = Grid.of(volume_of(labels, np.diag([3.0, 1, 1, 1])), config())
 
-    found = labels_to_network_grid(labels, grid)
+    actual = labels_to_network_grid(labels, grid)
 
-    assert found.dtype == torch.uint8
-    assert found[0, :, 0, 0].tolist() == [0, 0, 2, 2, 2, 1, 1]
+    assert actual.dtype == torch.uint8
+    assert actual[0, :, 0, 0].tolist() == [0, 0, 2, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(("order", "signs"), AXES[::7], ids=str)
 def test_labels_travel_with_their_scan(
     order: tuple[int, ...], signs: tuple[int, ...], config: Callable[..., ServiceConfig]
 ) -> None:
-    """On the network's grid a label lies on the voxels that it lay on in the file."""
+    """On the network's grid a label covers the same voxels as in the file."""
     array = np.zeros((4, 5, 6), np.uint8)
     array[1, 2:4, 3:] = 1
     grid = Grid.of(volume_of(array, affine_of(order, signs)), config())
@@ -234,7 +237,7 @@ def test_labels_travel_with_their_scan(
 
 
 def test_the_z_score_is_that_of_float64(config: Callable[..., ServiceConfig]) -> None:
-    """Around a mean of 10^7 float32 sums and differences would move the z-score by 0.2 to 1.2; here no digit is lost."""
+    """Around a mean of 10^7 float32 sums would shift the z-score by 0.2 to 1.2; here it is exact."""
     array = (10_000_000 + np.random.default_rng(5).integers(0, 8, (40, 40, 40))).astype(np.float32)
 
     image, _ = preprocess(volume_of(array), config(intensity=[ZScore()]))
@@ -247,7 +250,7 @@ def test_the_z_score_is_that_of_float64(config: Callable[..., ServiceConfig]) ->
 def test_the_z_score_is_taken_over_all_voxels_or_over_those_that_are_not_0(
     config: Callable[..., ServiceConfig],
 ) -> None:
-    """0, 0, 1, 3 repeated: with nonzero the mean is 2, the deviation 1, and the zeros stay 0."""
+    """For 0, 0, 1, 3 repeated, with nonzero the mean is 2, the deviation 1, and zeros stay 0."""
     array = np.array([0, 0, 1, 3] * 2, np.float32).reshape(2, 2, 2)
 
     image, _ = preprocess(volume_of(array), config(intensity=[ZScore(nonzero=True)]))
@@ -270,7 +273,7 @@ def test_monai_normalises_alike(nonzero: bool, config: Callable[..., ServiceConf
 
 
 def test_a_window_maps_its_ends_to_0_and_1(config: Callable[..., ServiceConfig]) -> None:
-    """From -100 to 300 HU: -500 and -100 become 0, 100 is half-way, 300 and 2000 become 1; MONAI agrees."""
+    """For -100 to 300 HU, -500 and -100 become 0, 100 becomes 0.5, 300 and 2000 become 1; MONAI agrees."""
     array = np.array([-500, -100, 100, 300, 2000, 0, 200, 250], np.int16).reshape(2, 2, 2)
 
     image, _ = preprocess(volume_of(array), config(intensity=[Window(low=-100, high=300)]))
@@ -281,7 +284,7 @@ def test_a_window_maps_its_ends_to_0_and_1(config: Callable[..., ServiceConfig])
 
 
 def test_steps_follow_one_another(config: Callable[..., ServiceConfig]) -> None:
-    """A window and then a z-score: 0 and 1 in equal parts become -1 and 1."""
+    """After a window, the z-score turns equal parts of 0 and 1 into -1 and 1."""
     array = np.array([-900, 900] * 4, np.int16).reshape(2, 2, 2)
 
     image, _ = preprocess(volume_of(array), config(intensity=[Window(low=0, high=1), ZScore()]))
@@ -290,14 +293,14 @@ def test_steps_follow_one_another(config: Callable[..., ServiceConfig]) -> None:
 
 
 def test_a_constant_scan_has_nothing_to_segment(config: Callable[..., ServiceConfig]) -> None:
-    """One intensity only is the scan's fault, whatever the step."""
+    """A scan of a single intensity is refused for every intensity step."""
     for step in (ZScore(), ZScore(nonzero=True), Window(low=0, high=1)):
         with pytest.raises(ConstantVolume):
             preprocess(volume_of(np.full((2, 2, 2), 7, np.int16)), config(intensity=[step]))
 
 
 def test_a_binary_scan_is_normalised(config: Callable[..., ServiceConfig]) -> None:
-    """Voxels that are not 0 may all be equal: they become 0, not NaN."""
+    """If all nonzero voxels are equal they become 0, not NaN."""
     array = np.array([0, 5] * 4, np.uint8).reshape(2, 2, 2)
 
     image, _ = preprocess(volume_of(array), config(intensity=[ZScore(nonzero=True)]))
@@ -306,13 +309,13 @@ def test_a_binary_scan_is_normalised(config: Callable[..., ServiceConfig]) -> No
 
 
 def test_another_number_of_channels_is_refused(config: Callable[..., ServiceConfig]) -> None:
-    """A model of two channels cannot take a scan of one."""
+    """A model of two channels refuses a scan of one."""
     with pytest.raises(InvalidRequest, match=r"^The scan has 1 channels; the model takes 2\.$"):
         preprocess(volume_of(phantom(2, 2, 2)), config(channels=["T1", "T2"]))
 
 
 def test_a_scan_that_would_fill_the_memory_is_refused(config: Callable[..., ServiceConfig]) -> None:
-    """8 voxels of 10 m are a valid NIfTI file and would be 10^21 voxels of 1 mm: the scan is at fault, not the service."""
+    """8 voxels of 10 m are valid NIfTI but would be 10^21 voxels of 1 mm, so the scan is refused."""
     with pytest.raises(ScanError):
         preprocess(volume_of(phantom(2, 2, 2), np.diag([1e7, 1e7, 1e7, 1])), config())
 
@@ -321,23 +324,23 @@ def test_a_scan_that_would_fill_the_memory_is_refused(config: Callable[..., Serv
 def test_real_scans_in_other_axes_give_the_same_input(
     axes: str, hippocampus: Path, tmp_path: Path, config: Callable[..., ServiceConfig]
 ) -> None:
-    """A hippocampus scan stored in other axis codes is, to the network, the same scan."""
+    """A scan stored in other axis codes gives the network the same input."""
     path = min((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))
-    image = nib.load(path)
-    turned = nib.orientations.ornt_transform(
+    image: Any = nib.load(path)
+    orientation = nib.orientations.ornt_transform(
         nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(axes))
     )
-    nib.save(image.as_reoriented(turned), tmp_path / "turned.nii.gz")
+    nib.save(image.as_reoriented(orientation), tmp_path / "reoriented.nii.gz")
 
     expected, _ = preprocess(decode_scan(path), config())
-    found, _ = preprocess(decode_scan(tmp_path / "turned.nii.gz"), config())
+    actual, _ = preprocess(decode_scan(tmp_path / "reoriented.nii.gz"), config())
 
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("values", [1, 150, 400, 1 << 20])
 def test_the_way_back_does_not_depend_on_the_slabs(values: int) -> None:
-    """Slabs of one plane, of several and of all give the same bits, on a grid that is finer or coarser along each axis."""
+    """Slabs of one, several or all planes give the same bits, on a grid that is finer or coarser along each axis."""
     grid = Grid((13, 9, 8), np.array([[0, 1], [1, 1], [2, 1]], float), (13, 9, 8), (6, 17, 8), (2.4, 0.5, 1.0))
     array = torch.randn(2, 6, 17, 8, generator=torch.Generator().manual_seed(0)).half()
 
@@ -349,18 +352,18 @@ def test_the_way_back_does_not_depend_on_the_slabs(values: int) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_order_in_memory_does_not_matter(order: str, config: Callable[..., ServiceConfig]) -> None:
-    """A scan whose first axis runs fastest, as in NIfTI, is resampled to what one is whose last axis does."""
+    """Scans in Fortran order, as in NIfTI, and in C order are resampled alike."""
     array = np.random.default_rng(5).normal(size=(7, 6, 5)).astype(np.float32)
     grid = Grid.of(volume_of(array, affine_of((2, 0, 1), (1, -1, 1), (0.7, 1.9, 3))), config())
 
-    found = to_network_grid(np.array(array, order=order)[np.newaxis], grid)  # type: ignore[call-overload]
+    actual = to_network_grid(np.array(array, order=order)[np.newaxis], grid)  # type: ignore[call-overload]
 
-    torch.testing.assert_close(found, to_network_grid(array[np.newaxis], grid), rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual, to_network_grid(array[np.newaxis], grid), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("step", [ZScore(), ZScore(nonzero=True), Window(low=-1, high=1)], ids=str)
 def test_the_scan_itself_is_left_as_it_was(step: ZScore | Window, config: Callable[..., ServiceConfig]) -> None:
-    """Intensities are normalised in place, but not in the scan's place."""
+    """Normalisation in place does not touch the scan's own array."""
     array = np.random.default_rng(6).normal(size=(3, 4, 5)).astype(np.float32)
     before = array.copy()
 
@@ -372,11 +375,11 @@ def test_the_scan_itself_is_left_as_it_was(step: ZScore | Window, config: Callab
 def test_many_pieces_have_the_mean_of_the_whole(
     config: Callable[..., ServiceConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Normalised in pieces of seven voxels, a scan has a mean of 0 and a deviation of 1."""
+    """A scan that is normalised in pieces of seven voxels has a mean of 0 and a deviation of 1."""
     monkeypatch.setattr("service.pipeline.preprocess._PIECE", 7)
     array = np.random.default_rng(7).normal(1000, 3, size=(6, 5, 4)).astype(np.float32)
 
-    found, _ = preprocess(volume_of(array), config())
+    actual, _ = preprocess(volume_of(array), config())
 
     expected = (array.astype(np.float64) - array.mean(dtype=np.float64)) / array.std(dtype=np.float64)
-    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(actual[0].numpy(), expected, atol=1e-6)

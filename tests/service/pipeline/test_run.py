@@ -54,8 +54,13 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
+def load(path: Path) -> Any:  # noqa: ANN401 - nibabel's own
+    """Return the image that nibabel reads."""
+    return nib.load(path)
+
+
 def silent(_stage: Stage, _done: float) -> None:
-    """Hear no progress."""
+    """Ignore progress."""
 
 
 def test_a_result_is_five_files_and_their_hashes(scan: Path, bundle: LoadedBundle, out: Path) -> None:
@@ -73,7 +78,7 @@ def test_a_result_is_five_files_and_their_hashes(scan: Path, bundle: LoadedBundl
 
 
 def test_a_result_says_how_it_was_computed(scan: Path, bundle: LoadedBundle, out: Path) -> None:
-    """Model, device, engine and precision, and the seconds of every stage in order."""
+    """It names model, device, engine and precision, and the seconds of every stage in order."""
     result = run_case(scan, bundle, out, silent)
 
     assert result.model == bundle.description.identity
@@ -83,7 +88,7 @@ def test_a_result_says_how_it_was_computed(scan: Path, bundle: LoadedBundle, out
 
 
 def test_stages_are_announced_in_order(scan: Path, bundle: LoadedBundle, out: Path) -> None:
-    """Each stage begins at 0; inference goes on in steps to 1."""
+    """Each stage starts at 0; inference proceeds in steps to 1."""
     heard: list[tuple[Stage, float]] = []
 
     run_case(scan, bundle, out, lambda stage, done: heard.append((stage, done)))
@@ -97,7 +102,7 @@ def test_stages_are_announced_in_order(scan: Path, bundle: LoadedBundle, out: Pa
 def test_result_json_is_written_last(
     scan: Path, bundle: LoadedBundle, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it appears, every file that it names is complete."""
+    """When it is written, all files that it names are complete."""
     there: list[set[str]] = []
 
     def watch(folder: Path, _result: CaseResult) -> None:
@@ -110,7 +115,7 @@ def test_result_json_is_written_last(
 
 
 def test_mask_and_confidence_follow_from_the_stored_logits(scan: Path, bundle: LoadedBundle, out: Path) -> None:
-    """Whoever computes them again from the stored logits gets the very same mask, and the same confidence within 1/255."""
+    """Recomputed from the stored logits, the mask is the same and the confidence agrees within 1/255."""
     run_case(scan, bundle, out, silent)
     config = bundle.description.config
 
@@ -119,21 +124,21 @@ def test_mask_and_confidence_follow_from_the_stored_logits(scan: Path, bundle: L
     again = segment(torch.from_numpy(logits), grid, config)
 
     assert logits.dtype == np.float16
-    assert np.array_equal(nib.load(out / "mask.nii.gz").get_fdata(), again.mask)
-    np.testing.assert_allclose(nib.load(out / "confidence.nii.gz").get_fdata(), again.confidence, rtol=0, atol=1 / 255)
+    assert np.array_equal(load(out / "mask.nii.gz").get_fdata(), again.mask)
+    np.testing.assert_allclose(load(out / "confidence.nii.gz").get_fdata(), again.confidence, rtol=0, atol=1 / 255)
 
 
 def test_the_summary_is_stored(scan: Path, bundle: LoadedBundle, out: Path) -> None:
-    """`summary.json` is the wire type, about the mask beside it."""
+    """`summary.json` is the wire type and describes the mask beside it."""
     run_case(scan, bundle, out, silent)
 
     summary = Summary.model_validate_json((out / "summary.json").read_bytes())
-    mask = nib.load(out / "mask.nii.gz").get_fdata()
-    assert [each.voxels for each in summary.structures] == [(mask == 1).sum(), (mask == 2).sum()]
+    mask = load(out / "mask.nii.gz").get_fdata()
+    assert [structure.voxels for structure in summary.structures] == [(mask == 1).sum(), (mask == 2).sum()]
 
 
 def test_the_same_case_gives_the_same_files(scan: Path, bundle: LoadedBundle, out: Path, tmp_path: Path) -> None:
-    """Two runs differ in their seconds only."""
+    """Two runs give the same files."""
     (tmp_path / "again").mkdir()
 
     first, second = run_case(scan, bundle, out, silent), run_case(scan, bundle, tmp_path / "again", silent)
@@ -142,7 +147,7 @@ def test_the_same_case_gives_the_same_files(scan: Path, bundle: LoadedBundle, ou
 
 
 def test_a_bad_scan_writes_nothing(bundle: LoadedBundle, out: Path, nifti: Nifti, tmp_path: Path) -> None:
-    """Errors of decoding and of preprocessing keep their class, and the folder stays empty."""
+    """Errors of decoding and preprocessing keep their class, and the folder stays empty."""
     cut, constant = tmp_path / "cut", tmp_path / "constant"
     cut.write_bytes(nifti()[:-1])
     constant.write_bytes(nifti(np.ones((4, 5, 6), np.int16)))
@@ -158,7 +163,7 @@ def test_a_bad_scan_writes_nothing(bundle: LoadedBundle, out: Path, nifti: Nifti
 def test_a_card_without_this_engine_is_refused(
     scan: Path, tiny_bundle: Path, out: Path, reseal: Callable[[Path], str]
 ) -> None:
-    """A card that measured another precision says nothing about what would be computed here, so nothing is."""
+    """If the card covers only another precision, nothing is computed."""
     card = json.loads((tiny_bundle / "calibration.json").read_bytes())
     card["measurements"][0]["precision"] = "bf16"
     (tiny_bundle / "calibration.json").write_text(json.dumps(card))
@@ -172,7 +177,7 @@ def test_a_card_without_this_engine_is_refused(
 
 
 def test_the_measurement_is_that_of_this_engine(tiny_bundle: Path, reseal: Callable[[Path], str]) -> None:
-    """Of several measurements on the card the one of torch at fp32 is taken, wherever it stands."""
+    """Of several measurements on the card, the one of torch at fp32 is selected at any position."""
     card = json.loads((tiny_bundle / "calibration.json").read_bytes())
     card["measurements"].insert(0, card["measurements"][0] | {"precision": "bf16", "platform": "another"})
     (tiny_bundle / "calibration.json").write_text(json.dumps(card))
@@ -185,7 +190,7 @@ def test_the_measurement_is_that_of_this_engine(tiny_bundle: Path, reseal: Calla
 
 
 def test_a_result_names_the_engine_that_ran(scan: Path, bundle: LoadedBundle, out: Path) -> None:
-    """Result and statement say engine and precision, and the statement rests on what was measured with them."""
+    """Result and statement name the engine and precision, whose measurement is used."""
     measured = bundle.description.card.measurements[0].model_copy(update={"precision": "bf16"})
     network = HalvedOnCPU(bundle.network, torch.contiguous_format)
 
@@ -210,10 +215,10 @@ def test_a_result_names_the_engine_that_ran(scan: Path, bundle: LoadedBundle, ou
     ],
     ids=str,
 )
-def test_only_what_was_asked_for_is_kept(
+def test_only_requested_outputs_are_kept(
     scan: Path, bundle: LoadedBundle, out: Path, outputs: list[Output], files: set[str]
 ) -> None:
-    """The logits are kept for probabilities only; the frame, which names nobody, always."""
+    """The logits are kept only for probabilities; the frame, which holds no patient data, always."""
     run_case(scan, bundle, out, silent, outputs)
 
     assert {path.name for path in out.iterdir()} == files | {"frame.json", "result.json"}
@@ -233,7 +238,7 @@ class Threshold(nn.Module):
 
 @pytest.fixture(name="threshold")
 def threshold_(bundle: LoadedBundle) -> LoadedBundle:
-    """Return a bundle of that network, on voxels of 1 x 1.5 x 2 mm in RAS."""
+    """Return a bundle of this network with voxels of 1 x 1.5 x 2 mm in RAS."""
     config = bundle.description.config.model_copy(
         update={
             "spacing_mm": (1.0, 1.5, 2.0),
@@ -266,30 +271,30 @@ ORIENTATIONS = [
 def test_a_phantom_comes_back_on_its_side(
     orientation: npt.NDArray[np.intp], threshold: LoadedBundle, out: Path, tmp_path: Path
 ) -> None:
-    """In each of the 48 axis orders and directions, of an oblique scan, every voxel of the mask is the phantom's."""
+    """For all 48 axis orders and directions of an oblique scan, every voxel of the mask equals the phantom's."""
     scan = nib.Nifti1Image(PHANTOM, TILTED).as_reoriented(orientation)
     nib.save(scan, tmp_path / "phantom.nii")
 
     run_case(tmp_path / "phantom.nii", threshold, out, silent)
 
-    mask: Any = nib.load(out / "mask.nii.gz")
+    mask: Any = load(out / "mask.nii.gz")
     labels = np.array([0, 1, 2])[np.searchsorted([0, 60, 100], np.asarray(scan.dataobj))]
-    assert mask.affine.tobytes() == nib.load(tmp_path / "phantom.nii").affine.tobytes()
+    assert mask.affine.tobytes() == load(tmp_path / "phantom.nii").affine.tobytes()
     assert np.array_equal(np.asarray(mask.dataobj), labels)
     for label, intensity in ((1, 60), (2, 100)):
-        found = nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) == label)).mean(axis=0)
+        actual = nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) == label)).mean(axis=0)
         expected = nib.affines.apply_affine(TILTED, np.argwhere(intensity == PHANTOM)).mean(axis=0)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_real_results_lie_where_the_scans_lie(
     hippocampus: Path, acdc: Path, threshold: LoadedBundle, tmp_path: Path
 ) -> None:
-    """Oblique, permuted and anisotropic volumes: shape, affine and corners agree in nibabel and in SimpleITK."""
+    """For oblique, permuted and anisotropic volumes, shape, affine and corners agree in nibabel and SimpleITK."""
     paths = sorted((hippocampus.parent / "sct_testing").rglob("*.nii.gz"))
-    paths = [path for path in paths if nib.load(path).shape[2:] != (1,)][:8]
+    paths = [path for path in paths if load(path).shape[2:] != (1,)][:8]
     paths += sorted(acdc.rglob("*_frame01.nii.gz"))[:4]
-    axes = {"".join(nib.aff2axcodes(nib.load(path).affine)) for path in paths}
+    axes = {"".join(nib.aff2axcodes(load(path).affine)) for path in paths}
     assert len(axes) >= 2
 
     for number, path in enumerate(paths):
@@ -297,7 +302,7 @@ def test_real_results_lie_where_the_scans_lie(
         out.mkdir()
         run_case(path, threshold, out, silent)
         for name in ("mask.nii.gz", "confidence.nii.gz"):
-            image, scan = nib.load(out / name), nib.load(path)
+            image, scan = load(out / name), load(path)
             assert image.shape == scan.shape
             assert image.affine.tobytes() == scan.affine.tobytes()
             ours, theirs = SimpleITK.ReadImage(out / name), SimpleITK.ReadImage(path)

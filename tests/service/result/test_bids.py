@@ -56,7 +56,7 @@ def test_names_are_those_of_bids_derivatives(result: Path) -> None:
         ]
         assert archive.testzip() is None
         assert archive.read(f"{STEM}_dseg.nii.gz") == b"content of mask.nii.gz"
-        assert {each.compress_type for each in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
         assert json.loads(archive.read("dataset_description.json"))["DatasetType"] == "derivative"
         assert json.loads(archive.read(f"{STEM}_dseg.json"))["SpatialReference"] == "orig"
 
@@ -78,7 +78,7 @@ def test_the_same_result_gives_the_same_bytes(result: Path) -> None:
     digests = set()
     for _ in range(2):
         with zipped(result) as archive:
-            assert {each.date_time for each in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+            assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         digests.add(hashlib.sha256((result.parent / "bundle.zip").read_bytes()).hexdigest())
 
     assert len(digests) == 1

@@ -28,12 +28,12 @@ def test_a_frame_comes_back_to_the_last_bit(frame: Frame, tmp_path: Path) -> Non
     """The JSON file keeps every float64 of the affine, the header's bytes and the bundle's declaration."""
     (tmp_path / FRAME).write_text(frame.model_dump_json())
 
-    found = read_frame(tmp_path)
+    actual = read_frame(tmp_path)
 
-    assert found == frame
-    assert found.affine_ras[0, 3] == -1 / 3
-    assert found.scan_header == bytes(348)
-    assert found.values == [0, 1, 2]
+    assert actual == frame
+    assert actual.affine_ras[0, 3] == -1 / 3
+    assert actual.scan_header == bytes(348)
+    assert actual.values == [0, 1, 2]
 
 
 def test_a_frame_of_another_kind_is_refused(frame: Frame) -> None:

@@ -21,20 +21,20 @@ def test_logits_come_back_as_they_are(shape: tuple[int, ...], tmp_path: Path) ->
     logits = _random(*shape)
     (tmp_path / LOGITS).write_bytes(b"".join(encode_logits(logits)))
 
-    found = read_logits(tmp_path)
+    actual = read_logits(tmp_path)
 
-    assert (found.dtype, found.shape) == (np.float16, shape)
-    assert found.tobytes() == logits.tobytes()
+    assert (actual.dtype, actual.shape) == (np.float16, shape)
+    assert actual.tobytes() == logits.tobytes()
 
 
 def test_numpy_reads_the_bytes_of_each_channel() -> None:
     """The file is a gzipped .npy without pickles: the more significant bytes of a channel, then the others."""
     logits = np.array([1.0, -2.0, 65504, 6e-8, 0.1, -0.0], np.float16).reshape(2, 1, 1, 3)
 
-    found = np.load(io.BytesIO(gzip.decompress(b"".join(encode_logits(logits)))), allow_pickle=False)
+    actual = np.load(io.BytesIO(gzip.decompress(b"".join(encode_logits(logits)))), allow_pickle=False)
 
-    assert (found.dtype, found.shape) == (np.uint8, (2, 2, 1, 1, 3))
-    assert np.array_equal(found[:, 0] * 256.0 + found[:, 1], logits.view(np.uint16))
+    assert (actual.dtype, actual.shape) == (np.uint8, (2, 2, 1, 1, 3))
+    assert np.array_equal(actual[:, 0] * 256.0 + actual[:, 1], logits.view(np.uint16))
 
 
 def test_memory_layout_and_hour_are_not_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ INPUTS: dict[str, dict[str, Any]] = {
 }
 
 # SimpleITK 2.5.7 knows no NIfTI-2.
-READ_BY_SIMPLEITK = [name for name, each in INPUTS.items() if "version" not in each]
+READ_BY_SIMPLEITK = [name for name, options in INPUTS.items() if "version" not in options]
 
 
 @pytest.fixture(params=INPUTS.values(), ids=INPUTS.keys())
@@ -116,9 +116,9 @@ def test_results_repeat_the_geometry_of_the_scan(
     header, expected = decode_scan(scan).header, header_fields(scan)
 
     for content in (encode_mask(mask, header), encode_confidence(confidence, header, 3)):
-        found = header_fields(saved(content, tmp_path))
-        assert found["sizeof_hdr"] == expected["sizeof_hdr"]
-        assert {name: found[name] for name in GEOMETRY} == {name: expected[name] for name in GEOMETRY}
+        actual = header_fields(saved(content, tmp_path))
+        assert actual["sizeof_hdr"] == expected["sizeof_hdr"]
+        assert {name: actual[name] for name in GEOMETRY} == {name: expected[name] for name in GEOMETRY}
 
 
 def test_nibabel_reads_results_in_the_scans_place(
@@ -202,10 +202,10 @@ def test_confidence_stays_between_1_over_c_and_1(classes: int, volume: Volume, t
 
     path = saved(encode_confidence(given, volume.header, classes), tmp_path)
 
-    for found in (nib.load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
-        assert found.min() >= 1 / classes
-        assert found.max() <= 1
-        np.testing.assert_allclose(found, given, rtol=0, atol=1 / 255)
+    for actual in (nib.load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
+        assert actual.min() >= 1 / classes
+        assert actual.max() <= 1
+        np.testing.assert_allclose(actual, given, rtol=0, atol=1 / 255)
 
 
 @given(value=st.floats(float(np.float32(1 / 3)), 1, width=32), classes=st.integers(3, 16))
@@ -215,10 +215,10 @@ def test_any_confidence_is_kept_within_1_over_255(value: float, classes: int) ->
     header.set_data_shape((1, 1, 1))
     content = encode_confidence(np.full((1, 1, 1), value, np.float32), header.binaryblock, classes)
 
-    found = float(nib.Nifti1Image.from_bytes(gzip.decompress(content)).get_fdata()[0, 0, 0])
+    actual = float(nib.Nifti1Image.from_bytes(gzip.decompress(content)).get_fdata()[0, 0, 0])
 
-    assert 1 / classes <= found <= 1
-    assert abs(found - value) <= 1 / 255
+    assert 1 / classes <= actual <= 1
+    assert abs(actual - value) <= 1 / 255
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -270,10 +270,10 @@ def test_codes_stay_in_range_in_both_readers(
 
     path = saved(gzip.compress(map_header(volume.header, kind) + codes.tobytes(order="F")), tmp_path)
 
-    for found in (nib.load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
-        assert found.min() >= 1 / classes
-        assert found.max() <= 1
-        np.testing.assert_allclose(found, given, rtol=0, atol=step)
+    for actual in (nib.load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
+        assert actual.min() >= 1 / classes
+        assert actual.max() <= 1
+        np.testing.assert_allclose(actual, given, rtol=0, atol=step)
 
 
 def test_floats_are_kept_as_they_are() -> None:
@@ -298,9 +298,9 @@ def test_a_header_without_free_text_keeps_its_geometry(scan: Path, canary: str) 
     """Only the text goes; whoever repeats this header repeats the scan's place to the last bit."""
     header = decode_scan(scan).header
 
-    found = without_free_text(header)
+    actual = without_free_text(header)
 
-    assert len(found) == len(header)
-    assert canary.encode() not in found
+    assert len(actual) == len(header)
+    assert canary.encode() not in actual
     mask = np.ones((4, 5, 6), np.uint8)
-    assert encode_mask(mask, found) == encode_mask(mask, header)
+    assert encode_mask(mask, actual) == encode_mask(mask, header)

@@ -76,7 +76,7 @@ def test_segments_carry_names_colours_and_codes(shipped: ServiceConfig, tmp_path
         saved(encode_segmentation(MASK, frame_of(shipped, TURNED)), tmp_path)
     )["segments"]
 
-    assert [(each["labelValue"], each["name"]) for each in segments] == [
+    assert [(segment["labelValue"], segment["name"]) for segment in segments] == [
         (1, "anterior hippocampus"),
         (2, "posterior hippocampus"),
     ]
@@ -84,14 +84,14 @@ def test_segments_carry_names_colours_and_codes(shipped: ServiceConfig, tmp_path
     assert segments[1]["terminology"]["category"] == ["SCT", "123037004", "Anatomical Structure"]
     assert segments[1]["terminology"]["type"] == ["SCT", "5366008", "Hippocampus"]
     assert segments[1]["terminology"]["typeModifier"] == ["SCT", "255551008", "Posterior"]
-    assert [each["extent"] for each in segments] == [[0, 3, 0, 4, 0, 5]] * 2
+    assert [segment["extent"] for segment in segments] == [[0, 3, 0, 4, 0, 5]] * 2
 
 
 def test_a_label_without_a_code_has_no_terminology(tiny_config: ServiceConfig, tmp_path: Path) -> None:
     """No concept is made up where the bundle names none."""
     path = saved(encode_segmentation(MASK, frame_of(tiny_config, TURNED)), tmp_path)
 
-    assert all("terminology" not in each for each in slicerio.read_segmentation(path)["segments"])
+    assert all("terminology" not in segment for segment in slicerio.read_segmentation(path)["segments"])
 
 
 def test_the_same_mask_gives_the_same_bytes(shipped: ServiceConfig) -> None:

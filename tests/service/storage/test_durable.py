@@ -14,8 +14,8 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     flush = os.fsync
 
     def record(descriptor: int) -> None:
-        found = os.fstat(descriptor)
-        calls.append(("folder", 0) if stat.S_ISDIR(found.st_mode) else ("file", found.st_size))
+        actual = os.fstat(descriptor)
+        calls.append(("folder", 0) if stat.S_ISDIR(actual.st_mode) else ("file", actual.st_size))
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)

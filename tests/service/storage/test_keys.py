@@ -54,7 +54,7 @@ def test_the_file_holds_no_secret(path: Path) -> None:
     assert entry["sha256"] == hashlib.sha256(secret.encode()).hexdigest()
     assert len(secret) >= 43  # 256 bits in base64
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [each.name for each in path.parent.iterdir()] == ["keys.json"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["keys.json"]
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])

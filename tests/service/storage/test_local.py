@@ -38,9 +38,9 @@ def _upload(state: StateDirectory, body: bytes, error: Exception | None = None) 
 
 def test_folders_are_created(state: StateDirectory) -> None:
     """An empty place becomes a state directory with a folder for each kind of file."""
-    found = {path.name for path in state.root.iterdir() if path.is_dir()}
+    actual = {path.name for path in state.root.iterdir() if path.is_dir()}
 
-    assert found == {"scans", "work", "results", "incoming", "dicom", "changes", "received"}
+    assert actual == {"scans", "work", "results", "incoming", "dicom", "changes", "received"}
     assert state.database.parent == state.root
 
 
@@ -53,10 +53,10 @@ def test_another_process_is_refused(state: StateDirectory) -> None:
         "except SettingsError as error:\n    print(error.detail)\n"
     )
     command = [sys.executable, "-c", script, str(state.root)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    actual = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    assert "Another calibrant serve uses this state directory" in found.stdout
-    assert "CALIBRANT_STATE_DIR" in found.stdout
+    assert "Another calibrant serve uses this state directory" in actual.stdout
+    assert "CALIBRANT_STATE_DIR" in actual.stdout
 
 
 def test_a_refused_opening_sweeps_nothing(state: StateDirectory) -> None:
@@ -87,9 +87,9 @@ def test_a_lock_of_a_dead_process_is_no_lock(tmp_path: Path) -> None:
         "import os, sys\nfrom pathlib import Path\nfrom service.storage.local import StateDirectory\n"
         "StateDirectory.open(Path(sys.argv[1]))\nos.kill(os.getpid(), 9)\n"
     )
-    found = subprocess.run([sys.executable, "-c", script, str(root)], check=False)
+    actual = subprocess.run([sys.executable, "-c", script, str(root)], check=False)
 
-    assert found.returncode == -9
+    assert actual.returncode == -9
     assert (root / "lock").exists()
     StateDirectory.open(root)
     with (root / "lock").open("rb") as lock, pytest.raises(BlockingIOError):

@@ -15,11 +15,11 @@ Changed = Callable[..., Outcome]
 
 def test_uids_follow_from_what_is_shown(outcome: Outcome, changed: Changed) -> None:
     """The same again gives the same; each kind and each part has its own; they are name-based UUIDs (PS3.5 B.2)."""
-    found = {outcome.uid(kind, what) for kind in SERIES for what in ("series", "instance")}
+    actual = {outcome.uid(kind, what) for kind in SERIES for what in ("series", "instance")}
 
-    assert len(found) == 2 * len(SERIES)
+    assert len(actual) == 2 * len(SERIES)
     assert outcome.uid("seg", "instance") == changed().uid("seg", "instance")
-    for each in found:
+    for each in actual:
         assert uid.UID(each).is_valid
         assert uuid.UUID(int=int(each.removeprefix("2.25."))).version == 5
 

@@ -30,7 +30,7 @@ def test_the_map_holds_every_slice_in_order(precise: Outcome, volume: Volume, tm
     assert not made.file_meta.TransferSyntaxUID.is_compressed
     assert (made.BitsAllocated, made.NumberOfFrames) == (16, 8)
     np.testing.assert_array_equal(made.pixel_array, precise.confidence_KRC[::-1])
-    places = np.array([each.PlanePositionSequence[0].ImagePositionPatient for each in made.PerFrameFunctionalGroupsSequence], float)  # fmt: skip
+    places = np.array([frame.PlanePositionSequence[0].ImagePositionPatient for frame in made.PerFrameFunctionalGroupsSequence], float)  # fmt: skip
     ras = (volume.affine @ [np.zeros(8), np.zeros(8), np.arange(8)[::-1], np.ones(8)])[:3].T
     np.testing.assert_allclose(places * [-1, -1, 1], ras, atol=1e-3)
 

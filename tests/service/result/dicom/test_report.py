@@ -30,20 +30,20 @@ def report_(outcome: Outcome, tmp_path: Path) -> Path:
 
 def test_dsrdump_reads_it(report: Path) -> None:
     """DCMTK prints the tree: measurements with units, codes, the statement, and that nobody has verified it."""
-    found = subprocess.run(
+    actual = subprocess.run(
         [program("dsrdump", "dcmtk"), "+Pl", str(report)], capture_output=True, text=True, check=True
     ).stdout
 
-    assert re.search(r"Preliminary Flag +: PRELIMINARY", found)
-    assert re.search(r"Verification Flag +: UNVERIFIED", found)
-    assert 'NUM:(,,"Volume")="180.0" (mm3,UCUM,"cubic millimeter")' in found
-    assert 'NUM:(,,"Mean confidence")="0.75" (1,UCUM,"no units")' in found
-    assert 'NUM:(,,"Expected accuracy")="0.8125"' in found
-    assert '(,,"Status of calibration statement")=(C10,99CALIBRANT,"Statement withdrawn")' in found
-    assert '(,,"Finding Site")=(5366008,SCT,"Hippocampus")' in found
-    assert 'Laterality")=(7771000,SCT,"Left")' in found
+    assert re.search(r"Preliminary Flag +: PRELIMINARY", actual)
+    assert re.search(r"Verification Flag +: UNVERIFIED", actual)
+    assert 'NUM:(,,"Volume")="180.0" (mm3,UCUM,"cubic millimeter")' in actual
+    assert 'NUM:(,,"Mean confidence")="0.75" (1,UCUM,"no units")' in actual
+    assert 'NUM:(,,"Expected accuracy")="0.8125"' in actual
+    assert '(,,"Status of calibration statement")=(C10,99CALIBRANT,"Statement withdrawn")' in actual
+    assert '(,,"Finding Site")=(5366008,SCT,"Hippocampus")' in actual
+    assert 'Laterality")=(7771000,SCT,"Left")' in actual
     for text in ("Nothing is known.", "It is too large.", "2 files were left out.", "For research use only."):
-        assert text in found
+        assert text in actual
 
 
 def test_dciodvfy_finds_no_error(report: Path) -> None:
@@ -53,11 +53,11 @@ def test_dciodvfy_finds_no_error(report: Path) -> None:
 
 def test_highdicom_reads_the_measurements(report: Path) -> None:
     """By structure: figures of the summary, the segment, cut off or not; what is unknown is not there."""
-    found = hd.sr.srread(report)
-    groups = found.content.get_volumetric_roi_measurement_groups()
+    actual = hd.sr.srread(report)
+    groups = actual.content.get_volumetric_roi_measurement_groups()
 
     assert [group.tracking_identifier for group in groups] == ["left hippocampus", "tumour", "something"]
-    figures = [{each.name.meaning: each.value for each in group.get_measurements()} for group in groups]
+    figures = [{item.name.meaning: item.value for item in group.get_measurements()} for group in groups]
     assert figures == [
         {"Volume": 180.0, "Mean confidence": 0.875, "5th percentile of confidence": 0.5},
         {"Mean confidence": 0.875, "5th percentile of confidence": 0.5},
@@ -74,12 +74,12 @@ def test_there_is_room_for_what_a_card_may_offer(changed: Changed, tmp_path: Pat
     """A Dice estimate and the bounds of a volume are measurements of their own."""
     write_objects(changed(estimates={11: StructureEstimate(0.84, 150.0, 210.0)}), tmp_path, ["sr"])
     group, *_ = hd.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
-    found = {(each.name.value, each.unit.value): each.value for each in group.get_measurements()}
+    actual = {(item.name.value, item.unit.value): item.value for item in group.get_measurements()}
 
-    assert found[ESTIMATED_DICE.value, "1"] == 0.84
-    assert found[VOLUME_LOWER_BOUND.value, "mm3"] == 150
-    assert found[VOLUME_UPPER_BOUND.value, "mm3"] == 210
-    assert found[MEAN_CONFIDENCE.value, "1"] == 0.875
+    assert actual[ESTIMATED_DICE.value, "1"] == 0.84
+    assert actual[VOLUME_LOWER_BOUND.value, "mm3"] == 150
+    assert actual[VOLUME_UPPER_BOUND.value, "mm3"] == 210
+    assert actual[MEAN_CONFIDENCE.value, "1"] == 0.875
     assert faults_of(tmp_path / "sr.dcm") == []
 
 
@@ -89,15 +89,15 @@ def test_it_refers_to_the_segmentation_and_to_every_instance(
     """The UIDs of the segmentation are known before there is one."""
     segmentation = make_segmentation(outcome)
     (study,) = pydicom.dcmread(report).CurrentRequestedProcedureEvidenceSequence
-    found = {
-        each.SeriesInstanceUID: {
-            item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for item in each.ReferencedSOPSequence
+    actual = {
+        series_item.SeriesInstanceUID: {
+            item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for item in series_item.ReferencedSOPSequence
         }
-        for each in study.ReferencedSeriesSequence
+        for series_item in study.ReferencedSeriesSequence
     }
 
     assert study.StudyInstanceUID == series[0].StudyInstanceUID
-    assert found == {
+    assert actual == {
         series[0].SeriesInstanceUID: {image.SOPInstanceUID: uid.MRImageStorage for image in series},
         segmentation.SeriesInstanceUID: {segmentation.SOPInstanceUID: uid.SegmentationStorage},
     }

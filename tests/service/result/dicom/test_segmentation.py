@@ -51,21 +51,21 @@ def test_a_left_handed_grid_is_no_other_place(
     assert volume.source is not None
     turned = replace(outcome, source=SourceSeries.model_validate_json(volume.source))
 
-    found = labels_by_place(saved(make_segmentation(turned)), volume.affine, mask.shape)
+    actual = labels_by_place(saved(make_segmentation(turned)), volume.affine, mask.shape)
 
-    np.testing.assert_array_equal(VALUES[found], mask)
+    np.testing.assert_array_equal(VALUES[actual], mask)
 
 
 def test_highdicom_reads_the_same_volume(outcome: Outcome, volume: Volume, mask: npt.NDArray[np.uint8]) -> None:
     """Its reader's array and matrix put every voxel in the same place of the patient."""
-    found = hd.seg.Segmentation.from_dataset(saved(make_segmentation(outcome))).get_volume(combine_segments=True)
-    index = np.argwhere(found.array > 0)
-    lps = (found.affine @ np.c_[index, np.ones(len(index))].T)[:3]
+    actual = hd.seg.Segmentation.from_dataset(saved(make_segmentation(outcome))).get_volume(combine_segments=True)
+    index = np.argwhere(actual.array > 0)
+    lps = (actual.affine @ np.c_[index, np.ones(len(index))].T)[:3]
     ras = np.diag([-1.0, -1, 1]) @ lps
     places = np.rint((np.linalg.inv(volume.affine) @ np.vstack([ras, np.ones(len(index))]))[:3]).astype(int)
 
     here = np.zeros_like(mask)
-    here[tuple(places)] = VALUES[found.array[tuple(index.T)]]
+    here[tuple(places)] = VALUES[actual.array[tuple(index.T)]]
     np.testing.assert_array_equal(here, mask)
 
 
@@ -102,8 +102,8 @@ def test_every_instance_is_referred_to(outcome: Outcome, series: list[Dataset]) 
 def test_frames_of_an_enhanced_instance_are_referred_to_by_number(outcome: Outcome) -> None:
     """One instance, named once; each frame of the mask with the number of the frame that it lies on."""
     slices = [
-        each.model_copy(update={"instance": "1.2.3", "sop_class": uid.EnhancedMRImageStorage, "frame": 8 - k})
-        for k, each in enumerate(outcome.source.slices)
+        source.model_copy(update={"instance": "1.2.3", "sop_class": uid.EnhancedMRImageStorage, "frame": 8 - k})
+        for k, source in enumerate(outcome.source.slices)
     ]
     made = saved(make_segmentation(replace(outcome, source=outcome.source.model_copy(update={"slices": slices}))))
 
@@ -134,8 +134,8 @@ def test_a_label_map_is_the_same_mask(outcome: Outcome, mask: npt.NDArray[np.uin
 
     assert made.file_meta.TransferSyntaxUID == uid.RLELossless
     assert made.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
-    found = hd.seg.Segmentation.from_dataset(made).get_volume(combine_segments=True)
-    assert {int(n): int((found.array == n).sum()) for n in (1, 2, 3)} == {
+    actual = hd.seg.Segmentation.from_dataset(made).get_volume(combine_segments=True)
+    assert {int(n): int((actual.array == n).sum()) for n in (1, 2, 3)} == {
         n: int((mask == VALUES[n]).sum()) for n in (1, 2, 3)
     }
 
@@ -143,11 +143,11 @@ def test_a_label_map_is_the_same_mask(outcome: Outcome, mask: npt.NDArray[np.uin
 def test_bands_divide_the_mask_by_its_confidence(outcome: Outcome, volume: Volume) -> None:
     """Each voxel of the mask is in the band of its confidence, and no other voxel is in any."""
     made = saved(make_bands(outcome))
-    found = labels_by_place(made, volume.affine, volume.shape)
+    actual = labels_by_place(made, volume.affine, volume.shape)
 
     confidence = outcome.confidence_KRC.T / 255
     expected = np.where(outcome.mask_KRC.T > 0, 1 + (confidence >= BAND_EDGES[0]) + (confidence >= BAND_EDGES[1]), 0)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
     assert [item.SegmentLabel for item in made.SegmentSequence] == [
         "confidence 0 to 0.7",
         "confidence 0.7 to 0.9",
