@@ -61,17 +61,17 @@ def test_a_withdrawn_statement_gives_no_figure(card: CalibrationCard) -> None:
     assert "DSC" not in statement.text
 
 
-@pytest.mark.parametrize("found", [40.0, 60.0, 40.0 / MARGIN, 60.0 * MARGIN])
-def test_a_scan_within_the_margin_is_like_the_card_s(card: CalibrationCard, actual: float) -> None:
+@pytest.mark.parametrize("value", [40.0, 60.0, 40.0 / MARGIN, 60.0 * MARGIN])
+def test_a_scan_within_the_margin_is_like_the_card_s(card: CalibrationCard, value: float) -> None:
     """The range of the cases and a quarter beyond it is no reason."""
-    assert reasons_to_withdraw({"extent_mm_2": actual}, card) == []
+    assert reasons_to_withdraw({"extent_mm_2": value}, card) == []
 
 
-@pytest.mark.parametrize("found", [31.9, 75.1, 0.0, float("nan")])
-def test_a_scan_beyond_the_margin_is_a_reason(card: CalibrationCard, actual: float) -> None:
+@pytest.mark.parametrize("value", [31.9, 75.1, 0.0, float("nan")])
+def test_a_scan_beyond_the_margin_is_a_reason(card: CalibrationCard, value: float) -> None:
     """What lies outside on either side, or is no number, is named with what was found and what the cases span."""
-    assert reasons_to_withdraw({"extent_mm_2": actual}, card) == [
-        f"extent along axis 2: {actual:.1f} mm; the card's cases span 40.0 to 60.0."
+    assert reasons_to_withdraw({"extent_mm_2": value}, card) == [
+        f"extent along axis 2: {value:.1f} mm; the card's cases span 40.0 to 60.0."
     ]
 
 

@@ -17,7 +17,7 @@ from tests.dicom_series import series_of_array, write_series, zip_of_series
 
 @pytest.fixture(name="result")
 def result_(tiny_bundle: Path, oblique: npt.NDArray[np.float64], tmp_path: Path) -> Path:
-    """Return the folder of a result of an oblique series whose third axis runs against the files' normal."""
+    """Return the folder of a result of an oblique series whose third axis runs against the slices' normal."""
     array = np.random.default_rng(1).normal(100, 9, (12, 10, 8)).astype(np.float32)
     images = series_of_array(array, oblique @ np.diag([1.0, 1, -1, 1]))
     (tmp_path / "scan.zip").write_bytes(zip_of_series(images))
@@ -29,7 +29,7 @@ def result_(tiny_bundle: Path, oblique: npt.NDArray[np.float64], tmp_path: Path)
 
 
 def test_the_segmentation_lies_on_the_mask(result: Path, tmp_path: Path) -> None:
-    """Voxel by voxel by the patient's coordinates: DICOM's of the frames, NIfTI's of mask.nii.gz."""
+    """Frames and mask.nii.gz agree voxel by voxel in patient coordinates."""
     write_dicom(result, tmp_path, ["seg", "sr"], None)
     mask = nib.Nifti1Image.from_filename(result / "mask.nii.gz")
     actual = labels_by_place(pydicom.dcmread(tmp_path / "seg.dcm"), mask.affine, mask.shape)
@@ -40,7 +40,7 @@ def test_the_segmentation_lies_on_the_mask(result: Path, tmp_path: Path) -> None
 
 
 def test_the_map_has_the_probabilities_of_the_logits(result: Path, tmp_path: Path) -> None:
-    """16 bits of the same numbers that the stored confidence rounds to 8."""
+    """It has 16 bits of the confidence that is stored with 8."""
     write_dicom(result, tmp_path, ["pm"], None)
     frames = pydicom.dcmread(tmp_path / "pm.dcm").pixel_array / 65535
     stored = nib.Nifti1Image.from_filename(result / "confidence.nii.gz").get_fdata()
@@ -50,7 +50,7 @@ def test_the_map_has_the_probabilities_of_the_logits(result: Path, tmp_path: Pat
 
 
 def test_an_outcome_is_what_the_folder_holds(result: Path) -> None:
-    """Summary, date, hashes of weights and card."""
+    """It has the summary, the date and the hashes of weights and card."""
     case = CaseResult.model_validate_json((result / "result.json").read_bytes())
     outcome = read_outcome(result)
 
@@ -63,7 +63,7 @@ def test_an_outcome_is_what_the_folder_holds(result: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mask.nii.gz", "confidence.nii.gz", "summary.json"])
 def test_other_content_has_another_key(name: str, result: Path) -> None:
-    """Each of the files that are shown decides on the UIDs."""
+    """The UIDs depend on each of the files that are shown."""
     before = read_outcome(result).key("seg")
     case = CaseResult.model_validate_json((result / "result.json").read_bytes())
     changed = case.model_copy(update={"files": case.files | {name: "0" * 64}})
@@ -73,7 +73,7 @@ def test_other_content_has_another_key(name: str, result: Path) -> None:
 
 
 def test_an_older_result_is_refused(result: Path) -> None:
-    """One without a date could not have bytes that stay."""
+    """Without a date the objects would not be reproducible."""
     case = CaseResult.model_validate_json((result / "result.json").read_bytes())
     (result / "result.json").write_text(case.model_copy(update={"created": None}).model_dump_json())
 

@@ -29,7 +29,7 @@ PERMUTED = np.array([[0, 0, -1.5, 70], [-1, 0, 0, 31.5], [0, 2, 0, -12.25], [0, 
 def result_(
     request: pytest.FixtureRequest, tiny_bundle: Path, nifti: Nifti, tmp_path: Path, oblique: npt.NDArray[np.float64]
 ) -> Path:
-    """Return the folder of a result on an oblique grid, and on one whose axes are permuted and flipped."""
+    """Return the folder of a result on an oblique grid, or on one with permuted and flipped axes."""
     affine = {"oblique": oblique, "permuted": PERMUTED}[request.param]
     array = np.random.default_rng(7).normal(100, 10, (9, 10, 6)).astype(np.float32)
     (tmp_path / "scan.nii").write_bytes(nifti(array, affine))
@@ -41,20 +41,20 @@ def result_(
 
 @pytest.fixture(name="probs")
 def probs_(result: Path) -> npt.NDArray[np.float32]:
-    """Return the probabilities of the result, (3, D, H, W), all at once."""
+    """Return the probabilities of the result, (3, D, H, W)."""
     frame = read_frame(result)
     return probabilities(torch.from_numpy(read_logits(result)), grid_of(frame), frame.config)
 
 
-def written(result: Path, content: Content, kind: VoxelType = "float32") -> Any:  # noqa: ANN401 - nibabel's own
+def written(result: Path, content: Content, voxel_type: VoxelType = "float32") -> Any:  # noqa: ANN401 - nibabel's own
     """Write a map and read it back."""
-    out = result.parent / f"{content}-{kind}.nii.gz"
-    write_map(result, out, content, kind)
+    out = result.parent / f"{content}-{voxel_type}.nii.gz"
+    write_map(result, out, content, voxel_type)
     return nib.load(out)
 
 
 def test_the_frame_leads_back_to_the_grid(result: Path, tmp_path: Path) -> None:
-    """A frame that was written and read again gives the grid and the affine of the scan to the last bit."""
+    """A stored frame restores the grid and the affine of the scan to the last bit."""
     volume, frame = decode_scan(tmp_path / "scan.nii"), read_frame(result)
 
     expected, actual = Grid.of(volume, frame.config), grid_of(frame)
@@ -68,8 +68,9 @@ def test_the_frame_leads_back_to_the_grid(result: Path, tmp_path: Path) -> None:
 
 
 def test_probabilities_are_a_volume_per_label(result: Path, probs: npt.NDArray[np.float32], tmp_path: Path) -> None:
-    """The 4-D file holds every float32 of every class, bit for bit, where the scan lies."""
-    image, scan = written(result, "probabilities"), nib.load(tmp_path / "scan.nii")
+    """The 4-D file holds the float32 values of all classes bit for bit, at the place of the scan."""
+    image = written(result, "probabilities")
+    scan: Any = nib.load(tmp_path / "scan.nii")
 
     assert image.shape == (9, 10, 6, 3)
     assert image.get_data_dtype() == np.float32
@@ -80,7 +81,7 @@ def test_probabilities_are_a_volume_per_label(result: Path, probs: npt.NDArray[n
 
 
 def test_simpleitk_reads_the_same_probabilities(result: Path, probs: npt.NDArray[np.float32], tmp_path: Path) -> None:
-    """An independent reader finds three volumes in the scan's place."""
+    """An independent reader finds three volumes at the scan's place."""
     out = tmp_path / "probabilities.nii.gz"
     write_map(result, out, "probabilities", "float32")
 
@@ -91,12 +92,12 @@ def test_simpleitk_reads_the_same_probabilities(result: Path, probs: npt.NDArray
     assert np.array_equal(SimpleITK.GetArrayFromImage(image).transpose(0, 3, 2, 1), probs)
 
 
-@pytest.mark.parametrize(("kind", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535), ("float32", 0)])
+@pytest.mark.parametrize(("voxel_type", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535), ("float32", 0)])
 def test_confidence_is_the_largest_probability(
-    result: Path, probs: npt.NDArray[np.float32], kind: VoxelType, step: float
+    result: Path, probs: npt.NDArray[np.float32], voxel_type: VoxelType, step: float
 ) -> None:
-    """At each precision it lies within one step of max_c p, and in [1/C, 1]."""
-    actual = written(result, "confidence", kind).get_fdata()
+    """At each precision it is within one step of max_c p and in [1/C, 1]."""
+    actual = written(result, "confidence", voxel_type).get_fdata()
 
     np.testing.assert_allclose(actual, probs.max(axis=0), rtol=0, atol=step)
     assert actual.min() >= 1 / 3
@@ -104,14 +105,14 @@ def test_confidence_is_the_largest_probability(
 
 
 def test_the_eight_bits_of_the_confidence_are_those_of_the_result(result: Path) -> None:
-    """What is computed later is, voxel by voxel, what the job has stored."""
+    """A confidence map computed later equals the stored one voxel by voxel."""
     stored: Any = nib.load(result / "confidence.nii.gz")
 
     assert np.array_equal(written(result, "confidence", "uint8").dataobj.get_unscaled(), stored.dataobj.get_unscaled())
 
 
 def test_uncertainty_is_the_entropy_in_float64(result: Path, probs: npt.NDArray[np.float32]) -> None:
-    """It agrees with the definition, computed anew, and keeps to [0, 1]."""
+    """It agrees with the definition in float64 and lies in [0, 1]."""
     p = probs.astype(np.float64)
 
     actual = written(result, "uncertainty").get_fdata()
@@ -121,16 +122,16 @@ def test_uncertainty_is_the_entropy_in_float64(result: Path, probs: npt.NDArray[
 
 
 def test_entropy_by_hand() -> None:
-    """Certain: 0. All alike: 1. Two of four alike: ln 2 / ln 4 = 1/2."""
+    """It is 0 for certainty, 1 for equal probabilities, and ln 2 / ln 4 = 1/2 for two equal classes of four."""
     probs = np.array([[1, 0.25, 0.5], [0, 0.25, 0.5], [0, 0.25, 0], [0, 0.25, 0]], np.float32)
 
     np.testing.assert_allclose(normalised_entropy(probs), [0, 1, 0.5], atol=1e-6)
 
 
-def test_a_map_leaves_no_scratch_file_and_no_hour(
+def test_a_map_leaves_no_scratch_file_and_contains_no_time(
     result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder holds the map alone, and the same request gives the same bytes at any time."""
+    """The folder holds only the map, and the same request gives the same bytes at any time."""
     out = tmp_path / "maps"
     out.mkdir()
     write_map(result, out / "first", "uncertainty", "uint8")
@@ -142,7 +143,7 @@ def test_a_map_leaves_no_scratch_file_and_no_hour(
 
 
 def test_thin_slabs_give_the_same_map(result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One plane at a time, every voxel is what it is all at once, but for the last digit of torch's exponentials."""
+    """Plane by plane, voxels differ at most by the last digit of torch's exponentials."""
     whole = np.asarray(written(result, "probabilities").dataobj)
     monkeypatch.setattr("service.pipeline.preprocess.to_scan_slabs.__defaults__", (1,))
     thin = np.asarray(written(result, "probabilities").dataobj)
@@ -152,7 +153,7 @@ def test_thin_slabs_give_the_same_map(result: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_of_the_patient_is_kept(result: Path, canary: str) -> None:
-    """The text of the scan's header stands in no file of a result, unpacked or not."""
+    """No file of a result contains the text of the scan's header."""
     for path in result.iterdir():
         content = path.read_bytes()
         unpacked = gzip.decompress(content) if path.suffix == ".gz" else content

@@ -22,7 +22,7 @@ MODEL = "tiny@0"
 
 
 def result_of(folder: Path, frame: Frame, logits: npt.NDArray[np.float16]) -> Path:
-    """Write the files of a result that measuring reads."""
+    """Write the files of a result that `measure` reads."""
     (folder / LOGITS).write_bytes(b"".join(encode_logits(logits)))
     (folder / FRAME).write_text(frame.model_dump_json())
     return folder
@@ -56,7 +56,7 @@ IDENTITY = [(0, 1), (1, 1), (2, 1)]
 
 
 def test_four_voxels_by_hand(tiny_config: ServiceConfig, tmp_path: Path) -> None:
-    """Front is found in 2 of its 3 voxels and claimed in one that is back: DSC 2*2/(3+3); back is missed: DSC 0."""
+    """Front has 2 of its 3 voxels and one of back's: DSC 2*2/(3+3); back is missed: DSC 0."""
     probs = np.array([[0.2, 0.2, 0.6, 0.2], [0.6, 0.6, 0.2, 0.6], [0.2, 0.2, 0.2, 0.2]])
     reference = np.array([1, 1, 1, 2], np.uint8).reshape(4, 1, 1)
     logits = np.log(probs).astype(np.float16).reshape(3, 4, 1, 1)
@@ -71,7 +71,7 @@ def test_four_voxels_by_hand(tiny_config: ServiceConfig, tmp_path: Path) -> None
     assert front.ace == pytest.approx((0.8 + abs(0.6 - 2 / 3)) / 2, abs=1e-3)
     assert front.ece == pytest.approx((0.8 + 3 * abs(0.6 - 2 / 3)) / 4, abs=1e-3)
     assert front.mce == pytest.approx(0.8, abs=1e-3)
-    # On a line of single voxels each is surface: the stray fourth lies 1 mm off, at the percentile 0.9 mm.
+    # On a line of single voxels all are surface: the stray fourth is 1 mm off, 0.9 mm at the percentile.
     assert front.hd95_mm == pytest.approx(0.9)
     assert back.hd95_mm is None
     assert (back.reference_voxels, back.predicted_voxels, back.dsc) == (1, 0, 0)
@@ -81,7 +81,7 @@ def test_four_voxels_by_hand(tiny_config: ServiceConfig, tmp_path: Path) -> None
 
 
 def test_a_structure_that_the_reference_lacks_has_no_scores(tiny_config: ServiceConfig, tmp_path: Path) -> None:
-    """Null, not 0 and not NaN, which JSON does not have; its histogram is there all the same."""
+    """Scores are null, not 0 or NaN, which JSON lacks; the histogram exists all the same."""
     logits = np.zeros((3, 2, 2, 1), np.float16)
     logits[1] = 3
     result = result_of(tmp_path, frame_of(tiny_config, (2, 2, 1), IDENTITY, (2, 2, 1)), logits)
@@ -100,7 +100,7 @@ def test_a_structure_that_the_reference_lacks_has_no_scores(tiny_config: Service
 def test_scores_are_those_of_all_voxels_at_once(
     tiny_config: ServiceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab_values: int
 ) -> None:
-    """On a permuted, flipped and resampled grid the sums are `measure_case`'s, the ECE and DSC torchmetrics'."""
+    """On a permuted, flipped and resampled grid sums equal `measure_case`'s, and ECE and DSC torchmetrics'."""
     monkeypatch.setattr("service.pipeline.preprocess.to_scan_slabs.__defaults__", (slab_values,))
     generator = np.random.default_rng(5)
     frame = frame_of(tiny_config, (7, 9, 8), [(2, -1), (0, 1), (1, -1)], (5, 6, 7))
@@ -128,7 +128,7 @@ def test_scores_are_those_of_all_voxels_at_once(
 
 
 def test_regions_are_scored_where_the_bundle_declares_them(tiny_config: ServiceConfig, tmp_path: Path) -> None:
-    """A region of both labels is found wherever either is."""
+    """A region of both labels covers the voxels of either."""
     config = tiny_config.model_copy(update={"regions": [Region(name="both", labels=[1, 2])]})
     logits = np.zeros((3, 2, 1, 1), np.float16)
     logits[1, 0], logits[0, 1] = 4, 4

@@ -17,7 +17,7 @@ MASK = (np.arange(120).reshape(4, 5, 6) * 7 % 11 % 3).astype(np.uint8)
 
 @pytest.fixture(name="frame")
 def frame_(tiny_config: ServiceConfig, oblique: npt.NDArray[np.float64]) -> Frame:
-    """Return the frame of an oblique scan of 4 x 5 x 6 voxels, whose labels are 0, 7 and 4."""
+    """Return the frame of an oblique scan of 4 x 5 x 6 voxels with the labels 0, 7 and 4."""
     labels = [Label(value=value, name=str(value), color=(0, 0, 0)) for value in (0, 7, 4)]
     return Frame(
         scan_shape=(4, 5, 6),
@@ -33,7 +33,7 @@ def frame_(tiny_config: ServiceConfig, oblique: npt.NDArray[np.float64]) -> Fram
 
 @pytest.fixture(name="read")
 def read_(frame: Frame, nifti: Nifti, tmp_path: Path) -> Callable[..., npt.NDArray[np.uint8]]:
-    """Return the function that reads a reference of an array, of an affine where one is given."""
+    """Return the function that reads a reference from an array and optionally an affine."""
 
     def read(array: npt.NDArray[np.generic], *affine: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
         path = tmp_path / "reference.nii"
@@ -45,7 +45,7 @@ def read_(frame: Frame, nifti: Nifti, tmp_path: Path) -> Callable[..., npt.NDArr
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
 def test_values_become_channels(read: Callable[..., npt.NDArray[np.uint8]], dtype: type[np.generic]) -> None:
-    """The values 0, 7 and 4 are the channels 0, 1 and 2, in whatever type the mask is stored."""
+    """The values 0, 7 and 4 become the channels 0, 1 and 2 for any stored type."""
     actual = read(np.array([0, 7, 4])[MASK].astype(dtype))
 
     assert actual.dtype == np.uint8
@@ -53,10 +53,12 @@ def test_values_become_channels(read: Callable[..., npt.NDArray[np.uint8]], dtyp
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(3, "3"), (4.5, "4.5"), (-7, "-7"), (1e9, "1e+09")], ids=["gap", "fraction", "negative", "huge"]
+    ("value", "listed"),
+    [(3, "3"), (4.5, "4.5"), (-7, "-7"), (1e9, "1e+09")],
+    ids=["gap", "fraction", "negative", "huge"],
 )
-def test_other_values_are_listed(read: Callable[..., npt.NDArray[np.uint8]], value: float, said: str) -> None:
-    """A value that is no label is named beside those that are; it is never taken for another one."""
+def test_other_values_are_listed(read: Callable[..., npt.NDArray[np.uint8]], value: float, listed: str) -> None:
+    """The message lists an unknown value and the model's labels."""
     array = np.zeros((4, 5, 6))
     array[1, 2, 3] = value
 
@@ -64,18 +66,18 @@ def test_other_values_are_listed(read: Callable[..., npt.NDArray[np.uint8]], val
         read(array)
 
     assert (
-        caught.value.detail == f"The reference holds {said}; the model's labels are 0, 7, 4. Map its values to these."
+        caught.value.detail == f"The reference holds {listed}; the model's labels are 0, 7, 4. Map its values to these."
     )
 
 
-def test_an_image_instead_of_a_mask_is_told_briefly(read: Callable[..., npt.NDArray[np.uint8]]) -> None:
-    """Of a hundred unknown values twenty are listed."""
+def test_at_most_twenty_unknown_values_are_listed(read: Callable[..., npt.NDArray[np.uint8]]) -> None:
+    """An image instead of a mask has hundreds of unknown values."""
     with pytest.raises(UnknownLabels, match=r"holds 8, 9, .*, 27 and 98 more; "):
         read(np.arange(8, 128, dtype=np.int16).clip(None, 125).reshape(4, 5, 6))
 
 
 def test_another_shape_is_refused(read: Callable[..., npt.NDArray[np.uint8]]) -> None:
-    """Both shapes stand in the answer."""
+    """The message gives both shapes."""
     with pytest.raises(GeometryMismatch, match=r"^The reference has 1 x 5 x 4 x 6 voxels; the scan has 1 x 4 x 5 x 6 "):
         read(np.zeros((5, 4, 6), np.uint8))
 
@@ -83,14 +85,14 @@ def test_another_shape_is_refused(read: Callable[..., npt.NDArray[np.uint8]]) ->
 def test_affines_may_differ_by_rounding(
     read: Callable[..., npt.NDArray[np.uint8]], oblique: npt.NDArray[np.float64]
 ) -> None:
-    """A corner may lie up to a hundredth of the shortest edge, 1 mm here, elsewhere."""
+    """A corner may be shifted by up to a hundredth of the shortest edge, here 1 mm."""
     oblique[0, 3] += 0.005
 
     assert np.array_equal(read(MASK * 0, oblique), MASK * 0)
 
 
 def test_another_place_is_refused(read: Callable[..., npt.NDArray[np.uint8]], oblique: npt.NDArray[np.float64]) -> None:
-    """The answer says how far away the reference lies, and how far it may."""
+    """The message gives the shift of the reference and the accepted shift."""
     oblique[0, 3] += 0.02
 
     with pytest.raises(GeometryMismatch, match=r"^The affines of reference and scan differ: a corner lies 0\.02 mm "):
@@ -100,13 +102,13 @@ def test_another_place_is_refused(read: Callable[..., npt.NDArray[np.uint8]], ob
 def test_a_mirrored_reference_is_refused(
     read: Callable[..., npt.NDArray[np.uint8]], oblique: npt.NDArray[np.float64]
 ) -> None:
-    """A mask of the same shape whose first axis runs the other way would be measured on the wrong side."""
+    """A mask of the same shape with a reversed first axis would be measured on the wrong side."""
     with pytest.raises(GeometryMismatch):
         read(MASK * 0, oblique @ np.diag([-1.0, 1, 1, 1]))
 
 
-def test_a_broken_file_is_the_files_fault(frame: Frame, nifti: Nifti, tmp_path: Path) -> None:
-    """What cannot be decoded is refused as a scan would be."""
+def test_an_undecodable_file_is_refused(frame: Frame, nifti: Nifti, tmp_path: Path) -> None:
+    """It is refused with the same error as a scan."""
     (tmp_path / "cut.nii").write_bytes(nifti()[:-1])
 
     with pytest.raises(PayloadTruncated):

@@ -7,7 +7,7 @@ from service.derived.surfaces import hd95_mm, nsd
 
 
 def border(mask: np.ndarray) -> np.ndarray:
-    """Return the indices of the voxels of a mask that have a face neighbour outside it, one by one."""
+    """Return the indices of the voxels of a mask that have a face neighbour outside it."""
     voxels = []
     for index in np.argwhere(mask):
         for step in np.vstack([np.eye(3, dtype=int), -np.eye(3, dtype=int)]):
@@ -20,7 +20,7 @@ def border(mask: np.ndarray) -> np.ndarray:
 
 
 def brute_force(a: np.ndarray, b: np.ndarray, spacing: list[float], tolerance: float) -> tuple[float, float]:
-    """Return HD95 and NSD from the distances of all pairs of surface voxels."""
+    """Return HD95 and NSD from the distances between all pairs of surface voxels."""
     pairs = (border(a)[:, np.newaxis] - border(b)[np.newaxis]) * np.array(spacing)
     distance = np.sqrt((pairs**2).sum(axis=2))
     there, back = distance.min(axis=1), distance.min(axis=0)
@@ -30,8 +30,9 @@ def brute_force(a: np.ndarray, b: np.ndarray, spacing: list[float], tolerance: f
 
 def ball(centre: tuple[float, ...], radius: float, shape: tuple[int, ...] = (14, 13, 12)) -> np.ndarray:
     """Return a mask of the voxels within a radius."""
-    grid = np.stack(np.indices(shape), axis=-1)
-    return ((grid - centre) ** 2).sum(axis=-1) <= radius**2
+    grid = np.moveaxis(np.indices(shape), 0, -1)
+    inside: np.ndarray = ((grid - centre) ** 2).sum(axis=-1) <= radius**2
+    return inside
 
 
 @pytest.mark.parametrize("spacing", [[1.0, 1.0, 1.0], [0.7, 0.8, 5.0]])
@@ -50,15 +51,15 @@ def ball(centre: tuple[float, ...], radius: float, shape: tuple[int, ...] = (14,
 def test_scores_are_those_of_all_pairs_of_surface_voxels(
     reference: np.ndarray, predicted: np.ndarray, spacing: list[float], tolerance: float
 ) -> None:
-    """HD95 and NSD equal a brute force over every pair, with anisotropic voxels as well."""
-    distance, share = brute_force(reference, predicted, spacing, tolerance)
+    """HD95 and NSD equal a brute force over all pairs, also for anisotropic voxels."""
+    distance, agreement = brute_force(reference, predicted, spacing, tolerance)
 
     assert hd95_mm(reference, predicted, spacing) == pytest.approx(distance, rel=1e-5)
-    assert nsd(reference, predicted, spacing, tolerance) == pytest.approx(share, rel=1e-6)
+    assert nsd(reference, predicted, spacing, tolerance) == pytest.approx(agreement, rel=1e-6)
 
 
 def test_two_sheets_two_slices_apart() -> None:
-    """Slices of 5 mm: two sheets two slices apart lie 10 mm from one another, agree within 10 mm and not within 9."""
+    """With slices of 5 mm the sheets are 10 mm apart: they agree within 10 mm but not within 9."""
     reference, predicted = np.zeros((4, 4, 6), bool), np.zeros((4, 4, 6), bool)
     reference[:, :, 1] = predicted[:, :, 3] = True
 
@@ -69,7 +70,7 @@ def test_two_sheets_two_slices_apart() -> None:
 
 
 def test_absent_structures_are_undefined_and_missed_ones_agree_nowhere() -> None:
-    """Not in the reference: both undefined, whatever was predicted. Missed: no distance, NSD 0."""
+    """A structure that the reference lacks has no scores; a missed one has no distance and an NSD of 0."""
     nothing, something = np.zeros((14, 13, 12), bool), ball((6, 6, 6), 3)
 
     for predicted in (nothing, something):
@@ -79,7 +80,7 @@ def test_absent_structures_are_undefined_and_missed_ones_agree_nowhere() -> None
 
 
 def test_a_small_structure_in_a_large_image_takes_no_time() -> None:
-    """Only the box around both masks is looked at: 256^3 voxels with a small ball take less than two seconds."""
+    """Only the bounding box of both masks is processed: 256^3 voxels with a small ball take less than two seconds."""
     reference, predicted = np.zeros((256, 256, 256), bool), np.zeros((256, 256, 256), bool)
     reference[100:114, 100:113, 100:112] = ball((6, 6, 6), 4)
     predicted[101:115, 100:113, 100:112] = ball((6, 6, 6), 4)

@@ -20,14 +20,14 @@ except ValueError:
 
 
 def lines() -> list[dict[str, object]]:
-    """Return what a process of its own logs, line by line."""
-    actual = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    assert actual.stdout == ""
-    return [json.loads(line) for line in actual.stderr.splitlines()]
+    """Return the lines that another process logs."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    return [json.loads(line) for line in done.stderr.splitlines()]
 
 
 def test_a_line_is_json_with_fields_from_the_list() -> None:
-    """Route and status are logged; a field that is not on the list is not."""
+    """Route and status are logged; a field that is not on the list is dropped."""
     request = lines()[0]
 
     assert (request["event"], request["route"], request["status"]) == ("request", "/v1/scans", 200)
@@ -36,10 +36,10 @@ def test_a_line_is_json_with_fields_from_the_list() -> None:
 
 
 def test_of_other_libraries_only_the_place_is_kept() -> None:
-    """Whatever a library says about what it read, or a traceback holds, stays out of the log."""
-    actual = lines()
+    """Messages and tracebacks of libraries are not logged."""
+    logged = lines()
 
-    assert [line["logger"] for line in actual] == ["service.api", "service.bundle", "pydicom", "uvicorn.error"]
-    assert "CANARY" not in json.dumps(actual)
-    assert actual[2].keys() == {"event", "level", "logger", "line", "timestamp"}
-    assert actual[1]["event"] == "bundle reloaded"
+    assert [line["logger"] for line in logged] == ["service.api", "service.bundle", "pydicom", "uvicorn.error"]
+    assert "CANARY" not in json.dumps(logged)
+    assert logged[2].keys() == {"event", "level", "logger", "line", "timestamp"}
+    assert logged[1]["event"] == "bundle reloaded"

@@ -14,7 +14,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 def test_cases_are_counted_by_model_and_end() -> None:
-    """Two that succeeded, one of them withdrawn and one without foreground, and one that failed."""
+    """Two cases succeed, one of them withdrawn and one without foreground, and one fails."""
     metrics = Metrics()
     metrics.case_succeeded("m", {"infer": 2.0}, 0.85, withdrawn=True)
     metrics.case_succeeded("m", {"infer": 1.0}, None, withdrawn=False)
@@ -32,7 +32,7 @@ def test_cases_are_counted_by_model_and_end() -> None:
 
 
 def test_requests_and_waiting_jobs_are_counted() -> None:
-    """A request stands under its method, route and status; the gauges are those of the moment."""
+    """Requests are labelled by method, route and status; gauges show the current jobs."""
     metrics = Metrics()
     metrics.request_answered("GET", "/v1/models", 200, 0.02)
 
@@ -52,7 +52,7 @@ def test_two_services_in_one_process_do_not_share_metrics() -> None:
 
 
 def test_every_name_stands_in_the_table() -> None:
-    """The docstring names each metric that is written, and no other."""
+    """The docstring lists all metrics that are written and no others."""
     metrics = Metrics()
     metrics.request_answered("GET", "/", 200, 0.1)
     metrics.case_succeeded("m", {"infer": 1.0}, 0.5, withdrawn=True)

@@ -60,7 +60,7 @@ def test_a_crop_shows_what_lies_at_its_place(orientation: str, scan: Points, tin
 
     expected = affine[:3, :3] @ np.indices(shape).reshape(3, -1) + affine[:3, 3:]
     assert inside == 1
-    assert np.abs(seen.array_CDHW.reshape(3, -1) - expected).max() < 1e-4
+    assert np.abs(seen.array_CDHW.reshape(3, -1).astype(np.float64) - expected).max() < 1e-4
     # The first axis runs in the head's direction that the orientation names first.
     direction = turned(-10).T @ (affine[:3, 0] / np.linalg.norm(affine[:3, 0]))
     assert direction[

@@ -176,7 +176,7 @@ def test_a_spacing_that_moves_no_voxel_resamples_nothing(config: Callable[..., S
 
     grid = Grid.of(volume_of(array, np.diag([0.99999994, 1.00001, 1, 1])), config())
 
-    assert grid.step == (1, 1, 1)
+    assert list(grid.step) == [1, 1, 1]
     assert np.array_equal(to_network_grid(array[np.newaxis], grid)[0].numpy(), array)
 
 

@@ -40,7 +40,7 @@ def zipped(result: Path) -> zipfile.ZipFile:
 
 
 def test_names_are_those_of_bids_derivatives(result: Path) -> None:
-    """Each image stands beside its sidecars; the logits, which are no derivative, are left out."""
+    """Each image is followed by its sidecars; the logits are left out."""
     with zipped(result) as archive:
         assert archive.namelist() == [
             "dataset_description.json",
@@ -62,7 +62,7 @@ def test_names_are_those_of_bids_derivatives(result: Path) -> None:
 
 
 def test_the_label_table_holds_values_names_and_colours(result: Path) -> None:
-    """The .tsv is read by its header: index, name, abbreviation, color."""
+    """The columns of the .tsv are index, name, abbreviation and color."""
     with zipped(result) as archive:
         rows = list(csv.DictReader(io.StringIO(archive.read(f"{STEM}_dseg.tsv").decode()), delimiter="\t"))
 
@@ -74,7 +74,7 @@ def test_the_label_table_holds_values_names_and_colours(result: Path) -> None:
 
 
 def test_the_same_result_gives_the_same_bytes(result: Path) -> None:
-    """No hour is in the zip."""
+    """The zip contains no time."""
     digests = set()
     for _ in range(2):
         with zipped(result) as archive:
@@ -84,8 +84,8 @@ def test_the_same_result_gives_the_same_bytes(result: Path) -> None:
     assert len(digests) == 1
 
 
-def test_what_was_not_kept_is_left_out_with_its_sidecars(result: Path) -> None:
-    """A table of labels without a mask would describe nothing."""
+def test_a_missing_file_is_left_out_with_its_sidecars(result: Path) -> None:
+    """Without a mask there is no table of labels."""
     (result / "mask.nii.gz").unlink()
 
     with zipped(result) as archive:
@@ -94,7 +94,7 @@ def test_what_was_not_kept_is_left_out_with_its_sidecars(result: Path) -> None:
 
 
 def test_a_modality_that_bids_lacks_has_a_folder_that_is_ignored(result: Path) -> None:
-    """CT has no data type in BIDS."""
+    """BIDS has no data type for CT."""
     frame = json.loads((result / FRAME).read_bytes())
     frame["config"]["modality"] = "CT"
     (result / FRAME).write_text(json.dumps(frame))

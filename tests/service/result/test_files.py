@@ -6,8 +6,8 @@ from service.errors import NoSourceSeries, ResultExpired
 from service.result import files
 
 
-def test_what_dicom_results_are_made_of(tmp_path: Path) -> None:
-    """Mask, confidence, summary and the headers of the series: without any one of them there are no DICOM results."""
+def test_dicom_results_need_four_files(tmp_path: Path) -> None:
+    """Mask, confidence, summary and the headers of the series are all needed."""
     needed = (files.SOURCE, files.MASK, files.CONFIDENCE, files.SUMMARY)
     for name in needed:
         (tmp_path / name).touch()
@@ -20,7 +20,7 @@ def test_what_dicom_results_are_made_of(tmp_path: Path) -> None:
 
 
 def test_only_a_series_has_dicom_results(tmp_path: Path) -> None:
-    """Without the headers of a series there is no patient that a DICOM object could belong to."""
+    """Without the headers of a series there is no study that a DICOM object could belong to."""
     with pytest.raises(NoSourceSeries, match="NIfTI"):
         files.reject_without_series(tmp_path)
     (tmp_path / files.SOURCE).touch()
@@ -29,8 +29,8 @@ def test_only_a_series_has_dicom_results(tmp_path: Path) -> None:
     assert files.holds_series(tmp_path)
 
 
-def test_without_logits_nothing_is_computed(tmp_path: Path) -> None:
-    """The error says how to get them again."""
+def test_without_logits_later_computations_are_refused(tmp_path: Path) -> None:
+    """The error says how to get the logits again."""
     with pytest.raises(ResultExpired, match="Segment the scan again"):
         files.reject_without_logits(tmp_path)
     (tmp_path / files.LOGITS).touch()

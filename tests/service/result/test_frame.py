@@ -11,7 +11,7 @@ from service.result.frame import Frame, read_frame
 
 @pytest.fixture(name="frame")
 def frame_(tiny_config: ServiceConfig) -> Frame:
-    """Return a frame with numbers that no float32 holds."""
+    """Return a frame with numbers that float32 cannot represent."""
     return Frame(
         scan_shape=(2, 3, 4),
         orientation=[(2, -1), (0, 1), (1, 1)],
@@ -25,7 +25,7 @@ def frame_(tiny_config: ServiceConfig) -> Frame:
 
 
 def test_a_frame_comes_back_to_the_last_bit(frame: Frame, tmp_path: Path) -> None:
-    """The JSON file keeps every float64 of the affine, the header's bytes and the bundle's declaration."""
+    """The JSON file keeps every float64 of the affine, the header's bytes and the bundle's configuration."""
     (tmp_path / FRAME).write_text(frame.model_dump_json())
 
     actual = read_frame(tmp_path)
@@ -36,12 +36,12 @@ def test_a_frame_comes_back_to_the_last_bit(frame: Frame, tmp_path: Path) -> Non
     assert actual.values == [0, 1, 2]
 
 
-def test_a_frame_of_another_kind_is_refused(frame: Frame) -> None:
-    """An unknown field is an error: a later version must not be misread."""
+def test_a_frame_with_an_unknown_field_is_refused(frame: Frame) -> None:
+    """A frame of a later version must not be misread."""
     with pytest.raises(ValidationError, match="extra_forbidden"):
         Frame.model_validate(frame.model_dump() | {"shear": 1})
 
 
 def test_the_affine_is_float64(frame: Frame) -> None:
-    """Affines are never rounded to what NIfTI's header holds."""
+    """Affines are not rounded to the float32 of NIfTI's header."""
     assert frame.affine_ras.dtype == np.float64

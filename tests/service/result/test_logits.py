@@ -11,13 +11,13 @@ from service.result.logits import encode_logits, read_logits
 
 
 def _random(*shape: int) -> npt.NDArray[np.float16]:
-    """Return every kind of float16: all bits are drawn, NaN and infinities among them."""
+    """Return float16 values of random bits, including NaN and infinities."""
     return np.random.default_rng(5).integers(0, 1 << 16, shape, np.uint16).view(np.float16)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (2, 3, 4, 5, 6), (1, 1, 1, 1), (2, 150, 150, 60)], ids=str)
 def test_logits_come_back_as_they_are(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """Bit for bit, of one image and of several parts, and of more than is read at a time."""
+    """They are restored bit for bit, for one image and several parts, and for files larger than one read."""
     logits = _random(*shape)
     (tmp_path / LOGITS).write_bytes(b"".join(encode_logits(logits)))
 
@@ -28,7 +28,7 @@ def test_logits_come_back_as_they_are(shape: tuple[int, ...], tmp_path: Path) ->
 
 
 def test_numpy_reads_the_bytes_of_each_channel() -> None:
-    """The file is a gzipped .npy without pickles: the more significant bytes of a channel, then the others."""
+    """The file is a gzipped .npy without pickles: the high bytes of a channel, then the low bytes."""
     logits = np.array([1.0, -2.0, 65504, 6e-8, 0.1, -0.0], np.float16).reshape(2, 1, 1, 3)
 
     actual = np.load(io.BytesIO(gzip.decompress(b"".join(encode_logits(logits)))), allow_pickle=False)
@@ -37,7 +37,7 @@ def test_numpy_reads_the_bytes_of_each_channel() -> None:
     assert np.array_equal(actual[:, 0] * 256.0 + actual[:, 1], logits.view(np.uint16))
 
 
-def test_memory_layout_and_hour_are_not_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_depends_on_neither_memory_layout_nor_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same logits give the same bytes."""
     logits = _random(3, 4, 5, 6)
     first = b"".join(encode_logits(logits))
@@ -47,8 +47,8 @@ def test_memory_layout_and_hour_are_not_in_the_file(monkeypatch: pytest.MonkeyPa
     assert b"".join(encode_logits(np.asfortranarray(logits))) == first
 
 
-def test_smooth_logits_take_less_space_than_their_numbers_one_after_the_other() -> None:
-    """What the layout is for."""
+def test_separated_bytes_compress_better() -> None:
+    """Smooth logits take less space than float16 values in sequence."""
     x = np.linspace(-3, 3, 40, dtype=np.float32)
     noise = np.random.default_rng(0).normal(scale=0.05, size=(40, 40, 40))
     logits = np.stack([x[:, None, None] * x[:, None] + noise, x[:, None] - x + noise]).astype(np.float16)
@@ -68,7 +68,7 @@ def test_smooth_logits_take_less_space_than_their_numbers_one_after_the_other() 
     ids=["cut", "float16", "Fortran order"],
 )
 def test_logits_that_are_damaged_are_refused(damage: object, words: str, tmp_path: Path) -> None:
-    """A file that ends early, or holds another type, is an error, never a map of zeros."""
+    """A file that ends early or holds another type is an error, never a map of zeros."""
     assert callable(damage)
     content = b"".join(encode_logits(_random(2, 3, 4, 5)))
     (tmp_path / LOGITS).write_bytes(gzip.compress(damage(gzip.decompress(content))))

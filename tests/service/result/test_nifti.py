@@ -53,9 +53,14 @@ INPUTS: dict[str, dict[str, Any]] = {
 READ_BY_SIMPLEITK = [name for name, options in INPUTS.items() if "version" not in options]
 
 
-@pytest.fixture(params=INPUTS.values(), ids=INPUTS.keys())
+def load(path: Path) -> Any:  # noqa: ANN401 - nibabel's own
+    """Return the image that nibabel reads."""
+    return nib.load(path)
+
+
+@pytest.fixture(params=[*INPUTS.values()], ids=[*INPUTS])
 def scan(request: pytest.FixtureRequest, nifti: Nifti, tmp_path: Path) -> Path:
-    """Return a scan of 4 x 5 x 6 voxels in each kind of geometry."""
+    """Return a scan of 4 x 5 x 6 voxels in each geometry."""
     path = tmp_path / "scan.nii"
     path.write_bytes(nifti(**request.param))
     return path
@@ -71,7 +76,7 @@ def volume(nifti: Nifti, tmp_path: Path) -> Volume:
 
 @pytest.fixture(name="mask", scope="module")
 def mask_() -> npt.NDArray[np.uint8]:
-    """Return a mask of the labels 0, 1 and 2 without any symmetry."""
+    """Return an asymmetric mask of the labels 0, 1 and 2."""
     return (np.arange(120) * 7 % 11 % 3).reshape(4, 5, 6).astype(np.uint8)
 
 
@@ -88,16 +93,16 @@ def saved(content: bytes, folder: Path) -> Path:
     return path
 
 
-def header_fields(path: Path) -> dict[str, list[Any]]:
-    """Return the fields of a file's header as numbers, read without any check or repair."""
+def header_fields(path: Path) -> dict[str, Any]:
+    """Return the fields of a file's header, read without checks or repairs."""
     content = path.read_bytes()
     content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    kind, size = (
+    header_type, size = (
         (nib.Nifti2Header, 540)
         if 540 in (content[0] + 256 * content[1], content[3] + 256 * content[2])
         else (nib.Nifti1Header, 348)
     )
-    header = kind(content[:size], check=False)
+    header = header_type(content[:size], check=False)
     return {name: np.asarray(header[name]).tolist() for name in header.structarr.dtype.names}
 
 
@@ -112,7 +117,7 @@ def same_place(image: Image, other: Image) -> None:
 def test_results_repeat_the_geometry_of_the_scan(
     scan: Path, mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:
-    """Dimensions, codes, quaternion and matrix are the scan's to the last bit, in the scan's version of NIfTI."""
+    """Dimensions, codes, quaternion and matrix equal the scan's to the last bit, in the scan's version of NIfTI."""
     header, expected = decode_scan(scan).header, header_fields(scan)
 
     for content in (encode_mask(mask, header), encode_confidence(confidence, header, 3)):
@@ -124,15 +129,15 @@ def test_results_repeat_the_geometry_of_the_scan(
 def test_nibabel_reads_results_in_the_scans_place(
     scan: Path, mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:
-    """The affine that nibabel computes is bit-identical, and the voxels are those that were given."""
-    volume, expected = decode_scan(scan), nib.load(scan)
+    """The affine that nibabel computes is bit-identical, and the voxels are the given ones."""
+    volume, expected = decode_scan(scan), load(scan)
 
-    image = nib.load(saved(encode_mask(mask, volume.header), tmp_path))
+    image = load(saved(encode_mask(mask, volume.header), tmp_path))
     assert image.affine.tobytes() == expected.affine.tobytes() == volume.affine.tobytes()
     assert image.get_data_dtype() == np.uint8
     assert np.array_equal(image.get_fdata(), mask)
 
-    image = nib.load(saved(encode_confidence(confidence, volume.header, 3), tmp_path))
+    image = load(saved(encode_confidence(confidence, volume.header, 3), tmp_path))
     assert image.affine.tobytes() == expected.affine.tobytes()
     np.testing.assert_allclose(image.get_fdata(), confidence, rtol=0, atol=1 / 255)
 
@@ -141,7 +146,7 @@ def test_nibabel_reads_results_in_the_scans_place(
 def test_simpleitk_reads_results_in_the_scans_place(
     scan: Path, mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:
-    """An independent reader finds size, spacing, origin and direction of the scan, and the same voxels."""
+    """An independent reader gets size, spacing, origin and direction of the scan, and the same voxels."""
     volume, expected = decode_scan(scan), SimpleITK.ReadImage(scan)
 
     image = SimpleITK.ReadImage(saved(encode_mask(mask, volume.header), tmp_path))
@@ -155,19 +160,19 @@ def test_simpleitk_reads_results_in_the_scans_place(
 
 
 def test_real_scans_keep_their_geometry(spinal_cord: Path, tmp_path: Path) -> None:
-    """The mask of each real spinal cord volume lies where nibabel and SimpleITK see the volume."""
+    """Nibabel and SimpleITK see the mask of each real spinal cord volume at the place of the volume."""
     paths = sorted(spinal_cord.rglob("*.nii.gz"))
     assert len(paths) >= 10
 
     for path in paths:
         volume = decode_scan(path)
         result = saved(encode_mask(np.ones(volume.shape, np.uint8), volume.header), tmp_path)
-        assert nib.load(result).affine.tobytes() == nib.load(path).affine.tobytes()
+        assert load(result).affine.tobytes() == load(path).affine.tobytes()
         same_place(SimpleITK.ReadImage(result), SimpleITK.ReadImage(path))
 
 
 def test_a_mask_is_a_label_image(volume: Volume, mask: npt.NDArray[np.uint8], tmp_path: Path) -> None:
-    """Intent code 1002 (NIFTI_INTENT_LABEL) makes viewers draw contours; the display range ends at the largest label."""
+    """The intent code is 1002 (NIFTI_INTENT_LABEL), and the display range ends at the largest label."""
     fields = header_fields(saved(encode_mask(mask, volume.header), tmp_path))
 
     assert fields["intent_code"] == 1002
@@ -178,7 +183,7 @@ def test_a_mask_is_a_label_image(volume: Volume, mask: npt.NDArray[np.uint8], tm
 
 
 def test_a_confidence_map_is_an_estimate(volume: Volume, confidence: npt.NDArray[np.float32], tmp_path: Path) -> None:
-    """Intent code 1001 (NIFTI_INTENT_ESTIMATE), 8 bits with a slope just below 1/255, shown from 0 to 1."""
+    """The intent code is 1001 (NIFTI_INTENT_ESTIMATE), with 8 bits, a slope just below 1/255 and a display range of 0 to 1."""
     fields = header_fields(saved(encode_confidence(confidence, volume.header, 3), tmp_path))
 
     assert fields["intent_code"] == 1001
@@ -189,20 +194,20 @@ def test_a_confidence_map_is_an_estimate(volume: Volume, confidence: npt.NDArray
 
 
 def test_an_empty_mask_is_encoded(volume: Volume, tmp_path: Path) -> None:
-    """A scan in which nothing was found has a mask of zeros."""
-    image = nib.load(saved(encode_mask(np.zeros((4, 5, 6), np.uint8), volume.header), tmp_path))
+    """A scan without structures has a mask of zeros."""
+    image = load(saved(encode_mask(np.zeros((4, 5, 6), np.uint8), volume.header), tmp_path))
 
     assert not image.get_fdata().any()
 
 
 @pytest.mark.parametrize("classes", range(2, 17))
 def test_confidence_stays_between_1_over_c_and_1(classes: int, volume: Volume, tmp_path: Path) -> None:
-    """Both readers find values in [1/C, 1], within 1/255 of those given, for 2 to 16 classes."""
+    """Both readers get values in [1/C, 1], within 1/255 of those given, for 2 to 16 classes."""
     given = np.linspace(1 / classes, 1, 120, dtype=np.float32).reshape(4, 5, 6)
 
     path = saved(encode_confidence(given, volume.header, classes), tmp_path)
 
-    for actual in (nib.load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
+    for actual in (load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
         assert actual.min() >= 1 / classes
         assert actual.max() <= 1
         np.testing.assert_allclose(actual, given, rtol=0, atol=1 / 255)
@@ -210,7 +215,7 @@ def test_confidence_stays_between_1_over_c_and_1(classes: int, volume: Volume, t
 
 @given(value=st.floats(float(np.float32(1 / 3)), 1, width=32), classes=st.integers(3, 16))
 def test_any_confidence_is_kept_within_1_over_255(value: float, classes: int) -> None:
-    """No value between 1/C and 1 moves by more than one step of the code, nor out of the range."""
+    """A value between 1/C and 1 moves by at most one step and stays in the range."""
     header = nib.Nifti1Header()
     header.set_data_shape((1, 1, 1))
     content = encode_confidence(np.full((1, 1, 1), value, np.float32), header.binaryblock, classes)
@@ -226,7 +231,7 @@ def test_any_confidence_is_kept_within_1_over_255(value: float, classes: int) ->
 def test_free_text_of_the_scan_is_left_out(
     version: int, endianness: str, nifti: Nifti, canary: str, tmp_path: Path
 ) -> None:
-    """No text field of the scan's header, which may name a patient, comes back in a result."""
+    """No text field of the scan's header, which may name a patient, is repeated in a result."""
     path = tmp_path / "scan.nii"
     path.write_bytes(nifti(version=version, endianness=endianness))
     header, ones = decode_scan(path).header, np.ones((4, 5, 6))
@@ -244,7 +249,7 @@ def test_the_same_case_gives_the_same_bytes(
     confidence: npt.NDArray[np.float32],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither the hour nor the memory layout of the arrays is in the files."""
+    """The files depend on neither the time nor the memory layout of the arrays."""
     first = (
         encode_mask(mask, volume.header),
         encode_confidence(confidence, volume.header, 3),
@@ -259,35 +264,35 @@ def test_the_same_case_gives_the_same_bytes(
     assert first == second
 
 
-@pytest.mark.parametrize(("kind", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
+@pytest.mark.parametrize(("voxel_type", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
 @pytest.mark.parametrize("classes", [2, 3, 7, 16])
 def test_codes_stay_in_range_in_both_readers(
-    kind: VoxelType, step: float, classes: int, volume: Volume, tmp_path: Path
+    voxel_type: VoxelType, step: float, classes: int, volume: Volume, tmp_path: Path
 ) -> None:
     """With either slope nibabel and SimpleITK read values in [1/C, 1], within one step of those given."""
     given = np.linspace(1 / classes, 1, 120, dtype=np.float32).reshape(4, 5, 6)
-    codes = to_codes(given, kind, least=1 / classes)
+    codes = to_codes(given, voxel_type, least=1 / classes)
 
-    path = saved(gzip.compress(map_header(volume.header, kind) + codes.tobytes(order="F")), tmp_path)
+    path = saved(gzip.compress(map_header(volume.header, voxel_type) + codes.tobytes(order="F")), tmp_path)
 
-    for actual in (nib.load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
+    for actual in (load(path).get_fdata(), SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).T):
         assert actual.min() >= 1 / classes
         assert actual.max() <= 1
         np.testing.assert_allclose(actual, given, rtol=0, atol=step)
 
 
 def test_floats_are_kept_as_they_are() -> None:
-    """What is asked for in full is neither rounded nor cut off."""
+    """float32 values are neither rounded nor clipped."""
     given = np.array([0.1, 1 + 1e-7], np.float32)
 
     assert to_codes(given, "float32", least=0.5).tobytes() == given.tobytes()
 
 
 def test_several_volumes_stand_along_the_fourth_axis(volume: Volume, tmp_path: Path) -> None:
-    """Four dimensions, the place of the scan and one byte for each voxel of each volume."""
+    """The file has four dimensions, the scan's affine and one byte for each voxel of each volume."""
     array = np.arange(240).reshape(4, 5, 6, 2).astype(np.uint8)
 
-    image = nib.load(saved(gzip.compress(map_header(volume.header, "uint8", 2) + array.tobytes(order="F")), tmp_path))
+    image = load(saved(gzip.compress(map_header(volume.header, "uint8", 2) + array.tobytes(order="F")), tmp_path))
 
     assert image.shape == (4, 5, 6, 2)
     assert image.affine.tobytes() == volume.affine.tobytes()
@@ -295,7 +300,7 @@ def test_several_volumes_stand_along_the_fourth_axis(volume: Volume, tmp_path: P
 
 
 def test_a_header_without_free_text_keeps_its_geometry(scan: Path, canary: str) -> None:
-    """Only the text goes; whoever repeats this header repeats the scan's place to the last bit."""
+    """Only the text is removed: results with this header are the same."""
     header = decode_scan(scan).header
 
     actual = without_free_text(header)

@@ -15,14 +15,14 @@ FILES = {"mask.nii.gz": [b"a", b"bc"], "summary.json": [b""]}
 
 @pytest.fixture
 def result() -> CaseResult:
-    """Return how a case was computed."""
+    """Return the result of a case."""
     return CaseResult(
         model="m@0", device="cpu", engine="torch", precision="fp32", seconds={"decode": 0.25}, files={"a": "0"}
     )
 
 
 def test_files_are_written_and_their_hashes_returned(tmp_path: Path) -> None:
-    """The digests are SHA-256, that of "abc" the one of FIPS 180-2, appendix B.1."""
+    """The digests are SHA-256; that of "abc" is given in FIPS 180-2, appendix B.1."""
     with Store(tmp_path) as store:
         hashes = store.finish(FILES)
 
@@ -33,18 +33,18 @@ def test_files_are_written_and_their_hashes_returned(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_is_written_beside_what_is_computed_meanwhile(tmp_path: Path) -> None:
-    """Its pieces are made in a thread, which needs nothing of the caller's; its digest comes with the others'."""
-    there = threading.Event()
+def test_a_file_is_written_while_the_caller_computes(tmp_path: Path) -> None:
+    """A thread makes and writes its pieces; its digest is returned with the others."""
+    started = threading.Event()
 
     def pieces() -> Iterator[bytes]:
         yield b"a"
-        there.set()
+        started.set()
         yield b"bc"
 
     with Store(tmp_path) as store:
         store.begin("logits", pieces())
-        assert there.wait(10)
+        assert started.wait(10)
         hashes = store.finish(FILES)
 
     assert hashes["logits"] == hashes["mask.nii.gz"]
@@ -52,12 +52,12 @@ def test_a_file_is_written_beside_what_is_computed_meanwhile(tmp_path: Path) -> 
 
 
 def test_nothing_is_written_after_a_failure(tmp_path: Path) -> None:
-    """Whoever gives a case up may erase the folder at once: the thread has ended by then."""
-    begun = threading.Event()
+    """The folder may be erased at once after a failure, because the thread has ended."""
+    started = threading.Event()
     ended: list[bool] = []
 
     def pieces() -> Iterator[bytes]:
-        begun.set()
+        started.set()
         yield b"a"
         time.sleep(0.2)
         ended.append(True)
@@ -65,7 +65,7 @@ def test_nothing_is_written_after_a_failure(tmp_path: Path) -> None:
     def give_up() -> None:
         with Store(tmp_path) as store:
             store.begin("logits", pieces())
-            assert begun.wait(10)
+            assert started.wait(10)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -74,7 +74,7 @@ def test_nothing_is_written_after_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_result_comes_back_as_it_was_written(tmp_path: Path, result: CaseResult) -> None:
-    """`result.json` is the wire type itself."""
+    """`result.json` holds the wire type."""
     complete(tmp_path, result)
 
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
@@ -84,7 +84,7 @@ def test_a_result_comes_back_as_it_was_written(tmp_path: Path, result: CaseResul
 def test_every_file_and_the_folder_reach_the_disk_before_the_result(
     tmp_path: Path, result: CaseResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of the flushes is: each file, the entries of all in the folder, then `result.json` and its entry."""
+    """Flushes follow the order: each file, their folder, then `result.json` and the folder again."""
     flushed: list[str] = []
     really = os.fsync
 
@@ -103,19 +103,18 @@ def test_every_file_and_the_folder_reach_the_disk_before_the_result(
     assert flushed[3:] == [folder, "result.json", folder]
 
 
-def test_a_disk_that_fails_is_not_passed_over(
-    tmp_path: Path, result: CaseResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When the flush fails, so does the call: nobody is told that the bytes are safe."""
+def test_a_failing_disk_is_an_error(tmp_path: Path, result: CaseResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a flush fails the call fails, too."""
 
     def fail(_: int) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
 
-    for begun, files in ((FILES, {}), ({}, FILES)):
+    nothing: dict[str, list[bytes]] = {}
+    for early, files in ((FILES, nothing), (nothing, FILES)):
         with Store(tmp_path) as store:
-            for name, pieces in begun.items():
+            for name, pieces in early.items():
                 store.begin(name, pieces)
             with pytest.raises(OSError, match="Input/output error"):
                 store.finish(files)

@@ -1,4 +1,4 @@
-"""A small result of an oblique series, and the labels that it has."""
+"""A small result of an oblique series."""
 
 import datetime as dt
 import io
@@ -39,13 +39,13 @@ def affine_(oblique: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 @pytest.fixture(name="series")
 def series_(affine: npt.NDArray[np.float64]) -> list[Dataset]:
-    """Return an MR series of 12 x 10 x 8 voxels under the canary's name."""
+    """Return an MR series of 12 x 10 x 8 voxels whose patient attributes are canaries."""
     return small_series(affine)
 
 
 @pytest.fixture(name="volume")
 def volume_(series: list[Dataset]) -> Volume:
-    """Return what the series is decoded to."""
+    """Return the decoded series."""
     return decode(io.BytesIO(zip_of_series(series)))
 
 
@@ -114,5 +114,5 @@ def summary_of(mask: npt.NDArray[np.uint8]) -> Summary:
 
 @pytest.fixture(name="changed")
 def changed_(outcome: Outcome) -> Callable[..., Outcome]:
-    """Return the function that gives the outcome with other fields."""
+    """Return the function that changes fields of the outcome."""
     return lambda **fields: replace(outcome, **fields)

@@ -13,7 +13,7 @@ from service.schemas import DEFAULT_OBJECTS, DicomObject
 from tests.dicom_checks import faults_of
 
 Changed = Callable[..., Outcome]
-KINDS = get_args(DicomObject)
+OBJECTS = get_args(DicomObject)
 
 KNOWN_FAULTS = {
     "labelmap": {
@@ -21,24 +21,24 @@ KNOWN_FAULTS = {
         "Error - SegmentNumber not monotonically increasing from one by one - have SegmentSequence item number 1 (from one) with SegmentNumber of 0",
     }
 }
-"""What dciodvfy of Debian 12 finds though it is right; docs/dicom.md repeats it."""
+"""False positives of Debian 12's dciodvfy; docs/dicom.md lists them."""
 
 
 @pytest.fixture(name="precise")
 def precise_(outcome: Outcome) -> Outcome:
-    """Return the outcome with a confidence of 16 bits, of which everything can be made."""
+    """Return the outcome with a 16-bit confidence, of which all objects can be made."""
     return replace(outcome, confidence_KRC=outcome.confidence_KRC.astype(np.uint16) * 257)
 
 
-def test_every_kind_is_made(precise: Outcome, tmp_path: Path) -> None:
-    """One file a kind, of the kind that the API names, valid as far as dciodvfy knows it."""
-    write_objects(precise, tmp_path, KINDS)
+def test_every_object_is_made(precise: Outcome, tmp_path: Path) -> None:
+    """Every object that the API names has a maker and gives a valid file."""
+    write_objects(precise, tmp_path, OBJECTS)
 
-    assert set(MAKERS) == set(KINDS)
-    assert {path.stem for path in tmp_path.iterdir()} == set(KINDS)
-    for kind in KINDS:
-        assert set(faults_of(tmp_path / f"{kind}.dcm")) <= KNOWN_FAULTS.get(kind, set())
-    modalities = {kind: pydicom.dcmread(tmp_path / f"{kind}.dcm").Modality for kind in KINDS}
+    assert set(MAKERS) == set(OBJECTS)
+    assert {path.stem for path in tmp_path.iterdir()} == set(OBJECTS)
+    for name in OBJECTS:
+        assert set(faults_of(tmp_path / f"{name}.dcm")) <= KNOWN_FAULTS.get(name, set())
+    modalities = {name: pydicom.dcmread(tmp_path / f"{name}.dcm").Modality for name in OBJECTS}
     assert modalities == {
         "seg": "SEG",
         "sr": "SR",
@@ -51,36 +51,36 @@ def test_every_kind_is_made(precise: Outcome, tmp_path: Path) -> None:
 
 
 def test_equal_results_give_equal_bytes(precise: Outcome, tmp_path: Path) -> None:
-    """Made twice, at two times: nothing of the clock and nothing random is in them."""
+    """Objects made twice are equal: they contain no time of creation and nothing random."""
     (tmp_path / "again").mkdir()
-    write_objects(precise, tmp_path, KINDS)
-    write_objects(replace(precise), tmp_path / "again", KINDS)
+    write_objects(precise, tmp_path, OBJECTS)
+    write_objects(replace(precise), tmp_path / "again", OBJECTS)
 
-    for kind in KINDS:
-        assert (tmp_path / f"{kind}.dcm").read_bytes() == (tmp_path / "again" / f"{kind}.dcm").read_bytes(), kind
+    for name in OBJECTS:
+        assert (tmp_path / f"{name}.dcm").read_bytes() == (tmp_path / "again" / f"{name}.dcm").read_bytes(), name
 
 
 @pytest.mark.parametrize("name", ["Müller^Jörg", "Yamada^Tarou=山田^太郎"])
 def test_names_of_every_alphabet_are_written(name: str, outcome: Outcome, tmp_path: Path) -> None:
-    """The objects are in Unicode, whatever the source was in."""
+    """Objects are in Unicode for any character set of the source."""
     alphabetic, _, ideographic = name.partition("=")
     person = {"Alphabetic": alphabetic} | ({"Ideographic": ideographic} if ideographic else {})
     outcome.source.head["00100010"]["Value"] = [person]
     write_objects(outcome, tmp_path, DEFAULT_OBJECTS)
 
-    for kind in DEFAULT_OBJECTS:
-        made = pydicom.dcmread(tmp_path / f"{kind}.dcm")
+    for dicom_object in DEFAULT_OBJECTS:
+        made = pydicom.dcmread(tmp_path / f"{dicom_object}.dcm")
         assert made.SpecificCharacterSet == "ISO_IR 192"
         assert str(made.PatientName) == name
 
 
-def test_the_source_need_not_say_much(outcome: Outcome, tmp_path: Path) -> None:
-    """A series with nothing but UIDs and a modality, and without a frame of reference."""
+def test_a_source_with_few_attributes_suffices(outcome: Outcome, tmp_path: Path) -> None:
+    """Objects of a series with only UIDs and a modality are valid."""
     needed = ("00080016", "00080018", "00080060", "0020000D", "0020000E")
     head = {tag: outcome.source.head[tag] for tag in needed}
     bare = outcome.source.model_copy(update={"head": head, "frame_of_reference": ""})
     write_objects(replace(outcome, source=bare), tmp_path, DEFAULT_OBJECTS)
 
     assert pydicom.dcmread(tmp_path / "seg.dcm").FrameOfReferenceUID
-    for kind in DEFAULT_OBJECTS:
-        assert faults_of(tmp_path / f"{kind}.dcm") == []
+    for dicom_object in DEFAULT_OBJECTS:
+        assert faults_of(tmp_path / f"{dicom_object}.dcm") == []

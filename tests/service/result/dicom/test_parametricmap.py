@@ -17,13 +17,13 @@ Changed = Callable[..., Outcome]
 
 @pytest.fixture(name="precise")
 def precise_(changed: Changed) -> Outcome:
-    """Return the outcome with a confidence of 16 bits."""
+    """Return the outcome with a 16-bit confidence."""
     confidence = np.random.default_rng(8).integers(20_000, 65_536, (8, 10, 12)).astype(np.uint16)
     return changed(confidence_KRC=confidence)
 
 
 def test_the_map_holds_every_slice_in_order(precise: Outcome, volume: Volume, tmp_path: Path) -> None:
-    """16 bits, not packed; the first frame lies on the last slice along the normal, row x column, and so on."""
+    """Frames are uncompressed 16 bits, in descending order along the normal, row x column."""
     write_objects(precise, tmp_path, ["pm"])
     made = pydicom.dcmread(tmp_path / "pm.dcm")
 
@@ -36,7 +36,7 @@ def test_the_map_holds_every_slice_in_order(precise: Outcome, volume: Volume, tm
 
 
 def test_highdicom_reads_probabilities(precise: Outcome, tmp_path: Path) -> None:
-    """Real-world values are the stored ones over 65535."""
+    """Real-world values are the stored values divided by 65535."""
     write_objects(precise, tmp_path, ["pm"])
     frames = hd.imread(tmp_path / "pm.dcm").get_frames(apply_real_world_transform=True)
 
@@ -44,7 +44,7 @@ def test_highdicom_reads_probabilities(precise: Outcome, tmp_path: Path) -> None
 
 
 def test_dciodvfy_finds_no_error(precise: Outcome, tmp_path: Path) -> None:
-    """Also where the source names no body part."""
+    """The object is valid even if the source names no body part."""
     write_objects(precise, tmp_path, ["pm"])
     assert faults_of(tmp_path / "pm.dcm") == []
 
@@ -54,6 +54,6 @@ def test_dciodvfy_finds_no_error(precise: Outcome, tmp_path: Path) -> None:
 
 
 def test_eight_bits_are_no_parametric_map(outcome: Outcome) -> None:
-    """Viewers would read them wrongly."""
+    """Viewers would misread 8-bit maps, so they are refused."""
     with pytest.raises(ValueError, match="expected uint16"):
         make_parametric_map(outcome)

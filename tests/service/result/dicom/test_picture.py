@@ -11,7 +11,7 @@ Changed = Callable[..., Outcome]
 
 
 def test_the_page_shows_the_mask_in_its_colours(outcome: Outcome) -> None:
-    """Both structures of the slice that is shown, in the colours of the bundle."""
+    """Both structures of the shown slice appear in the colours of the bundle."""
     page = draw_page(outcome)
 
     assert page.shape == (SIZE[1], SIZE[0], 3)
@@ -21,7 +21,7 @@ def test_the_page_shows_the_mask_in_its_colours(outcome: Outcome) -> None:
 
 
 def test_research_use_only_is_burnt_in(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The band at the top has letters in it, and without its words the page is another."""
+    """The band at the top contains letters, which vanish without the banner's text."""
     page = draw_page(outcome)
     assert len(np.unique(page[:40].reshape(-1, 3), axis=0)) > 2
 
@@ -34,8 +34,8 @@ def test_the_page_is_the_same_each_time(outcome: Outcome) -> None:
     np.testing.assert_array_equal(draw_page(outcome), draw_page(outcome))
 
 
-def test_the_page_names_nobody(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The canary is not among what is written on it."""
+def test_the_page_does_not_name_the_patient(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts on the page do not contain the canary."""
     written: list[str] = []
     monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda _draw, _at, text, **_options: written.append(text))
     draw_page(outcome)
@@ -45,8 +45,8 @@ def test_the_page_names_nobody(outcome: Outcome, monkeypatch: pytest.MonkeyPatch
     assert "It is too large." in written
 
 
-def test_many_structures_and_much_text_find_an_end(changed: Changed, outcome: Outcome) -> None:
-    """What has no place is referred to the report."""
+def test_long_content_is_cut_off(changed: Changed, outcome: Outcome) -> None:
+    """Structures and text that do not fit are left to the report."""
     many = [
         Structure(label=n, name=f"structure {n}", voxels=1, volume_ml=0.1, mean_confidence=None) for n in range(1, 60)
     ]
@@ -56,6 +56,6 @@ def test_many_structures_and_much_text_find_an_end(changed: Changed, outcome: Ou
 
 
 def test_an_empty_mask_has_a_page(changed: Changed, outcome: Outcome) -> None:
-    """The whole of the first slice is shown."""
+    """The whole first slice is shown without colours."""
     page = draw_page(changed(mask_KRC=np.zeros_like(outcome.mask_KRC)))
     assert not (page == np.array(outcome.labels[0].color)).all(axis=-1).any()

@@ -2,6 +2,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import pydicom
@@ -29,7 +30,7 @@ def report_(outcome: Outcome, tmp_path: Path) -> Path:
 
 
 def test_dsrdump_reads_it(report: Path) -> None:
-    """DCMTK prints the tree: measurements with units, codes, the statement, and that nobody has verified it."""
+    """DCMTK prints measurements with units, codes, the statement, and that the report is unverified."""
     actual = subprocess.run(
         [program("dsrdump", "dcmtk"), "+Pl", str(report)], capture_output=True, text=True, check=True
     ).stdout
@@ -47,14 +48,14 @@ def test_dsrdump_reads_it(report: Path) -> None:
 
 
 def test_dciodvfy_finds_no_error(report: Path) -> None:
-    """Of the object itself; our designator is a warning."""
+    """The private designator gives only a warning."""
     assert faults_of(report) == []
 
 
 def test_highdicom_reads_the_measurements(report: Path) -> None:
-    """By structure: figures of the summary, the segment, cut off or not; what is unknown is not there."""
-    actual = hd.sr.srread(report)
-    groups = actual.content.get_volumetric_roi_measurement_groups()
+    """Each structure has its figures and whether it is cut off; unknown values have no item."""
+    content: Any = hd.sr.srread(report).content
+    groups = content.get_volumetric_roi_measurement_groups()
 
     assert [group.tracking_identifier for group in groups] == ["left hippocampus", "tumour", "something"]
     figures = [{item.name.meaning: item.value for item in group.get_measurements()} for group in groups]
@@ -70,10 +71,11 @@ def test_highdicom_reads_the_measurements(report: Path) -> None:
     ]
 
 
-def test_there_is_room_for_what_a_card_may_offer(changed: Changed, tmp_path: Path) -> None:
-    """A Dice estimate and the bounds of a volume are measurements of their own."""
+def test_estimates_of_a_card_become_measurements(changed: Changed, tmp_path: Path) -> None:
+    """An estimated Dice and the bounds of a volume are separate measurements."""
     write_objects(changed(estimates={11: StructureEstimate(0.84, 150.0, 210.0)}), tmp_path, ["sr"])
-    group, *_ = hd.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
+    content: Any = hd.sr.srread(tmp_path / "sr.dcm").content
+    group, *_ = content.get_volumetric_roi_measurement_groups()
     actual = {(item.name.value, item.unit.value): item.value for item in group.get_measurements()}
 
     assert actual[ESTIMATED_DICE.value, "1"] == 0.84
@@ -86,7 +88,7 @@ def test_there_is_room_for_what_a_card_may_offer(changed: Changed, tmp_path: Pat
 def test_it_refers_to_the_segmentation_and_to_every_instance(
     outcome: Outcome, report: Path, series: list[Dataset]
 ) -> None:
-    """The UIDs of the segmentation are known before there is one."""
+    """The UIDs of the segmentation are known before it is made."""
     segmentation = make_segmentation(outcome)
     (study,) = pydicom.dcmread(report).CurrentRequestedProcedureEvidenceSequence
     actual = {
@@ -104,7 +106,7 @@ def test_it_refers_to_the_segmentation_and_to_every_instance(
 
 
 def test_a_newer_report_names_the_one_that_it_replaces(changed: Changed) -> None:
-    """In its predecessors, and in the description that every viewer shows."""
+    """The old report is named in the predecessors and mentioned in the Series Description."""
     made = make_report(changed(supersedes=Superseded(series_instance_uid="1.2.9", sop_instance_uid="1.2.10")))
     (study,) = made.PredecessorDocumentsSequence
     (series,) = study.ReferencedSeriesSequence
@@ -115,7 +117,7 @@ def test_a_newer_report_names_the_one_that_it_replaces(changed: Changed) -> None
     assert made.SeriesDescription.endswith("; replaces earlier one")
 
 
-def test_our_codes_are_identified(report: Path) -> None:
-    """Whoever meets the designator is told who answers for it."""
+def test_the_private_coding_scheme_is_identified(report: Path) -> None:
+    """The report names the organisation that is responsible for the designator."""
     (scheme,) = pydicom.dcmread(report).CodingSchemeIdentificationSequence
     assert (scheme.CodingSchemeDesignator, scheme.CodingSchemeResponsibleOrganization) == ("99CALIBRANT", "Calibrant")

@@ -26,7 +26,7 @@ VALUES = np.array([0, 11, 12, 21])
 
 
 def saved(made: Dataset) -> Dataset:
-    """Return an object as another program reads it."""
+    """Write an object and read it back."""
     file = io.BytesIO()
     made.save_as(file, enforce_file_format=True)
     file.seek(0)
@@ -34,48 +34,48 @@ def saved(made: Dataset) -> Dataset:
 
 
 def test_the_mask_lies_where_the_patient_lies(outcome: Outcome, volume: Volume, mask: npt.NDArray[np.uint8]) -> None:
-    """Every pixel of an oblique series by its coordinates; planes that are empty have no frame."""
+    """Every pixel of an oblique series has the right coordinates; empty planes have no frame."""
     made = saved(make_segmentation(outcome))
 
     np.testing.assert_array_equal(VALUES[labels_by_place(made, volume.affine, mask.shape)], mask)
     assert made.NumberOfFrames == 3 + 4
 
 
-@pytest.mark.parametrize("turn", [np.diag([1.0, 1, -1, 1]), np.diag([-1.0, 1, 1, 1])], ids=["k", "i"])
-def test_a_left_handed_grid_is_no_other_place(
-    turn: npt.NDArray[np.float64], outcome: Outcome, affine: npt.NDArray[np.float64], mask: npt.NDArray[np.uint8]
+@pytest.mark.parametrize("flip", [np.diag([1.0, 1, -1, 1]), np.diag([-1.0, 1, 1, 1])], ids=["k", "i"])
+def test_a_left_handed_grid_keeps_its_place(
+    flip: npt.NDArray[np.float64], outcome: Outcome, affine: npt.NDArray[np.float64], mask: npt.NDArray[np.uint8]
 ) -> None:
-    """The volume's k runs against the files' then; the mask goes with the volume."""
+    """If the volume's k runs against the order of the files, the mask follows the volume."""
     array = np.arange(mask.size, dtype=np.int16).reshape(mask.shape)
-    volume = decode(io.BytesIO(zip_of_series(series_of_array(array, affine @ turn))))
+    volume = decode(io.BytesIO(zip_of_series(series_of_array(array, affine @ flip))))
     assert volume.source is not None
-    turned = replace(outcome, source=SourceSeries.model_validate_json(volume.source))
+    flipped = replace(outcome, source=SourceSeries.model_validate_json(volume.source))
 
-    actual = labels_by_place(saved(make_segmentation(turned)), volume.affine, mask.shape)
+    actual = labels_by_place(saved(make_segmentation(flipped)), volume.affine, mask.shape)
 
     np.testing.assert_array_equal(VALUES[actual], mask)
 
 
 def test_highdicom_reads_the_same_volume(outcome: Outcome, volume: Volume, mask: npt.NDArray[np.uint8]) -> None:
-    """Its reader's array and matrix put every voxel in the same place of the patient."""
+    """Highdicom's reader puts every voxel at the same place in the patient."""
     actual = hd.seg.Segmentation.from_dataset(saved(make_segmentation(outcome))).get_volume(combine_segments=True)
     index = np.argwhere(actual.array > 0)
     lps = (actual.affine @ np.c_[index, np.ones(len(index))].T)[:3]
     ras = np.diag([-1.0, -1, 1]) @ lps
     places = np.rint((np.linalg.inv(volume.affine) @ np.vstack([ras, np.ones(len(index))]))[:3]).astype(int)
 
-    here = np.zeros_like(mask)
-    here[tuple(places)] = VALUES[actual.array[tuple(index.T)]]
-    np.testing.assert_array_equal(here, mask)
+    placed = np.zeros_like(mask)
+    placed[tuple(places)] = VALUES[actual.array[tuple(index.T)]]
+    np.testing.assert_array_equal(placed, mask)
 
 
-def test_segments_say_what_they_are(outcome: Outcome) -> None:
-    """Names, codes with side and end, colours within a step of the bundle's, and the model by its hashes."""
+def test_segments_are_described(outcome: Outcome) -> None:
+    """Segments have names, codes with modifiers, the bundle's colours, and the model's hashes."""
     first, second, third = saved(make_segmentation(outcome)).SegmentSequence
 
-    kind = first.SegmentedPropertyTypeCodeSequence[0]
-    assert (first.SegmentLabel, kind.CodeValue, kind.CodeMeaning) == ("left hippocampus", "5366008", "Hippocampus")
-    modifiers = [item.CodeMeaning for item in kind.SegmentedPropertyTypeModifierCodeSequence]
+    code = first.SegmentedPropertyTypeCodeSequence[0]
+    assert (first.SegmentLabel, code.CodeValue, code.CodeMeaning) == ("left hippocampus", "5366008", "Hippocampus")
+    modifiers = [item.CodeMeaning for item in code.SegmentedPropertyTypeModifierCodeSequence]
     assert modifiers == ["Left", "Anterior"]
     assert second.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Morphologically Abnormal Structure"
     assert third.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
@@ -86,7 +86,7 @@ def test_segments_say_what_they_are(outcome: Outcome) -> None:
 
 
 def test_every_instance_is_referred_to(outcome: Outcome, series: list[Dataset]) -> None:
-    """Viewers find the series by it; each frame names the slice that it lies on."""
+    """The object refers to all instances of the series, and each frame to its slice."""
     made = saved(make_segmentation(outcome))
     (referenced,) = made.ReferencedSeriesSequence
 
@@ -100,7 +100,7 @@ def test_every_instance_is_referred_to(outcome: Outcome, series: list[Dataset]) 
 
 
 def test_frames_of_an_enhanced_instance_are_referred_to_by_number(outcome: Outcome) -> None:
-    """One instance, named once; each frame of the mask with the number of the frame that it lies on."""
+    """The instance is named once, and each frame of the mask gives the number of its source frame."""
     slices = [
         source.model_copy(update={"instance": "1.2.3", "sop_class": uid.EnhancedMRImageStorage, "frame": 8 - k})
         for k, source in enumerate(outcome.source.slices)
@@ -116,7 +116,7 @@ def test_frames_of_an_enhanced_instance_are_referred_to_by_number(outcome: Outco
 
 
 def test_an_empty_mask_is_a_result(outcome: Outcome, mask: npt.NDArray[np.uint8], tmp_path: Path) -> None:
-    """Nothing was found: each segment has a frame of zeros, every instance is referred to, and the object is valid."""
+    """Each segment has a frame of zeros, all instances are referred to, and the object is valid."""
     empty = replace(outcome, mask_KRC=np.zeros_like(mask.T))
     write_objects(empty, tmp_path, ["seg", "bands", "labelmap", "sr", "sc"])
     made = pydicom.dcmread(tmp_path / "seg.dcm")
@@ -129,7 +129,7 @@ def test_an_empty_mask_is_a_result(outcome: Outcome, mask: npt.NDArray[np.uint8]
 
 @pytest.mark.filterwarnings("ignore:The number of bytes of compressed pixel data")  # of frames this small
 def test_a_label_map_is_the_same_mask(outcome: Outcome, mask: npt.NDArray[np.uint8]) -> None:
-    """Packed by RLE; segment 0 is the background."""
+    """It is RLE-compressed, and segment 0 is the background."""
     made = saved(make_label_map(outcome))
 
     assert made.file_meta.TransferSyntaxUID == uid.RLELossless
@@ -141,7 +141,7 @@ def test_a_label_map_is_the_same_mask(outcome: Outcome, mask: npt.NDArray[np.uin
 
 
 def test_bands_divide_the_mask_by_its_confidence(outcome: Outcome, volume: Volume) -> None:
-    """Each voxel of the mask is in the band of its confidence, and no other voxel is in any."""
+    """Each voxel of the mask is in the band of its confidence; other voxels are in no band."""
     made = saved(make_bands(outcome))
     actual = labels_by_place(made, volume.affine, volume.shape)
 
@@ -153,6 +153,6 @@ def test_bands_divide_the_mask_by_its_confidence(outcome: Outcome, volume: Volum
         "confidence 0.7 to 0.9",
         "confidence 0.9 to 1",
     ]
-    kinds = [item.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator for item in made.SegmentSequence]
-    assert kinds == ["99CALIBRANT"] * 3
+    schemes = [item.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator for item in made.SegmentSequence]
+    assert schemes == ["99CALIBRANT"] * 3
     assert made.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99CALIBRANT"
