@@ -1,9 +1,9 @@
-"""Kill the service at random moments under load and count what is lost: `python benchmarks/crash.py --kills 100`.
+"""Kills the service at random moments under load and counts what is lost: `python benchmarks/crash.py --kills 100`.
 
-Clients send scans without pause, each with an idempotency key that they repeat until they get an answer. Meanwhile the
-API or the inference process is killed (-9), ended (TERM) or stopped and continued (STOP, CONT) at random moments, the
-start included. At the end every acknowledged job must have succeeded with exactly one result, byte for byte the one of
-an undisturbed run. kill -9 keeps the page cache: this says nothing about loss of power.
+Clients send scans continuously, each with an idempotency key that they repeat until they get an answer. Meanwhile the API or
+the inference process is killed (-9), terminated (TERM) or stopped and continued (STOP, CONT) at random moments, including
+startup. At the end every acknowledged job must have succeeded with exactly one result, byte for byte that of an undisturbed
+run. kill -9 keeps the page cache, so this does not cover a loss of power.
 """
 
 import argparse
@@ -29,11 +29,11 @@ import nibabel as nib
 import numpy as np
 
 CLIENTS = 3
-MOST_PENDING = 20
-"""Jobs that the clients let wait before they pause: a backlog, but one that ends."""
+MAX_PENDING = 20
+"""Waiting jobs at which the clients pause, so that the backlog stays finite."""
 CASE_DEADLINE_S = 5
 STOPPED_S = (0.5, 8.0)
-"""A stopped child stays so for a time on either side of the deadline."""
+"""Range of the time for which a child is stopped; the deadline lies within it."""
 BETWEEN_FAULTS_S = (0.05, 8.0)
 SETTLE_S = 600
 FAULTS = {"kill api": 5, "kill inference": 3, "stop inference": 1, "terminate api": 1}
@@ -42,10 +42,10 @@ FAULTS = {"kill api": 5, "kill inference": 3, "stop inference": 1, "terminate ap
 
 @dataclass
 class Tally:
-    """What the clients and the killer saw."""
+    """Counts of acknowledged jobs, refusals and faults."""
 
     acknowledged: dict[str, str] = field(default_factory=dict)
-    """Scan by job id."""
+    """Name of the scan, by job id."""
     duplicate_ids: int = 0
     refused: int = 0
     faults: dict[str, int] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        """Start and wait until it says where it listens."""
+        """Start the process; `await_ready` waits for it."""
         environment = os.environ | {
             "CALIBRANT_STATE_DIR": str(self.state / "state"),
             "CALIBRANT_CASE_DEADLINE_S": str(CASE_DEADLINE_S),
@@ -71,7 +71,7 @@ class Service:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
 
     def await_ready(self) -> None:
-        """Wait for the line that says where it listens; the process may be killed meanwhile."""
+        """Wait for the line with the service's address; the process may be killed meanwhile."""
         for line in self.process.stdout or ():
             if " is ready at " in line:
                 self.url = line.split()[5]
@@ -94,20 +94,20 @@ def _read(path: Path) -> str:
 
 
 def scans_in(folder: Path, work: Path) -> list[Path]:
-    """Return up to eight real hippocampus scans, or as many synthetic ones where the data is absent."""
-    found = sorted((folder / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[:8]
-    if found:
-        return found
-    made = []
+    """Return up to eight real hippocampus scans, or eight synthetic ones if the data set is absent."""
+    real = sorted((folder / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[:8]
+    if real:
+        return real
+    synthetic = []
     for seed in range(8):
         array = np.random.default_rng(seed).normal(size=(35, 50, 36)).astype(np.float32)
-        made.append(work / f"synthetic_{seed}.nii.gz")
-        nib.save(nib.Nifti1Image(array, np.eye(4)), made[-1])
-    return made
+        synthetic.append(work / f"synthetic_{seed}.nii.gz")
+        nib.save(nib.Nifti1Image(array, np.eye(4)), synthetic[-1])
+    return synthetic
 
 
 def send(service: Service, scan: Path, key: str, tally: Tally, stop: threading.Event) -> None:
-    """Send a scan until it is acknowledged, then once more under the same key: the job must be the same."""
+    """Send a scan until it is acknowledged, then once more with the same key: the job must be the same."""
     seen: list[str] = []
     while len(seen) < 2 and not stop.is_set():
         try:
@@ -132,12 +132,12 @@ def send(service: Service, scan: Path, key: str, tally: Tally, stop: threading.E
 
 
 def load(service: Service, scans: list[Path], tally: Tally, stop: threading.Event, seed: int) -> None:
-    """Send scans until told to stop, not more than the service can work off."""
+    """Send scans until told to stop, pausing while too many jobs wait."""
     generator, number = random.Random(seed), 0
     while not stop.is_set():
         number += 1
         send(service, generator.choice(scans), f"client-{seed}-{number}", tally, stop)
-        while not stop.is_set() and pending(service, tally) > MOST_PENDING:
+        while not stop.is_set() and pending(service, tally) > MAX_PENDING:
             time.sleep(0.2)
 
 
@@ -147,7 +147,7 @@ def pending(service: Service, tally: Tally) -> int:
 
 
 def disturb(service: Service, fault: str, generator: random.Random) -> bool:
-    """Inflict one fault; return whether there was anything to inflict it on."""
+    """Inflict one fault; return whether there was a process to inflict it on."""
     if fault == "kill api":
         service.process.kill()
     elif fault == "terminate api":
@@ -184,7 +184,7 @@ def expected_masks(service: Service, scans: list[Path]) -> dict[str, str]:
 
 
 def settle(service: Service, tally: Tally) -> dict[str, str]:
-    """Return the final state of each acknowledged job, waiting until all have one."""
+    """Wait until every acknowledged job has finished, and return their final states."""
     states: dict[str, str] = {}
     deadline = time.monotonic() + SETTLE_S
     while len(states) < len(tally.acknowledged) and time.monotonic() < deadline:
@@ -199,7 +199,7 @@ def settle(service: Service, tally: Tally) -> dict[str, str]:
 
 
 def torn(result: Path) -> bool:
-    """Return whether a result's files are not those that its own description names."""
+    """Return whether a result's files differ from those that its `result.json` lists."""
     try:
         files = json.loads((result / "result.json").read_bytes())["files"]
         for name in files:
@@ -211,7 +211,7 @@ def torn(result: Path) -> bool:
 
 
 def verdict(service: Service, tally: Tally, expected: dict[str, str], states: dict[str, str]) -> dict[str, Any]:
-    """Return the figures; `bad` is the sum of those that must be 0."""
+    """Return all figures; `bad` is the sum of those that must be 0."""
     results = service.state / "state" / "results"
     wrong = 0
     for job, scan in tally.acknowledged.items():
@@ -240,6 +240,18 @@ def verdict(service: Service, tally: Tally, expected: dict[str, str], states: di
     }
 
 
+def disturb_often(service: Service, tally: Tally, kills: int, generator: random.Random) -> None:
+    """Inflict faults at random moments until this many processes were killed."""
+    started = time.monotonic()
+    while sum(n for fault, n in tally.faults.items() if fault.startswith("kill")) < kills:
+        time.sleep(generator.uniform(*BETWEEN_FAULTS_S))
+        fault = generator.choices(list(FAULTS), list(FAULTS.values()))[0]
+        if disturb(service, fault, generator):
+            tally.faults[fault] = tally.faults.get(fault, 0) + 1
+            line = f"{time.monotonic() - started:6.0f} s  {fault}; {len(tally.acknowledged)} acknowledged"
+            print(line, file=sys.stderr)
+
+
 def main() -> int:
     """Run, print the figures as JSON, return 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -259,15 +271,7 @@ def main() -> int:
         ]
         for client in clients:
             client.start()
-        while sum(n for fault, n in tally.faults.items() if fault.startswith("kill")) < arguments.kills:
-            time.sleep(generator.uniform(*BETWEEN_FAULTS_S))
-            fault = generator.choices(list(FAULTS), list(FAULTS.values()))[0]
-            if disturb(service, fault, generator):
-                tally.faults[fault] = tally.faults.get(fault, 0) + 1
-                print(
-                    f"{time.monotonic() - started:6.0f} s  {fault}; {len(tally.acknowledged)} acknowledged",
-                    file=sys.stderr,
-                )
+        disturb_often(service, tally, arguments.kills, generator)
         while not service.url or not _answers(service):
             time.sleep(0.2)
         stop.set()

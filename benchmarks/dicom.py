@@ -2,8 +2,8 @@
 
     python benchmarks/dicom.py
 
-The structures are ellipsoids of 97 slices each, 8 % of the voxels together. Printed are the objects, their megabytes and
-the seconds until their files are written: by the clock, and of one processor, which a busy machine does not change.
+The structures are ellipsoids of 97 slices each, together 8 % of the voxels. The script prints the size of each object and the
+seconds until its file is written: wall time, and processor time, which does not depend on the load of the machine.
 """
 
 import datetime as dt
@@ -32,7 +32,7 @@ SHAPE = (512, 512, 200)
 
 STRUCTURES = 5
 RADII = (38, 110, 48)
-"""Voxels along columns, rows and slices: 97 slices each, 8 % of the voxels together."""
+"""Voxels along columns, rows and slices."""
 
 LIMIT_S, LIMIT_MB = 5.0, 20.0
 
@@ -45,14 +45,14 @@ def main() -> None:
         rows: list[tuple[str, float, float]] = []
         with _Timed("read", rows):
             outcome = read_outcome(result)
-        for kind in DEFAULT_OBJECTS:
-            with _Timed(kind, rows):
-                write_objects(outcome, result, [kind])
-        sizes = [(result / f"{kind}.dcm").stat().st_size / 1e6 for kind in DEFAULT_OBJECTS]
+        for dicom_object in DEFAULT_OBJECTS:
+            with _Timed(dicom_object, rows):
+                write_objects(outcome, result, [dicom_object])
+        sizes = [(result / f"{dicom_object}.dcm").stat().st_size / 1e6 for dicom_object in DEFAULT_OBJECTS]
     print(f"{'object':8} {'MB':>6} {'clock s':>8} {'CPU s':>6}")
     for (name, clock_s, cpu_s), megabytes in zip(rows, [0.0, *sizes], strict=True):
         print(f"{name:8} {megabytes:6.1f} {clock_s:8.2f} {cpu_s:6.2f}")
-    clock_s, cpu_s = (sum(row[column] for row in rows) for column in (1, 2))
+    clock_s, cpu_s = sum(row[1] for row in rows), sum(row[2] for row in rows)
     print(f"{'together':8} {sum(sizes):6.1f} {clock_s:8.2f} {cpu_s:6.2f}")
     met = sum(sizes) <= LIMIT_MB and clock_s <= LIMIT_S
     print(
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 class _Timed:
-    """Adds a row of a name and the seconds of its block, by the clock and of the processor."""
+    """Adds a row with a name, and wall and processor seconds of its block."""
 
     def __init__(self, name: str, rows: list[tuple[str, float, float]]) -> None:
         self._name, self._rows = name, rows
@@ -75,13 +75,13 @@ class _Timed:
 
 
 def _write_result(folder: Path) -> None:
-    """Write what a job over such a series would have kept."""
+    """Write the files that a job on such a series would keep."""
     random = np.random.default_rng(7)
     mask = np.zeros(SHAPE, np.uint8)
     i, j, k = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     for n in range(STRUCTURES):
         centre = (95 + 80 * n, 256, 50 + 25 * n)
-        distance = sum(((at - c) / r) ** 2 for at, c, r in zip((i, j, k), centre, RADII, strict=True))
+        distance = sum(((index - c) / r) ** 2 for index, c, r in zip((i, j, k), centre, RADII, strict=True))
         mask[(distance <= 1) & (mask == 0)] = n + 1
     confidence = random.integers(100, 256, SHAPE).astype(np.uint8)
     for name, array in ((MASK, mask), (CONFIDENCE, confidence)):

@@ -1,10 +1,10 @@
-"""Both hippocampi in real whole heads, however they are stored; `python benchmarks/whole_heads.py` runs it.
+"""Segments real whole heads stored in many ways and compares the results; `python benchmarks/whole_heads.py` runs it.
 
-Three heads (the MNI152 template of nilearn, `whole_head/*.nii.gz`), each stored in a dozen ways, segmented by the shipped
-model as the service does; what is found is compared with what is found in the head as it came. Scans that show no
-hippocampus must be refused. No expert labels of whole heads are at hand, so nothing here measures accuracy: it measures
-that storage does not matter. `--registration` adds a second route to the same place, an affine registration of the
-template (SimpleITK). Exit code 1 when a limit is exceeded.
+Three heads (nilearn's MNI152 template, `whole_head/*.nii.gz`) are stored in a dozen ways each and segmented by the shipped
+model as in the service; each result is compared with that of the original file. Scans without a hippocampus must be refused.
+No expert labels of whole heads are available, so this does not measure accuracy, only that storage does not matter.
+`--registration` also finds the hippocampi by affine registration of the template (SimpleITK). Exit code 1 if a limit is
+exceeded.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from service.result.files import MASK
 from service.volume import Volume
 
 DISTANCE_MM = 5.0
-"""Largest distance between the centres of a side, as the head came and stored otherwise."""
+"""Largest accepted distance between the centres of a hippocampus in the original and in another file."""
 
 VOLUME = 0.15
-"""Largest change of its volume."""
+"""Largest accepted relative change of its volume."""
 
 DEGREES = 20
 ABOVE_MM = 5.0
 CENTRES_MM = {"left": (-27.0, -22.0, -14.0), "right": (27.0, -22.0, -14.0)}
-"""About the middle of each hippocampus in MNI space (RAS), for the registration."""
+"""Approximate middle of each hippocampus in MNI space (RAS), for the registration."""
 
 Array = npt.NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Scan:
     Args:
         array: (i, j, k) intensities.
         affine: (4, 4) voxel index to RAS millimetres.
-        moved: (4, 4) where the head as it came lies now, RAS millimetres.
+        moved: (4, 4) RAS millimetres of the original head to those of this scan.
     """
 
     array: npt.NDArray[np.float32]
@@ -63,13 +63,13 @@ class Scan:
 
     @classmethod
     def read(cls, path: Path) -> "Scan":
-        """Return a head as it came."""
-        image = nib.load(path)
+        """Return the head of an original file."""
+        image = nib.Nifti1Image.from_filename(path)
         return cls(np.asarray(image.dataobj, np.float32), np.asarray(image.affine, np.float64), np.eye(4))
 
     @property
     def spacing_mm(self) -> Array:
-        """(3,)."""
+        """Voxel spacing along the three axes, (3,)."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     def on(self, affine: Array, shape: tuple[int, ...]) -> "Scan":
@@ -99,7 +99,7 @@ def permuted(scan: Scan) -> Scan:
 
 
 def turned(axis: int) -> Callable[[Scan], Scan]:
-    """Return what turns the head in the scanner by 20 degrees about an axis of the patient."""
+    """Return the function that turns the head in the scanner by 20 degrees about an axis of the patient."""
 
     def turn(scan: Scan) -> Scan:
         motion = _about_middle(scan, axis)
@@ -109,12 +109,12 @@ def turned(axis: int) -> Callable[[Scan], Scan]:
 
 
 def oblique(axis: int) -> Callable[[Scan], Scan]:
-    """Return what scans the head, which lies as it did, along axes that are turned by 20 degrees."""
+    """Return the function that scans the unmoved head along axes turned by 20 degrees."""
     return lambda scan: scan.on(_about_middle(scan, axis) @ scan.affine, scan.array.shape)
 
 
 def spaced(*target_mm: float) -> Callable[[Scan], Scan]:
-    """Return what stores larger voxels: along the patient's axes R-L, A-P and I-S, 0 for as it is."""
+    """Return the function that stores larger voxels, given along R-L, A-P and I-S; 0 keeps the spacing."""
 
     def space(scan: Scan) -> Scan:
         along = nib.orientations.io_orientation(scan.affine)[:, 0].astype(int)
@@ -129,7 +129,7 @@ def spaced(*target_mm: float) -> Callable[[Scan], Scan]:
 
 
 def noisy(scan: Scan) -> Scan:
-    """Return the head with noise of 5 % of its brightest tissue."""
+    """Return the head with added noise of 5 % of the 99th percentile."""
     noise = np.random.default_rng(0).normal(0, 0.05 * np.percentile(scan.array, 99), scan.array.shape)
     return Scan((scan.array + noise).clip(0).astype(np.float32), scan.affine, scan.moved)
 
@@ -150,7 +150,7 @@ VARIATIONS: dict[str, Callable[[Scan], Scan]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """What the service found: centre (RAS millimetres, of the head as it came) and volume of each side; seconds of locating."""
+    """Result of a scan: centre (RAS millimetres of the original head) and volume of each side, and seconds of locating."""
 
     centre_mm: dict[str, Array]
     volume_ml: dict[str, float]
@@ -158,7 +158,7 @@ class Found:
 
 
 def segment(bundle: LoadedBundle, scan: Scan, work: Path) -> Found | CalibrantError:
-    """Return what the service makes of a scan's file, or why it refuses it."""
+    """Return the service's result for a scan, or the error with which it refuses it."""
     nib.openers.Opener.default_compresslevel = 1
     nib.save(nib.Nifti1Image(scan.array, scan.affine), work / "scan.nii.gz")
     out = Path(tempfile.mkdtemp(dir=work))
@@ -166,33 +166,33 @@ def segment(bundle: LoadedBundle, scan: Scan, work: Path) -> Found | CalibrantEr
         result = run_case(work / "scan.nii.gz", bundle, out, lambda _stage, _done: None, ["mask"])
     except CalibrantError as error:
         return error
-    image = nib.load(out / MASK)
+    image = nib.Nifti1Image.from_filename(out / MASK)
     mask, to_mm = np.asarray(image.dataobj), np.linalg.inv(scan.moved) @ image.affine
     centres = {
-        side: nib.affines.apply_affine(to_mm, np.argwhere(np.isin(mask, of)).mean(axis=0))
-        for side, of in SIDES.items()
-        if np.isin(mask, of).any()
+        side: nib.affines.apply_affine(to_mm, np.argwhere(np.isin(mask, labels)).mean(axis=0))
+        for side, labels in SIDES.items()
+        if np.isin(mask, labels).any()
     }
     voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    volumes = {side: float(np.isin(mask, of).sum()) * voxel_ml for side, of in SIDES.items()}
+    volumes = {side: float(np.isin(mask, labels).sum()) * voxel_ml for side, labels in SIDES.items()}
     return Found(centres, volumes, result.seconds.get("locate", 0.0))
 
 
 def brains(bundle: LoadedBundle, heads: dict[str, Scan]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return where in each head the brain lies: the template's, brought there by the landmarks' pose, 3 mm wider."""
+    """Return a brain mask of each head: the template's, moved by the landmarks' pose and dilated by 3 mm."""
     atlas = heads["MNI152"]
     inside = binary_dilation(atlas.array > 0, iterations=3).astype(np.float32)
     to_atlas = _pose(bundle, atlas)
-    found = {}
+    masks = {}
     for name, scan in heads.items():
         into_atlas = to_atlas @ np.linalg.inv(_pose(bundle, scan))
         grid = np.linalg.inv(atlas.affine) @ into_atlas @ scan.affine
-        found[name] = affine_transform(inside, grid[:3, :3], grid[:3, 3], scan.array.shape, order=0) > 0
-    return found
+        masks[name] = affine_transform(inside, grid[:3, :3], grid[:3, 3], scan.array.shape, order=0) > 0
+    return masks
 
 
 def variations(scan: Scan, brain: npt.NDArray[np.bool_]) -> Iterator[tuple[str, Scan]]:
-    """Yield the name of each way to store a head, and the head stored so."""
+    """Yield the head stored in each way, with the name of the way."""
     for name, vary in VARIATIONS.items():
         yield name, vary(scan)
     index = np.argwhere(brain)
@@ -211,7 +211,7 @@ def cut_above(scan: Scan, found: Found) -> Scan:
 
 
 def without_hippocampus(data: Path, cut: dict[str, Scan]) -> Iterator[tuple[str, Scan]]:
-    """Yield scans that show none."""
+    """Yield scans without a hippocampus, with their names."""
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(data / "chaos_ct_dicom" / "DICOM_anon")))
     with tempfile.TemporaryDirectory() as folder:
@@ -227,12 +227,12 @@ def without_hippocampus(data: Path, cut: dict[str, Scan]) -> Iterator[tuple[str,
 
 
 def registered(scan: Scan, work: Path) -> dict[str, Array]:
-    """Return where an affine registration of the template puts the hippocampi: Mattes mutual information at 3 mm."""
+    """Return where an affine registration of the template (Mattes mutual information at 3 mm) puts the hippocampi."""
     nib.save(nib.Nifti1Image(scan.array, scan.affine), work / "moving.nii.gz")
     fixed, moving = (
         _at_3_mm(SimpleITK.ReadImage(str(path), SimpleITK.sitkFloat32)) for path in (template(), work / "moving.nii.gz")
     )
-    found: list[tuple[float, SimpleITK.Transform]] = []
+    registrations: list[tuple[float, SimpleITK.Transform]] = []
     for start in (
         SimpleITK.CenteredTransformInitializerFilter.MOMENTS,
         SimpleITK.CenteredTransformInitializerFilter.GEOMETRY,
@@ -245,10 +245,12 @@ def registered(scan: Scan, work: Path) -> dict[str, Array]:
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetInitialTransform(transform, inPlace=True)
         method.Execute(fixed, moving)
-        found.append((method.GetMetricValue(), transform))
-    _, best = min(found, key=lambda one: one[0])
+        registrations.append((method.GetMetricValue(), transform))
+    _, best = min(registrations, key=lambda registration: registration[0])
     to_lps = np.array([-1.0, -1, 1])
-    return {side: np.array(best.TransformPoint((to_lps * at).tolist())) * to_lps for side, at in CENTRES_MM.items()}
+    return {
+        side: np.array(best.TransformPoint((to_lps * centre).tolist())) * to_lps for side, centre in CENTRES_MM.items()
+    }
 
 
 def main() -> int:
@@ -261,26 +263,9 @@ def main() -> int:
     }
     heads = {name: Scan.read(path) for name, path in paths.items()}
     misses: list[str] = []
-    seconds: list[float] = []
-    cut: dict[str, Scan] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        inside = brains(bundle, heads)
-        print(f"{'head':10} {'stored':20} {'left: mm':>9} {'volume':>8} {'right: mm':>9} {'volume':>8} {'locate':>8}")
-        for name, scan in heads.items():
-            as_it_came = segment(bundle, scan, work)
-            if isinstance(as_it_came, CalibrantError):
-                print(f"{name:10} refused: {as_it_came.detail}")
-                misses.append(f"{name} as it came")
-                continue
-            seconds.append(as_it_came.seconds)
-            cut[name] = cut_above(scan, as_it_came)
-            volumes = " ".join(f"{'':>9} {as_it_came.volume_ml[side]:5.2f} ml" for side in SIDES)
-            print(f"{name:10} {'as it came':20} {volumes} {as_it_came.seconds:6.2f} s")
-            if not as_it_came.centre_mm["left"][0] < as_it_came.centre_mm["right"][0]:
-                misses.append(f"{name}: left is not left")
-            for stored, variation in variations(scan, inside[name]):
-                seconds += _compared(f"{name:10} {stored:20}", as_it_came, segment(bundle, variation, work), misses)
+        seconds, cut = _print_variations(bundle, heads, work, misses)
         print(f"\nlocate: median {np.median(seconds):.2f} s, most {max(seconds):.2f} s, {arguments.threads} threads\n")
         if np.median(seconds) > arguments.locate_s:
             misses.append("locate takes too long")
@@ -296,8 +281,33 @@ def main() -> int:
     return bool(misses)
 
 
+def _print_variations(
+    bundle: LoadedBundle, heads: dict[str, Scan], work: Path, misses: list[str]
+) -> tuple[list[float], dict[str, Scan]]:
+    """Print the table of every head in every file; return the seconds of locating and the heads cut off above."""
+    seconds: list[float] = []
+    cut: dict[str, Scan] = {}
+    inside = brains(bundle, heads)
+    print(f"{'head':10} {'stored':20} {'left: mm':>9} {'volume':>8} {'right: mm':>9} {'volume':>8} {'locate':>8}")
+    for name, scan in heads.items():
+        original = segment(bundle, scan, work)
+        if isinstance(original, CalibrantError):
+            print(f"{name:10} refused: {original.detail}")
+            misses.append(f"{name} as it came")
+            continue
+        seconds.append(original.seconds)
+        cut[name] = cut_above(scan, original)
+        volumes = " ".join(f"{'':>9} {original.volume_ml[side]:5.2f} ml" for side in SIDES)
+        print(f"{name:10} {'as it came':20} {volumes} {original.seconds:6.2f} s")
+        if not original.centre_mm["left"][0] < original.centre_mm["right"][0]:
+            misses.append(f"{name}: left is not left")
+        for stored, variation in variations(scan, inside[name]):
+            seconds += _compared(f"{name:10} {stored:20}", original, segment(bundle, variation, work), misses)
+    return seconds, cut
+
+
 def _compared(row: str, before: Found, after: Found | CalibrantError, misses: list[str]) -> list[float]:
-    """Print how far a stored head's answer is from the head's as it came, and return the seconds of locating."""
+    """Print how far a variation's result is from the original's, and return the seconds of locating."""
     if isinstance(after, CalibrantError):
         print(f"{row} refused: {after.detail}")
         misses.append(row)
@@ -320,17 +330,17 @@ def _compared(row: str, before: Found, after: Found | CalibrantError, misses: li
 def _print_routes(bundle: LoadedBundle, heads: dict[str, Scan], work: Path) -> None:
     print("\ndistance between the two routes: centre of the mask, and the template's hippocampus after registration")
     for name, scan in heads.items():
-        found = segment(bundle, scan, work)
+        result = segment(bundle, scan, work)
         started = time.monotonic()
         other = registered(scan, work)
         taken = time.monotonic() - started
-        if isinstance(found, Found):
-            apart = {side: float(np.linalg.norm(found.centre_mm[side] - other[side])) for side in SIDES}
+        if isinstance(result, Found):
+            apart = {side: float(np.linalg.norm(result.centre_mm[side] - other[side])) for side in SIDES}
             print(f"{name:10} left {apart['left']:5.1f} mm, right {apart['right']:5.1f} mm; registration {taken:.1f} s")
 
 
 def _pose(bundle: LoadedBundle, scan: Scan) -> Array:
-    """Return the matrix that brings the locator's reference frame into a head."""
+    """Return the matrix from the locator's reference frame to a head."""
     locator, network = bundle.description.config.locator, bundle.locator
     if locator is None or network is None:
         sys.exit("The bundle has no locator.")
@@ -342,14 +352,14 @@ def _pose(bundle: LoadedBundle, scan: Scan) -> Array:
 
 
 def _about_middle(scan: Scan, axis: int) -> Array:
-    """Return the turn by 20 degrees about an axis of the patient through the middle of the scan."""
+    """Return the rotation by 20 degrees about an axis of the patient through the middle of the scan."""
     a, b = (other for other in range(3) if other != axis)
     angle = np.radians(DEGREES)
-    turn = np.eye(4)
-    turn[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+    rotation = np.eye(4)
+    rotation[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
     middle = nib.affines.apply_affine(scan.affine, (np.array(scan.array.shape) - 1) / 2)
-    turn[:3, 3] = middle - turn[:3, :3] @ middle
-    return turn
+    rotation[:3, 3] = middle - rotation[:3, :3] @ middle
+    return rotation
 
 
 def _at_3_mm(image: SimpleITK.Image) -> SimpleITK.Image:
@@ -370,5 +380,5 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--locate-s", type=float, default=1.5, help="limit of the median time of finding the hippocampi"
     )
-    parser.add_argument("--registration", action="store_true", help="set a second route to the same places beside it")
+    parser.add_argument("--registration", action="store_true", help="also find the hippocampi by registration")
     return parser.parse_args()

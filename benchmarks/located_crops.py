@@ -1,8 +1,8 @@
-"""What a locator's error costs: `python benchmarks/located_crops.py`.
+"""Measures what a locator's error costs: `python benchmarks/located_crops.py`.
 
-The card's cases are crops that an expert placed. Here each is put into a larger scan (its outermost voxels repeated), its
-box begins where a locator of this error would put it, comes to rest as in the service, and is scored against the expert's
-labels on the voxels of the crop: the same figures as the card's, with the error of locating in them. Three draws a case.
+The card's cases are crops that an expert placed. Here each is put into a larger scan by repeating its outermost voxels. The box
+starts where a locator with this error would put it, moves to rest as in the service, and is scored against the expert's labels
+on the voxels of the crop. So the figures are those of the card, with the error of locating included. Three draws per case.
 """
 
 import argparse
@@ -40,14 +40,14 @@ CHI_95 = 2.795
 def located(
     bundle: LoadedBundle, case: Case, error_mm: float, degrees: float, rng: np.random.Generator
 ) -> tuple[CasePrediction, npt.NDArray[np.float64]] | None:
-    """Return what the network says of a case in a box that was located, and how far the box rests from the labels' middle.
+    """Return the prediction of a case in a located box, and the offset of the box from the middle of the labels.
 
     Args:
-        bundle: with a locator.
+        bundle: has a locator.
         case: a crop.
-        error_mm: within which 95 of 100 boxes begin.
-        degrees: most by which the box is turned about each axis.
-        rng: of the error.
+        error_mm: distance within which 95 of 100 boxes start.
+        degrees: largest rotation of the box about each axis.
+        rng: draws the error.
     """
     config = bundle.description.config
     locator = config.locator or sys.exit("The bundle has no locator.")
@@ -67,8 +67,8 @@ def located(
     probs = probabilities(logits, placement.grid(wide, config), config.located)[: len(config.labels)]
     probs = probs[(slice(None), *[slice(MARGIN, -MARGIN)] * 3)]
     spacing = tuple(round(float(mm), 4) for mm in volume.spacing_mm)
-    found = CasePrediction(case, probs, probs.argmax(axis=0).astype(np.uint8), reference, spacing)  # type: ignore[arg-type]  # of three
-    return found, placement.placed[0].centre_mm - middle_mm
+    prediction = CasePrediction(case, probs, probs.argmax(axis=0).astype(np.uint8), reference, spacing)  # type: ignore[arg-type]  # has three entries
+    return prediction, placement.placed[0].centre_mm - middle_mm
 
 
 def main() -> None:
@@ -80,23 +80,23 @@ def main() -> None:
         sys.exit("The card does not say how far off the locator is.")
     error_mm = card.locating.distance_mm_p95
     cases = HIPPOCAMPUS.cases(arguments.data / "Task04_Hippocampus")[HIPPOCAMPUS.validation_split]
-    found = [
+    attempts = [
         located(bundle, case, error_mm, arguments.degrees, np.random.default_rng([arguments.seed, k, draw]))
         for draw in range(DRAWS)
         for k, case in enumerate(cases)
     ]
-    kept = [one for one in found if one is not None]
-    distance = np.linalg.norm([rest for _, rest in kept], axis=1)
+    kept = [attempt for attempt in attempts if attempt is not None]
+    distance = np.linalg.norm([offset for _, offset in kept], axis=1)
     print(
         f"{len(cases)} cases x {DRAWS}; boxes begin within {error_mm:.1f} mm (95 of 100) and {arguments.degrees:g} degrees"
     )
     print(
-        f"at rest {len(kept)} of {len(found)}; from the middle of the expert's labels: median {np.median(distance):.1f} mm, ",
+        f"at rest {len(kept)} of {len(attempts)}; from the middle of the expert's labels: median {np.median(distance):.1f} mm, ",
         end="",
     )
     print(f"95 % within {np.percentile(distance, 95):.1f} mm")
     structures = bundle.description.config.structures
-    records = [one.record(structures) for one, _ in kept]
+    records = [prediction.record(structures) for prediction, _ in kept]
     measured = Measurement.of("torch", "fp32", "", records, [structure.name for structure in structures])
     expert = card.measurements[0].scores
     print(f"\n{'figure':12} {'as an expert placed them':>32} {'located':>32}")

@@ -1,6 +1,6 @@
-"""What laying the bytes of logits apart saves, in space and time: `python benchmarks/logits.py`.
+"""Measures what storing the bytes of logits apart saves in space and time: `python benchmarks/logits.py`.
 
-Takes the results that `benchmarks/pipeline.py` left. Packed with the same library at the same level.
+Uses the results of `benchmarks/pipeline.py`. Both layouts are compressed with the same library at the same level.
 """
 
 import argparse
@@ -20,7 +20,7 @@ REPEATS = 5
 
 
 def numbers_in_turn(logits: npt.NDArray[np.float16]) -> Iterator[bytes]:
-    """Yield the packed numbers as they lie in memory."""
+    """Yield the compressed numbers in their order in memory."""
     compressor = isal_zlib.compressobj(GZIP_LEVEL, isal_zlib.DEFLATED, GZIP_WINDOW)
     for channel in logits:
         yield compressor.compress(channel.view(np.uint8))
@@ -32,14 +32,14 @@ LAYOUTS: dict[str, Layout] = {"numbers in turn": numbers_in_turn, "bytes apart":
 
 
 def measured(logits: npt.NDArray[np.float16]) -> dict[str, tuple[int, float]]:
-    """Return bytes and least seconds by layout; they take turns."""
-    found = dict.fromkeys(LAYOUTS, (0, float("inf")))
+    """Return size in bytes and shortest time in seconds by layout; the layouts take turns."""
+    results = dict.fromkeys(LAYOUTS, (0, float("inf")))
     for _ in range(REPEATS):
         for name, pack in LAYOUTS.items():
             started = time.perf_counter()
             size = sum(len(piece) for piece in pack(logits))
-            found[name] = size, min(found[name][1], time.perf_counter() - started)
-    return found
+            results[name] = size, min(results[name][1], time.perf_counter() - started)
+    return results
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
     engine = next(iter(ENGINE_KINDS.values())).name
     for key, plan in PLANS.items():
         logits = read_logits(out_of(key, engine))
-        found = measured(logits)
-        cells = [f"{size / logits.nbytes:.2f}, {seconds * 1e3:.1f} ms" for size, seconds in found.values()]
+        results = measured(logits)
+        cells = [f"{size / logits.nbytes:.2f}, {seconds * 1e3:.1f} ms" for size, seconds in results.values()]
         rows.append([plan.title, f"{logits.nbytes / 1e6:.1f}", *cells])
     head = ["logits", "float16, MB", *(f"{name}: packed, of it" for name in LAYOUTS)]
     publish("Logits: size and time", table(head, rows), PAGE if parser.parse_args().write else None)

@@ -1,8 +1,8 @@
-"""Time and peak memory of the mL1-ACE losses beside a literal transcription and MONAI's DiceCE: `python benchmarks/losses.py`.
+"""Time and peak memory of the mL1-ACE losses, a literal transcription and MONAI's DiceCE: `python benchmarks/losses.py`.
 
-Forward and backward, softmax included, float32 logits with integer labels, in turn within each round; the ratios are
-medians over rounds of transcription / ours. Peak memory is that of a fresh process above its own start; with
-`--device cuda` it is what torch allocated on the device above what lay there before, and times include synchronising.
+Times are of forward and backward with softmax, for float32 logits and integer labels. The losses take turns within each round;
+ratios are medians over rounds of transcription / ours. Peak memory is that of a fresh process above its use before the pass;
+with `--device cuda` it is what torch allocated on the device in addition, and times include synchronisation.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def literal_hard(logits: torch.Tensor, labels: torch.Tensor, bins: int = 20) -> torch.Tensor:
-    """Return the hard-binned loss as the paper's equations and the authors' code have it, image by image."""
+    """Return the hard-binned loss as in the paper's equations and the authors' code, image by image."""
     p = logits.softmax(dim=1).flatten(2)
     y = torch.nn.functional.one_hot(labels[:, 0], p.shape[1]).movedim(-1, 1).flatten(2).to(p.dtype)
     edges = torch.linspace(0, 1 + EPS, bins + 1, device=p.device)
@@ -43,7 +43,7 @@ def literal_hard(logits: torch.Tensor, labels: torch.Tensor, bins: int = 20) -> 
 
 
 def literal_soft(logits: torch.Tensor, labels: torch.Tensor, bins: int = 20) -> torch.Tensor:
-    """Return the soft-binned loss the same way: two weights a voxel, gathered and scattered."""
+    """Return the soft-binned loss in the same way, with two weights per voxel."""
     p = logits.softmax(dim=1).flatten(2)
     y = torch.nn.functional.one_hot(labels[:, 0], p.shape[1]).movedim(-1, 1).flatten(2).to(p.dtype)
     width = (1 + EPS) / bins
@@ -73,7 +73,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def batch(shape: tuple[int, ...], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return logits that favour the labels as a network in training does, and the labels, drawn on the CPU."""
+    """Return logits that favour the labels, like those of a network in training, and the labels; drawn on the CPU."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(shape[1], (shape[0], 1, *shape[2:]), generator=generator)
     logits = 2 * torch.randn(shape, generator=generator)
@@ -96,12 +96,12 @@ def _synchronise(tensor: torch.Tensor) -> None:
 
 
 def put_peak_mb(answer: "multiprocessing.Queue[float]", name: str, shape: tuple[int, ...]) -> None:
-    """Put what `peak_mb` returns on the CPU."""
+    """Put the result of `peak_mb` on the CPU into a queue."""
     answer.put(peak_mb(name, shape, "cpu"))
 
 
 def peak_mb(name: str, shape: tuple[int, ...], device: str) -> float:
-    """Return the peak memory of one pass above what was in use before it."""
+    """Return the peak memory of one pass above what was in use before it, in MiB."""
     torch.set_num_threads(1)
     logits, labels = batch(shape, device)
     small = batch((1, 2, 8, 8, 8), device)
@@ -123,6 +123,33 @@ def _high_water_mb(tensor: torch.Tensor) -> float:
     return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
+def times_of(shape: tuple[int, ...], device: str, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each round by loss, after a warm-up; the losses take turns."""
+    logits, labels = batch(shape, device)
+    times: dict[str, list[float]] = {name: [] for name in LOSSES}
+    for loss in LOSSES.values():
+        seconds(loss, logits, labels)
+    for _ in range(rounds):
+        for name, loss in LOSSES.items():
+            times[name].append(seconds(loss, logits, labels))
+    return times
+
+
+def memory_of(shape: tuple[int, ...], device: str) -> dict[str, float]:
+    """Return the peak memory of each loss in MiB."""
+    if torch.device(device).type == "cuda":  # torch counts the device's memory, so no fresh process is needed
+        return {name: peak_mb(name, shape, device) for name in LOSSES}
+    processes = multiprocessing.get_context("spawn")
+    memory = {}
+    for name in LOSSES:
+        answer: multiprocessing.Queue[float] = processes.Queue()
+        process = processes.Process(target=put_peak_mb, args=(answer, name, shape))
+        process.start()
+        memory[name] = answer.get()
+        process.join()
+    return memory
+
+
 def main() -> None:
     """Print a table per shape and the ratios as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,27 +158,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cpu or cuda")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    processes = multiprocessing.get_context("spawn")
+    cuda = torch.device(arguments.device).type == "cuda"
     ratios = {}
     for label, shape in SHAPES.items():
-        logits, labels = batch(shape, arguments.device)
-        times: dict[str, list[float]] = {name: [] for name in LOSSES}
-        for loss in LOSSES.values():
-            seconds(loss, logits, labels)
-        for _ in range(arguments.rounds):
-            for name, loss in LOSSES.items():
-                times[name].append(seconds(loss, logits, labels))
-        memory = {}
-        for name in LOSSES:
-            if logits.is_cuda:  # torch keeps count of the device's memory: no fresh process is needed
-                memory[name] = peak_mb(name, shape, arguments.device)
-                continue
-            answer: multiprocessing.Queue[float] = processes.Queue()
-            process = processes.Process(target=put_peak_mb, args=(answer, name, shape))
-            process.start()
-            memory[name] = answer.get()
-            process.join()
-        where = arguments.device if logits.is_cuda else f"{arguments.threads} thread(s)"
+        times = times_of(shape, arguments.device, arguments.rounds)
+        memory = memory_of(shape, arguments.device)
+        where = arguments.device if cuda else f"{arguments.threads} thread(s)"
         print(f"\n{label}, {where}, {arguments.rounds} rounds")
         for name in LOSSES:
             low, high = min(times[name]), max(times[name])
@@ -159,11 +171,11 @@ def main() -> None:
             print(
                 f"  {name:14} {1000 * middle:8.2f} ms ({1000 * low:.2f} to {1000 * high:.2f})  peak {memory[name]:7.0f} MB"
             )
-        for kind in ("hard", "soft"):
-            pairs = zip(times[f"literal {kind}"], times[f"ours {kind}"], strict=True)
-            ratios[f"{kind} {label}"] = {
+        for binning in ("hard", "soft"):
+            pairs = zip(times[f"literal {binning}"], times[f"ours {binning}"], strict=True)
+            ratios[f"{binning} {label}"] = {
                 "times faster": round(statistics.median(a / b for a, b in pairs), 2),
-                "times the memory": round(memory[f"ours {kind}"] / memory[f"literal {kind}"], 2),
+                "times the memory": round(memory[f"ours {binning}"] / memory[f"literal {binning}"], 2),
             }
     print(json.dumps(ratios, indent=2))
 

@@ -1,4 +1,4 @@
-"""A real Orthanc as a child process on free ports of this machine, for the tests and for benchmarks/pacs_chain.py."""
+"""Runs a real Orthanc as a child process on free ports, for the tests and for benchmarks/pacs_chain.py."""
 
 import json
 import os
@@ -17,12 +17,12 @@ _START_S = 30
 
 
 def is_installed() -> bool:
-    """Say whether the Debian packages orthanc and orthanc-dicomweb are there."""
+    """Return whether the Debian packages orthanc and orthanc-dicomweb are installed."""
     return shutil.which(PROGRAM) is not None and Path(_PLUGIN).is_file()
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -30,14 +30,14 @@ def free_port() -> int:
 
 
 class Orthanc:
-    """One Orthanc with a folder of its own; it may be killed and started again, and keeps its ports and what it holds."""
+    """One Orthanc in its own folder; it can be killed and started again, and keeps its ports and contents."""
 
     def __init__(self, folder: Path, **config: Any) -> None:  # noqa: ANN401 - Orthanc's own
         """Write the configuration.
 
         Args:
-            folder: of its database and its log.
-            config: further options of Orthanc, or others.
+            folder: holds its database and its log.
+            config: options of Orthanc, which replace the defaults below.
         """
         self.folder = folder
         self.http_port, self.dicom_port = free_port(), free_port()
@@ -93,7 +93,7 @@ class Orthanc:
                 return self
 
     def kill(self) -> None:
-        """End it without a word, as a power cut does."""
+        """Kill it with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -104,11 +104,11 @@ class Orthanc:
         return httpx.get(f"{self.url}{path}", timeout=30).raise_for_status().json()
 
     def clear(self) -> None:
-        """Delete everything that it holds."""
+        """Delete all its studies."""
         for study in self.get("/studies"):
             httpx.delete(f"{self.url}/studies/{study}", timeout=30)
 
     def send(self, *files: Path) -> None:
-        """Send files by DCMTK's storescu; pynetdicom's of the same name knows other options."""
+        """Send files with DCMTK's storescu (pynetdicom installs one of the same name with other options)."""
         command = ["/usr/bin/storescu", "-xs", "127.0.0.1", str(self.dicom_port), *map(str, files)]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"LC_ALL": "C"})

@@ -1,8 +1,8 @@
-"""The whole chain against a real Orthanc: storescu -> Orthanc -> its changes -> job -> STOW-RS -> QIDO-RS and WADO-RS.
+"""Runs the whole chain against a real Orthanc: storescu, its changes, a job, STOW-RS, then QIDO-RS and WADO-RS.
 
-The mask that dicomweb-client reads back is compared with `calibrant predict`'s, voxel by voxel, by coordinates of the
-patient: every pixel of every frame is put where its own tags say that it lies. Once as the scan is, once turned by 20
-and 30 degrees about two axes.
+The mask that dicomweb-client reads back is compared with that of `calibrant predict`, voxel by voxel in patient coordinates:
+every pixel of every frame is placed by the frame's own tags. Once with the scan as it is, once rotated by 20 and 30 degrees
+about two axes.
 
     python benchmarks/pacs_chain.py [--data ../shared/data]
 
@@ -41,7 +41,7 @@ LONGEST_S = 300
 
 
 def turned(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return an affine turned by 20 degrees about x and 30 about z: no axis of the voxels is one of the patient."""
+    """Return an affine rotated by 20 degrees about x and 30 about z: no voxel axis is parallel to one of the patient."""
     (cx, sx), (cz, sz) = ((np.cos(a), np.sin(a)) for a in np.deg2rad([20, 30]))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
@@ -54,9 +54,9 @@ def write_series(scan: Path, folder: Path, *, oblique: bool) -> list[Path]:
     affine = turned(image.affine) if oblique else image.affine
     folder.mkdir()
     paths = []
-    for number, each in enumerate(series_of_array(np.asarray(image.dataobj), affine, Identity(seed=folder.name))):
+    for number, instance in enumerate(series_of_array(np.asarray(image.dataobj), affine, Identity(seed=folder.name))):
         paths.append(folder / f"{number:04}.dcm")
-        paths[-1].write_bytes(file_of(each))
+        paths[-1].write_bytes(file_of(instance))
     return paths
 
 
@@ -91,21 +91,21 @@ def service(work: Path, orthanc: Orthanc) -> Iterator[Path]:
 
 
 def wait_for(ready: Any, what: str) -> Any:  # noqa: ANN401 - whatever is waited for
-    """Return what `ready` returns, once it is something."""
+    """Return the result of `ready` as soon as it is true."""
     deadline = time.monotonic() + LONGEST_S
-    while not (found := ready()):
+    while not (answer := ready()):
         if time.monotonic() > deadline:
             msg = f"{what} took longer than {LONGEST_S} s"
             raise TimeoutError(msg)
         time.sleep(0.1)
-    return found
+    return answer
 
 
 def read_back(client: DICOMwebClient, study: str) -> tuple[Dataset, list[str]]:
     """Return the segmentation of a study, once it and the report are there, and the modalities of its series."""
 
     def modalities() -> list[str]:
-        return sorted(each["00080060"]["Value"][0] for each in client.search_for_series(study))
+        return sorted(series["00080060"]["Value"][0] for series in client.search_for_series(study))
 
     wait_for(lambda: {"SEG", "SR", "OT"} <= set(modalities()), "the result")
     (series,) = client.search_for_series(study, search_filters={"Modality": "SEG"})
@@ -117,8 +117,8 @@ def differing_voxels(segmentation: Dataset, mask: Any) -> tuple[int, int]:  # no
     """Return how many voxels of two masks differ and how many are foreground.
 
     Args:
-        segmentation: a BINARY SEG, of which only the tags of each frame say where it lies.
-        mask: in NIfTI.
+        segmentation: a BINARY SEG; each frame is placed by its own tags.
+        mask: a NIfTI image.
     """
     names = {
         label["name"]: label["value"]
@@ -126,7 +126,7 @@ def differing_voxels(segmentation: Dataset, mask: Any) -> tuple[int, int]:  # no
     }
     labels = {item.SegmentNumber: names[item.SegmentLabel] for item in segmentation.SegmentSequence}
     expected = np.asarray(mask.dataobj)
-    found = np.zeros_like(expected)
+    placed = np.zeros_like(expected)
     to_voxel = np.linalg.inv(mask.affine) @ np.diag([-1.0, -1, 1, 1])  # DICOM's LPS -> RAS -> voxel
     shared = segmentation.SharedFunctionalGroupsSequence[0]
     row, column = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
@@ -141,9 +141,9 @@ def differing_voxels(segmentation: Dataset, mask: Any) -> tuple[int, int]:  # no
         voxels = nib.affines.apply_affine(to_voxel, points)
         if len(voxels):
             worst = max(worst, float(np.abs(voxels - np.rint(voxels)).max()))
-        found[tuple(np.rint(voxels).astype(int).T)] = label
+        placed[tuple(np.rint(voxels).astype(int).T)] = label
     assert worst < 0.01, f"a voxel lies {worst:.3f} voxels off the grid"  # noqa: S101 - what this script is for
-    return int((found != expected).sum()), int((expected > 0).sum())
+    return int((placed != expected).sum()), int((expected > 0).sum())
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""A table of a benchmark -> its place in a page of docs/results, between two comments."""
+"""Writes tables of benchmarks to their places in a page of docs/results, between two comments."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def publish(name: str, text: str, page: Path | None) -> None:
-    """Print a table and, where there is a page, write it to its place there."""
+    """Print a table and, if a page is given, write it to its place there.
+
+    Raises:
+        ValueError: the page has no place of this name.
+    """
     print(f"\n### {name}\n\n{text}", flush=True)
     if page is None:
         return
     begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-    before, found, rest = page.read_text().partition(begin)
-    if not found:
+    before, marker, rest = page.read_text().partition(begin)
+    if not marker:
         msg = f"{page.name} has no place for {name!r}: expected {begin!r}"
         raise ValueError(msg)
     page.write_text(before + begin + "\n" + text + "\n\n" + end + rest.partition(end)[2])

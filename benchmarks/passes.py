@@ -1,7 +1,7 @@
-"""One pipeline on one scan in a process of its own: prints seconds per stage, total and peak memory as JSON.
+"""Runs one pipeline on one scan and prints seconds per stage, total and peak memory as JSON.
 
-Called by `benchmarks/pipeline.py`. Heavy libraries are imported when they are used: the decoding processes, which import
-this file again, must not wait for them.
+Called by `benchmarks/pipeline.py`, in a fresh process for each pass. Heavy libraries are imported when used, because the decoding
+processes import this file again and must not wait for them.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import get_args
 
 STOCK = "stock MONAI"
 SAME_FILES = ", mask and confidence"
-"""Ends the name of a pipeline of ours that writes what stock does, and no more."""
+"""Suffix of the name of our pipeline that writes only the files that stock writes."""
 
 STAGES = {
     "load": "decode",
@@ -28,11 +28,11 @@ STAGES = {
     "save mask": "encode",
     "save confidence": "encode",
 }
-"""Stage of ours in which the same is done."""
+"""Our stage for each step of stock."""
 
 
 def run_stock(scan: Path, bundle: Path, out: Path, repeats: int) -> None:
-    """Measure MONAI's parts."""
+    """Measure the pipeline made of MONAI's parts."""
     from stock import load_network
     from stock import run_stock as run
 
@@ -52,7 +52,7 @@ def run_stock(scan: Path, bundle: Path, out: Path, repeats: int) -> None:
 
 
 def run_ours(scan: Path, bundle: Path, out: Path, repeats: int, engine: str, state: Path) -> None:
-    """Measure this repository's pipeline with one of its engines."""
+    """Measure our pipeline with one of its engines."""
     import torch
 
     from service.engines.ready import ready_bundle
@@ -61,9 +61,9 @@ def run_ours(scan: Path, bundle: Path, out: Path, repeats: int, engine: str, sta
     from service.schemas import Output
 
     start_sandbox()
-    kind = engine.removesuffix(SAME_FILES)
-    loaded = ready_bundle(bundle, torch.device("cpu"), kind, state)
-    outputs = get_args(Output) if kind == engine else ("mask", "confidence")
+    engine_name = engine.removesuffix(SAME_FILES)
+    loaded = ready_bundle(bundle, torch.device("cpu"), engine_name, state)
+    outputs = get_args(Output) if engine_name == engine else ("mask", "confidence")
 
     def once() -> dict[str, float]:
         result = run_case(scan, loaded, out, lambda _stage, _done: None, outputs)
@@ -73,7 +73,7 @@ def run_ours(scan: Path, bundle: Path, out: Path, repeats: int, engine: str, sta
 
 
 def _measure(once, out: Path, repeats: int) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - a script
-    """Print one line for each repetition; memory is that above what lay there before the first."""
+    """Print one line for each repetition; memory is the peak above the use before the first."""
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is in use now
     before = _status_mb("VmRSS")
     for _ in range(repeats):
@@ -92,7 +92,7 @@ def _status_mb(field: str) -> float:
 
 
 def main() -> None:
-    """Run what the arguments name: pipeline, scan, bundle, folder for the results, repetitions, threads, state directory."""
+    """Run; arguments are pipeline, scan, bundle, folder for results, repetitions, threads, state directory."""
     name, scan, bundle, out, repeats, threads, state = sys.argv[1:]
     os.environ |= {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     if name == STOCK:

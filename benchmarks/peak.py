@@ -1,6 +1,6 @@
-"""How near to the machine's limit each engine runs a network: `python benchmarks/peak.py BUNDLE THREADS` prints JSON.
+"""Measures how close each engine comes to the machine's limit: `python benchmarks/peak.py BUNDLE THREADS` prints JSON.
 
-The limit is what torch's matrix product reaches on the same number of threads, measured in turn with the windows.
+The limit is the speed of torch's matrix product with the same number of threads, measured alternately with the windows.
 """
 
 import json
@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROUNDS = 5
@@ -41,7 +42,7 @@ def measure(bundle: Path) -> dict[str, dict[str, float]]:
         for _ in range(ROUNDS):
             for kind, engine in engines.items():
                 limits[kind.precision] += [_gflops(size, types[kind.precision]) for size in SIZES]
-                seconds[kind.name].append(_seconds(lambda engine=engine: engine(window)))
+                seconds[kind.name].append(_seconds(partial(engine, window)))
     return {
         kind.name: {
             "seconds": (taken := statistics.median(seconds[kind.name])),

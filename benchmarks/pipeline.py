@@ -1,8 +1,7 @@
-"""Time, memory and agreement of the pipeline beside one of MONAI's own parts: `python benchmarks/pipeline.py`.
+"""Time, memory and agreement of our pipeline and one made of MONAI's parts: `python benchmarks/pipeline.py`.
 
-Both run in turn on the same scans and weights, each pass in a process of its own; figures are medians. The phantoms'
-networks are trained the first time (docs/results/speed.md says how long that takes). Needs nothing but this repository and
-the folder of the data sets.
+They take turns on the same scans and weights, each pass in a fresh process; figures are medians. The phantoms' networks are
+trained the first time (docs/results/speed.md says how long that takes). Only the folder of the data sets is needed.
 """
 
 import argparse
@@ -47,9 +46,9 @@ class Plan:
     subject: Callable[[Path], Subject]
     rounds: int
     repeats: int
-    """Passes in one process, of which the first, which prepares, counts only when it is the only one."""
+    """Passes in one process; the first is a warm-up, unless it is the only one."""
     slow: bool = False
-    """Without torch's float32, which takes minutes and is measured on the smaller network."""
+    """Leave out torch in float32, which takes minutes and is measured on the smaller network."""
 
 
 PLANS = {
@@ -86,7 +85,7 @@ def main() -> None:
 
 
 def engines_of(subject: Subject, plan: Plan, data: Path) -> list[str]:
-    """Return the pipelines to be compared, after measuring the engines that the card of the bundle lacks."""
+    """Return the names of the pipelines to compare; measure the engines that the bundle's card lacks first."""
     bundle = describe_bundle(subject.bundle)
     here = available(torch.device("cpu"))
     for engine_kind in here:
@@ -104,8 +103,8 @@ def engines_of(subject: Subject, plan: Plan, data: Path) -> list[str]:
 
 
 def run_in_turn(key: str, subject: Subject, plan: Plan, names: list[str], rounds: int, threads: int) -> dict[str, Pass]:
-    """Return the median of each figure by pipeline, after as many rounds in which each takes its turn."""
-    found: dict[str, list[Pass]] = {name: [] for name in names}
+    """Return the median of each figure by pipeline; in each round the pipelines take turns."""
+    passes_of: dict[str, list[Pass]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             command = [sys.executable, str(HERE / "passes.py"), name, str(subject.scan), str(subject.bundle)]
@@ -114,19 +113,19 @@ def run_in_turn(key: str, subject: Subject, plan: Plan, names: list[str], rounds
             if printed.returncode:
                 raise SystemExit(printed.stderr)
             passes = [json.loads(line) for line in printed.stdout.splitlines() if line.startswith('{"seconds"')]
-            found[name] += passes[min(1, plan.repeats - 1) :]
-    return {name: _median(passes) for name, passes in found.items()}
+            passes_of[name] += passes[min(1, plan.repeats - 1) :]
+    return {name: _median(passes) for name, passes in passes_of.items()}
 
 
 def as_served(threads: int) -> dict[str, str]:
-    """Return the environment in which the service computes, with so many threads; stock's passes have it, too."""
+    """Return the environment of the service's inference process with this many threads; stock's passes get it, too."""
     return os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
 
 
 def _median(passes: list[Pass]) -> Pass:
-    seconds = {stage: statistics.median(each["seconds"].get(stage, 0.0) for each in passes) for stage in STAGES}
+    seconds = {stage: statistics.median(one["seconds"].get(stage, 0.0) for one in passes) for stage in STAGES}
     return {"seconds": seconds} | {
-        name: statistics.median(each[name] for each in passes) for name in ("total", "cpu", "peak_mb")
+        name: statistics.median(one[name] for one in passes) for name in ("total", "cpu", "peak_mb")
     }
 
 
@@ -136,7 +135,7 @@ def out_of(key: str, name: str) -> Path:
 
 
 def timing_table(measured: dict[str, Pass]) -> str:
-    """Return seconds per stage, total, what surrounds the network, and memory, each with its ratio to stock."""
+    """Return the table of seconds per stage, in total and around the network, and of memory, with ratios to stock."""
     stock = measured[STOCK]
 
     def around(found: Pass) -> float:
@@ -173,7 +172,7 @@ def timing_table(measured: dict[str, Pass]) -> str:
 
 
 def agreement_table(key: str, subject: Subject, names: list[str], measured: dict[str, Pass]) -> str:
-    """Return how masks and probabilities of each engine compare with stock's, with float32's and with the reference."""
+    """Return the table of agreement of each engine with stock, with float32 and with the reference."""
     values = describe_bundle(subject.bundle).config.labels
     (stock_file,) = out_of(key, STOCK).glob("*_mask.nii.gz")
     stock = mask_of(stock_file)
@@ -199,7 +198,7 @@ def _array(labels: Any) -> Any:  # noqa: ANN401 - a script
 
 
 def rewriting_table(subject: Subject) -> str:
-    """Return the milliseconds of a window, on one thread, by engine and by how the network is written."""
+    """Return the table of milliseconds per window on one thread, by engine and form of the network."""
     from rewritten import FORMS  # loads OpenVINO, which is optional
 
     command = [sys.executable, str(HERE / "rewritten.py"), str(subject.bundle)]
@@ -212,7 +211,7 @@ def rewriting_table(subject: Subject) -> str:
 
 
 def limit_table(subject: Subject) -> str:
-    """Return seconds per window and the fraction of the matrix product's speed, on one and on two threads."""
+    """Return the table of seconds per window and of the fraction of the matrix product's speed, on one and two threads."""
     rows = []
     for threads in (1, 2):
         command = [sys.executable, str(HERE / "peak.py"), str(subject.bundle), str(threads)]

@@ -1,4 +1,7 @@
-"""What rewriting a network brings: milliseconds of a window of acdc17-small as JSON. Called by `benchmarks/pipeline.py`."""
+"""Measures what rewriting a network saves: milliseconds per window of acdc17-small, as JSON.
+
+Called by `benchmarks/pipeline.py`.
+"""
 
 import json
 import statistics
@@ -21,12 +24,13 @@ FORMS = ("as it is", "layers replaced", "axes swapped, too")
 
 
 def forms_of(network: nn.Module, window: torch.Tensor) -> dict[str, dict[str, nn.Module]]:
-    """Return the network by engine and form; torch knows the layers as they are."""
-    turned = with_long_axis_last(network, window)
-    found: dict[str, dict[str, nn.Module]] = {
-        "torch-fp32": {FORMS[0]: network, FORMS[2]: turned},
+    """Return the network by engine and form; for torch no layers are replaced."""
+    swapped = with_long_axis_last(network, window)
+    networks: dict[str, dict[str, nn.Module]] = {
+        "torch-fp32": {FORMS[0]: network, FORMS[2]: swapped},
         "torch-bf16": {
-            form: HalvedOnCPU(each, torch.contiguous_format) for form, each in ((FORMS[0], network), (FORMS[2], turned))
+            FORMS[0]: HalvedOnCPU(network, torch.contiguous_format),
+            FORMS[2]: HalvedOnCPU(swapped, torch.contiguous_format),
         },
     }
     with patch.object(openvino_ir, "rewritten", lambda network, _window: network):
@@ -35,10 +39,10 @@ def forms_of(network: nn.Module, window: torch.Tensor) -> dict[str, dict[str, nn
         replaced = openvino_ir.converted(network, window)
     models = dict(zip(FORMS, (plain, replaced, openvino_ir.converted(network, window)), strict=True))
     for precision in ("fp32", "bf16"):
-        found[f"openvino-{precision}"] = {
+        networks[f"openvino-{precision}"] = {
             form: openvino_ir.Compiled(model, precision) for form, model in models.items()
         }
-    return found
+    return networks
 
 
 def main() -> None:
@@ -57,7 +61,8 @@ def main() -> None:
                     network(window)
                     taken.setdefault((engine, form), []).append(1000 * (time.perf_counter() - started))
     medians = {
-        engine: {form: statistics.median(taken[engine, form]) for form in found} for engine, found in forms.items()
+        engine: {form: statistics.median(taken[engine, form]) for form in networks}
+        for engine, networks in forms.items()
     }
     print(json.dumps(medians))
 

@@ -1,8 +1,7 @@
-"""What the service adds to the pipeline: latency, throughput, a large upload, memory of the API: `python benchmarks/serving.py`.
+"""Measures what the service adds to the pipeline: latency, throughput, an upload, memory: `python benchmarks/serving.py`.
 
-Not `service.py`, which every script of this folder would import instead of the package. Run after
-`benchmarks/pipeline.py`, whose bundles and measurements it takes. The service is a child on a free port of this machine,
-one thread for its inference.
+Run it after `benchmarks/pipeline.py`, whose bundles and measurements it uses. The service is a child process on a free port of
+this machine with one thread for inference. (A script named `service.py` would hide the package from the others in this folder.)
 """
 
 import argparse
@@ -32,7 +31,7 @@ from service.bundle.description import describe_bundle
 
 CLIENTS, JOBS = 8, 40
 ALONE = 10
-"""Passes of the pipeline alone, the first of which does not count, before eight clients and again after them."""
+"""Passes of the pipeline alone before the eight clients, and again after them; the first of each does not count."""
 UPLOAD_SHAPE = (512, 512, 477)
 """500 MB of float32."""
 WAIT_S = 60
@@ -44,11 +43,11 @@ class Service:
     """A running service."""
 
     client: httpx.Client
-    """That all send with: to make one costs an HTTPS library's start, which is not the service's."""
+    """Shared by all requests: creating one loads an HTTPS library, whose time is not the service's."""
     pid: int
 
     def segment(self, scan: Path, model: str) -> float:
-        """Send a scan, wait for its result and fetch the mask; return the seconds of it all."""
+        """Send a scan, wait for its result and fetch the mask; return the total seconds."""
         started = time.perf_counter()
         headers = {"Prefer": f"wait={WAIT_S}", "Content-Type": "application/octet-stream"}
         answer = self.client.post(
@@ -64,14 +63,14 @@ class Service:
         return time.perf_counter() - started
 
     def memory_mb(self) -> float:
-        """Return the resident memory of the API's process, without that of the inference."""
+        """Return the resident memory of the API's process alone, in MiB."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 @contextmanager
 def running() -> Iterator[Service]:
-    """Yield a service of a state directory of its own that knows what was measured here."""
+    """Yield a service with a fresh state directory that holds this machine's measurements."""
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         shutil.copytree(STATE, state)
@@ -94,16 +93,16 @@ def running() -> Iterator[Service]:
 
 
 def pipeline_seconds(key: str, subject: Subject, repeats: int) -> list[float]:
-    """Return the seconds of the pipeline alone with the engine that serves, in a process of its own, after a first case."""
+    """Return the seconds of the pipeline alone, in a fresh process with the engine that serves, after a first case."""
     command = [sys.executable, str(HERE / "passes.py"), "auto", str(subject.scan), str(subject.bundle)]
     command += [str(out_of(key, "auto")), str(repeats), "1", str(STATE)]
     printed = subprocess.run(command, capture_output=True, text=True, env=as_served(1), check=True).stdout
     passes = [json.loads(line) for line in printed.splitlines() if line.startswith('{"seconds"')]
-    return [each["total"] for each in passes[1:]]
+    return [one["total"] for one in passes[1:]]
 
 
 def latency_row(service: Service, key: str, subject: Subject, rounds: int, repeats: int) -> list[str]:
-    """Return what one client waits for a subject, and how much of it is the service's."""
+    """Return the row of one client's latency for a subject, and of the service's share."""
     model = describe_bundle(subject.bundle).config.name
     service.segment(subject.scan, model)  # the first case loads the bundle
     alone, served = [], []
@@ -117,7 +116,7 @@ def latency_row(service: Service, key: str, subject: Subject, rounds: int, repea
 
 
 def throughput_row(service: Service, key: str, subject: Subject, jobs: int) -> list[str]:
-    """Return how many cases per second eight clients get, beside the pipeline alone, and the API's memory meanwhile."""
+    """Return the row of cases per second with eight clients and of the pipeline alone, and of the API's memory."""
     model = describe_bundle(subject.bundle).config.name
     before = service.memory_mb()
     passes = pipeline_seconds(key, subject, ALONE)
@@ -132,7 +131,7 @@ def throughput_row(service: Service, key: str, subject: Subject, jobs: int) -> l
 
 
 def upload_row(service: Service) -> list[str]:
-    """Return how long an upload of 500 MB takes and by how much the API's memory grows meanwhile."""
+    """Return the row of an upload of 500 MB: its time, and the growth of the API's memory."""
     file = CACHE / "upload.nii"
     if not file.exists():
         array = np.random.default_rng(0).normal(size=UPLOAD_SHAPE).astype(np.float32)
@@ -149,17 +148,17 @@ def upload_row(service: Service) -> list[str]:
 
 @contextmanager
 def watched(service: Service) -> Iterator[Callable[[], float]]:
-    """Yield the function that returns the API's largest memory since."""
-    seen, done = [service.memory_mb()], threading.Event()
+    """Yield a function that returns the API's largest memory since the start, in MiB."""
+    samples, done = [service.memory_mb()], threading.Event()
 
     def watch() -> None:
         while not done.wait(SAMPLE_S):
-            seen.append(service.memory_mb())
+            samples.append(service.memory_mb())
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield lambda: max(seen)
+        yield lambda: max(samples)
     finally:
         done.set()
         thread.join()

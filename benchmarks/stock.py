@@ -1,4 +1,4 @@
-"""The pipeline that MONAI's own parts make, as its tutorials write it: what ours is measured against."""
+"""A pipeline made of MONAI's parts as in its tutorials, with which ours is compared."""
 
 import time
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ MASK, CONFIDENCE = "mask", "confidence"
 
 
 def load_network(bundle: Path, config: ServiceConfig) -> nn.Module:
-    """Return the network of a bundle, as it is declared, float32."""
+    """Return the network of a bundle in float32, without any rewriting."""
     network = build_network(config.network)
     network.load_state_dict(load_file(bundle / WEIGHTS))
     return network.eval()

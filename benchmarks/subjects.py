@@ -1,8 +1,8 @@
-"""What is measured: a scan with its reference, and a bundle whose network was trained on others of its kind.
+"""The subjects of the benchmarks: a scan with its reference, and a bundle whose network was trained on similar scans.
 
-The phantoms look like an abdominal CT as far as time and memory depend on it: air, a body, ellipsoids in it, noise. The
-networks are trained by the ordinary trainer for a few hundred steps and exported by the ordinary exporter, once: both lie
-in a folder outside of the repository afterwards.
+The phantoms resemble an abdominal CT as far as time and memory are concerned: air, a body with ellipsoids, noise. Their networks
+are trained and exported with the ordinary commands' code, for a few hundred steps; scans and bundles are kept outside the
+repository.
 """
 
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from service.bundle.schema import Label, Network, ServiceConfig, Window
 from service.engines.machine import available
 
 CACHE = Path.home() / ".cache" / "calibrant-benchmarks"
-"""Folder of trained bundles and generated scans; outside of the repository."""
+"""Folder of trained bundles and generated scans, outside the repository."""
 
 CT_SHAPE, CT_SPACING_MM = (512, 512, 100), (0.8, 0.8, 2.5)
 TRAINING_SHAPE, TRAINING_SPACING_MM = (112, 112, 96), (1.5, 1.5, 1.5)
 PATCH = 48
-"""Edge of the training patches of the phantom; it is served in windows of 96."""
+"""Edge of the phantom's training patches in voxels; windows have 96."""
 
 AIR_HU, BODY_HU, NOISE_HU = -1000, -100, 12
 LEVELS, LEVEL_HU = 4, 120
@@ -58,7 +58,7 @@ def hippocampus(data: Path) -> Subject:
 
 
 def cardiac(data: Path) -> Subject:
-    """Return a frame of the test split of ACDC and a bundle of acdc17-small, trained for fewer steps than the recipe."""
+    """Return a frame of ACDC's test split and a bundle of acdc17-small, trained for fewer steps than in the recipe."""
     recipe = RECIPES["acdc17-small"]
     schedule = replace(recipe.schedule, steps=300, warmup_steps=30, validate_every=300)
     recipe = replace(recipe, schedule=schedule)
@@ -67,26 +67,26 @@ def cardiac(data: Path) -> Subject:
 
 
 def ct(classes: int) -> Subject:
-    """Return a generated scan of 512 x 512 x 100 voxels and a bundle of as many classes."""
+    """Return a generated scan of 512 x 512 x 100 voxels and a bundle with this number of classes."""
     folder = CACHE / "phantom" / f"{classes}"
     whole = _drawn(folder, "whole", CT_SHAPE, CT_SPACING_MM, classes, seed=0)
     return Subject(whole.images[0], whole.label, trained(phantom_recipe(classes), folder))
 
 
 def trained(recipe: Recipe, data: Path) -> Path:
-    """Return the bundle of a recipe, trained on one thread and exported the first time."""
+    """Return the bundle of a recipe; the first time it is trained on one thread and exported."""
     name = recipe.service.name
     run, bundle = CACHE / "runs" / name, CACHE / "bundles" / name
     if not (run / WEIGHTS).exists():
         torch.set_num_threads(1)
         train(recipe, data, run, seed=0, group=ALONE)
     if not bundle.exists():
-        export(recipe, data, run, bundle, lambda _case: None, kinds=available(torch.device("cpu")))
+        export(recipe, data, run, bundle, lambda _case: None, engine_kinds=available(torch.device("cpu")))
     return bundle
 
 
 def phantom_recipe(classes: int) -> Recipe:
-    """Return how the phantom's SegResNet of 16 filters is trained and served, as usual for an abdominal CT."""
+    """Return the recipe of the phantom's SegResNet with 16 filters, with values usual for abdominal CT."""
     labels = [Label(value=0, name="background", color=(0, 0, 0))]
     labels += [Label(value=c, name=f"ellipsoid {c}", color=(16 * c, 255 - 16 * c, 128)) for c in range(1, classes)]
     network = {"spatial_dims": 3, "in_channels": 1, "out_channels": classes, "init_filters": 16}
@@ -121,7 +121,7 @@ def phantom_recipe(classes: int) -> Recipe:
 
 
 def small_patches(_: ServiceConfig) -> Compose:
-    """Cut a patch anywhere."""
+    """Cut a random patch."""
     both, size = ("image", "label"), (PATCH,) * 3
     return Compose([SpatialPadd(both, size), RandSpatialCropd(both, size, random_size=False)])
 
@@ -150,7 +150,7 @@ def _phantoms(folder: Path, *, classes: int) -> dict[str, list[Case]]:
 def _drawn(
     folder: Path, name: str, shape: tuple[int, ...], spacing_mm: tuple[float, ...], classes: int, seed: int
 ) -> Case:
-    """Return a phantom as files, drawn the first time."""
+    """Return the files of a phantom, which is drawn the first time."""
     scan, label = folder / f"{name}.nii.gz", folder / f"{name}-label.nii.gz"
     if not label.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,9 +162,9 @@ def _drawn(
 def phantom(
     shape: tuple[int, ...], spacing_mm: tuple[float, ...], classes: int, seed: int
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """Return intensities in HU and labels, (D, H, W): each class in ellipsoids of a level and stripes of its own.
+    """Return intensities in HU and labels, (D, H, W): each class is ellipsoids with their own grey level and stripes.
 
-    Sixteen levels would be told apart by their absolute intensity only, which a network with group norms hardly sees.
+    Without stripes, sixteen levels would differ in their absolute intensity only, which a network with group norms hardly sees.
     """
     random = np.random.default_rng(seed)
     size = np.array(shape) * spacing_mm
@@ -173,13 +173,13 @@ def phantom(
     body = ((x / size[0] - 0.5) / 0.425) ** 2 + ((y / size[1] - 0.5) / 0.35) ** 2 + 0 * z < 1
     hu = np.where(body, np.float32(BODY_HU), np.float32(AIR_HU))
     labels = np.zeros(shape, np.uint8)
-    of_each = max(2, round(float(size.prod()) / 1000 / ML_PER_ELLIPSOID / (classes - 1)))
-    for c in [*range(1, classes)] * of_each:
+    per_class = max(2, round(float(size.prod()) / 1000 / ML_PER_ELLIPSOID / (classes - 1)))
+    for c in [*range(1, classes)] * per_class:
         centre, radius = random.uniform(0.2, 0.8, 3) * size, random.uniform(*RADIUS_MM, 3)
         inside = ((x - centre[0]) / radius[0]) ** 2 + ((y - centre[1]) / radius[1]) ** 2
         inside = inside + ((z - centre[2]) / radius[2]) ** 2 < 1
-        striped = [0 * z, x, y, z][c // LEVELS]
-        look = BODY_HU + LEVEL_HU * (c % LEVELS) + STRIPE_HU * np.sin(2 * np.pi * striped / STRIPE_MM)
-        labels[inside], hu[inside] = c, np.broadcast_to(look, shape)[inside]
+        along = [0 * z, x, y, z][c // LEVELS]
+        texture = BODY_HU + LEVEL_HU * (c % LEVELS) + STRIPE_HU * np.sin(2 * np.pi * along / STRIPE_MM)
+        labels[inside], hu[inside] = c, np.broadcast_to(texture, shape)[inside]
     hu += random.normal(scale=NOISE_HU, size=shape).astype(np.float32)
     return np.rint(hu).astype(np.int16), labels

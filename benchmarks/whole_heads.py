@@ -1,7 +1,7 @@
 """Runs `heads.py`: `python benchmarks/whole_heads.py`.
 
-A script of its own, because every decoding process runs the top of the script again: with the libraries of heads.py there,
-each would load them beside what is being timed.
+This is a separate script because every decoding process imports the main script again: with heads.py as the main script, each
+would load its libraries during the timing.
 """
 
 import sys
