@@ -35,7 +35,7 @@ def random_sums(seed: int) -> CaseSums:
 
 
 def test_case_sums_survive_the_card() -> None:
-    """Sums -> record -> JSON -> record -> sums loses no digit and no integer type."""
+    """Sums keep every digit and integer type through record and JSON."""
     sums = random_sums(1)
 
     text = CaseRecord.of(sums, SHAPE, SPACING).model_dump_json()
@@ -51,7 +51,7 @@ def test_case_sums_survive_the_card() -> None:
 
 
 def test_scores_replay_from_the_stored_sums() -> None:
-    """Every figure of a measurement is computed again, exactly, from its JSON alone."""
+    """Every figure of a measurement can be recomputed exactly from its JSON."""
     records = [CaseRecord.of(random_sums(seed), SHAPE, SPACING) for seed in range(4)]
     written = Measurement.of("torch", "fp32", "test", records, ["front", "back"])
 
@@ -65,20 +65,20 @@ def test_scores_replay_from_the_stored_sums() -> None:
     assert read.scores["dsc"].value == cohort_scores([random_sums(seed) for seed in range(4)])["dsc"].value
 
 
-def test_what_is_undefined_is_null() -> None:
-    """NaN is no JSON: the card says null, figure by figure."""
+def test_undefined_figures_are_null() -> None:
+    """JSON has no NaN, so undefined figures become null."""
     interval = Interval.of(BootstrapEstimate(0.5, float("nan"), float("nan")))
 
     assert interval.model_dump_json() == '{"value":0.5,"low":null,"high":null}'
 
 
 def test_a_card_survives_json(card: CalibrationCard) -> None:
-    """What is written to calibration.json is read back as it was."""
+    """A card written to JSON is read back unchanged."""
     assert CalibrationCard.model_validate_json(card.model_dump_json()) == card
 
 
 def test_a_measurement_is_found_by_engine_and_precision(card: CalibrationCard) -> None:
-    """What was measured in fp32 says nothing about fp16: there is no substitute."""
+    """A measurement in fp32 does not substitute for fp16."""
     assert card.measurement("torch", "fp32") is card.measurements[0]
     assert card.measurement("torch", "fp16") is None
     assert card.measurement("openvino", "fp32") is None
@@ -100,7 +100,7 @@ def test_a_measurement_is_found_by_engine_and_precision(card: CalibrationCard) -
     ],
 )
 def test_a_card_of_another_form_is_refused(card: CalibrationCard, path: list[str | int], value: object) -> None:
-    """A card holds what its schema names, and nothing else."""
+    """Unknown fields and invalid values are refused."""
     document = card.model_dump(mode="json")
     part = document
     for key in path[:-1]:

@@ -11,7 +11,7 @@ from service.errors import BundleError, BundleIntegrity, BundleInvalid
 
 
 def test_a_bundle_describes_itself(tiny_bundle: Path, tiny_config: ServiceConfig) -> None:
-    """Declaration, card and identity are known without loading a weight."""
+    """Configuration, card and identity are read without loading weights."""
     description = describe_bundle(tiny_bundle)
 
     assert description.root == tiny_bundle
@@ -41,7 +41,7 @@ def test_a_changed_file_is_refused(tiny_bundle: Path) -> None:
     ],
 )
 def test_broken_json_is_refused(tiny_bundle: Path, name: str, content: bytes) -> None:
-    """A description that its manifest vouches for may still be nonsense: the file is named, its content is not."""
+    """A file with a valid hash may still break its schema: the message names the file but not its content."""
     (tiny_bundle / name).write_bytes(content)
     write_manifest(tiny_bundle)
 
@@ -50,7 +50,7 @@ def test_broken_json_is_refused(tiny_bundle: Path, name: str, content: bytes) ->
 
 
 def test_an_unknown_field_is_refused(tiny_bundle: Path, reseal: Callable[[Path], str]) -> None:
-    """A field that this version does not know may change the meaning of the rest."""
+    """A field that this version does not know could change the meaning of others."""
     change(tiny_bundle / "service.json", "postprocess", "largest component")
     reseal(tiny_bundle)
 
@@ -60,7 +60,7 @@ def test_an_unknown_field_is_refused(tiny_bundle: Path, reseal: Callable[[Path],
 
 @pytest.mark.parametrize("name", ["service.json", "calibration.json"])
 def test_a_bundle_without_a_description_is_refused(tiny_bundle: Path, name: str) -> None:
-    """A manifest that does not list a needed file does not excuse its absence."""
+    """A required file must exist even if the manifest does not list it."""
     (tiny_bundle / name).unlink()
     write_manifest(tiny_bundle)
 
@@ -69,7 +69,7 @@ def test_a_bundle_without_a_description_is_refused(tiny_bundle: Path, name: str)
 
 
 def test_a_bundle_without_weights_is_refused(tiny_bundle: Path) -> None:
-    """The same holds for the weights: one error tree for all that is wrong with a bundle."""
+    """Missing weights are a BundleError, too."""
     (tiny_bundle / "models" / "model.safetensors").unlink()
     write_manifest(tiny_bundle)
 
@@ -79,7 +79,7 @@ def test_a_bundle_without_weights_is_refused(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weights_sha256", "config_sha256"])
 def test_a_card_of_another_model_is_refused(tiny_bundle: Path, name: str) -> None:
-    """Figures that were measured with other weights or settings are not shown for these."""
+    """A card of other weights or another configuration does not apply."""
     change(tiny_bundle / "calibration.json", name, "f" * 64)
     write_manifest(tiny_bundle)
 
@@ -90,7 +90,7 @@ def test_a_card_of_another_model_is_refused(tiny_bundle: Path, name: str) -> Non
 def test_a_locator_without_weights_is_refused(
     tiny_bundle: Path, tiny_locator: Locator, reseal: Callable[[Path], str]
 ) -> None:
-    """What it declares must be there."""
+    """The weights of a declared locator must exist."""
     change(tiny_bundle / "service.json", "locator", tiny_locator.model_dump())
     reseal(tiny_bundle)
 

@@ -11,7 +11,7 @@ from service.schemas import Reliability, StructureReliability
 
 
 def reliability(structures: int = 2) -> Reliability:
-    """Return the reliability of a model that always says 0.3 too much, where it says anything."""
+    """Return the reliability of a model that is overconfident by 0.3 in every filled bin."""
     mean_p = [None, *(0.025 + k / 20 for k in range(1, 19)), None]
     one = StructureReliability(
         name="hippocampus",
@@ -27,7 +27,7 @@ def reliability(structures: int = 2) -> Reliability:
 
 
 def test_the_picture_is_not_blank() -> None:
-    """A PNG of some size with both structures: left and right half hold ink."""
+    """The PNG shows both structures: its left and right halves have content."""
     pixels = np.asarray(Image.open(io.BytesIO(draw_reliability(reliability(), "png"))).convert("L"))
 
     assert min(pixels.shape) > 500
@@ -36,8 +36,8 @@ def test_the_picture_is_not_blank() -> None:
     assert right.std() > 20
 
 
-def test_it_says_what_was_measured_on_whom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Source, cases, persons, scores and the limit of use are text of the drawing."""
+def test_the_picture_names_source_scores_and_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Source, cases, persons, scores and the limit of use are text in the picture."""
     import matplotlib as mpl
 
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
@@ -54,7 +54,7 @@ def grey(png: bytes) -> np.ndarray:
 
 
 def test_an_image_is_drawn_as_if_it_were_the_first() -> None:
-    """Nothing of the image before is left in the figure, neither its bars nor its logarithmic axis."""
+    """Neither bars nor a logarithmic axis of the previous image remain in the figure."""
     one = reliability().model_copy(update={"source": "image 1", "n_cases": 1, "n_persons": 1})
     few = [s.model_copy(update={"count": [0, *[5] * 18, 0], "ece": 0.125}) for s in one.structures]
     other = one.model_copy(update={"source": "image 2", "structures": few})
@@ -69,7 +69,7 @@ def test_an_image_is_drawn_as_if_it_were_the_first() -> None:
 
 
 def test_an_image_says_which_it_is_and_what_it_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Source, scores and the limit of use are text; a structure that the reference lacks is named as absent."""
+    """Source, scores and the limit of use are text; a structure that the reference lacks is marked as absent."""
     import matplotlib as mpl
 
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
@@ -84,7 +84,7 @@ def test_an_image_says_which_it_is_and_what_it_scores(monkeypatch: pytest.Monkey
 
 
 def test_many_structures_stand_in_rows() -> None:
-    """Five structures take two rows of at most four: a picture of twice the height of four."""
+    """With at most four per row, five structures take two rows and twice the height."""
     heights = []
     for n in (4, 5):
         pixels = grey(CaseDiagrams(["hippocampus"] * n).draw(reliability(n), "png"))
@@ -95,7 +95,7 @@ def test_many_structures_stand_in_rows() -> None:
 
 
 def test_counts_are_logarithmic_from_a_hundredfold() -> None:
-    """Counts that differ a hundredfold stand on a linear axis, a little more on a logarithmic one; nothing is linear."""
+    """The axis is linear up to a ratio of 100 and for empty counts, and logarithmic above."""
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
@@ -108,7 +108,7 @@ def test_counts_are_logarithmic_from_a_hundredfold() -> None:
 
 
 def test_a_distribution_has_a_dot_per_defined_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three of four values are defined: three dots; a structure without any keeps its row and its name."""
+    """Three of four values are defined and give three dots; a structure without values keeps its row and name."""
     import matplotlib as mpl
 
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
@@ -122,8 +122,8 @@ def test_a_distribution_has_a_dot_per_defined_value(monkeypatch: pytest.MonkeyPa
         assert text in svg
 
 
-def test_without_matplotlib_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing optional library is a sentence, not an ImportError."""
+def test_without_matplotlib_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing optional library gives a SettingsError instead of an ImportError."""
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_manifest_lists_the_sha256_of_every_file(folder: Path) -> None:
-    """Paths are relative with forward slashes; the digest of "abc" is the one of FIPS 180-2, appendix B.1."""
+    """Paths are relative with forward slashes; the digest of "abc" is given in FIPS 180-2, appendix B.1."""
     manifest = json.loads((folder / "MANIFEST.json").read_bytes())
 
     assert manifest == {
@@ -41,7 +41,7 @@ def test_the_identity_is_the_hash_of_the_manifest(folder: Path) -> None:
 
 
 def test_large_files_are_hashed_whole(tmp_path: Path) -> None:
-    """A file of more than one read has the digest of all its bytes."""
+    """A file that takes several reads has the digest of all its bytes."""
     content = bytes(range(251)) * 9000
     (tmp_path / "large").write_bytes(content)
 
@@ -61,7 +61,7 @@ def test_one_flipped_bit_is_found(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["extra.py", "models/extra", ".hidden", "models/MANIFEST.json"])
 def test_a_file_that_the_manifest_does_not_list_is_found(folder: Path, name: str) -> None:
-    """Nothing can be slipped into a bundle, under whatever name."""
+    """Nothing can be added to a bundle under any name."""
     (folder / name).write_bytes(b"{}")
 
     with pytest.raises(BundleIntegrity, match=name):
@@ -77,7 +77,7 @@ def test_a_missing_file_is_found(folder: Path) -> None:
 
 
 def test_a_link_is_refused_even_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """What a link points to may change after it was hashed."""
+    """The target of a link may change after it was hashed."""
     weights = folder / "models" / "weights"
     weights.rename(tmp_path / "elsewhere")
     weights.symlink_to(tmp_path / "elsewhere")
@@ -89,7 +89,7 @@ def test_a_link_is_refused_even_to_the_same_bytes(folder: Path, tmp_path: Path) 
 
 
 def test_a_linked_folder_is_refused(folder: Path, tmp_path: Path) -> None:
-    """Files behind a linked folder are no files of the bundle."""
+    """Files in a linked folder do not belong to the bundle."""
     (tmp_path / "elsewhere").mkdir()
     (folder / "docs").symlink_to(tmp_path / "elsewhere")
 
@@ -110,7 +110,7 @@ def test_a_linked_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_manifest_is_refused(folder: Path, content: bytes) -> None:
-    """Whatever is wrong with the manifest, the bundle is refused in the same way."""
+    """Every fault of the manifest gives the same error."""
     (folder / "MANIFEST.json").write_bytes(content)
 
     with pytest.raises(BundleIntegrity):
@@ -118,6 +118,6 @@ def test_a_broken_manifest_is_refused(folder: Path, content: bytes) -> None:
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
-    """A folder of files is no bundle."""
+    """A folder without a manifest is not a bundle."""
     with pytest.raises(BundleIntegrity, match=r"No readable MANIFEST\.json"):
         verify_manifest(tmp_path)

@@ -16,7 +16,7 @@ UNET: dict[str, JsonValue] = {
 
 
 def test_a_declared_network_is_built(tiny_config: ServiceConfig) -> None:
-    """The arguments of the declaration decide on channels and classes."""
+    """The declared arguments determine channels and classes."""
     network = build_network(tiny_config.network)
 
     assert network(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
@@ -54,12 +54,12 @@ def test_a_network_off_the_list_is_refused(name: str) -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, JsonValue]) -> None:
-    """Whatever the network makes of bad arguments, the bundle is reported as one that cannot be served."""
+    """Every error of the constructor becomes BundleUnsupported."""
     with pytest.raises(BundleUnsupported, match=r"arguments of UNet in service\.json do not fit"):
         build_network(Network(name="UNet", arguments=UNET | arguments))
 
 
-def test_required_arguments_are_missed() -> None:
-    """A declaration without arguments builds nothing."""
+def test_missing_arguments_are_refused() -> None:
+    """A declaration without the required arguments is refused."""
     with pytest.raises(BundleUnsupported, match="missing"):
         build_network(Network(name="UNet", arguments={}))

@@ -18,8 +18,8 @@ def measured_(tiny_bundle: Path) -> Measurement:
     return card.measurements[0].model_copy(update={"precision": "bf16"})
 
 
-def test_an_overlay_stands_beside_the_card(tiny_bundle: Path, measured: Measurement, tmp_path: Path) -> None:
-    """What was measured here is found again, for this bundle and beside what its card holds."""
+def test_an_overlay_adds_to_the_card(tiny_bundle: Path, measured: Measurement, tmp_path: Path) -> None:
+    """A stored measurement is returned together with those of the card."""
     bundle = describe_bundle(tiny_bundle)
 
     write_overlay(tmp_path, bundle, measured)
@@ -28,8 +28,8 @@ def test_an_overlay_stands_beside_the_card(tiny_bundle: Path, measured: Measurem
     assert set(measurements_of(bundle, None)) == {REFERENCE}
 
 
-def test_an_overlay_never_takes_the_place_of_the_card(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Of a kind that the card covers, the card's own measurement counts."""
+def test_an_overlay_never_replaces_the_card(tiny_bundle: Path, tmp_path: Path) -> None:
+    """If the card covers an engine kind, the card's own measurement is used."""
     bundle = describe_bundle(tiny_bundle)
     stated = bundle.card.measurements[0]
 
@@ -44,7 +44,7 @@ def test_an_overlay_never_takes_the_place_of_the_card(tiny_bundle: Path, tmp_pat
 def test_a_changed_overlay_is_refused(
     tiny_bundle: Path, measured: Measurement, tmp_path: Path, old: str, new: str
 ) -> None:
-    """A file of another bundle or kind, or one that is damaged, is named and not believed."""
+    """A damaged file, or one of another bundle or engine kind, is refused by name."""
     bundle = describe_bundle(tiny_bundle)
     file = write_overlay(tmp_path, bundle, measured)
     file.write_text(file.read_text().replace(old, new, 1))

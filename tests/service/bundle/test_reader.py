@@ -29,7 +29,7 @@ class Bomb:
 
 
 def test_a_bundle_is_loaded_ready_to_serve(tiny_bundle: Path, tiny_config: ServiceConfig) -> None:
-    """The network holds the weights of the file, in evaluation mode, and its identity is the manifest's."""
+    """The network has the weights of the file and is in evaluation mode; the identity is the manifest's."""
     bundle = load_bundle(tiny_bundle, CPU)
 
     expected = build_network(tiny_config.network).eval()
@@ -43,7 +43,7 @@ def test_a_bundle_is_loaded_ready_to_serve(tiny_bundle: Path, tiny_config: Servi
 
 
 def test_changed_weights_are_refused(tiny_bundle: Path) -> None:
-    """One flipped bit of the weights is found by the manifest."""
+    """One flipped bit of the weights is detected."""
     content = bytearray((tiny_bundle / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (tiny_bundle / WEIGHTS).write_bytes(content)
@@ -53,7 +53,7 @@ def test_changed_weights_are_refused(tiny_bundle: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(tiny_bundle: Path, reseal: Reseal) -> None:
-    """Same layers, other widths: the shapes do not fit."""
+    """Weights of the same layers with other widths do not fit."""
     wider = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 16], "strides": [2]}
     save_file(build_network(Network(name="UNet", arguments=wider)).state_dict(), tiny_bundle / WEIGHTS)
     reseal(tiny_bundle)
@@ -64,7 +64,7 @@ def test_weights_of_another_network_are_refused(tiny_bundle: Path, reseal: Resea
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
 def test_weights_are_complete_and_nothing_more(tiny_bundle: Path, reseal: Reseal, change: str) -> None:
-    """A tensor too few would stay random, one too many belongs to another network: neither is overlooked."""
+    """A missing tensor and an extra tensor are both refused."""
     weights = load_file(tiny_bundle / WEIGHTS)
     if change == "missing":
         weights.popitem()
@@ -87,7 +87,7 @@ def test_weights_are_complete_and_nothing_more(tiny_bundle: Path, reseal: Reseal
     ],
 )
 def test_damaged_weights_are_refused(tiny_bundle: Path, reseal: Reseal, damage: Callable[[bytes], bytes]) -> None:
-    """Weights that were damaged before they were sealed are refused by their format."""
+    """Damaged weights with a valid hash are refused, too."""
     (tiny_bundle / WEIGHTS).write_bytes(damage((tiny_bundle / WEIGHTS).read_bytes()))
     reseal(tiny_bundle)
 
@@ -96,7 +96,7 @@ def test_damaged_weights_are_refused(tiny_bundle: Path, reseal: Reseal, damage: 
 
 
 def test_a_network_off_the_list_is_refused(tiny_bundle: Path, reseal: Reseal) -> None:
-    """A bundle brings no code: an unknown network cannot be served."""
+    """A bundle cannot bring code, so an unknown network is refused."""
     declaration = tiny_bundle / "service.json"
     declaration.write_text(declaration.read_text().replace('"UNet"', '"MyNet"'))
     reseal(tiny_bundle)

@@ -13,7 +13,7 @@ Reseal = Callable[[Path], str]
 
 
 def copy_of(bundle: Path, root: Path, reseal: Reseal, **fields: object) -> Path:
-    """Copy a bundle, with other values in its service.json."""
+    """Copy a bundle and change its service.json."""
     shutil.copytree(bundle, root)
     declaration = json.loads((root / "service.json").read_bytes()) | fields
     (root / "service.json").write_text(json.dumps(declaration))
@@ -22,7 +22,7 @@ def copy_of(bundle: Path, root: Path, reseal: Reseal, **fields: object) -> Path:
 
 
 def test_bundles_are_found_by_name(tiny_bundle: Path, reseal: Reseal) -> None:
-    """Every folder that holds a valid bundle is served under the bundle's name, not the folder's."""
+    """Each valid bundle is served under its own name, not that of its folder."""
     other = copy_of(tiny_bundle, tiny_bundle.parent / "folder", reseal, name="other")
 
     registry = Registry.scan(tiny_bundle.parent)
@@ -33,7 +33,7 @@ def test_bundles_are_found_by_name(tiny_bundle: Path, reseal: Reseal) -> None:
 
 
 def test_a_reference_may_pin_the_identity(tiny_bundle: Path) -> None:
-    """`name@sha256` finds that very model and no other version of it."""
+    """`name@sha256` finds exactly this version of a model."""
     registry = Registry.scan(tiny_bundle.parent)
     identity = registry.find("tiny").identity
 
@@ -43,19 +43,19 @@ def test_a_reference_may_pin_the_identity(tiny_bundle: Path) -> None:
 
 
 def test_an_unknown_model_is_refused_with_those_installed(tiny_bundle: Path) -> None:
-    """The caller learns what there is, and does not read back what was sent."""
+    """The message lists the installed models and does not repeat the request."""
     with pytest.raises(ModelNotFound, match=r"^The requested model is not installed\. Installed: tiny\.$"):
         Registry.scan(tiny_bundle.parent).find("<script>")
 
 
 def test_an_empty_registry_says_so(tmp_path: Path) -> None:
-    """Without a bundle the message does not end in an empty list."""
+    """Without bundles the message says "none"."""
     with pytest.raises(ModelNotFound, match=r"Installed: none\.$"):
         Registry.scan(tmp_path).find("tiny")
 
 
 def test_a_broken_bundle_is_kept_with_its_reason(tiny_bundle: Path, reseal: Reseal) -> None:
-    """One broken bundle does not stop the others; why it is not served can be told."""
+    """A broken bundle does not affect the others, and its reason is kept."""
     broken = copy_of(tiny_bundle, tiny_bundle.parent / "broken", reseal, name="other")
     (broken / "LICENSE").unlink()
 
@@ -67,8 +67,8 @@ def test_a_broken_bundle_is_kept_with_its_reason(tiny_bundle: Path, reseal: Rese
 
 
 @pytest.mark.parametrize("content", ["{}", '{"files": []}'])
-def test_no_manifest_stops_the_service(tiny_bundle: Path, reseal: Reseal, content: str) -> None:
-    """However broken a manifest is, the other bundles are served."""
+def test_a_broken_manifest_does_not_stop_the_service(tiny_bundle: Path, reseal: Reseal, content: str) -> None:
+    """The other bundles are served."""
     broken = copy_of(tiny_bundle, tiny_bundle.parent / "broken", reseal)
     (broken / "MANIFEST.json").write_text(content)
 
@@ -77,8 +77,8 @@ def test_no_manifest_stops_the_service(tiny_bundle: Path, reseal: Reseal, conten
     assert (list(registry.ready), list(registry.broken)) == (["tiny"], ["broken"])
 
 
-def test_no_lack_of_weights_stops_the_service(tiny_bundle: Path, reseal: Reseal) -> None:
-    """A bundle that was exported without its weights is broken like any other."""
+def test_missing_weights_do_not_stop_the_service(tiny_bundle: Path, reseal: Reseal) -> None:
+    """A bundle without weights counts as broken."""
     broken = copy_of(tiny_bundle, tiny_bundle.parent / "broken", reseal)
     (broken / "models" / "model.safetensors").unlink()
     write_manifest(broken)
@@ -89,22 +89,22 @@ def test_no_lack_of_weights_stops_the_service(tiny_bundle: Path, reseal: Reseal)
 
 
 def test_the_later_folder_wins(tiny_bundle: Path, tmp_path: Path, reseal: Reseal) -> None:
-    """A bundle of the operator's own folder replaces the shipped one of the same name."""
+    """A bundle in the operator's folder replaces the shipped one of the same name."""
     own = copy_of(tiny_bundle, tmp_path / "own" / "tiny", reseal, version="9.9.9")
 
     assert Registry.scan(tiny_bundle.parent, own.parent).find("tiny").config.version == "9.9.9"
     assert Registry.scan(own.parent, tiny_bundle.parent).find("tiny").config.version == "0.0.1"
 
 
-def test_files_beside_the_bundles_are_passed_over(tiny_bundle: Path) -> None:
-    """A README among the bundles is no broken bundle."""
+def test_files_beside_the_bundles_are_ignored(tiny_bundle: Path) -> None:
+    """A README among the bundles is not a broken bundle."""
     (tiny_bundle.parent / "README.md").write_text("Bundles.\n")
 
     assert Registry.scan(tiny_bundle.parent).broken == {}
 
 
-def test_what_was_unloaded_is_not_served_until_it_is_loaded(tiny_bundle: Path) -> None:
-    """Its name gives a reason, not a 404; unloading twice changes nothing."""
+def test_an_unloaded_bundle_is_not_served_until_it_is_loaded(tiny_bundle: Path) -> None:
+    """Its name gives ModelUnloaded, not ModelNotFound; unloading twice changes nothing."""
     registry = Registry.scan(tiny_bundle.parent)
 
     assert registry.unload("tiny").identity == registry.unload("tiny").identity
@@ -116,7 +116,7 @@ def test_what_was_unloaded_is_not_served_until_it_is_loaded(tiny_bundle: Path) -
 
 
 def test_a_registry_can_begin_with_models_out_of_service(tiny_bundle: Path) -> None:
-    """A name that has gone from the disk meanwhile is no error."""
+    """A name that no longer exists on disk is ignored."""
     registry = Registry.scan(tiny_bundle.parent, unloaded=["tiny", "gone"])
 
     assert (list(registry.ready), list(registry.unloaded)) == ([], ["tiny"])
@@ -142,8 +142,8 @@ def test_loading_finds_what_came_since(tiny_bundle: Path, reseal: Reseal) -> Non
         registry.find(earlier)
 
 
-def test_loading_what_has_become_invalid_changes_nothing(tiny_bundle: Path) -> None:
-    """The version in service stays there, and the administrator learns what is wrong with the new one."""
+def test_loading_an_invalid_bundle_changes_nothing(tiny_bundle: Path) -> None:
+    """The version in service stays, and the error says what is wrong with the new one."""
     registry = Registry.scan(tiny_bundle.parent)
     (tiny_bundle / "LICENSE").unlink()
 

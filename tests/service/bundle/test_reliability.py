@@ -7,7 +7,7 @@ from service.calibration.histogram import ReliabilityHistogram
 
 
 def record(case: str, person: str, p: list[float], labels: list[int]) -> CaseRecord:
-    """Return the record of an image with background and one structure of these probabilities."""
+    """Return the record of an image with background and one structure with these probabilities."""
     probs = np.array([[1 - x for x in p], p], np.float32)
     sums = measure_case(case, person, probs, probs.argmax(axis=0).astype(np.uint8), np.array(labels))
     return CaseRecord.of(sums, (1, 1, len(p)), (1.0, 1.0, 1.0))
@@ -17,11 +17,11 @@ TWO = [
     record("a", "A", [0.12, 0.12, 0.12, 0.12], [0, 0, 0, 1]),
     record("b", "A", [0.12, 0.12, 0.97, 0.97], [0, 1, 1, 1]),
 ]
-"""Bin 2 holds four voxels with frequency 1/4 in the first image, two with 1/2 in the second; bin 19 two with 1."""
+"""Bin 2 has four voxels with frequency 1/4 in the first image and two with 1/2 in the second; bin 19 two with 1."""
 
 
 def test_voxels_are_pooled_and_images_kept_apart() -> None:
-    """Six voxels of bin 2 have the frequency 1/3 together; apart, one image shows 1/4 and one 1/2."""
+    """The six voxels of bin 2 have a pooled frequency of 1/3; apart, the images have 1/4 and 1/2."""
     actual = reliability_of(TWO, ["structure"], "two images")
 
     (structure,) = actual.structures
@@ -35,7 +35,7 @@ def test_voxels_are_pooled_and_images_kept_apart() -> None:
 
 
 def test_scores_are_those_of_the_pooled_histogram() -> None:
-    """Gaps 1/3 - 0.12 in bin 2 and 0.03 in bin 19: ACE their mean, MCE the larger, ECE weighted 6 to 2."""
+    """For gaps 1/3 - 0.12 and 0.03, ACE is the mean, MCE the larger, and ECE weights them 6 to 2."""
     (structure,) = reliability_of(TWO, ["structure"], "two images").structures
 
     gaps = 1 / 3 - 0.12, 0.03
@@ -45,7 +45,7 @@ def test_scores_are_those_of_the_pooled_histogram() -> None:
 
 
 def test_an_image_without_the_structure_has_no_frequency_of_it() -> None:
-    """Its voxels are pooled, but it stands in no cell; a structure that no image has is without scores."""
+    """Its voxels are pooled, but it counts in no cell; a structure that no image has gets no scores."""
     absent = record("c", "B", [0.12, 0.12], [0, 0])
 
     (structure,) = reliability_of([absent], ["structure"], "one image").structures
@@ -55,8 +55,8 @@ def test_an_image_without_the_structure_has_no_frequency_of_it() -> None:
     assert (structure.ace, structure.ece, structure.mce) == (None, None, None)
 
 
-def test_every_filled_bin_of_an_image_stands_in_one_cell() -> None:
-    """Summed over frequencies the cells count the images that fill a bin."""
+def test_every_filled_bin_of_an_image_counts_in_one_cell() -> None:
+    """Summed over frequencies, the cells give the number of images with voxels in a bin."""
     generator = np.random.default_rng(0)
     probs = generator.dirichlet([1, 1, 1], size=(4, 50)).transpose(0, 2, 1).astype(np.float32)
     labels = generator.integers(3, size=(4, 50))

@@ -8,19 +8,19 @@ from service.bundle.schema import Locator, Region, ServiceConfig, Window, ZScore
 
 
 def test_a_declaration_survives_json(tiny_config: ServiceConfig) -> None:
-    """What is written to service.json is read back as it was."""
+    """A configuration written to JSON is read back unchanged."""
     assert ServiceConfig.model_validate_json(tiny_config.model_dump_json()) == tiny_config
 
 
-def test_intensity_steps_are_told_apart_by_their_name(tiny_config: ServiceConfig) -> None:
-    """A list of steps keeps kinds and order."""
+def test_intensity_steps_are_distinguished_by_name(tiny_config: ServiceConfig) -> None:
+    """A list of steps keeps types and order."""
     document = changed(tiny_config, intensity=[{"step": "window", "low": -100, "high": 240}, {"step": "zscore"}])
 
     assert ServiceConfig.model_validate(document).intensity == [Window(low=-100, high=240), ZScore(nonzero=False)]
 
 
 def test_a_declaration_cannot_be_changed(tiny_config: ServiceConfig) -> None:
-    """Nobody changes a declaration after it was verified."""
+    """A verified configuration is immutable."""
     with pytest.raises(ValidationError, match="frozen"):
         tiny_config.name = "other"  # type: ignore[misc]
 
@@ -45,8 +45,8 @@ def test_a_declaration_cannot_be_changed(tiny_config: ServiceConfig) -> None:
         pytest.param("temperature", [1.0, 1.0, float("inf")], id="an infinite temperature"),
     ],
 )
-def test_what_cannot_be_served_is_refused(tiny_config: ServiceConfig, field: str, value: object) -> None:
-    """Each of these values would fail or mislead later: the schema refuses it, and names the field."""
+def test_invalid_fields_are_refused(tiny_config: ServiceConfig, field: str, value: object) -> None:
+    """The schema refuses each of these values and names the field."""
     with pytest.raises(ValidationError, match=field):
         ServiceConfig.model_validate(changed(tiny_config, **{field: value}))
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_served_is_refused(tiny_config: ServiceConfig, field: str
 def test_labels_begin_with_background_and_are_distinct_bytes(
     tiny_config: ServiceConfig, values: list[int], message: str
 ) -> None:
-    """A mask of bytes needs background 0 and one value for each structure."""
+    """A mask of bytes needs background 0 and a value for each structure."""
     labels = [{"value": value, "name": f"label {value}", "color": (0, 0, 0)} for value in values]
 
     with pytest.raises(ValidationError, match=message):
@@ -77,7 +77,7 @@ def test_every_label_has_a_temperature(tiny_config: ServiceConfig) -> None:
 
 
 def test_regions_are_made_of_labels(tiny_config: ServiceConfig) -> None:
-    """A region may join existing labels only."""
+    """A region can join only existing labels."""
     whole = {"name": "whole", "labels": [1, 2]}
 
     assert ServiceConfig.model_validate(changed(tiny_config, regions=[whole])).regions[0].labels == [1, 2]
@@ -86,12 +86,12 @@ def test_regions_are_made_of_labels(tiny_config: ServiceConfig) -> None:
 
 
 def changed(config: ServiceConfig, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
-    """Return the document of a declaration with other values."""
+    """Return a configuration as a document with changed fields."""
     return config.model_dump(mode="json") | fields
 
 
 def test_a_located_result_has_the_labels_of_each_part(tiny_config: ServiceConfig, tiny_locator: Locator) -> None:
-    """One background, then the structures of each part with the temperatures and regions of the network's own."""
+    """The labels are one background and each part's structures, with the network's temperatures and regions."""
     config = ServiceConfig.model_validate(
         tiny_config.model_dump()
         | {
@@ -128,7 +128,7 @@ def test_a_located_result_has_the_labels_of_each_part(tiny_config: ServiceConfig
 def test_a_locator_fits_the_network(
     change: Callable[[dict[str, Any]], dict[str, Any]], why: str, tiny_config: ServiceConfig, tiny_locator: Locator
 ) -> None:
-    """What a part is called must follow from what the network knows."""
+    """Labels and landmarks of the parts must agree with the network."""
     locator = tiny_locator.model_dump()
     locator["parts"][0] |= change(locator["parts"][0])
 

@@ -16,7 +16,7 @@ def card(tiny_bundle: Path) -> CalibrationCard:
     return describe_bundle(tiny_bundle).card.model_copy(update={"shift_references": (reference,)})
 
 
-def test_a_statement_that_holds_gives_figures_and_whom_they_are_about(card: CalibrationCard) -> None:
+def test_a_statement_that_holds_gives_figures_and_population(card: CalibrationCard) -> None:
     """It names population, date and engine, and says that it does not describe this image."""
     measurement = card.measurements[0]
     statement = statement_of(card, measurement, [])
@@ -34,7 +34,7 @@ def test_a_statement_that_holds_gives_figures_and_whom_they_are_about(card: Cali
 
 
 def test_the_text_spells_the_figures_of_the_card(card: CalibrationCard) -> None:
-    """Three decimals with the interval; the case's sums give DSC 1 and |0.75 - 1| in one bin, 0.125 in the other."""
+    """Figures have three decimals and their interval."""
     text = statement_of(card, card.measurements[0], []).text
 
     assert "a DSC of 1.000 (1.000 to 1.000)" in text
@@ -43,7 +43,7 @@ def test_the_text_spells_the_figures_of_the_card(card: CalibrationCard) -> None:
 
 
 def test_an_undefined_figure_is_unknown(card: CalibrationCard) -> None:
-    """A figure that could not be computed is no number in the text."""
+    """A figure that could not be computed is "unknown" in the text."""
     scores = card.measurements[0].scores | {"dsc": Interval(value=None, low=None, high=None)}
     measurement = card.measurements[0].model_copy(update={"scores": scores})
 
@@ -51,7 +51,7 @@ def test_an_undefined_figure_is_unknown(card: CalibrationCard) -> None:
 
 
 def test_a_withdrawn_statement_gives_no_figure(card: CalibrationCard) -> None:
-    """It gives the reasons, still names the population, and no figure can be read from it."""
+    """It gives the reasons and the population but no figures."""
     statement = statement_of(card, card.measurements[0], ["extent along axis 2: 9.0 mm"])
 
     assert statement.status == "withdrawn"
@@ -62,26 +62,26 @@ def test_a_withdrawn_statement_gives_no_figure(card: CalibrationCard) -> None:
 
 
 @pytest.mark.parametrize("value", [40.0, 60.0, 40.0 / MARGIN, 60.0 * MARGIN])
-def test_a_scan_within_the_margin_is_like_the_card_s(card: CalibrationCard, value: float) -> None:
-    """The range of the cases and a quarter beyond it is no reason."""
+def test_a_scan_within_the_margin_is_accepted(card: CalibrationCard, value: float) -> None:
+    """Values in the range of the cases, widened by a quarter, give no reason."""
     assert reasons_to_withdraw({"extent_mm_2": value}, card) == []
 
 
 @pytest.mark.parametrize("value", [31.9, 75.1, 0.0, float("nan")])
 def test_a_scan_beyond_the_margin_is_a_reason(card: CalibrationCard, value: float) -> None:
-    """What lies outside on either side, or is no number, is named with what was found and what the cases span."""
+    """A value outside on either side, or NaN, gives a reason with the value and the range of the cases."""
     assert reasons_to_withdraw({"extent_mm_2": value}, card) == [
         f"extent along axis 2: {value:.1f} mm; the card's cases span 40.0 to 60.0."
     ]
 
 
 def test_a_card_without_references_withdraws_nothing(card: CalibrationCard) -> None:
-    """Without reference distributions there is nothing to compare by."""
+    """Without reference values there is nothing to compare with."""
     assert reasons_to_withdraw({}, card.model_copy(update={"shift_references": ()})) == []
 
 
 def test_the_shipped_card_can_be_compared_by_every_feature() -> None:
-    """The card that comes with the package withdraws for field of view and voxel size along each axis."""
+    """The shipped card covers field of view and voxel size along each axis."""
     card = describe_bundle(SHIPPED / DEFAULT_MODEL).card
 
     assert {reference.feature for reference in card.shift_references} == set(FEATURES)

@@ -31,14 +31,14 @@ KEYS = [
 ]
 
 ROWS = [(0,), (1, 2), (2,)]
-"""Background, two classes together, the second of them alone."""
+"""Background, two classes joined, and the second of them alone."""
 
 Bins = dict[int, tuple[int, float, int]]
-"""Bin -> number of voxels, their mean probability, number of them that carry the label."""
+"""Bin -> number of voxels, their mean probability, number of them with the label."""
 
 
 def case(person: str, structure: Bins, *, overlap: tuple[int, int] = (0, 0), floor: float = 0.0) -> CaseSums:
-    """Return a case of background and one structure, whose bins are given; `overlap` is intersection and mask size."""
+    """Return a case of background and one structure with the given bins; `overlap` is intersection and mask size."""
     sums = np.zeros((3, 2, 20))
     for k, (n, p, y) in structure.items():
         sums[:, 1, k] = n, n * p, y
@@ -65,11 +65,11 @@ UNSURE = case("B", {14: (12, 0.71875, 6)}, overlap=(6, 10), floor=0.125)
 """Gap 0.21875; DSC 2 * 6 / (10 + 6)."""
 
 ABSENT = case("C", {4: (8, 0.25, 0)}, overlap=(0, 2), floor=0.5)
-"""The structure is not in the reference; two voxels are taken for it all the same."""
+"""The reference lacks the structure, but two voxels are predicted."""
 
 
 def test_macro_is_the_mean_over_cases() -> None:
-    """Each case is scored by itself, whatever its size, then the scores are averaged."""
+    """Each case is scored by itself, independent of its size, then scores are averaged."""
     scores = cohort_scores([SURE, UNSURE])
 
     assert scores["dsc"].value == pytest.approx((8 / 12 + 12 / 16) / 2)
@@ -90,7 +90,7 @@ def test_micro_pools_voxels_not_means() -> None:
 
 
 def test_brier_and_nll_are_means_over_voxels_then_cases() -> None:
-    """Two cases of different size count alike."""
+    """Cases of different size have equal weight."""
     worse = replace(UNSURE, brier=1.0 * 12, nll=0.75 * 12)
 
     scores = cohort_scores([SURE, worse])
@@ -99,7 +99,7 @@ def test_brier_and_nll_are_means_over_voxels_then_cases() -> None:
 
 
 def test_a_class_is_left_out_of_a_case_that_lacks_it() -> None:
-    """A case without the structure has no DSC, calibration or floor, and moves no macro figure."""
+    """A case without the structure has no DSC, calibration or floor and changes no macro figure."""
     with_absent, without = cohort_scores([SURE, ABSENT]), cohort_scores([SURE])
 
     assert math.isnan(ABSENT.dsc[1])
@@ -108,19 +108,19 @@ def test_a_class_is_left_out_of_a_case_that_lacks_it() -> None:
 
 
 def test_a_class_that_no_case_has_is_undefined() -> None:
-    """Every figure of such a class is NaN, value and interval, and nothing is warned about."""
+    """Values and intervals of such a class are NaN, without a warning."""
     for figure in class_scores([ABSENT, replace(ABSENT, person="D")], 1).values():
         assert np.isnan([figure.value, figure.low, figure.high]).all()
 
 
 def test_cases_of_one_person_are_not_resampled() -> None:
-    """Two scans of one person are always drawn together, so that no interval can be taken from them."""
+    """Two scans of one person are always drawn together, so the interval has no width."""
     for figure in cohort_scores([SURE, replace(UNSURE, person="A")]).values():
         assert figure.low == figure.value == figure.high
 
 
 def test_the_interval_of_two_persons_spans_both() -> None:
-    """Of four equally likely draws one holds the first person twice and one the second: the extremes."""
+    """One of four equally likely draws holds the first person twice and one the second: the extremes."""
     scores = cohort_scores([SURE, UNSURE])
 
     assert scores["ace_macro"] == BootstrapEstimate(0.171875, 0.125, 0.21875)
@@ -128,7 +128,7 @@ def test_the_interval_of_two_persons_spans_both() -> None:
 
 
 def test_a_person_with_two_scans_weighs_twice() -> None:
-    """Scans are averaged, persons drawn: the value counts both scans of A, the extremes hold A or B alone."""
+    """Scans are averaged but persons are drawn: the value counts both scans of A, the extremes only A or only B."""
     scores = cohort_scores([SURE, SURE, UNSURE])
 
     assert scores["ace_macro"].value == pytest.approx((2 * 0.125 + 0.21875) / 3)
@@ -136,7 +136,7 @@ def test_a_person_with_two_scans_weighs_twice() -> None:
 
 
 def test_intervals_are_reproducible_by_their_seed() -> None:
-    """The same seed gives the same intervals; another seed moves them, but no value."""
+    """The same seed gives the same intervals; another seed changes intervals but no value."""
     cohort = [case(str(k), {4: (4 + k, 0.25, 1)}, overlap=(1, 1 + k)) for k in range(12)]
 
     first, again, other = (cohort_scores(cohort, seed=seed) for seed in (1, 1, 2))
@@ -147,7 +147,7 @@ def test_intervals_are_reproducible_by_their_seed() -> None:
 
 
 def test_class_scores_look_at_one_class() -> None:
-    """Figures of the structure alone equal the foreground's of a cohort with one structure; Brier and NLL have none."""
+    """With a single structure its figures equal the foreground's; Brier and NLL are left out."""
     foreground, structure = cohort_scores([SURE, UNSURE]), class_scores([SURE, UNSURE], 1)
 
     assert sorted(foreground) == KEYS
@@ -155,14 +155,14 @@ def test_class_scores_look_at_one_class() -> None:
 
 
 def test_background_is_no_part_of_the_headline() -> None:
-    """The floor of the background is 0 and its Dice is not: neither enters the mean over the foreground."""
+    """Figures of the background do not enter the mean over the foreground."""
     assert cohort_scores([SURE])["ace_floor"].value == 0.0625
     assert class_scores([SURE], 0)["ace_floor"].value == 0.0
     assert class_scores([SURE], 0)["dsc"].value == 0.0
 
 
 def test_sums_of_a_case() -> None:
-    """Four voxels: three agree, the mask holds two of each class; sizes and Dice follow."""
+    """For four voxels, of which three agree, sizes, Dice, Brier and NLL are known."""
     probs = np.array([[0.75, 0.75, 0.25, 0.0], [0.25, 0.25, 0.75, 1.0]], np.float32).reshape(2, 2, 2, 1)
     mask = np.array([0, 0, 1, 1], np.uint8).reshape(2, 2, 1)
     labels = np.array([0, 1, 1, 1], np.uint8).reshape(2, 2, 1)
@@ -181,7 +181,7 @@ def test_sums_of_a_case() -> None:
 
 
 def test_a_case_with_a_label_outside_the_classes_is_refused() -> None:
-    """A reference that holds a class more than the network is no measurement."""
+    """A reference with more classes than the network cannot be scored."""
     probs = np.full((2, 2, 2, 2), 0.5, np.float32)
     mask = np.zeros((2, 2, 2), np.uint8)
 
@@ -190,9 +190,9 @@ def test_a_case_with_a_label_outside_the_classes_is_refused() -> None:
 
 
 def test_sums_of_a_case_by_structure() -> None:
-    """Background, front + back as one, back alone: sizes, overlap and bins are those of the merged classes.
+    """Sizes, overlap and bins of joined classes are those of the merged class.
 
-    Of five voxels one that is truly front is taken for back: an error for back, none for the two together.
+    Of five voxels one of front is predicted as back: an error for back, but none for the two joined.
     """
     probs = np.array([[0.5, 0.125, 0, 0.25, 1], [0.25, 0.25, 0.5, 0.25, 0], [0.25, 0.625, 0.5, 0.5, 0]], np.float32)
     labels, mask = np.array([0, 1, 2, 0, 0], np.uint8), np.array([0, 2, 1, 2, 0], np.uint8)
@@ -211,7 +211,7 @@ def test_sums_of_a_case_by_structure() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_structures_agree_with_a_case_whose_classes_were_merged(seed: int) -> None:
-    """Merging classes first, or summing them as structures, gives the same sizes, overlap and bins."""
+    """Merging classes first or joining them as structures gives the same sizes, overlap and bins."""
     generator = np.random.default_rng(seed)
     probs = generator.dirichlet([0.5] * 4, size=(3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
     labels, mask = generator.integers(4, size=(2, 3, 4, 5)).astype(np.uint8)
@@ -228,7 +228,7 @@ def test_structures_agree_with_a_case_whose_classes_were_merged(seed: int) -> No
 
 
 def test_each_class_is_a_structure_by_default() -> None:
-    """Without structures, every sum is that of the classes one by one."""
+    """Without structures the sums are those of each class."""
     generator = np.random.default_rng(5)
     probs = generator.dirichlet([0.5] * 3, size=(3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
     labels, mask = generator.integers(3, size=(2, 3, 4, 5)).astype(np.uint8)

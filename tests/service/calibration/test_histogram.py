@@ -31,7 +31,7 @@ PROBABILITY = st.one_of(
 
 @st.composite
 def images(draw: st.DrawFn, classes: int | None = None) -> Image:
-    """Draw up to 30 voxels of 1 to 4 classes; many probabilities lie on a bin's edge."""
+    """Draw up to 30 voxels of 1 to 4 classes, with many probabilities on bin edges."""
     c = classes or draw(st.integers(1, 4))
     n = draw(st.integers(0, 30))
     return (
@@ -61,7 +61,7 @@ def oracle(image: Image) -> tuple[list[list[int]], list[list[float]], list[list[
 
 
 def without_overlap(draw: st.DrawFn, classes: int) -> list[tuple[int, ...]]:
-    """Draw structures: each class belongs to one of them or to none."""
+    """Draw structures without overlap: each class belongs to at most one."""
     owner = draw(st.lists(st.integers(-1, classes - 1), min_size=classes, max_size=classes))
     rows = [tuple(c for c in range(classes) if owner[c] == row) for row in range(classes)]
     return [row for row in rows if row] or [(0,)]
@@ -69,7 +69,7 @@ def without_overlap(draw: st.DrawFn, classes: int) -> list[tuple[int, ...]]:
 
 @st.composite
 def unions(draw: st.DrawFn) -> tuple[Image, list[tuple[int, ...]]]:
-    """Draw an image of 4 classes whose probabilities sum to 1, many of them multiples of 1/20, and structures of them."""
+    """Draw an image of 4 classes whose probabilities sum to 1, many of them multiples of 1/20, and structures."""
     n = draw(st.integers(0, 30))
     cuts = np.sort(draw(arrays(np.float64, (3, n), elements=PROBABILITY)), axis=0)
     probs = np.diff(np.vstack([np.zeros(n), cuts, np.ones(n)]), axis=0).astype(np.float32)
@@ -78,21 +78,21 @@ def unions(draw: st.DrawFn) -> tuple[Image, list[tuple[int, ...]]]:
 
 
 def assert_same(left: ReliabilityHistogram, right: ReliabilityHistogram) -> None:
-    """Compare counts exactly, probability sums but for the order of their additions."""
+    """Compare counts exactly and probability sums up to the order of summation."""
     np.testing.assert_array_equal(left.count, right.count)
     np.testing.assert_array_equal(left.sum_y, right.sum_y)
     np.testing.assert_allclose(left.sum_p, right.sum_p, rtol=1e-12, atol=1e-30)
 
 
 def assert_identical(left: ReliabilityHistogram, right: ReliabilityHistogram) -> None:
-    """Compare bit by bit, types included."""
+    """Compare types, shapes and bits."""
     for name in ("count", "sum_p", "sum_y"):
         a, b = getattr(left, name), getattr(right, name)
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 def test_bins_are_right_closed_and_hold_zero_and_one() -> None:
-    """The edge k/20 belongs to the bin below it, 0 to the first bin and 1 to the last."""
+    """An edge k/20 belongs to the bin below it, 0 to the first bin and 1 to the last."""
     assert bin_index(EDGES).tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
 
 
@@ -104,7 +104,7 @@ def test_bins_next_to_an_edge() -> None:
 
 
 def test_bins_are_those_of_float32_for_float64_input() -> None:
-    """A float64 probability is rounded to float32 first, so that every caller finds the same bin."""
+    """A float64 probability is rounded to float32 first, so all callers get the same bin."""
     assert bin_index(np.array([0.15, 0.15 + 1e-12, 0.3, 0.55])).tolist() == [2, 2, 5, 10]
 
 
@@ -117,7 +117,7 @@ def test_bin_index_follows_the_documented_rule(p: float, bins: int) -> None:
 
 
 def test_sums_of_four_voxels() -> None:
-    """Two voxels share bin 4, (0.2, 0.25], one of them labelled; the rest lie alone."""
+    """Two voxels share bin 4, (0.2, 0.25], one of them with the label; the others are alone in their bins."""
     probs = np.array([[0.75, 0.75, 0.0, 1.0], [0.25, 0.25, 1.0, 0.0]], np.float32)
     histogram = ReliabilityHistogram.from_probabilities(probs, np.array([0, 1, 1, 0]))
 
@@ -151,9 +151,9 @@ def test_sums_equal_a_loop_over_voxels(image: Image) -> None:
 
 @given(unions())
 def test_a_structure_sums_the_probabilities_of_its_classes(drawn: tuple[Image, list[tuple[int, ...]]]) -> None:
-    """A row of several classes equals a loop in float64 over the voxels; its label is any of theirs.
+    """A row of several classes equals a float64 loop over the voxels; any of their labels counts.
 
-    The sum is taken in float32, so that one within 1e-6 of an edge k/20 may lie on either side: such voxels are moved.
+    Sums are computed in float32, so a sum within 1e-6 of an edge k/20 may fall on either side: such voxels are left out.
     """
     (probs, labels), rows = drawn
     exact = np.stack([probs[list(row)].sum(axis=0, dtype=np.float64) for row in rows]).reshape(len(rows), -1)
@@ -212,7 +212,7 @@ def test_a_sum_that_rounding_lifts_above_one_is_one() -> None:
 def test_a_histogram_is_saved_and_loaded_bit_for_bit(
     integers: npt.NDArray[np.int64], sum_p: npt.NDArray[np.float64]
 ) -> None:
-    """The record of a card is how sums are kept: to JSON and back no digit and no integer type is lost."""
+    """A card's record keeps every digit and integer type through JSON."""
     histogram = ReliabilityHistogram(integers[0], sum_p, integers[1])
     zeros = np.zeros(3, np.int64)
     sums = CaseSums("case", "person", histogram, 0.0, 0.0, zeros, zeros, np.zeros(3))
@@ -236,7 +236,7 @@ def test_adding_histograms_pools_their_voxels(first: Image, second: Image) -> No
 
 @given(images())
 def test_the_empty_histogram_changes_nothing(image: Image) -> None:
-    """The histogram of no voxels is neutral."""
+    """The empty histogram is the neutral element of addition."""
     histogram = ReliabilityHistogram.from_probabilities(*image)
 
     assert_same(histogram + ReliabilityHistogram.empty(len(image[0])), histogram)
@@ -255,7 +255,7 @@ def test_the_order_of_voxels_is_irrelevant(image: Image, random: Random) -> None
 
 @pytest.mark.parametrize("chunk", [1, 7, 60, 61])
 def test_the_chunk_size_is_irrelevant(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image of 60 voxels gives the same sums whether it is binned at once or in parts."""
+    """An image of 60 voxels gives the same sums binned at once or in chunks."""
     generator = np.random.default_rng(0)
     probs = generator.dirichlet([1, 1, 1], size=(3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
     labels = generator.integers(3, size=(3, 4, 5))
@@ -267,7 +267,7 @@ def test_the_chunk_size_is_irrelevant(chunk: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_counts_pass_the_limit_of_float32() -> None:
-    """A bin of 2^24 voxels still counts one more, where a float32 sum would stop."""
+    """A bin of 2^24 voxels counts one more, where a float32 sum would stop."""
     crowd = ReliabilityHistogram.empty(1)
     crowd.count[0, 19] = crowd.sum_p[0, 19] = crowd.sum_y[0, 19] = 2**24
     one = ReliabilityHistogram.from_probabilities(np.ones((1, 1), np.float32), np.zeros(1, np.int64))
@@ -292,14 +292,14 @@ def test_counts_pass_the_limit_of_float32() -> None:
         pytest.param([[0.5, 0.5]], [[0, 0]], "do not belong to labels", id="other number of axes"),
     ],
 )
-def test_what_is_no_probability_or_label_is_refused(probs: list[object], labels: list[object], message: str) -> None:
+def test_invalid_probabilities_and_labels_are_refused(probs: list[object], labels: list[object], message: str) -> None:
     """NaN, values outside [0, 1], labels outside 0 .. C-1 and shapes that disagree are never binned."""
     with pytest.raises(InvalidProbabilities, match=message):
         ReliabilityHistogram.from_probabilities(np.array(probs, np.float32), np.array(labels))
 
 
 def test_a_volume_that_float32_cannot_count() -> None:
-    """Of 300^3 voxels 27,000,000 at p = 0.001 fall into one bin: ours counts them all, MONAI's float32 stops at 2^24.
+    """27,000,000 voxels in one bin are all counted, while MONAI's float32 count stops at 2^24.
 
     A float32 sum that has reached 16,777,216 no longer grows by 1.
     """

@@ -25,7 +25,7 @@ HALF_LABELS = np.array([0, 1, 1, 0])
 
 
 def random_image(seed: int, *, classes: int = 3, present: int = 3) -> Image:
-    """Return 6 x 7 x 5 miscalibrated voxels, whose labels hold the first so many classes."""
+    """Return 6 x 7 x 5 miscalibrated voxels whose labels hold the first `present` classes."""
     generator = np.random.default_rng(seed)
     probs = generator.dirichlet(np.full(classes, 0.5), size=(6, 7, 5)).transpose(3, 0, 1, 2).astype(np.float32)
     return probs, generator.integers(present, size=(6, 7, 5))
@@ -33,20 +33,20 @@ def random_image(seed: int, *, classes: int = 3, present: int = 3) -> Image:
 
 @st.composite
 def histograms(draw: st.DrawFn) -> ReliabilityHistogram:
-    """Draw sums of 3 classes and 20 bins that agree with each other; many bins are empty."""
+    """Draw consistent sums of 3 classes and 20 bins, many of them empty."""
     count = draw(arrays(np.int64, (3, 20), elements=st.sampled_from([0, 0, 1, 2, 10, 10**9])))
-    share = draw(arrays(np.float64, (2, 3, 20), elements=st.floats(0, 1)))
-    return ReliabilityHistogram(count, share[0] * count, (share[1] * count).astype(np.int64))
+    fraction = draw(arrays(np.float64, (2, 3, 20), elements=st.floats(0, 1)))
+    return ReliabilityHistogram(count, fraction[0] * count, (fraction[1] * count).astype(np.int64))
 
 
 def gaps(histogram: ReliabilityHistogram, c: int) -> list[tuple[int, float]]:
-    """Return number of voxels and ``|P - Y|`` of each filled bin of a class, in plain Python."""
+    """Return the number of voxels and ``|P - Y|`` of each filled bin of a class, in plain Python."""
     rows = zip(histogram.count[c].tolist(), histogram.sum_p[c].tolist(), histogram.sum_y[c].tolist(), strict=True)
     return [(n, abs(p / n - y / n)) for n, p, y in rows if n]
 
 
 def test_scores_of_four_voxels() -> None:
-    """Gaps 0, 0.25, 0 over 1, 2, 1 voxels: ECE is 2/4 of 0.25, ACE a third of it, MCE all of it."""
+    """For gaps 0, 0.25, 0 over 1, 2, 1 voxels, ECE is 2/4 of 0.25, ACE a third of it and MCE all of it."""
     histogram = ReliabilityHistogram.from_probabilities(HALVES, HALF_LABELS)
 
     assert ece(histogram).tolist() == [0.125, 0.125]
@@ -55,7 +55,7 @@ def test_scores_of_four_voxels() -> None:
 
 
 def test_absent_class_is_nan_unless_included() -> None:
-    """A class without a voxel in the labels has no score; included, its gap is its mean probability."""
+    """A class that the labels lack has no score; if included, its gap is its mean probability."""
     probs = np.array([[0.75, 0.75], [0.25, 0.25]], np.float32)
     histogram = ReliabilityHistogram.from_probabilities(probs, np.array([0, 0]))
 
@@ -74,7 +74,7 @@ def test_no_voxels_have_no_score() -> None:
 
 @given(histograms())
 def test_scores_equal_plain_formulas(histogram: ReliabilityHistogram) -> None:
-    """ECE, ACE and MCE equal their sums over filled bins written in plain Python, in [0, 1] and in this order."""
+    """ECE, ACE and MCE equal sums over filled bins in plain Python, lie in [0, 1], and MCE is the largest."""
     for c in range(3):
         filled = gaps(histogram, c)
         if not filled:
@@ -93,7 +93,7 @@ def test_scores_equal_plain_formulas(histogram: ReliabilityHistogram) -> None:
 @pytest.mark.parametrize("present", [3, 2])
 @pytest.mark.parametrize(("score", "name"), [(ece, "expected"), (ace, "average"), (mce, "maximum")])
 def test_scores_equal_those_of_monai(score: Callable[..., Scores], name: str, present: int) -> None:
-    """MONAI's metric, which counts absent classes, gives the same figures on small volumes."""
+    """MONAI's metric, which includes absent classes, gives the same figures on small volumes."""
     probs, labels = random_image(1, present=present)
     metric = CalibrationErrorMetric(num_bins=20, calibration_reduction=name, metric_reduction="none", right=False)
     metric(_batch(probs), _onehot(labels))
@@ -105,9 +105,9 @@ def test_scores_equal_those_of_monai(score: Callable[..., Scores], name: str, pr
 
 @pytest.mark.parametrize(("score", "norm"), [(ece, "l1"), (mce, "max")])
 def test_scores_equal_those_of_torchmetrics(score: Callable[..., Scores], norm: Literal["l1", "max"]) -> None:
-    """Each class, as a question of its own, has the ECE and MCE that torchmetrics finds; ACE is not among its norms.
+    """ECE and MCE of each class equal torchmetrics' binary figures; it has no ACE.
 
-    Its bins are closed on the left and p = 1 has one to itself (its issue 3510), so no probability lies on an edge here.
+    torchmetrics' bins are left-closed, and p = 1 has its own bin (its issue 3510), so no probability is on an edge here.
     """
     probs, labels = random_image(4)
     assert not np.isin(probs, (np.arange(21) / 20).astype(np.float32)).any()
@@ -122,7 +122,7 @@ def test_scores_equal_those_of_torchmetrics(score: Callable[..., Scores], norm: 
 
 
 def test_bins_equal_those_of_monai() -> None:
-    """MONAI's counts and means per bin follow from our sums, on the bins' edges too."""
+    """MONAI's counts and means per bin follow from our sums, also on bin edges."""
     probs, labels = random_image(2)
     probs[0, :3] = np.resize((np.arange(21) / 20).astype(np.float32), probs[0, :3].shape)
     histogram = ReliabilityHistogram.from_probabilities(probs, labels)
@@ -140,14 +140,14 @@ def test_bins_equal_those_of_monai() -> None:
 
 
 def test_brier_and_nll_of_four_voxels() -> None:
-    """Brier is 0.125 and 1.125 for the two voxels that were in doubt, NLL -ln 0.75 and -ln 0.25, and 0 for the rest."""
+    """Brier is 0.125 and 1.125, NLL -ln 0.75 and -ln 0.25 for the two uncertain voxels, and 0 for the others."""
     assert brier_sum(HALVES, HALF_LABELS) == 0.125 + 1.125
     assert nll_sum(HALVES, HALF_LABELS) == pytest.approx(-math.log(0.75) - math.log(0.25))
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_brier_and_nll_equal_plain_formulas(classes: int) -> None:
-    """Sums over the voxels of a volume equal those of a loop with one-hot labels."""
+    """Sums over the voxels of a volume equal a loop with one-hot labels."""
     probs, labels = random_image(3, classes=classes, present=classes)
     brier: list[float] = []
     nll: list[float] = []

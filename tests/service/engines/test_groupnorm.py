@@ -8,7 +8,7 @@ from service.engines.groupnorm import PooledGroupNorm
 @pytest.mark.parametrize(("groups", "channels"), [(1, 6), (3, 6), (6, 6)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_it_is_torchs_function(groups: int, channels: int, affine: bool) -> None:  # noqa: FBT001 - a parameter
-    """Channels whose means lie far apart, each with a scale and a shift of its own, become what torch makes of them."""
+    """Channels with different means, scales and shifts give the same values as in torch."""
     random = torch.Generator().manual_seed(0)
     norm = nn.GroupNorm(groups, channels, affine=affine)
     for parameter in norm.parameters():

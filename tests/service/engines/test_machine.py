@@ -12,27 +12,27 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the machine have bfloat16 and OpenVINO, whatever it really has."""
+    """Pretend that the machine has bfloat16 and OpenVINO."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(machine, "find_spec", lambda name: name)
 
 
-def test_a_cpu_that_has_everything_runs_every_kind() -> None:
+def test_a_cpu_with_everything_runs_every_engine_kind() -> None:
     """The fastest come first, the reference last."""
     names = [engine_kind.name for engine_kind in available(CPU)]
     assert names == ["openvino-bf16", "torch-bf16", "openvino-fp32", "torch-fp32"]
 
 
 def test_without_the_package_there_is_no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra is optional."""
+    """OpenVINO is an optional package."""
     monkeypatch.setattr(machine, "find_spec", lambda _name: None)
 
     assert available(CPU) == [EngineKind("torch", "bf16"), REFERENCE]
 
 
 def test_a_cpu_without_bfloat16_runs_float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Emulated it would be slower than float32."""
+    """Emulated bfloat16 is slower than float32."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
 
@@ -44,8 +44,8 @@ def test_a_gpu_runs_torch_only() -> None:
     assert available(GPU) == [EngineKind("torch", "bf16"), REFERENCE]
 
 
-def test_the_cpu_says_what_linux_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether this processor has bfloat16 instructions is what /proc/cpuinfo lists."""
+def test_torch_and_linux_agree_about_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 is available exactly if /proc/cpuinfo lists its instructions."""
     monkeypatch.undo()
     flags = Path("/proc/cpuinfo").read_text().split()
 

@@ -24,22 +24,22 @@ def network_() -> nn.Module:
 
 @pytest.fixture(name="expected", scope="module")
 def expected_(network: nn.Module) -> torch.Tensor:
-    """Return what torch computes."""
+    """Return torch's logits."""
     with torch.inference_mode():
         return network(WINDOW)
 
 
-def test_float32_is_bit_faithful_to_five_digits(network: nn.Module, expected: torch.Tensor) -> None:
-    """OpenVINO in float32 gives torch's logits but for the order of sums."""
+def test_float32_agrees_with_torch(network: nn.Module, expected: torch.Tensor) -> None:
+    """OpenVINO in float32 gives torch's logits up to the order of summation."""
     actual = compiled(network, WINDOW, "fp32", None)(WINDOW)
 
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-def test_the_representation_is_kept_and_used(
+def test_the_representation_is_cached_and_reused(
     network: nn.Module, expected: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second time nothing is converted, and another precision takes the same file."""
+    """The second time nothing is converted, and another precision uses the same file."""
     compiled(network, WINDOW, "fp32", tmp_path / "bundle")
     monkeypatch.setattr(openvino_ir, "converted", None)
 
@@ -51,8 +51,8 @@ def test_the_representation_is_kept_and_used(
     assert sorted(file.name for file in kept.iterdir()) == ["model.bin", "model.xml"]
 
 
-def test_a_window_that_is_not_contiguous_is_read_as_it_is(network: nn.Module) -> None:
-    """A window cut out of a larger image gives what its copy gives."""
+def test_a_window_need_not_be_contiguous(network: nn.Module) -> None:
+    """A view of a larger image gives the same logits as its copy."""
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, 20, 18, 17)).astype(np.float32))
     engine = compiled(network, WINDOW, "fp32", None)
 
@@ -61,13 +61,13 @@ def test_a_window_that_is_not_contiguous_is_read_as_it_is(network: nn.Module) ->
     assert torch.equal(cut, engine(image[..., 2:18, 1:17, 1:].clone()))
 
 
-def test_it_says_where_it_computes(network: nn.Module) -> None:
-    """Code that asks a network's parameters for their device finds the CPU."""
+def test_its_device_is_the_cpu(network: nn.Module) -> None:
+    """Code that reads the device from a network's parameters gets the CPU."""
     assert next(compiled(network, WINDOW, "fp32", None).parameters()).device.type == "cpu"
 
 
-def test_nothing_is_reported_to_anybody(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A conversion starts no telemetry, which comes with the package."""
+def test_no_telemetry_is_sent(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion does not start the package's telemetry."""
     telemetry = pytest.importorskip("openvino_telemetry")
 
     def started(*_: object, **__: object) -> None:
@@ -78,8 +78,8 @@ def test_nothing_is_reported_to_anybody(network: nn.Module, monkeypatch: pytest.
     compiled(network, WINDOW, "fp32", None)
 
 
-def test_a_rewritten_network_computes_what_it_did_and_is_left_as_it_was() -> None:
-    """A SegResNet's logits of a thin window stay the same to float32; its own layers are not replaced."""
+def test_a_rewritten_network_computes_the_same() -> None:
+    """The logits of a SegResNet agree in float32, and its own layers are not replaced."""
     torch.manual_seed(0)
     network = SegResNet(3, 8, 1, 3, upsample_mode="deconv").eval()
     window = torch.randn(1, 1, 32, 48, 16)
@@ -93,11 +93,11 @@ def test_a_rewritten_network_computes_what_it_did_and_is_left_as_it_was() -> Non
         torch.testing.assert_close(actual(window), network(window), rtol=0, atol=1e-5)
 
 
-def test_the_representation_has_nothing_that_is_slow() -> None:
-    """No MVN, around which tensors are laid out anew, and no transposed convolution, which would be float32."""
+def test_the_representation_has_no_slow_operations() -> None:
+    """There is no MVN, which reorders tensors, and no transposed convolution, which would run in float32."""
     network = SegResNet(3, 8, 1, 3, upsample_mode="deconv").eval()
 
-    kinds = {node.get_type_name() for node in converted(network, WINDOW).get_ops()}
+    operations = {node.get_type_name() for node in converted(network, WINDOW).get_ops()}
 
-    assert {"AvgPool", "Convolution"} <= kinds
-    assert not kinds & {"MVN", "GroupNormalization", "ConvolutionBackpropData"}
+    assert {"AvgPool", "Convolution"} <= operations
+    assert not operations & {"MVN", "GroupNormalization", "ConvolutionBackpropData"}

@@ -19,13 +19,13 @@ BF16 = EngineKind("torch", "bf16")
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the machine have every kind."""
+    """Pretend that the machine has every engine."""
     monkeypatch.setattr(ready, "available", lambda _device: list(ENGINE_KINDS.values()))
 
 
 @pytest.fixture(name="state")
 def state_(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Return a state directory in which the tiny bundle was measured in bfloat16, too."""
+    """Return a state directory with a bfloat16 measurement of the tiny bundle."""
     description = describe_bundle(tiny_bundle)
     measured = description.card.measurements[0].model_copy(update={"precision": "bf16", "platform": "here"})
     write_overlay(tmp_path / "state", description, measured)
@@ -33,7 +33,7 @@ def state_(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_by_default_only_what_the_card_covers_is_used(tiny_bundle: Path) -> None:
-    """A machine that has faster engines serves with the reference, as long as nobody measured the others."""
+    """Even with faster engines the reference is used until the others are measured."""
     bundle = ready_bundle(tiny_bundle, CPU)
 
     assert bundle.engine_kind == REFERENCE
@@ -41,21 +41,21 @@ def test_by_default_only_what_the_card_covers_is_used(tiny_bundle: Path) -> None
 
 
 def test_by_default_the_fastest_that_was_measured_is_used(tiny_bundle: Path, state: Path) -> None:
-    """A measurement in the state directory lets its engine serve, and is what the statement rests on."""
+    """A measurement in the state directory enables its engine and is the one in the statement."""
     bundle = ready_bundle(tiny_bundle, CPU, state=state)
 
     assert bundle.engine_kind == BF16
     assert covering_measurement(bundle).platform == "here"
 
 
-def test_an_engine_that_nobody_measured_is_refused(tiny_bundle: Path, state: Path) -> None:
-    """The refusal says how to measure it."""
+def test_an_engine_that_was_not_measured_is_refused(tiny_bundle: Path, state: Path) -> None:
+    """The message says how to measure it."""
     with pytest.raises(BundleUnsupported, match=r"verify-engine BUNDLE .* --engine openvino-fp32"):
         ready_bundle(tiny_bundle, CPU, "openvino-fp32", state)
 
 
 def test_an_engine_that_the_machine_lacks_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal lists those that there are."""
+    """The message lists the available ones."""
     monkeypatch.setattr(ready, "available", lambda _device: [REFERENCE])
 
     with pytest.raises(BundleUnsupported, match="it has torch-fp32"):
@@ -65,7 +65,7 @@ def test_an_engine_that_the_machine_lacks_is_refused(tiny_bundle: Path, monkeypa
 def test_an_engine_that_computes_something_else_is_left_out(
     tiny_bundle: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default the next one serves, and the log says so; one that was asked for is refused."""
+    """By default the next engine is used, with a log message; a requested engine is refused."""
     monkeypatch.setattr(ready, "in_bf16", lambda _network, _window: nn.Conv3d(1, 3, 1))
 
     with structlog.testing.capture_logs() as logs:
@@ -78,7 +78,7 @@ def test_an_engine_that_computes_something_else_is_left_out(
 
 
 def test_the_engine_runs_the_bundles_network(tiny_bundle: Path, state: Path) -> None:
-    """In bfloat16 the logits of a window are nearly those of the reference, and not equal."""
+    """In bfloat16 the logits of a window are close to the reference's but not equal."""
     window = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         actual = ready_bundle(tiny_bundle, CPU, "torch-bf16", state).network(window)
@@ -88,7 +88,7 @@ def test_the_engine_runs_the_bundles_network(tiny_bundle: Path, state: Path) -> 
 
 
 def test_openvino_keeps_what_it_prepared(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Its representation lies in the state directory, under the bundle's SHA-256."""
+    """Its representation is cached in the state directory under the bundle's SHA-256."""
     pytest.importorskip("openvino")
     description = describe_bundle(tiny_bundle)
     measured = description.card.measurements[0].model_copy(update={"engine": "openvino"})

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -16,8 +18,8 @@ from service.engines.transposed_conv import PhasedConvTranspose3d
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_is_torchs_function(sizes: dict[str, int], bias: bool) -> None:  # noqa: FBT001 - a parameter
-    """Every voxel, those at the edges too, of channels and axes that all differ."""
+def test_it_is_torchs_function(sizes: dict[str, Any], bias: bool) -> None:  # noqa: FBT001 - a parameter
+    """All voxels agree, also at the edges, for different sizes along all axes."""
     torch.manual_seed(0)
     conv = nn.ConvTranspose3d(3, 2, **sizes, bias=bias)
     window = torch.randn(1, 3, 4, 5, 6)
@@ -39,6 +41,6 @@ def test_it_is_torchs_function(sizes: dict[str, int], bias: bool) -> None:  # no
         {"kernel_size": 2, "stride": 3, "dilation": 2, "output_padding": 1},
     ],
 )
-def test_others_are_left_as_they_are(sizes: dict[str, int]) -> None:
-    """Those whose output is not the input's size times the stride, with groups, or with gaps in the kernel."""
+def test_other_layers_do_not_fit(sizes: dict[str, Any]) -> None:
+    """Layers with another output size than input times stride, with groups or with dilation are excluded."""
     assert not PhasedConvTranspose3d.fits(nn.ConvTranspose3d(4, 4, **sizes))

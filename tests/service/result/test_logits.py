@@ -23,7 +23,8 @@ def test_logits_come_back_as_they_are(shape: tuple[int, ...], tmp_path: Path) ->
 
     actual = read_logits(tmp_path)
 
-    assert (actual.dtype, actual.shape) == (np.float16, shape)
+    assert actual.dtype == np.float16
+    assert actual.shape == shape
     assert actual.tobytes() == logits.tobytes()
 
 

@@ -97,6 +97,7 @@ def header_fields(path: Path) -> dict[str, Any]:
     """Return the fields of a file's header, read without checks or repairs."""
     content = path.read_bytes()
     content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    header_type: type[nib.Nifti1Header]
     header_type, size = (
         (nib.Nifti2Header, 540)
         if 540 in (content[0] + 256 * content[1], content[3] + 256 * content[2])

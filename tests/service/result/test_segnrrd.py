@@ -24,7 +24,7 @@ MASK = (np.arange(120).reshape(4, 5, 6) * 7 % 11 % 3).astype(np.uint8)
 
 @pytest.fixture(name="shipped")
 def shipped_() -> ServiceConfig:
-    """Return the declaration of the bundle that comes with the package."""
+    """Return the configuration of the shipped bundle."""
     return describe_bundle(SHIPPED / "hippocampus-mr").config
 
 
@@ -47,7 +47,7 @@ def saved(content: bytes, folder: Path) -> str:
 def test_three_readers_find_the_mask_in_its_place(
     affine: npt.NDArray[np.float64], shipped: ServiceConfig, tmp_path: Path
 ) -> None:
-    """slicerio, pynrrd and SimpleITK read the voxels and, to the last bit, the affine in LPS; so do we."""
+    """slicerio, pynrrd, SimpleITK and our own reader get the voxels and the affine in LPS."""
     path = saved(encode_segmentation(MASK, frame_of(shipped, affine)), tmp_path)
     lps = np.diag([-1.0, -1, 1, 1]) @ affine
 
@@ -71,7 +71,7 @@ def test_three_readers_find_the_mask_in_its_place(
 
 
 def test_segments_carry_names_colours_and_codes(shipped: ServiceConfig, tmp_path: Path) -> None:
-    """What Slicer shows is what the bundle declares: SNOMED CT codes with their modifiers among it."""
+    """Segments have the bundle's names, colours and SNOMED CT codes with modifiers."""
     segments: list[dict[str, Any]] = slicerio.read_segmentation(
         saved(encode_segmentation(MASK, frame_of(shipped, TURNED)), tmp_path)
     )["segments"]
@@ -88,14 +88,14 @@ def test_segments_carry_names_colours_and_codes(shipped: ServiceConfig, tmp_path
 
 
 def test_a_label_without_a_code_has_no_terminology(tiny_config: ServiceConfig, tmp_path: Path) -> None:
-    """No concept is made up where the bundle names none."""
+    """No concept is invented if the bundle names none."""
     path = saved(encode_segmentation(MASK, frame_of(tiny_config, TURNED)), tmp_path)
 
     assert all("terminology" not in segment for segment in slicerio.read_segmentation(path)["segments"])
 
 
 def test_the_same_mask_gives_the_same_bytes(shipped: ServiceConfig) -> None:
-    """The comment with the hour, which pynrrd writes, is left out, so that the ETag of a file names its bytes."""
+    """Pynrrd's comment with the time of writing is removed."""
     content = encode_segmentation(MASK, frame_of(shipped, TURNED))
 
     assert content.startswith(b"NRRD0005\ntype: uint8\n")
@@ -104,7 +104,7 @@ def test_the_same_mask_gives_the_same_bytes(shipped: ServiceConfig) -> None:
 
 
 def test_real_scans_keep_their_place(spinal_cord: Path, shipped: ServiceConfig, tmp_path: Path) -> None:
-    """Corners of each real spinal cord volume lie where SimpleITK sees those of the scan, within float32's rounding."""
+    """SimpleITK sees the corners of mask and scan at the same place, within float32's rounding."""
     paths = sorted(spinal_cord.rglob("*.nii.gz"))
     assert len(paths) >= 10
 

@@ -9,13 +9,13 @@ from service.storage.durable import sync_folder, write_durably
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Return the list of what is flushed from now on, in order: the kind and the bytes that the file then held."""
+    """Return the list of all flushes from now on: file or folder, and the file's size at that time."""
     calls: list[tuple[str, int]] = []
     flush = os.fsync
 
     def record(descriptor: int) -> None:
-        actual = os.fstat(descriptor)
-        calls.append(("folder", 0) if stat.S_ISDIR(actual.st_mode) else ("file", actual.st_size))
+        status = os.fstat(descriptor)
+        calls.append(("folder", 0) if stat.S_ISDIR(status.st_mode) else ("file", status.st_size))
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
@@ -23,7 +23,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def test_the_whole_file_is_flushed_before_its_folder(tmp_path: Path, synced: list[tuple[str, int]]) -> None:
-    """An entry that survives a power cut never leads to a file whose bytes did not."""
+    """After a power cut a folder entry never refers to a file without its bytes."""
     write_durably(tmp_path / "file", b"12345")
 
     assert synced == [("file", 5), ("folder", 0)]
@@ -31,7 +31,7 @@ def test_the_whole_file_is_flushed_before_its_folder(tmp_path: Path, synced: lis
 
 
 def test_an_older_file_is_replaced_whole(tmp_path: Path) -> None:
-    """Nothing of longer content that stood there before remains."""
+    """No bytes of longer previous content remain."""
     write_durably(tmp_path / "file", b"long ago")
     write_durably(tmp_path / "file", b"now")
 
@@ -39,7 +39,7 @@ def test_an_older_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_closed_even_if_flushing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fails does not cost a file descriptor each time."""
+    """A failing disk does not leak file descriptors."""
 
     def fail(_: int) -> None:
         raise OSError(5, "input/output error")
@@ -53,6 +53,6 @@ def test_a_folder_is_closed_even_if_flushing_fails(tmp_path: Path, monkeypatch: 
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    """Nothing is said to be on the disk when there is nothing."""
+    """A missing folder raises FileNotFoundError."""
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "missing")

@@ -14,12 +14,12 @@ from service.storage.keys import Keys, Owner, add_key, read_keys, remove_key
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where a file of keys is to be made, in a folder that does not exist yet."""
+    """Return a path for a file of keys, in a folder that does not exist yet."""
     return tmp_path / "etc" / "keys.json"
 
 
 def test_a_key_names_its_owner(path: Path) -> None:
-    """What add_key shows is recognised, with the right to administer only where it was given."""
+    """A key from add_key is recognised, with admin rights only if granted."""
     lab, admin = add_key(path, "radiology-lab", admin=False), add_key(path, "root", admin=True)
     known = Keys(path)
 
@@ -29,7 +29,7 @@ def test_a_key_names_its_owner(path: Path) -> None:
 
 
 def test_an_owner_may_have_several_keys(path: Path) -> None:
-    """Each of them leads to the same owner: keys can be changed without a gap."""
+    """All keys of an owner are valid, so keys can be rotated without a gap."""
     first, second = add_key(path, "lab", admin=False), add_key(path, "lab", admin=False)
 
     owners = [Keys(path).owner_of(key) for key in (first, second)]
@@ -39,7 +39,7 @@ def test_an_owner_may_have_several_keys(path: Path) -> None:
 
 
 def test_the_file_holds_no_secret(path: Path) -> None:
-    """Only the SHA-256 of the secret stands in it, and only its user may read it, also if a crash left a part of it."""
+    """It holds only the SHA-256 of the secret and is readable only by its user, even after a crash."""
     path.parent.mkdir()
     (path.parent / ".keys.json.part").write_text("left")
     (path.parent / ".keys.json.part").chmod(0o666)
@@ -59,7 +59,7 @@ def test_the_file_holds_no_secret(path: Path) -> None:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
 def test_the_mode_does_not_depend_on_the_umask(path: Path, umask: int) -> None:
-    """Never is the file readable for anybody else, not even one that was so before."""
+    """The file is never readable by others, even if it was before."""
     path.parent.mkdir()
     path.write_text('{"keys": []}')
     path.chmod(0o644)
@@ -98,15 +98,15 @@ def test_the_mode_does_not_depend_on_the_umask(path: Path, umask: int) -> None:
         "\x00",
     ],
 )
-def test_what_is_no_key_is_nobodys(path: Path, presented: str) -> None:
-    """Half a key, another's secret, a hash, a very long one or one of strange letters: None, never an error."""
+def test_an_invalid_key_has_no_owner(path: Path, presented: str) -> None:
+    """Partial, foreign, hashed, very long and non-ASCII keys give None, never an error."""
     _, identifier, secret = add_key(path, "lab", admin=False).split("_", 2)
     sha256 = hashlib.sha256(secret.encode()).hexdigest()
 
     assert Keys(path).owner_of(presented.format(id=identifier, secret=secret, sha256=sha256)) is None
 
 
-def test_the_secret_of_one_key_does_not_open_another(path: Path) -> None:
+def test_the_secret_of_one_key_is_not_valid_for_another(path: Path) -> None:
     """Id and secret belong together."""
     first, second = (add_key(path, name, admin=False).split("_", 2) for name in ("one", "two"))
 
@@ -115,7 +115,7 @@ def test_the_secret_of_one_key_does_not_open_another(path: Path) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_secrets_are_compared_in_constant_time(path: Path, monkeypatch: pytest.MonkeyPatch, *, known: bool) -> None:
-    """hmac.compare_digest sees two SHA-256 of full length, exactly once, whether the id is known or not."""
+    """hmac.compare_digest is called once with two full SHA-256, whether the id is known or not."""
     compared: list[tuple[str, str]] = []
 
     def compare(first: str, second: str) -> bool:
@@ -130,15 +130,15 @@ def test_secrets_are_compared_in_constant_time(path: Path, monkeypatch: pytest.M
     assert [(len(first), len(second)) for first, second in compared] == [(64, 64)]
 
 
-def test_an_empty_secret_opens_nothing(path: Path) -> None:
-    """The hash that stands in for an unknown id is that of no secret: presenting none is still refused."""
+def test_an_empty_secret_is_refused(path: Path) -> None:
+    """The placeholder hash for an unknown id is that of an empty secret, which is refused all the same."""
     add_key(path, "lab", admin=False)
 
     assert Keys(path).owner_of("cal_ffffffffffff_") is None
 
 
 def test_changes_take_effect_without_a_restart(path: Path) -> None:
-    """A key that was added works and one that was removed does not, at once, a hundred times in a row."""
+    """An added key is valid and a removed key is invalid at once, a hundred times in a row."""
     add_key(path, "first", admin=False)
     known = Keys(path)
     for number in range(100):
@@ -154,7 +154,7 @@ def test_changes_take_effect_without_a_restart(path: Path) -> None:
 
 
 def test_a_key_that_is_not_there_cannot_be_removed(path: Path) -> None:
-    """It is said, nothing is written, and the other keys stay."""
+    """The result is False, nothing is written, and the other keys stay."""
     assert not remove_key(path, "0" * 12)
     assert not path.exists()
     key = add_key(path, "lab", admin=False)
@@ -165,8 +165,8 @@ def test_a_key_that_is_not_there_cannot_be_removed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("owner", ["", "Lab", "a b", "..", "../x", "-a", "a_b", "a" * 64, "l\u00e4b", "a\n"])
-def test_a_name_that_could_be_no_folder_is_refused(path: Path, owner: str) -> None:
-    """An owner's name is also that of a folder: nothing but lower-case letters, digits and hyphens."""
+def test_an_owner_s_name_must_be_a_safe_folder_name(path: Path, owner: str) -> None:
+    """Only lower-case letters, digits and hyphens are allowed."""
     with pytest.raises(SettingsError, match="1 to 63 lower-case letters"):
         add_key(path, owner, admin=False)
 
@@ -177,8 +177,8 @@ def test_a_name_that_could_be_no_folder_is_refused(path: Path, owner: str) -> No
     "content",
     ["", "{", "[]", '{"keys": 1}', '{"keys": [{}]}', '{"keys": [], "more": 1}', "\x00\xff"],
 )
-def test_a_file_that_holds_no_keys_is_refused(path: Path, content: str) -> None:
-    """The service does not start with it, and adding a key does not overwrite it."""
+def test_an_invalid_file_of_keys_is_refused(path: Path, content: str) -> None:
+    """Reading it fails, and adding a key does not overwrite it."""
     path.parent.mkdir()
     path.write_text(content, encoding="latin-1")
 
@@ -189,14 +189,14 @@ def test_a_file_that_holds_no_keys_is_refused(path: Path, content: str) -> None:
     assert path.read_text(encoding="latin-1") == content
 
 
-def test_a_missing_file_is_said(path: Path) -> None:
-    """The service does not start without the file that it was told of; the command that makes it is named."""
+def test_a_missing_file_is_an_error(path: Path) -> None:
+    """The message names the command that creates the file."""
     with pytest.raises(SettingsError, match="calibrant keys add OWNER"):
         Keys(path)
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    """A folder in which no file can be made is one sentence, no traceback."""
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """An unwritable folder gives a SettingsError."""
     (tmp_path / "file").touch()
 
     with pytest.raises(SettingsError, match="cannot be written"):
@@ -204,8 +204,8 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")], ids=["removed", "damaged"])
-def test_without_a_readable_file_nobody_is_let_in(path: Path, damage: object) -> None:
-    """A file that vanishes or breaks while the service runs opens nothing, raises nothing, and may come back."""
+def test_without_a_readable_file_no_key_is_valid(path: Path, damage: object) -> None:
+    """A file that vanishes or breaks at run time makes all keys invalid without an error, until it is restored."""
     key = add_key(path, "lab", admin=False)
     content, known = path.read_bytes(), Keys(path)
     damage(path)  # type: ignore[operator]

@@ -37,15 +37,15 @@ def _upload(state: StateDirectory, body: bytes, error: Exception | None = None) 
 
 
 def test_folders_are_created(state: StateDirectory) -> None:
-    """An empty place becomes a state directory with a folder for each kind of file."""
-    actual = {path.name for path in state.root.iterdir() if path.is_dir()}
+    """Opening creates all folders of a state directory."""
+    folders = {path.name for path in state.root.iterdir() if path.is_dir()}
 
-    assert actual == {"scans", "work", "results", "incoming", "dicom", "changes", "received"}
+    assert folders == {"scans", "work", "results", "incoming", "dicom", "changes", "received"}
     assert state.database.parent == state.root
 
 
 def test_another_process_is_refused(state: StateDirectory) -> None:
-    """A second service on the same directory is told so and what to do."""
+    """A second service on the same directory gets an error with advice."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom service.errors import SettingsError\n"
         "from service.storage.local import StateDirectory\n"
@@ -53,14 +53,14 @@ def test_another_process_is_refused(state: StateDirectory) -> None:
         "except SettingsError as error:\n    print(error.detail)\n"
     )
     command = [sys.executable, "-c", script, str(state.root)]
-    actual = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    assert "Another calibrant serve uses this state directory" in actual.stdout
-    assert "CALIBRANT_STATE_DIR" in actual.stdout
+    assert "Another calibrant serve uses this state directory" in done.stdout
+    assert "CALIBRANT_STATE_DIR" in done.stdout
 
 
-def test_a_refused_opening_sweeps_nothing(state: StateDirectory) -> None:
-    """What the first service is working on is left alone, also when the second opening is in the same process."""
+def test_a_refused_opening_removes_nothing(state: StateDirectory) -> None:
+    """Files of the first service stay, also if the second opening is in the same process."""
     attempt = _attempt(state, "in progress")
     (state.incoming / "upload").write_bytes(b"half")
 
@@ -72,7 +72,7 @@ def test_a_refused_opening_sweeps_nothing(state: StateDirectory) -> None:
 
 
 def test_a_refused_opening_keeps_no_file_open(state: StateDirectory) -> None:
-    """A service that is refused holds no descriptor of the lock."""
+    """A refused opening closes the descriptor of the lock."""
     before = len([*Path("/proc/self/fd").iterdir()])
     with pytest.raises(SettingsError):
         StateDirectory.open(state.root)
@@ -80,24 +80,24 @@ def test_a_refused_opening_keeps_no_file_open(state: StateDirectory) -> None:
     assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
-def test_a_lock_of_a_dead_process_is_no_lock(tmp_path: Path) -> None:
-    """After a crash the directory opens again without anybody removing a file."""
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """After a crash the directory can be opened again without removing a file."""
     root = tmp_path / "state"
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom service.storage.local import StateDirectory\n"
         "StateDirectory.open(Path(sys.argv[1]))\nos.kill(os.getpid(), 9)\n"
     )
-    actual = subprocess.run([sys.executable, "-c", script, str(root)], check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(root)], check=False)
 
-    assert actual.returncode == -9
+    assert done.returncode == -9
     assert (root / "lock").exists()
     StateDirectory.open(root)
     with (root / "lock").open("rb") as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_opening_sweeps_what_a_crash_left(tmp_path: Path) -> None:
-    """Uploads and attempts of a dead process are worthless; scans and results stay."""
+def test_opening_removes_leftovers_of_a_crash(tmp_path: Path) -> None:
+    """Unfinished uploads and attempts are removed; scans and results stay."""
     root = tmp_path / "state"
     keep = [root / "scans" / "local" / "abc", root / "results" / "job" / RESULT]
     sweep = [root / "incoming" / "upload", root / "work" / "job" / "attempt" / "mask", root / "work" / "stray"]
@@ -112,7 +112,7 @@ def test_opening_sweeps_what_a_crash_left(tmp_path: Path) -> None:
 
 
 def test_attempts_never_share_a_folder(state: StateDirectory) -> None:
-    """A late writer of an earlier attempt cannot reach the files of the next."""
+    """A late writer of an earlier attempt cannot touch the files of the next."""
     first, second = state.begin_attempt("job"), state.begin_attempt("job")
 
     assert first != second
@@ -120,7 +120,7 @@ def test_attempts_never_share_a_folder(state: StateDirectory) -> None:
 
 
 def test_an_attempt_is_no_result_until_it_is_published(state: StateDirectory) -> None:
-    """Only the rename makes a result visible, and then whole."""
+    """The rename makes a complete result visible at once."""
     attempt = _attempt(state, "whole")
     assert state.result("job") is None
 
@@ -132,8 +132,8 @@ def test_an_attempt_is_no_result_until_it_is_published(state: StateDirectory) ->
     assert not (state.work / "job").exists()
 
 
-def test_the_first_published_attempt_stands(state: StateDirectory) -> None:
-    """A second attempt that arrives late changes no byte of the result, and leaves nothing behind."""
+def test_the_first_published_attempt_wins(state: StateDirectory) -> None:
+    """A later attempt changes nothing of the result and leaves no files."""
     first, second = _attempt(state, "first"), _attempt(state, "second")
     (second / "more").write_bytes(b"late")
     state.publish("job", first)
@@ -147,8 +147,8 @@ def test_the_first_published_attempt_stands(state: StateDirectory) -> None:
     assert not (state.work / "job").exists()
 
 
-def test_a_torn_attempt_is_never_a_result(state: StateDirectory) -> None:
-    """A folder without its last file counts as none, even in results/."""
+def test_an_incomplete_attempt_is_never_a_result(state: StateDirectory) -> None:
+    """A folder without `result.json` is not a result, even in results/."""
     attempt = state.begin_attempt("job")
     (attempt / "mask.nii.gz").write_bytes(b"half")
     state.publish("job", attempt)
@@ -157,7 +157,7 @@ def test_a_torn_attempt_is_never_a_result(state: StateDirectory) -> None:
 
 
 def test_publishing_flushes_the_entry(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rename is on the disk before anybody is told of the result."""
+    """The rename is flushed to the disk before `publish` returns."""
     flushed: list[tuple[Path, bool]] = []
     monkeypatch.setattr(local, "sync_folder", lambda folder: flushed.append((folder, (folder / "job").exists())))
 
@@ -167,13 +167,13 @@ def test_publishing_flushes_the_entry(state: StateDirectory, monkeypatch: pytest
 
 
 def test_an_unexpected_failure_of_publishing_is_raised(state: StateDirectory) -> None:
-    """An attempt that vanished is no published result."""
+    """Publishing a missing attempt fails."""
     with pytest.raises(FileNotFoundError):
         state.publish("job", state.work / "job" / "missing")
 
 
 def test_a_kept_upload_is_named_by_its_content(state: StateDirectory) -> None:
-    """The body lies in scans/ under its SHA-256, and nothing remains in incoming/."""
+    """The body is stored in scans/ under its SHA-256, and nothing remains in incoming/."""
     with Upload(state, "local") as upload:
         for chunk in (b"ab", b"", b"c"):
             upload.write(chunk)
@@ -186,7 +186,7 @@ def test_a_kept_upload_is_named_by_its_content(state: StateDirectory) -> None:
 
 
 def test_the_same_body_twice_is_one_scan(state: StateDirectory) -> None:
-    """Two uploads of equal bytes end as one file."""
+    """Two uploads of equal bytes give one file."""
     for _ in range(2):
         with Upload(state, "local") as upload:
             upload.write(b"abc")
@@ -209,7 +209,7 @@ def test_flush_brings_every_byte_to_the_disk(state: StateDirectory, monkeypatch:
 
 
 def test_an_upload_that_was_not_kept_leaves_nothing(state: StateDirectory) -> None:
-    """An error between the first byte and `keep` removes the file and is passed on."""
+    """An error before `keep` removes the file and is raised."""
     with pytest.raises(KeyError):
         _upload(state, b"abc", KeyError())
 
@@ -217,8 +217,8 @@ def test_an_upload_that_was_not_kept_leaves_nothing(state: StateDirectory) -> No
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said(state: StateDirectory, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """The caller learns that no space is left, and the partial file is gone."""
+def test_a_full_disk_is_storage_full(state: StateDirectory, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The error says that no space is left, and the partial file is removed."""
 
     def fail(_: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -230,8 +230,10 @@ def test_a_full_disk_is_said(state: StateDirectory, monkeypatch: pytest.MonkeyPa
     assert [*state.incoming.iterdir()] == []
 
 
-def test_another_failure_of_the_disk_is_not_called_full(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input/output error stays what it is."""
+def test_another_failure_of_the_disk_is_not_storage_full(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input/output error is raised unchanged."""
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -254,10 +256,10 @@ def _no_file_beyond(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("body", [bytes(8), bytes(1 << 20)], ids=["buffered", "beyond the buffer"])
-def test_a_disk_that_fills_up_for_real_leaves_nothing(state: StateDirectory, body: bytes) -> None:
-    """The system itself refuses bytes, also those that are still buffered at the end: StorageFull, and no file remains.
+def test_a_disk_that_really_fills_up_leaves_nothing(state: StateDirectory, body: bytes) -> None:
+    """If the system refuses bytes, even buffered ones at the end, the error is StorageFull and no file remains.
 
-    A limit on the size of files stands in for a full disk.
+    A limit on the size of files simulates a full disk.
     """
     with pytest.raises(StorageFull), _no_file_beyond(4):
         _upload(state, body)
@@ -273,7 +275,7 @@ def _keep(state: StateDirectory, owner: str, body: bytes) -> str:
 
 
 def test_each_owner_has_scans_of_their_own(state: StateDirectory) -> None:
-    """The same bytes of two owners are two files: one may be erased without the other, and neither sees the other's."""
+    """Equal scans of two owners are two files, and neither owner sees or erases the other's."""
     ours, theirs = _keep(state, "we", b"abc"), _keep(state, "they", b"abc")
     assert ours == theirs
     assert (state.find_scan("we", ours).id, state.find_scan("we", ours).bytes) == (ours, 3)
@@ -289,8 +291,8 @@ def test_each_owner_has_scans_of_their_own(state: StateDirectory) -> None:
 
 
 @pytest.mark.parametrize("sha256", ["", ".", "..", "../they", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "0" * 64])
-def test_what_is_no_hash_of_a_scan_is_not_looked_for(state: StateDirectory, sha256: str) -> None:
-    """No name leads out of the folder, and a folder is no scan."""
+def test_an_invalid_scan_id_is_not_found(state: StateDirectory, sha256: str) -> None:
+    """No id leads out of the folder, and a folder is not a scan."""
     (state.scans / "we" / ("0" * 64)).mkdir(parents=True)
 
     with pytest.raises(ScanNotFound):
@@ -298,7 +300,7 @@ def test_what_is_no_hash_of_a_scan_is_not_looked_for(state: StateDirectory, sha2
 
 
 def test_the_folder_of_a_new_owner_is_flushed(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folder and file are on the disk before anybody is told of the scan; the folder only once."""
+    """A new folder and each file are flushed before `keep` returns."""
     flushed: list[Path] = []
     monkeypatch.setattr(local, "sync_folder", flushed.append)
 
@@ -309,7 +311,7 @@ def test_the_folder_of_a_new_owner_is_flushed(state: StateDirectory, monkeypatch
 
 
 def test_an_erased_job_has_no_file(state: StateDirectory) -> None:
-    """Result and attempts of one job go, those of another stay; what is not there is no error."""
+    """Result and attempts of one job are removed, those of another stay, and a second removal is no error."""
     state.publish("job", _attempt(state, "whole"))
     other = state.begin_attempt("other")
     _attempt(state, "late")
@@ -322,8 +324,8 @@ def test_an_erased_job_has_no_file(state: StateDirectory) -> None:
     assert [*state.work.iterdir()] == [other.parent]
 
 
-def test_a_state_directory_has_a_name_that_no_other_has(tmp_path: Path) -> None:
-    """It is made once and survives; a database of a server knows the directory by it."""
+def test_a_state_directory_has_a_unique_name(tmp_path: Path) -> None:
+    """It is created once and kept; a database server identifies the directory by it."""
     one, other = StateDirectory.open(tmp_path / "one"), StateDirectory.open(tmp_path / "other")
 
     assert one.identity == one.identity == StateDirectory(tmp_path / "one").identity
