@@ -191,13 +191,12 @@ def brains(bundle: LoadedBundle, heads: dict[str, Scan]) -> dict[str, npt.NDArra
     return masks
 
 
-def variations(scan: Scan, brain: npt.NDArray[np.bool_]) -> Iterator[tuple[str, Scan]]:
-    """Yield the head stored in each way, with the name of the way."""
-    for name, vary in VARIATIONS.items():
-        yield name, vary(scan)
+def variations(brain: npt.NDArray[np.bool_]) -> Iterator[tuple[str, Callable[[Scan], Scan]]]:
+    """Yield the name of each way to store a head, and the function that stores it so."""
+    yield from VARIATIONS.items()
     index = np.argwhere(brain)
-    yield "the brain's box", scan.part(index.min(axis=0), index.max(axis=0) + 1)
-    yield "without skull", Scan(np.where(brain, scan.array, 0), scan.affine, scan.moved)
+    yield "the brain's box", lambda scan: scan.part(index.min(axis=0), index.max(axis=0) + 1)
+    yield "without skull", lambda scan: Scan(np.where(brain, scan.array, 0), scan.affine, scan.moved)
 
 
 def cut_above(scan: Scan, found: Found) -> Scan:
@@ -265,7 +264,7 @@ def main() -> int:
     misses: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        seconds, cut = _print_variations(bundle, heads, work, misses)
+        seconds, cut = _print_variations(bundle, heads, work, misses, each_once=arguments.each_once)
         print(f"\nlocate: median {np.median(seconds):.2f} s, most {max(seconds):.2f} s, {arguments.threads} threads\n")
         if np.median(seconds) > arguments.locate_s:
             misses.append("locate takes too long")
@@ -282,7 +281,7 @@ def main() -> int:
 
 
 def _print_variations(
-    bundle: LoadedBundle, heads: dict[str, Scan], work: Path, misses: list[str]
+    bundle: LoadedBundle, heads: dict[str, Scan], work: Path, misses: list[str], *, each_once: bool
 ) -> tuple[list[float], dict[str, Scan]]:
     """Print the table of every head in every file; return the seconds of locating and the heads cut off above."""
     seconds: list[float] = []
@@ -301,8 +300,9 @@ def _print_variations(
         print(f"{name:10} {'as it came':20} {volumes} {original.seconds:6.2f} s")
         if not original.centre_mm["left"][0] < original.centre_mm["right"][0]:
             misses.append(f"{name}: left is not left")
-        for stored, variation in variations(scan, inside[name]):
-            seconds += _compared(f"{name:10} {stored:20}", original, segment(bundle, variation, work), misses)
+        ways = list(variations(inside[name]))
+        for stored, vary in ways[len(cut) % len(heads) :: len(heads)] if each_once else ways:
+            seconds += _compared(f"{name:10} {stored:20}", original, segment(bundle, vary(scan), work), misses)
     return seconds, cut
 
 

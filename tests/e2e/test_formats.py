@@ -1,8 +1,6 @@
 """The same scan in every format: the same mask in the same place."""
 
 import io
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +11,9 @@ import pydicom
 import pytest
 import SimpleITK
 from pydicom.dataset import Dataset, FileMetaDataset
+
+from service.bundle.registry import DEFAULT_MODEL
+from service.commands.predict import predict_here
 
 # Turned by some degrees and flipped along the second axis: a mask in the wrong place could not be the right one.
 TURN = nib.eulerangles.euler2mat(0.10, -0.15, 0.20) @ np.diag([1, -1, 1])
@@ -71,11 +72,8 @@ def dicom_slice(voxels: npt.NDArray[np.int16], k: int, lps: npt.NDArray[np.float
 
 
 def predict(scan: Path, out: Path) -> nib.Nifti1Image:
-    """Return the mask that `calibrant predict` writes."""
-    command = [sys.executable, "-m", "service", "predict", str(scan), "-o", str(out)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (mask,) = out.glob("*_dseg.nii.gz")
-    return nib.Nifti1Image.from_filename(mask)
+    """Return the mask of `calibrant predict`, run in this process."""
+    return nib.Nifti1Image.from_filename(predict_here(scan, out, DEFAULT_MODEL).mask)
 
 
 def on_grid(image: nib.Nifti1Image, grid: nib.Nifti1Image) -> npt.NDArray[np.uint8]:
