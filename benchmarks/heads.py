@@ -380,5 +380,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--locate-s", type=float, default=1.5, help="limit of the median time of finding the hippocampi"
     )
+    parser.add_argument("--each-once", action="store_true", help="store in each way one of the heads, not all of them")
     parser.add_argument("--registration", action="store_true", help="also find the hippocampi by registration")
     return parser.parse_args()
