@@ -26,7 +26,7 @@ SHOWN = (MASK, CONFIDENCE, SUMMARY)
 
 
 def write_dicom(result: Path, folder: Path, objects: Collection[DicomObject], supersedes: Superseded | None) -> None:
-    """Write objects of a result as `<kind>.dcm`.
+    """Write objects of a result as `<object>.dcm`.
 
     Args:
         result: folder with the source's headers, mask, confidence and summary; for a parametric map the logits, too.

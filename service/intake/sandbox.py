@@ -248,14 +248,14 @@ def _confine(path: Path, limits: Limits) -> None:
     os.dup2(silence, 2)
     read_only_this(path)
     seconds = int(limits.seconds) + 1
-    for kind, limit in {
+    for limited, limit in {
         resource.RLIMIT_AS: limits.memory_bytes,
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_CORE: 0,
     }.items():
-        resource.setrlimit(kind, (limit, limit))
+        resource.setrlimit(limited, (limit, limit))
 
 
 def _decode(path: Path, shared: int | None) -> dict[str, Any]:

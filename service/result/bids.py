@@ -1,6 +1,6 @@
 """The files of a result -> one zip, named in the style of BIDS derivatives (bids-specification 1.10, "Derivatives").
 
-A result knows no subject: its own id takes that place. Nothing is computed, and a .nii.gz is not compressed again.
+A result has no subject; the job's id takes that place. Nothing is computed, and a .nii.gz is not compressed again.
 """
 
 import io
@@ -22,14 +22,14 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The earliest date that a zip can hold: the same result gives the same bytes."""
 
 _FOLDERS: Final = {"MR": "anat", "PT": "pet"}
-"""Data type by DICOM modality; BIDS has none for CT, whose folder it is told to ignore."""
+"""BIDS data type by DICOM modality; CT has none, so its folder is listed in `.bidsignore`."""
 
 _DICOM: Final = "dicom"
 
 _VERSION: Final = "1.10.0"
 
 _SUBJECT: Final = "{subject}"
-"""Start of the names of files about the subject, which BIDS is told to ignore."""
+"""Start of the names of files about the subject, which `.bidsignore` lists."""
 
 _RESULT: Final = "{subject}_result.json"
 
@@ -63,7 +63,7 @@ def write_zip(result: Path, subject: str, out: Path, dicom: Sequence[Path] = ())
 
 
 def _members(result: Path, frame: Frame, subject: str) -> dict[str, bytes | Path]:
-    """Return the content of each file of the zip by name; a file that was not kept is left out with its sidecars."""
+    """Return the content of each file of the zip by name; files that were not kept are left out with their sidecars."""
     model = re.sub(r"[^A-Za-z0-9]", "", frame.config.name)
     folder = _FOLDERS.get(frame.config.modality, frame.config.modality.lower())
     stems = {

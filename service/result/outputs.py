@@ -1,8 +1,8 @@
-"""The table of a result's files: what encodes each, which output keeps it, and how it is handed out.
+"""The table of a result's files: their encoders, the outputs that keep them, and how the API serves them.
 
-A new file takes its encoder and one line here: `run_case` writes it, `bundle.zip` holds it and the API serves it.
+A new file needs its encoder and one entry here: `run_case` writes it, `bundle.zip` contains it and the API serves it.
 Two files are not in the table: the logits, which are streamed to disk while the rest is computed, and `result.json`,
-which is written last and vouches for all others.
+which is written last and lists the hashes of all others.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -32,18 +32,18 @@ NRRD: Final = "application/vnd.unknown.nrrd"
 JSON: Final = "application/json"
 
 MaskFormat = Literal["nii.gz", "seg.nrrd", "dcm"]
-"""Formats of the mask; each but `dcm`, an object of its own, is the stored file or one of its conversions below."""
+"""Formats of the mask: the stored file, its conversions below, or `dcm`, a DICOM object of its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedCase:
-    """What the pipeline has computed about one case, ready to be encoded.
+    """The computed case, ready to be encoded.
 
     Args:
         volume: the scan.
         mask: (D, H, W) label values on the scan's grid.
         confidence: (D, H, W) in [1/C, 1] on the scan's grid.
-        frame: how the network's grid lies in the scan.
+        frame: position of the network's grid in the scan.
         summarise: returns the image-level summary; called only if the summary is kept.
     """
 
@@ -56,12 +56,12 @@ class FinishedCase:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Another format of a stored file, made when somebody asks for it.
+    """Another format of a stored file, converted on request.
 
     Args:
-        name: under which the caller saves it.
-        media_type: of the answer.
-        convert: takes the folder of the result and returns the bytes.
+        name: file name for the caller.
+        media_type: of the response.
+        convert: function from the folder of the result to the bytes.
     """
 
     name: str
@@ -75,13 +75,13 @@ class ResultFile:
 
     Args:
         name: of the file.
-        encode: returns its bytes, or None where the case has no such file.
-        output: which output of the job keeps the file; None keeps it always.
-        media_type: under which the API serves it; None for a file that never leaves the service.
-        archive_name: in `bundle.zip`, where `{image}` stands for the BIDS name of an image up to its suffix and
-            `{subject}` for that of a file about the subject; None leaves it out.
+        encode: returns its bytes, or None if the case has no such file.
+        output: the output of a job that keeps the file; None if it is always kept.
+        media_type: of the API's response; None if the file never leaves the service.
+        archive_name: name in `bundle.zip`; `{image}` stands for the BIDS name of an image up to its suffix and
+            `{subject}` for that of a file about the subject. None leaves the file out.
         sidecars: files beside it in `bundle.zip`, by extension.
-        dicom_object: the DICOM object that shows the same.
+        dicom_object: the DICOM object with the same content.
         conversions: other formats, by the value of `?format=`.
     """
 
@@ -99,8 +99,8 @@ def encode_files(case: FinishedCase, outputs: Collection[Output]) -> dict[str, l
     """Return the content of each file of the table that is kept, by name.
 
     Args:
-        case: all that the files show.
-        outputs: what the job keeps.
+        case: to encode.
+        outputs: that the job keeps.
     """
     kept = (file for file in OUTPUTS if file.output is None or file.output in outputs)
     encoded = {file.name: file.encode(case) for file in kept}
@@ -111,7 +111,7 @@ def result_file(name: str) -> ResultFile:
     """Return the entry of a file.
 
     Raises:
-        KeyError: the table has none of this name.
+        KeyError: the table has no file of this name.
     """
     return {file.name: file for file in OUTPUTS}[name]
 

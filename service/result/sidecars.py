@@ -1,4 +1,4 @@
-"""The small files beside an image in `bundle.zip`, as BIDS derivatives have them (bids-specification 1.10)."""
+"""Sidecars of an image in `bundle.zip`, in the style of BIDS derivatives (bids-specification 1.10)."""
 
 import json
 from typing import Any
@@ -7,12 +7,12 @@ from service.result.frame import Frame
 
 
 def mask_sidecars(frame: Frame) -> dict[str, bytes]:
-    """Return the sidecars of a mask by extension: what it is, and the table of its labels."""
+    """Return the sidecars of a mask by extension: its description and the table of labels."""
     return {".json": to_json({"SpatialReference": "orig", "Manual": False}), ".tsv": label_table(frame)}
 
 
 def confidence_sidecars(frame: Frame) -> dict[str, bytes]:
-    """Return the sidecar of a confidence map by extension."""
+    """Return the sidecars of a confidence map by extension: its description."""
     description = {
         "SpatialReference": "orig",
         "Manual": False,

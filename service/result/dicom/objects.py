@@ -25,13 +25,13 @@ MAKERS: Final[Mapping[DicomObject, Callable[[Outcome], SOPClass]]] = {
 """The function that makes each object."""
 
 
-def write_objects(outcome: Outcome, folder: Path, kinds: Collection[DicomObject]) -> None:
+def write_objects(outcome: Outcome, folder: Path, objects: Collection[DicomObject]) -> None:
     """Write objects as `<object>.dcm`; equal outcomes give equal bytes.
 
     Args:
         outcome: the result that they show.
         folder: for the files.
-        kinds: which objects.
+        objects: which objects.
     """
-    for dicom_object in kinds:
+    for dicom_object in objects:
         MAKERS[dicom_object](outcome).save_as(folder / f"{dicom_object}.dcm", enforce_file_format=True)

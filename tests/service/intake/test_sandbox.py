@@ -1,7 +1,6 @@
 import gzip
 import mmap
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -9,9 +8,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,49 +23,11 @@ from service.intake.decode import decode_scan
 from service.intake.landlock import landlock_version
 from service.intake.sandbox import Limits, check_sandboxed, decode_sandboxed
 from tests.dicom_checks import program
+from tests.service.intake.conftest import Watched, limits_of, settle
 
 Hostile = tuple[bytes, type[errors.CalibrantError]]
 
 Nifti = Callable[..., bytes]
-
-MEBIBYTE = 1 << 20
-
-
-class Watched:
-    """The forkserver's context, recording every process that it starts."""
-
-    def __init__(self) -> None:
-        self.started: list[BaseProcess] = []
-        self._context = sandbox._PROCESSES
-        self.Pipe = self._context.Pipe
-
-    def Process(self, **options: Any) -> BaseProcess:  # noqa: N802, ANN401 - as the context spells it
-        """Return a process that is not started yet."""
-        self.started.append(self._context.Process(**options))
-        return self.started[-1]
-
-
-def _settle() -> None:
-    """Wait until the last process has ended and the next one is ready."""
-    for thread in threading.enumerate():
-        if thread.name == sandbox._PREPARING:
-            thread.join()
-
-
-def _end_waiting() -> None:
-    """End the process that waits for the next file."""
-    _settle()
-    with suppress(queue.Empty):
-        sandbox._NEXT.get_nowait().end()
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    """Return the processes that are started from now on."""
-    _end_waiting()
-    watched = Watched()
-    monkeypatch.setattr(sandbox, "_PROCESSES", watched)
-    return watched
 
 
 @pytest.fixture
@@ -77,51 +36,6 @@ def scan(nifti: Nifti, tmp_path: Path) -> Path:
     path = tmp_path / "scan.nii"
     path.write_bytes(nifti())
     return path
-
-
-@pytest.fixture(scope="module")
-def slow_scan(nifti: Nifti, patch: Nifti, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of 4 MB that is a valid scan of 4 GB: decoding it takes seconds and 4 GB of memory.
-
-    Its voxels are consecutive gzip members of 16 MB of zeros each.
-    """
-    header = patch(nifti(np.zeros((2, 2, 2))), dim_1=512, dim_2=512, dim_3=2048)[:352]
-    member = gzip.compress(bytes(16 * MEBIBYTE))
-    path = tmp_path_factory.mktemp("slow") / "scan.nii.gz"
-    path.write_bytes(gzip.compress(header) + member * 256)
-    return path
-
-
-@pytest.fixture(name="decoding")
-def decoding_(watched: Watched, slow_scan: Path) -> Iterator[tuple[int, list[BaseException]]]:
-    """Yield the id of a process that decodes a slow scan, and a list that will hold its error once it has ended."""
-    raised: list[BaseException] = []
-
-    def decode() -> None:
-        try:
-            check_sandboxed(slow_scan, Limits(memory_bytes=4 << 30, seconds=59))
-        except BaseException as error:  # noqa: BLE001 - handed over to the test
-            raised.append(error)
-
-    thread = threading.Thread(target=decode)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not watched.started or not (watched.started[0].pid and _is_confined(watched.started[0].pid)):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    pid = watched.started[0].pid
-    assert pid is not None
-    yield pid, raised
-    thread.join()
-
-
-def _limits_of(pid: int) -> dict[str, list[str]]:
-    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
-    return {line[:26].strip(): line[26:].split()[:2] for line in lines}
-
-
-def _is_confined(pid: int) -> bool:
-    return _limits_of(pid)["Max core file size"] == ["0", "0"]  # the last limit that is set
 
 
 def test_the_sandbox_returns_what_decoding_returns(scan: Path) -> None:
@@ -315,7 +229,7 @@ def test_a_decoder_that_dies_is_reported(decoding: tuple[int, list[BaseException
 
 def test_the_limits_are_those_of_the_process(decoding: tuple[int, list[BaseException]]) -> None:
     """Soft and hard limits of memory, processor time, file size, open files and core dumps are set."""
-    limits = _limits_of(decoding[0])
+    limits = limits_of(decoding[0])
 
     assert limits["Max address space"] == [str(4 << 30)] * 2
     assert limits["Max cpu time"] == ["60"] * 2
@@ -432,7 +346,7 @@ def test_the_voxels_outlive_the_child_and_cannot_be_changed(seals: list[bool], w
     assert seals == [True]
     assert not sandboxed.array_CDHW.flags.writeable
     assert np.array_equal(sandboxed.array_CDHW, decode_scan(scan).array_CDHW)
-    _settle()
+    settle()
     with pytest.raises(ValueError, match="closed"):
         watched.started[0].is_alive()
     assert np.array_equal(sandboxed.array_CDHW, decode_scan(scan).array_CDHW)
@@ -458,7 +372,7 @@ def test_the_process_for_the_next_scan_waits_for_it(watched: Watched, scan: Path
     sandbox._NEXT.put(waiting)
     assert watched.started[1:] == [waiting.process]
     check_sandboxed(scan)
-    _settle()
+    settle()
     with pytest.raises(ValueError, match="closed"):
         waiting.process.is_alive()
 

@@ -22,12 +22,6 @@ def volume_of(shape: tuple[int, int, int], affine: Affine) -> Volume:
     )
 
 
-@pytest.fixture(name="config")
-def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's configuration."""
-    return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
-
-
 def test_an_oblique_scan_takes_the_nearest_axes(config: Callable[..., ServiceConfig]) -> None:
     """Rotated by 30 degrees, the file's axes are still closest to right, anterior and superior."""
     affine = np.array([[0.866, -0.5, 0, 0], [0.5, 0.866, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])

@@ -32,12 +32,6 @@ IMAGE_SHAPES = [
 ]
 
 
-@pytest.fixture(name="config")
-def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's configuration."""
-    return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
-
-
 @pytest.fixture(name="network")
 def network_(tiny_config: ServiceConfig) -> nn.Module:
     """Return a tiny network with fixed weights."""

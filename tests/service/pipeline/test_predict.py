@@ -16,12 +16,6 @@ from service.pipeline.preprocess import preprocess
 from service.volume import Volume
 
 
-@pytest.fixture(name="config")
-def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's configuration."""
-    return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
-
-
 def grid_of(shape: tuple[int, ...]) -> Grid:
     """Return the grid of a scan that needs no resampling."""
     return Grid(shape, np.array([[0, 1], [1, 1], [2, 1]], np.float64), shape, shape, (1, 1, 1))

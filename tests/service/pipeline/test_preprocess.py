@@ -55,12 +55,6 @@ def phantom(*shape: int) -> npt.NDArray[np.float32]:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-@pytest.fixture(name="config")
-def config_(tiny_config: ServiceConfig) -> Callable[..., ServiceConfig]:
-    """Return the function that changes fields of the tiny bundle's configuration."""
-    return lambda **fields: tiny_config.model_copy(update=fields)  # noqa: PLW0108 - not a lambda of the same arguments
-
-
 @pytest.mark.parametrize(("order", "signs"), AXES, ids=str)
 def test_every_orientation_becomes_the_networks(
     order: tuple[int, ...], signs: tuple[int, ...], config: Callable[..., ServiceConfig]

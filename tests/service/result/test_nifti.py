@@ -23,7 +23,6 @@ from service.result.nifti import (
 from service.volume import Volume
 
 Nifti = Callable[..., bytes]
-Image = Any
 
 OBLIQUE = np.array([[0.866, -0.75, 0, -9], [0.5, 1.299, 0, -20], [0, 0, 2, 30], [0, 0, 0, 1]])
 PERMUTED = np.array([[0, 0, -1.5, 70], [-1, 0, 0, 31.5], [0, 2, 0, -12.25], [0, 0, 0, 1]])
@@ -107,7 +106,7 @@ def header_fields(path: Path) -> dict[str, Any]:
     return {name: np.asarray(header[name]).tolist() for name in header.structarr.dtype.names}
 
 
-def same_place(image: Image, other: Image) -> None:
+def same_place(image: SimpleITK.Image, other: SimpleITK.Image) -> None:
     """Compare the grids of two SimpleITK images to the last bit."""
     assert image.GetSize() == other.GetSize()
     assert image.GetSpacing() == other.GetSpacing()

@@ -18,21 +18,21 @@ Nifti = Callable[..., bytes]
 
 
 def ink(case: FinishedCase) -> bytes:
-    """Encode a picture of a case, as far as a test needs one."""
+    """Return a placeholder for a picture of a case."""
     return f"mask of {case.mask.size} voxels on a scan of {case.volume.shape}".encode()
 
 
 @pytest.fixture
 def overlay(monkeypatch: pytest.MonkeyPatch) -> ResultFile:
-    """Add a picture to the table, kept with the mask."""
-    line = ResultFile("overlay.png", ink, "mask", "image/png", "{subject}_overlay.png")
-    monkeypatch.setattr(outputs, "OUTPUTS", (*outputs.OUTPUTS, line))
-    return line
+    """Add a picture to the table, kept with the mask, and return its entry."""
+    entry = ResultFile("overlay.png", ink, "mask", "image/png", "{subject}_overlay.png")
+    monkeypatch.setattr(outputs, "OUTPUTS", (*outputs.OUTPUTS, entry))
+    return entry
 
 
 @pytest.fixture(name="result")
 def result_(tmp_path: Path, tiny_bundle: Path, nifti: Nifti, overlay: ResultFile) -> Path:
-    """Return the folder of a result that holds the picture, too."""
+    """Return the folder of a result with the picture."""
     scan, folder = tmp_path / "scan.nii", tmp_path / "result"
     scan.write_bytes(nifti(np.random.default_rng(7).normal(100, 10, (9, 10, 6)).astype(np.float32)))
     folder.mkdir()
@@ -41,13 +41,13 @@ def result_(tmp_path: Path, tiny_bundle: Path, nifti: Nifti, overlay: ResultFile
     return folder
 
 
-def test_one_line_of_the_table_makes_a_file(result: Path) -> None:
-    """A file that is added to the table is encoded from the finished case and named in `result.json`."""
+def test_one_entry_of_the_table_makes_a_file(result: Path) -> None:
+    """A file in the table is encoded from the finished case and listed in `result.json`."""
     assert (result / "overlay.png").read_bytes() == b"mask of 540 voxels on a scan of (9, 10, 6)"
 
 
-def test_one_line_of_the_table_puts_a_file_into_the_zip(result: Path, tmp_path: Path) -> None:
-    """A file that BIDS does not know stands beside the summary, and BIDS is told to ignore it."""
+def test_one_entry_of_the_table_adds_a_file_to_the_zip(result: Path, tmp_path: Path) -> None:
+    """A file that BIDS does not know is placed beside the summary and listed in `.bidsignore`."""
     write_zip(result, "7f", tmp_path / "bundle.zip")
 
     with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
@@ -67,19 +67,19 @@ def test_one_line_of_the_table_puts_a_file_into_the_zip(result: Path, tmp_path: 
 def test_only_files_of_kept_outputs_are_encoded(
     kept: list[Output], names: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file without an output is always written, one without content never."""
+    """A file without an output is always written; one without content is never written."""
     silent = tuple(
         ResultFile(file.name, lambda _case: b"", file.output) for file in outputs.OUTPUTS if file.name != files.SOURCE
     )
     monkeypatch.setattr(outputs, "OUTPUTS", (*silent, ResultFile(files.SOURCE, lambda _case: None)))
 
-    encoded = outputs.encode_files(None, kept)  # type: ignore[arg-type]  # these encoders look at no case
+    encoded = outputs.encode_files(None, kept)  # type: ignore[arg-type]  # these encoders ignore the case
 
     assert set(encoded) == names
 
 
-def test_every_format_of_the_mask_has_its_line() -> None:
-    """The stored file, its conversions and the DICOM object are the formats that the API names."""
+def test_every_format_of_the_mask_is_offered() -> None:
+    """The stored file, its conversions and the DICOM object are the formats of the API."""
     file = result_file(files.MASK)
 
     assert {file.name.partition(".")[2], *file.conversions, "dcm"} == set(get_args(MaskFormat))
@@ -93,7 +93,7 @@ def test_headers_of_a_series_never_leave_the_service() -> None:
     assert (file.media_type, file.archive_name) == (None, None)
 
 
-def test_a_file_that_no_line_describes_is_a_mistake() -> None:
-    """The table is asked for its own names only."""
+def test_an_unknown_file_is_an_error() -> None:
+    """The table has only its own names."""
     with pytest.raises(KeyError):
         result_file("overlay.jpeg")

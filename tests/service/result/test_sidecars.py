@@ -26,7 +26,7 @@ def test_a_name_of_one_word_is_abbreviated(frame: Frame) -> None:
 
 
 def test_a_mask_comes_with_its_table_of_labels(frame: Frame) -> None:
-    """The description says that the grid is the scan's and that nobody drew the mask by hand."""
+    """The description says that the grid is the scan's and that the mask was not drawn by hand."""
     sidecars = mask_sidecars(frame)
 
     assert json.loads(sidecars[".json"]) == {"SpatialReference": "orig", "Manual": False}
@@ -34,7 +34,7 @@ def test_a_mask_comes_with_its_table_of_labels(frame: Frame) -> None:
 
 
 def test_a_confidence_map_names_its_labels(frame: Frame) -> None:
-    """The names stand in the order of the classes."""
-    described = json.loads(confidence_sidecars(frame)[".json"])
+    """The names are in the order of the classes."""
+    description = json.loads(confidence_sidecars(frame)[".json"])
 
-    assert described["LabelMap"] == ["background", "anterior hippocampus", "posterior hippocampus"]
+    assert description["LabelMap"] == ["background", "anterior hippocampus", "posterior hippocampus"]
