@@ -22,6 +22,7 @@ import pydicom
 import pytest
 from fastapi import FastAPI
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID
 
 from service import errors
 from tests.dicom_series import Identity, series_of_array, write_series
@@ -55,10 +56,8 @@ def make_nifti(
     **fields: Any,  # noqa: ANN401 - whatever the header's field holds
 ) -> bytes:
     """Return a .nii file with the canary in its text fields; header fields are then overwritten as given."""
-    image_type, header_type = {
-        1: (nib.Nifti1Image, nib.Nifti1Header),
-        2: (nib.Nifti2Image, nib.Nifti2Header),
-    }[version]
+    types: dict[int, Any] = {1: (nib.Nifti1Image, nib.Nifti1Header), 2: (nib.Nifti2Image, nib.Nifti2Header)}
+    image_type, header_type = types[version]
     array = phantom(4, 5, 6) if array is None else array
     header = header_type(endianness=endianness)
     header.set_data_dtype(array.dtype)
@@ -74,7 +73,8 @@ def make_nifti(
 
 def patch_nifti(content: bytes, **fields: Any) -> bytes:  # noqa: ANN401 - as above
     """Return the file with overwritten header fields; `pixdim_1=0` sets one element of a field."""
-    size, header_type = {0x5C: (348, nib.Nifti1Header), 0x1C: (540, nib.Nifti2Header)}[max(content[0], content[3])]
+    types: dict[int, Any] = {0x5C: (348, nib.Nifti1Header), 0x1C: (540, nib.Nifti2Header)}
+    size, header_type = types[max(content[0], content[3])]
     header = header_type(content[:size], check=False)
     for name, value in fields.items():
         field, _, index = name.rpartition("_")
@@ -151,7 +151,7 @@ def make_slices(
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
-        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{k + 1}")
         image.PatientName = image.PatientID = image.SeriesDescription = CANARY
         image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = "1.2.4", "1.2.5", "1.2.6"
         image.Modality, image.ImageType, image.InstanceNumber = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], k + 1

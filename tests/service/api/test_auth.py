@@ -3,7 +3,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -16,11 +15,10 @@ from service.api import auth
 from service.api.auth import COOKIE, Sessions, caller
 from service.errors import Unauthorized
 from service.storage.keys import Keys, Owner, add_key, remove_key
+from tests.service.api.conftest import Guarded
 
 Ask = Callable[..., httpx.Response]
 Client = Callable[[str], httpx.Client]
-Guarded = Any
-"""Of conftest.py: test folders are no packages."""
 
 ROUTE = "/v1/segmentations"
 OPEN = {"/v2/health/live", "/v2/health/ready", "/login", "/logout", "/docs", "/openapi.json", "/docs/oauth2-redirect"}
@@ -119,7 +117,7 @@ def test_a_removed_key_stops_working(ask: Ask, locked: FastAPI, keys_file: Path,
     other = add_key(keys_file, "lab", admin=False)
     owner = Keys(keys_file).owner_of(lab_key)
     assert owner is not None
-    cookie = {"Cookie": f"{COOKIE}={locked.state.parts.sessions.begin(owner)}"}
+    cookie = {"Cookie": f"{COOKIE}={locked.state.services.sessions.begin(owner)}"}
     key = {"Authorization": f"Bearer {lab_key}"}
     assert [ask(locked, "GET", "/v1/models", headers=headers).status_code for headers in (key, cookie)] == [200, 200]
 

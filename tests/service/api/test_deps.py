@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -25,10 +26,18 @@ def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., http
         def state(services: ServicesDep) -> str:
             return services.state.root.name
 
-        jobs = SimpleNamespace()
+        unused: Any = SimpleNamespace()
         app.state.services = Services(
-            Settings(), StateDirectory(tmp_path / name), Registry(), jobs, None, Sessions(1), Metrics(), jobs, jobs
-        )  # type: ignore[arg-type]
+            Settings(),
+            StateDirectory(tmp_path / name),
+            Registry(),
+            unused,
+            None,
+            Sessions(1),
+            Metrics(),
+            unused,
+            unused,
+        )
         found.append((app, name))
 
     assert [ask(app, "GET", "/state").json() for app, _ in found] == [name for _, name in found]

@@ -9,10 +9,9 @@ from fastapi import FastAPI
 
 from service.api.auth import COOKIE
 from service.storage.keys import remove_key
+from tests.service.api.conftest import Guarded
 
 Ask = Callable[..., httpx.Response]
-Guarded = Any
-"""Of conftest.py: test folders are no packages."""
 
 
 def log_in(ask: Ask, app: FastAPI, key: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own

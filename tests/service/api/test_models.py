@@ -11,8 +11,7 @@ from service.bundle.registry import SHIPPED, Registry
 from service.errors import NotAcceptable, SettingsError
 from service.storage.keys import add_key
 from service.storage.local import StateDirectory
-
-Guarded = Any
+from tests.service.api.conftest import Guarded
 
 
 def test_the_list_holds_what_is_served_and_what_is_broken(http: httpx.Client) -> None:
@@ -125,7 +124,7 @@ def test_the_reliability_is_that_of_the_cards_cases(http: httpx.Client) -> None:
     ids=["PNG", "SVG", "JSON"],
 )
 def test_the_reliability_is_drawn_as_it_is_wanted(
-    http: httpx.Client, options: dict[str, dict[str, str]], media_type: str, start: bytes
+    http: httpx.Client, options: dict[str, Any], media_type: str, start: bytes
 ) -> None:
     """Accept or ?format= selects PNG or SVG instead of JSON; a matching ETag gives 304."""
     answer = http.get("/v1/models/hippocampus-mr/reliability", **options)

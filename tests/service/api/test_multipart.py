@@ -36,7 +36,7 @@ def form(*parts: tuple[bytes, bytes], boundary: bytes = b"b0und-ary") -> bytes:
 def files_by_email(body: bytes, content_type: str) -> list[bytes]:
     """Return the contents of all parts with a file name, as the standard library's email parser finds them."""
     message = BytesParser(policy=HTTP).parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
-    parts: list[Message] = list(message.iter_parts())  # type: ignore[attr-defined]
+    parts: list[Message] = list(message.iter_parts())
     return [part.get_payload(decode=True) for part in parts if part.get_filename() is not None]  # type: ignore[misc]
 
 

@@ -57,7 +57,7 @@ def image(http: httpx.Client, link: str, folder: Path) -> nib.Nifti1Image:
     assert answer.headers["content-type"] == "application/gzip"
     path = folder / "image.nii.gz"
     path.write_bytes(answer.content)
-    return nib.load(path)
+    return nib.Nifti1Image.from_filename(path)
 
 
 @pytest.fixture(name="scan", scope="module")
@@ -119,7 +119,7 @@ def test_the_mask_lies_where_the_scan_lies(http: httpx.Client, scan: bytes, tmp_
     """Mask and confidence of an oblique scan have its shape and, to the last bit, its affine."""
     path = tmp_path / "scan.nii"
     path.write_bytes(scan)
-    expected = nib.load(path)
+    expected = nib.Nifti1Image.from_filename(path)
     links = done(http, scan)["links"]
 
     for name in ("mask", "confidence"):
@@ -349,7 +349,7 @@ def test_three_real_persons_are_segmented_well(http: httpx.Client, real_hippocam
     for case in sorted(persons.values())[:3]:
         job = done(http, (real_hippocampus / "imagesTr" / f"{case}.nii.gz").read_bytes())
         mask = image(http, job["links"]["mask"], tmp_path).get_fdata()
-        reference = nib.load(real_hippocampus / "labelsTr" / f"{case}.nii.gz").get_fdata()
+        reference = nib.Nifti1Image.from_filename(real_hippocampus / "labelsTr" / f"{case}.nii.gz").get_fdata()
         for label in (1, 2):
             found, expected = mask == label, reference == label
             scores.append(2 * (found & expected).sum() / (found.sum() + expected.sum()))
@@ -415,7 +415,7 @@ def test_jobs_are_listed_page_by_page(http: httpx.Client, nifti: Nifti) -> None:
     found: list[str] = []
     cursor: dict[str, str] = {}
     while len(found) < 7:
-        page = http.get(ROUTE, params={"limit": 3} | cursor).json()
+        page = http.get(ROUTE, params={"limit": "3"} | cursor).json()
         found += [job["id"] for job in page["jobs"]]
         cursor = {"cursor": page["next"]}
         http.post(ROUTE, content=nifti())
@@ -427,9 +427,10 @@ def test_jobs_are_listed_page_by_page(http: httpx.Client, nifti: Nifti) -> None:
 def test_the_last_page_leads_nowhere(http: httpx.Client, nifti: Nifti) -> None:
     """The pages of a state together hold each of its jobs once, and the last has no `next`."""
     http.post(ROUTE, content=nifti(np.full((4, 5, 6), np.nan, np.float32)), headers={"Prefer": "wait=50"})
-    pages, cursor = [], {}
+    pages: list[list[dict[str, Any]]] = []
+    cursor: dict[str, str] = {}
     while True:
-        page = http.get(ROUTE, params={"state": "failed", "limit": 2} | cursor).json()
+        page = http.get(ROUTE, params={"state": "failed", "limit": "2"} | cursor).json()
         pages.append(page["jobs"])
         if page["next"] is None:
             break

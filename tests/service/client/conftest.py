@@ -1,18 +1,14 @@
 """Fixtures of the clients: a server that is a function, and either client talking to it."""
 
-import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 
-from service.client import AsyncClient, Client
-
-SUMMARY = {
+SUMMARY: dict[str, Any] = {
     "model": "tiny@0",
     "structures": [],
     "foreground_confidence": None,
@@ -102,53 +98,18 @@ def scan(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=[Client, AsyncClient])
-def ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Return the function that calls a method of either client on a server that is a function; waiting takes no time.
-
-    What a method yields comes back as a list.
-    """
-    paused: list[float] = []
+@pytest.fixture
+def paused(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the list of pauses, none of which takes time."""
+    pauses: list[float] = []
 
     async def pause(seconds: float) -> None:
-        paused.append(seconds)
+        pauses.append(seconds)
 
-    monkeypatch.setattr("time.sleep", paused.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
     monkeypatch.setattr("anyio.sleep", pause)
     monkeypatch.setattr("asyncio.sleep", pause)
-
-    def call(handler: Handler, method: str, *arguments: object, patience_s: float = 0, **options: object) -> Any:  # noqa: ANN401 - of any method
-        async def handle(received: httpx.Request) -> httpx.Response:
-            await received.aread()
-            return handler(received)
-
-        async def talk() -> Any:  # noqa: ANN401 - as above
-            async with AsyncClient("http://server", patience_s=patience_s) as client:
-                await client._http.aclose()
-                client._http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(handle))
-                client._retry.met = True
-                found = getattr(client, method)(*arguments, **options)
-                return [each async for each in found] if inspect.isasyncgen(found) else await found
-
-        if request.param is AsyncClient:
-            return anyio.run(talk)
-        with Client("http://server", patience_s=patience_s) as client:
-            client._http.close()
-            client._http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(_read_first(handler)))
-            client._retry.met = True
-            found = getattr(client, method)(*arguments, **options)
-            return list(found) if inspect.isgenerator(found) else found
-
-    call.paused = paused  # type: ignore[attr-defined] # the pauses that were asked for
-    return call
-
-
-def _read_first(handler: Handler) -> Handler:
-    def handle(request: httpx.Request) -> httpx.Response:
-        request.read()
-        return handler(request)
-
-    return handle
+    return pauses
 
 
 @pytest.fixture

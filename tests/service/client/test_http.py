@@ -7,11 +7,42 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.client.calls import Order
 from service.client.http import Client
 from service.errors import ClientError, ServerProblem, ServerUnreachable
+from tests.service.client.contract import Ask, ClientContract, Handler
+
+
+class AskClient(Ask):
+    """Calls the synchronous client."""
+
+    def __call__(
+        self, handler: Handler, method: str, *arguments: object, patience_s: float = 0, **options: object
+    ) -> Any:  # noqa: ANN401 - of any method
+        """Return what the method returns; what it yields comes back as a list."""
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            request.read()
+            return handler(request)
+
+        with Client("http://server", patience_s=patience_s) as client:
+            client._http.close()
+            client._http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(handle))
+            client._retry.met = True
+            outcome = getattr(client, method)(*arguments, **options)
+            return list(outcome) if inspect.isgenerator(outcome) else outcome
+
+
+class TestClient(ClientContract):
+    """The synchronous client."""
+
+    @pytest.fixture
+    def ask(self, paused: list[float]) -> Ask:
+        """Return the function that calls the client."""
+        return AskClient(paused)
 
 
 @pytest.fixture
@@ -56,11 +87,11 @@ def test_the_asynchronous_client_has_the_same_methods() -> None:
     """Both clients have the same methods with the same arguments."""
     from service.client.async_http import AsyncClient
 
-    def methods(kind: type) -> dict[str, list[str]]:
-        public = {name: each for name, each in vars(kind).items() if not name.startswith("_")}
+    def methods(client_class: type) -> dict[str, list[str]]:
+        public = {name: function for name, function in vars(client_class).items() if not name.startswith("_")}
         return {
-            name.removeprefix("a") if name == "aclose" else name: list(inspect.signature(each).parameters)
-            for name, each in public.items()
+            name.removeprefix("a") if name == "aclose" else name: list(inspect.signature(function).parameters)
+            for name, function in public.items()
         }
 
     assert methods(Client) == methods(AsyncClient)

@@ -28,7 +28,7 @@ def images() -> Images:
 def test_the_template_is_a_whole_head() -> None:
     """Nilearn's template is a whole head in MNI space with 1 mm voxels."""
     pytest.importorskip("nilearn")
-    image = nib.load(template())
+    image = nib.Nifti1Image.from_filename(template())
 
     assert image.shape == (197, 233, 189)
     np.testing.assert_allclose(image.header.get_zooms(), 1.0)

@@ -89,7 +89,7 @@ def test_a_real_scan_is_segmented_here(hippocampus: Path, tmp_path: Path) -> Non
     scan = hippocampus / "imagesTr" / "hippocampus_003.nii.gz"
     files = predict_here(scan, tmp_path, None)
 
-    image, mask, confidence = (nib.load(path) for path in (scan, files.mask, files.confidence))
+    image, mask, confidence = (nib.Nifti1Image.from_filename(path) for path in (scan, files.mask, files.confidence))
     assert mask.shape == confidence.shape == image.shape
     np.testing.assert_array_equal(mask.affine, image.affine)
     np.testing.assert_array_equal(confidence.affine, image.affine)
@@ -112,7 +112,8 @@ def test_the_segmentation_is_that_of_the_reference(real_hippocampus: Path, tmp_p
     name = "hippocampus_003.nii.gz"
     files = predict_here(real_hippocampus / "imagesTr" / name, tmp_path, DEFAULT_MODEL)
     mask, reference = (
-        np.asarray(nib.load(path).dataobj) > 0 for path in (files.mask, real_hippocampus / "labelsTr" / name)
+        np.asarray(nib.Nifti1Image.from_filename(path).dataobj) > 0
+        for path in (files.mask, real_hippocampus / "labelsTr" / name)
     )
 
     assert 2 * np.sum(mask & reference) / (mask.sum() + reference.sum()) > 0.7

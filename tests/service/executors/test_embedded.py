@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,10 +151,11 @@ def test_a_cancelled_case_stops_inside_the_sliding_window(
     large = tmp_path / "large.nii.gz"
     write_nifti(large, np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32))
     case()
-    pid, seen = _pid(executor), []
+    pid = _pid(executor)
+    seen: list[tuple[str, float]] = []
 
     with pytest.raises(JobCancelled):
-        case(seen, large, cancelled=lambda: len([each for each in seen if each[0] == "infer"]) > 2)
+        case(seen, large, cancelled=lambda: len([stage for stage, _ in seen if stage == "infer"]) > 2)
 
     assert seen[-1][0] == "infer"
     assert seen[-1][1] < 0.9
@@ -277,7 +279,8 @@ def test_stopping_interrupts_a_running_case(case: Case, executor: EmbeddedExecut
     case()
     pid = _pid(executor)
     assert executor._child is not None
-    pipe, both = executor._child.pipe, threading.Barrier(2)
+    pipe: Any = executor._child.pipe
+    both = threading.Barrier(2)
     close = pipe._close
 
     def close_together() -> None:

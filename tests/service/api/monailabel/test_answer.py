@@ -48,7 +48,7 @@ def result_(tmp_path: Path) -> Path:
 def job() -> Job:
     """Return a finished job."""
     links = Links(self="/v1/segmentations/7f", confidence="/v1/segmentations/7f/confidence")
-    return Job.model_construct(id="7f", state="succeeded", links=links)
+    return Job.model_construct(id="7f", state="succeeded", links=links)  # type: ignore[call-arg]  # only what is read
 
 
 def test_only_labels_that_were_found_are_named(result: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_form_has_two_parts_that_the_clients_tell_apart() -> None:
     answer: Response = form_of({"a": 1}, "7f.nrrd", image)
 
     boundary = answer.headers["content-type"].partition("boundary=")[2].encode()
-    _, params, file, end = answer.body.split(b"--" + boundary)
+    _, params, file, end = bytes(answer.body).split(b"--" + boundary)
     assert params == (
         b'\r\nContent-Disposition: form-data; name="params"\r\nContent-Type: application/json\r\n\r\n{"a": 1}\r\n'
     )

@@ -1,14 +1,11 @@
 import asyncio
-from typing import Any
 
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from service.api.monailabel.door import PREFIX, VIEWER, Door
-
-Labelling = Any
-"""Of conftest.py: test folders are no packages."""
+from tests.service.api.monailabel.conftest import Labelling
 
 OTHER = "https://elsewhere.example"
 

@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 
-Slicer = Any
-"""Of conftest.py: test folders are no packages."""
+from tests.service.api.monailabel.conftest import Slicer
 
 
 @pytest.mark.parametrize(

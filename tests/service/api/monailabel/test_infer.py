@@ -12,9 +12,7 @@ import pytest
 import SimpleITK
 
 from service.commands.predict import predict_here
-
-Slicer = Labelling = Any
-"""Of conftest.py: test folders are no packages."""
+from tests.service.api.monailabel.conftest import Labelling, Slicer
 
 MODEL = "hippocampus-mr"
 PARAMS = {"result_extension": ".nrrd", "result_dtype": "uint8"}

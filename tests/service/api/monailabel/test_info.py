@@ -1,10 +1,6 @@
-from typing import Any
-
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
-
-Slicer = Any
-"""Of conftest.py: test folders are no packages."""
+from tests.service.api.monailabel.conftest import Slicer
 
 
 def test_models_have_all_that_the_clients_index(connected: Slicer) -> None:

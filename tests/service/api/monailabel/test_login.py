@@ -1,14 +1,13 @@
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from tests.service.api.monailabel.conftest import Labelling, Slicer
+
 Ask = Callable[..., httpx.Response]
-Labelling = Slicer = Any
-"""Of conftest.py: test folders are no packages."""
 
 TOKEN = "/monailabel/auth/token"  # noqa: S105 - a path
 

@@ -12,12 +12,11 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from orthanc import Orthanc
 from pydicom.dataset import Dataset
 
 from tests.dicom_series import CANARY_NAME, series_of_array
-
-Labelling = Any
-"""Of conftest.py: test folders are no packages."""
+from tests.service.api.monailabel.conftest import Labelling
 
 MODEL = "hippocampus-mr"
 
@@ -29,18 +28,27 @@ TURNED = np.array(
 
 
 @pytest.fixture(scope="module")
-def viewed(labelling: Labelling) -> Iterator[Labelling]:
-    """Yield the service beside a running PACS; without a PACS the tests are skipped, except in CI."""
+def archive(labelling: Labelling) -> Iterator[Orthanc]:
+    """Yield the running PACS of the service; without one the tests are skipped, except in CI."""
     if labelling.orthanc is None:
         msg = "Orthanc is absent: apt-get install orthanc orthanc-dicomweb dcmtk"
-        pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
+        if os.environ.get("CI"):
+            pytest.fail(msg)
+        pytest.skip(msg)
     labelling.orthanc.start()
-    yield labelling
+    yield labelling.orthanc
     labelling.orthanc.kill()
 
 
 @pytest.fixture(scope="module")
-def series(viewed: Labelling, hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
+def viewed(labelling: Labelling, archive: Orthanc) -> Labelling:
+    """Return the service beside its running PACS."""
+    del archive
+    return labelling
+
+
+@pytest.fixture(scope="module")
+def series(archive: Orthanc, hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
     """Return the images of a real scan with its head turned, as a series that was sent to the PACS in random order."""
     folder = tmp_path_factory.mktemp("series")
     image: Any = nib.load(hippocampus / "imagesTr" / "hippocampus_003.nii.gz")
@@ -48,7 +56,7 @@ def series(viewed: Labelling, hippocampus: Path, tmp_path_factory: pytest.TempPa
     for n, image in enumerate(images):
         pydicom.dcmwrite(folder / f"{n}.dcm", image, enforce_file_format=True)
     files = sorted(folder.iterdir())
-    viewed.orthanc.send(*(files[n] for n in np.random.default_rng(5).permutation(len(files))))
+    archive.send(*(files[n] for n in np.random.default_rng(5).permutation(len(files))))
     return images
 
 
@@ -180,10 +188,10 @@ def test_a_series_that_no_pacs_holds_is_refused(ohif: Ohif, viewed: Labelling, u
     assert "JANE" not in viewed.log.read_text()
 
 
-def test_a_series_of_results_is_refused(ohif: Ohif, viewed: Labelling, series: list[Dataset]) -> None:
+def test_a_series_of_results_is_refused(ohif: Ohif, archive: Orthanc, series: list[Dataset]) -> None:
     """A series that this service made is not segmented."""
     answer = ohif.infer(series[0].SeriesInstanceUID, {}, "dicom_seg")
-    httpx.post(f"{viewed.orthanc.url}/instances", content=answer.content).raise_for_status()
+    httpx.post(f"{archive.url}/instances", content=answer.content).raise_for_status()
     ours = pydicom.dcmread(io.BytesIO(answer.content)).SeriesInstanceUID
 
     assert ohif.infer(ours, {}, "image").json()["type"] == "/problems/unsuitable-series"

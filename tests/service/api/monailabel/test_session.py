@@ -1,13 +1,11 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-Labelling = Slicer = Any
-"""Of conftest.py: test folders are no packages."""
+from tests.service.api.monailabel.conftest import Labelling, Slicer
 
 
 @pytest.fixture

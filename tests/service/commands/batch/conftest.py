@@ -25,7 +25,7 @@ class FakeSegmenter:
         self.summary = summary
         self.calls: list[tuple[bytes, str]] = []
         self.raises: dict[bytes, BaseException] = {}
-        self.during: Callable[[], None] = lambda: None
+        self.during: Callable[[], object] = lambda: None
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +54,7 @@ class Told:
     def begin(self, case: str) -> None:
         """Ignore the call."""
 
-    def show(self, case: str, doing: str) -> None:
+    def show(self, case: str, activity: str) -> None:
         """Ignore the call."""
 
     def end(self, case: str, line: Line | None, *, before: bool = False) -> None:

@@ -11,16 +11,17 @@ from service.commands.batch.case import BatchCase
 from service.commands.batch.command import BatchRequest, run_command
 from service.commands.batch.journal import Shard
 from service.errors import ConstantVolume, ServerUnreachable, SourceError
-
-Fake = Any
-"""A segmenter of conftest."""
+from tests.service.commands.batch.conftest import FakeSegmenter
 
 Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
 def run(
-    tmp_path: Path, segmenter: Fake, make_cases: Callable[..., list[BatchCase]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    segmenter: FakeSegmenter,
+    make_cases: Callable[..., list[BatchCase]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
     """Return the function that runs the command over the scans a, b and c, and returns exit code and output."""
     make_cases("a", "b", "c")
@@ -35,7 +36,7 @@ def run(
     return start
 
 
-def test_a_batch_says_what_it_does_and_what_came_of_it(run: Run, tmp_path: Path, segmenter: Fake) -> None:
+def test_a_batch_says_what_it_does_and_what_came_of_it(run: Run, tmp_path: Path, segmenter: FakeSegmenter) -> None:
     """The output has model, notice, a line per case, the totals and the tables' paths."""
     code, said = run()
     out = tmp_path / "out"
@@ -52,7 +53,7 @@ def test_a_batch_says_what_it_does_and_what_came_of_it(run: Run, tmp_path: Path,
     assert "(3 cases were done before)" in run()[1]
 
 
-def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path, segmenter: Fake) -> None:
+def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path, segmenter: FakeSegmenter) -> None:
     """A dry run lists cases and omitted files with reasons, and does not even look for a model."""
     (tmp_path / "scans" / "notes.txt").touch()
     code, said = run(dry_run=True, shard=Shard(2, 3))
@@ -71,7 +72,7 @@ def test_nothing_to_do_is_an_error(run: Run) -> None:
         run(pattern="*.mha")
 
 
-def test_failures_are_listed_at_the_end(run: Run, segmenter: Fake) -> None:
+def test_failures_are_listed_at_the_end(run: Run, segmenter: FakeSegmenter) -> None:
     """Failures are listed with title and detail."""
     segmenter.raises[b"b"] = ConstantVolume("All are 42.")
     code, said = run()
@@ -82,7 +83,7 @@ def test_failures_are_listed_at_the_end(run: Run, segmenter: Fake) -> None:
 
 
 def test_a_batch_that_ends_early_says_how_to_go_on(
-    run: Run, segmenter: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, segmenter: FakeSegmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The output quotes the command to run again; the tables hold the finished cases."""
     segmenter.raises[b"b"] = ServerUnreachable("gone")
@@ -96,7 +97,7 @@ def test_a_batch_that_ends_early_says_how_to_go_on(
     assert "(1 cases were done before)" in run()[1]
 
 
-def test_a_shard_does_its_part(run: Run, segmenter: Fake) -> None:
+def test_a_shard_does_its_part(run: Run, segmenter: FakeSegmenter) -> None:
     """A shard segments its part and says which."""
     _, said = run(shard=Shard(3, 3))
 

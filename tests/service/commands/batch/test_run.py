@@ -14,15 +14,13 @@ from service import errors
 from service.commands.batch.case import BatchCase
 from service.commands.batch.journal import Journal, Shard, read_lines
 from service.commands.batch.run import Batch, Tally, shard_of
-
-Fake = Any
-"""A segmenter or a display of conftest."""
+from tests.service.commands.batch.conftest import FakeSegmenter, Told
 
 MakeCases = Callable[..., list[BatchCase]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, segmenter: Fake, told: Fake) -> Callable[..., Tally]:
+def run(tmp_path: Path, segmenter: FakeSegmenter, told: Told) -> Callable[..., Tally]:
     """Return the function that runs a batch over cases."""
 
     def start(cases: list[BatchCase], **options: Any) -> Tally:  # noqa: ANN401 - of the batch
@@ -35,7 +33,7 @@ def run(tmp_path: Path, segmenter: Fake, told: Fake) -> Callable[..., Tally]:
 def test_what_is_done_is_not_done_again(
     run: Callable[..., Tally],
     make_cases: MakeCases,
-    segmenter: Fake,
+    segmenter: FakeSegmenter,
     tmp_path: Path,
 ) -> None:
     """A second run only computes cases whose scan or result has changed."""
@@ -50,7 +48,9 @@ def test_what_is_done_is_not_done_again(
     assert [content for content, _ in segmenter.calls[2:]] == [b"changed", b"b"]
 
 
-def test_a_bad_scan_stops_nobody(run: Callable[..., Tally], make_cases: MakeCases, segmenter: Fake, told: Fake) -> None:
+def test_a_bad_scan_stops_nobody(
+    run: Callable[..., Tally], make_cases: MakeCases, segmenter: FakeSegmenter, told: Told
+) -> None:
     """A scan error is recorded and the other cases are done; it is only retried on request."""
     segmenter.raises[b"b"] = errors.ConstantVolume("All are 42.")
     cases = make_cases("a", "b", "c")
@@ -73,7 +73,9 @@ def test_a_bad_scan_stops_nobody(run: Callable[..., Tally], make_cases: MakeCase
     assert run(cases, retry_failed=True).exit_code == 0
 
 
-def test_every_attempt_has_a_key_of_its_own(run: Callable[..., Tally], make_cases: MakeCases, segmenter: Fake) -> None:
+def test_every_attempt_has_a_key_of_its_own(
+    run: Callable[..., Tally], make_cases: MakeCases, segmenter: FakeSegmenter
+) -> None:
     """A recorded failure makes the next run submit a new job; without a record it finds the first job."""
     cases = make_cases("a")
     segmenter.raises[b"a"] = errors.ServerProblem("x", 500, problem_type="/problems/inference-crashed")
@@ -101,7 +103,7 @@ def test_every_attempt_has_a_key_of_its_own(run: Callable[..., Tally], make_case
 def test_what_no_other_scan_could_change_ends_the_batch(
     run: Callable[..., Tally],
     make_cases: MakeCases,
-    segmenter: Fake,
+    segmenter: FakeSegmenter,
     tmp_path: Path,
     error: errors.CalibrantError,
 ) -> None:
@@ -148,8 +150,8 @@ def test_a_full_disk_ends_the_batch_with_a_sentence(
 def test_an_interrupt_finishes_the_running_case_and_begins_no_other(
     run: Callable[..., Tally],
     make_cases: MakeCases,
-    segmenter: Fake,
-    told: Fake,
+    segmenter: FakeSegmenter,
+    told: Told,
     number: int,
 ) -> None:
     """The exit code is 130; a decoder that died of the same Ctrl-C does not count as a failure of its scan."""
@@ -172,7 +174,9 @@ def test_an_interrupt_finishes_the_running_case_and_begins_no_other(
     assert list(run(make_cases("b")).lines) == []
 
 
-def test_several_cases_are_in_flight_at_once(run: Callable[..., Tally], make_cases: MakeCases, segmenter: Fake) -> None:
+def test_several_cases_are_in_flight_at_once(
+    run: Callable[..., Tally], make_cases: MakeCases, segmenter: FakeSegmenter
+) -> None:
     """With three jobs, three cases meet at a barrier, which single ones would never pass."""
     barrier = threading.Barrier(3, timeout=20)
     segmenter.during = barrier.wait
@@ -204,7 +208,7 @@ def test_shards_share_out_the_cases(make_cases: MakeCases) -> None:
 
 
 def test_the_log_is_plain_json(
-    run: Callable[..., Tally], make_cases: MakeCases, tmp_path: Path, segmenter: Fake
+    run: Callable[..., Tally], make_cases: MakeCases, tmp_path: Path, segmenter: FakeSegmenter
 ) -> None:
     """A line holds case, input, model, state and the hash of every file."""
     run(make_cases("a"))

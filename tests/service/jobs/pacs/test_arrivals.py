@@ -150,7 +150,7 @@ def test_what_was_received_is_taken_once_it_is_whole(
     monkeypatch.setattr(Spool, "is_whole", lambda *_: whole[0])
     monkeypatch.setattr(module, "_SPOOL_S", 0.02)
     counts = [5]
-    now = module.Spool(state.received)
+    now = Spool(state.received)
     assert now.arrivals(time.time()) == []
     monkeypatch.setattr(
         Spool, "arrivals", lambda *_: [SimpleNamespace(study="1.2.4", series="1.2.5", count=counts[0], idle_s=1)]

@@ -54,9 +54,10 @@ def test_files_of_our_own_making_are_refused(
 ) -> None:
     """Files made by this service are refused; others pass unchanged, and their UIDs are recorded."""
     images = slices_of()
-    files, seen = [dicom_file(image) for image in images], []
-    assert list(reject_ours(iter(files), seen)) == files
-    assert seen == [image.SOPInstanceUID for image in images]
+    files = [dicom_file(image) for image in images]
+    received: list[str] = []
+    assert list(reject_ours(iter(files), received)) == files
+    assert received == [image.SOPInstanceUID for image in images]
     images[3].Manufacturer = "Calibrant"
     with pytest.raises(UnsuitableSeries):
         list(reject_ours(iter([dicom_file(image) for image in images]), []))

@@ -33,7 +33,7 @@ def described(
             content="c",
             state=state,
             problem=None if state == "stored" else BUSY,
-        )  # type: ignore[arg-type]
+        )
         for n, state in enumerate(states)
     ]
     ledger = Ledger(owner="lab", destination="archive", entries=entries) if states else None
@@ -78,6 +78,7 @@ def test_a_failure_has_its_reason_and_where_to_retry() -> None:
     assert dead.problem == BUSY
     assert dead.links.retry == f"/v1/dicom/deadletters/{'a' * 32}/retry"
     failed = described("SUCCESS", output={"failure": {"code": "missing-slices", "detail": "3"}})
+    assert failed.problem is not None
     assert failed.problem.type == "/problems/missing-slices"
     assert failed.links.retry is None
 
@@ -90,7 +91,10 @@ def test_an_order_survives_json() -> None:
 def test_an_order_is_one_job_unless_a_key_tells_otherwise() -> None:
     """Every field of an order, and the key, changes the job's id."""
     assert ORDER.identifier(None) == DicomOrder.of_document(ORDER.document).identifier(None)
-    others = [replace(ORDER, **{name: "x"}) for name in ("owner", "pacs", "study", "series", "instances", "model")]
+    others = [
+        DicomOrder.of_document(ORDER.document | {name: "x"})
+        for name in ("owner", "pacs", "study", "series", "instances", "model")
+    ]
     ids = {order.identifier(None) for order in (ORDER, *others)} | {ORDER.identifier("k")}
     assert len(ids) == 8
 

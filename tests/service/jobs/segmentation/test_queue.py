@@ -1,6 +1,5 @@
 import asyncio
 import datetime as dt
-import errno
 import json
 import sqlite3
 import threading
@@ -8,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from dbos import DBOS
@@ -16,8 +14,6 @@ from dbos import DBOS
 from service.errors import (
     CalibrantError,
     IdempotencyKeyReused,
-    InferenceCrashed,
-    InferenceDeadline,
     JobFinished,
     JobNotFound,
     NonFiniteVoxels,
@@ -25,13 +21,10 @@ from service.errors import (
     StorageFull,
 )
 from service.jobs.segmentation import queue as segment
-from service.jobs.segmentation import worker
-from service.jobs.segmentation.queue import POLL_S, SegmentationJobs
-from service.jobs.segmentation.records import QUEUE, WORKFLOW
+from service.jobs.segmentation.queue import SegmentationJobs
 from service.jobs.segmentation.status import WorkflowInput
-from service.jobs.segmentation.worker import AHEAD_S, MAX_ATTEMPTS
-from service.result.files import RESULT, SUMMARY
-from service.schemas import FINISHED
+from service.result.files import RESULT
+from service.schemas import FINISHED, Job
 from service.storage.local import StateDirectory
 from tests.service.jobs.conftest import FakeExecutor, Service, Submit
 
@@ -63,43 +56,6 @@ def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, stat
     assert [*state.work.iterdir()] == []
 
 
-def test_a_state_directory_that_cannot_be_written_fails_the_job(
-    finish: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full or read-only disk fails the running job, without showing a path, and the next job is computed."""
-
-    def full(_: StateDirectory, job: str) -> Path:
-        raise OSError(errno.ENOSPC, "No space left on device", str(state.work / job))
-
-    with monkeypatch.context() as broken:
-        broken.setattr(StateDirectory, "begin_attempt", full)
-        failed = finish("good")
-
-    assert failed.problem is not None
-    assert failed.problem.type == "/problems/insufficient-storage"
-    assert failed.problem.detail == "The state directory could not be written (No space left on device)."
-    assert finish("good").state == "succeeded"
-
-
-def test_a_case_that_kills_the_child_is_tried_again(
-    finish: Submit, executor: FakeExecutor, state: StateDirectory
-) -> None:
-    """A case may succeed after two crashes, each attempt in its own folder; three crashes fail the job."""
-    executor.errors["unlucky"] = [InferenceCrashed("died"), InferenceDeadline("late")]
-    assert finish("unlucky").state == "succeeded"
-    assert executor.calls == ["unlucky"] * MAX_ATTEMPTS
-    assert len(set(executor.folders)) == MAX_ATTEMPTS
-
-    executor.errors["deadly"] = [InferenceCrashed("died")] * MAX_ATTEMPTS
-    deadly = finish("deadly")
-    assert deadly.state == "failed"
-    assert deadly.problem is not None
-    assert deadly.problem.type == "/problems/inference-crashed"
-    assert executor.calls.count("deadly") == MAX_ATTEMPTS
-    assert state.result(deadly.id) is None
-    assert finish("next").state == "succeeded"
-
-
 def test_an_idempotency_key_names_one_job(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """The same key and scan is the same job while it runs and afterwards; with another scan or model it is refused."""
     first = submit("slow", "one key")
@@ -129,41 +85,6 @@ def test_an_unknown_job_is_said(queue: SegmentationJobs) -> None:
         queue.find("local", uuid.uuid4().hex)
     with pytest.raises(JobNotFound):
         queue.wait("local", "", 5)
-
-
-def test_a_model_that_was_removed_fails_the_job(
-    finish: Submit, queue: SegmentationJobs, executor: FakeExecutor
-) -> None:
-    """A job whose bundle was removed while it waited fails with model-not-found."""
-    known = dict(queue.registry.ready)
-    queue.registry.ready.clear()
-    try:
-        job = finish("good")
-    finally:
-        queue.registry.ready.update(known)
-
-    assert job.problem is not None
-    assert job.problem.type == "/problems/model-not-found"
-    assert executor.calls == []
-
-
-def test_a_published_result_is_not_computed_again(
-    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit
-) -> None:
-    """A job that was interrupted between publishing and recording finds its result."""
-    result = queue.state.result(queue.wait("local", submit("another").id, 20).id)
-    assert result is not None
-    identifier = segment.identifier_of("local", "published")
-    attempt = queue.state.begin_attempt(identifier)
-    for name in (RESULT, SUMMARY):
-        (attempt / name).write_bytes((result / name).read_bytes())
-    queue.state.publish(identifier, attempt)
-    executor.calls.clear()
-
-    job = submit("good", "published")
-
-    assert queue.wait("local", job.id, 20).state == "succeeded"
-    assert executor.calls == []
 
 
 def test_the_next_launch_finishes_what_was_left(
@@ -222,39 +143,6 @@ def test_the_database_is_kept_as_it_was_decided(queue: SegmentationJobs, finish:
     assert json.loads(inputs)["positionalArgs"][:3] == ["local", job.scan, job.model]
 
 
-def test_the_next_job_leaves_the_queue_shortly_before_a_case_ends(
-    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit
-) -> None:
-    """It counts as queued until its turn and can be cancelled; no third job leaves the queue."""
-    running = submit("slow")
-    assert executor.entered.wait(10)
-    first, second, third = (submit(text).id for text in ("first", "second", "third"))
-    time.sleep(AHEAD_S)
-    assert _out_of_the_queue() == [running.id]
-
-    executor.progress = 0.999
-    while len(_out_of_the_queue()) < 2:
-        time.sleep(0.01)
-
-    job = queue.find("local", first)
-    assert (job.state, job.stage, job.queue_position) == ("queued", None, 1)
-    assert [job.id for job in queue.page("local", "queued", None, 3)] == [third, second, first]
-    assert [job.id for job in queue.page("local", "running", None, 3)] == [running.id]
-    assert queue.count() == {"queued": 3, "running": 1}
-    assert queue.cancel("local", first).state == "cancelled"
-    time.sleep(3 * POLL_S)
-    assert _out_of_the_queue() == [running.id]
-
-    executor.released.set()
-    assert [queue.wait("local", each, 10).state for each in (second, third)] == ["succeeded"] * 2
-    assert sorted(executor.calls) == ["second", "slow", "third"]
-    assert DBOS.retrieve_queue(QUEUE).worker_concurrency == 1
-
-
-def _out_of_the_queue() -> list[str]:
-    return [status.workflow_id for status in DBOS.list_workflows(status="PENDING", name=WORKFLOW)]
-
-
 def test_who_waits_is_woken_by_the_end(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +150,12 @@ def test_who_waits_is_woken_by_the_end(
     monkeypatch.setattr(segment, "LOOK_S", 60)
     looks: list[float] = []
     find = SegmentationJobs.find
-    monkeypatch.setattr(SegmentationJobs, "find", lambda *arguments: looks.append(time.monotonic()) or find(*arguments))
+
+    def count(self: SegmentationJobs, owner: str, identifier: str) -> Job:
+        looks.append(time.monotonic())
+        return find(self, owner, identifier)
+
+    monkeypatch.setattr(SegmentationJobs, "find", count)
     job = submit("slow and waited for")
     assert executor.entered.wait(20)
     released: list[float] = []
@@ -380,39 +273,6 @@ def test_the_first_job_has_no_estimate(queue: SegmentationJobs, executor: FakeEx
     assert [job.eta_s for job in found] == [None, None]
 
 
-def pages(
-    queue: SegmentationJobs, owner: str, limit: int, after_each: Callable[[], object] = lambda: None
-) -> list[str]:
-    """Return the ids of all pages in order."""
-    found: list[str] = []
-    before = None
-    while page := queue.page(owner, None, before, limit):
-        found += [job.id for job in page]
-        before = (round(page[-1].created.timestamp() * 1000), page[-1].id)
-        after_each()
-    return found
-
-
-@pytest.mark.parametrize("limit", [1, 3, 7])
-@pytest.mark.parametrize("milliseconds", [1, 0, 0.5], ids=["one each", "all in one", "two each"])
-def test_pages_hold_every_job_once(
-    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, limit: int, milliseconds: float
-) -> None:
-    """Seven jobs appear once each, newest first, even if several have one time stamp or more arrive meanwhile."""
-    owner = f"pages-{uuid.uuid4().hex}"
-    submit("slow")
-    assert executor.entered.wait(10)
-    jobs = [submit(f"{n}", owner=owner).id for n in range(7)]
-    with closing(sqlite3.connect(queue.state.database, timeout=20)) as database, database:
-        for n, job in enumerate(jobs):
-            created = 1_700_000_000_123 + int(n * milliseconds)
-            database.execute("UPDATE workflow_status SET created_at = ? WHERE workflow_uuid = ?", (created, job))
-
-    found = pages(queue, owner, limit, lambda: submit("new", owner=owner))
-
-    assert found == jobs[::-1]
-
-
 def test_jobs_are_listed_by_state_and_owner(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
     """A filter shows exactly the owner's jobs in that state."""
     owner = f"states-{uuid.uuid4().hex}"
@@ -526,50 +386,6 @@ def test_a_job_that_is_cancelled_while_it_ends_ends_once(
         assert queue.find("local", job.id).state == found
 
     assert outcomes == {"cancelled", "succeeded"}
-
-
-def test_a_cancellation_while_the_result_is_published_takes_it_away(
-    queue: SegmentationJobs, submit: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job cancelled between its last window and its record has no result on the disk."""
-    publish, cancelled = StateDirectory.publish, threading.Event()
-
-    def publish_late(self: StateDirectory, job: str, attempt: Path) -> None:
-        DBOS.cancel_workflow(job)
-        publish(self, job, attempt)
-        cancelled.set()
-
-    with monkeypatch.context() as late:
-        late.setattr(StateDirectory, "publish", publish_late)
-        job = submit("good")
-        assert cancelled.wait(20)
-
-    assert queue.cancel("local", job.id).state == "cancelled"
-    while job.id in queue.worker.live:
-        time.sleep(0.001)
-    assert queue.cancel("local", job.id).state == "cancelled"
-    assert state.result(job.id) is None
-
-
-def test_a_job_that_is_cancelled_as_it_leaves_the_queue_is_not_computed(
-    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cancellation between the queue and the first report is noticed before any computation."""
-    reject, seen = worker.reject_cancelled, threading.Event()
-
-    def cancel_first(identifier: str) -> None:
-        DBOS.cancel_workflow(identifier)
-        seen.set()
-        reject(identifier)
-
-    with monkeypatch.context() as race:
-        race.setattr(worker, "reject_cancelled", cancel_first)
-        job = submit("good")
-        assert seen.wait(20)
-    assert queue.wait("local", submit("next").id, 20).state == "succeeded"
-
-    assert queue.find("local", job.id).state == "cancelled"
-    assert executor.calls == ["next"]
 
 
 def rows_of(state: StateDirectory, job: str) -> int:

@@ -14,14 +14,14 @@ HERE = "/v1/segmentations/7f"
 
 
 def _status(status: str, **fields: Any) -> WorkflowStatus:  # noqa: ANN401 - whatever DBOS's field holds
-    found = WorkflowStatus()
-    found.workflow_id = "7f"
-    found.created_at = 1_700_000_000_500
-    found.input = {"args": ["they", "scan", "model@0", ["mask", "summary"]], "kwargs": {}}
-    defaults = {"output": None, "completed_at": None, "priority": 2, "recovery_attempts": 1}
+    record = WorkflowStatus()
+    record.workflow_id = "7f"
+    record.created_at = 1_700_000_000_500
+    inputs = {"args": ["they", "scan", "model@0", ["mask", "summary"]], "kwargs": {}}
+    defaults = {"input": inputs, "output": None, "completed_at": None, "priority": 2, "recovery_attempts": 1}
     for name, value in {"status": status, **defaults, **fields}.items():
-        setattr(found, name, value)
-    return found
+        setattr(record, name, value)
+    return record
 
 
 @pytest.fixture
