@@ -114,14 +114,14 @@ class Orthanc:
             msg = f"Orthanc answered HTTP {answer.status_code}. It is tried again."
             raise PacsBusy(msg)
         if answer.is_client_error:
-            msg = f"Orthanc answered HTTP {answer.status_code}. Look at its configured address and credentials."
+            msg = f"Orthanc answered HTTP {answer.status_code}. Check its configured address and credentials."
             raise PacsRefused(msg)
         try:
             content = answer.json()
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            msg = "Something else than Orthanc answered. Look at its configured address."
+            msg = "Something else than Orthanc answered. Check its configured address."
             raise PacsBadResponse(msg)
         return content
 
@@ -130,5 +130,5 @@ def _number(content: dict[str, Any], name: str) -> int:
     try:
         return int(content[name])
     except (KeyError, TypeError, ValueError):
-        msg = "Something else than Orthanc answered. Look at its configured address."
+        msg = "Something else than Orthanc answered. Check its configured address."
         raise PacsBadResponse(msg) from None

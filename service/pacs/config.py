@@ -225,7 +225,7 @@ class PacsFile(_Table):
 
 
 _NO_CERTIFICATE: Final = (
-    "The certificates that the PACS file names cannot be used. Look whether the files exist and are PEM."
+    "The certificates that the PACS file names cannot be used. Check whether the files exist and are PEM."
 )
 
 RECEIVED: Literal["received"] = "received"

@@ -74,7 +74,7 @@ def _send(peer: Peer, entry: Entry, path: Path, *, read_back: bool) -> None:
             "The PACS answered that it has stored an object, but holds another one of the same identifier. It keeps the "
             "first that it got: delete that one there, then retry."
             if held
-            else "The PACS answered that it has stored an object, but gives back another one. Look what changes it there."
+            else "The PACS answered that it has stored an object, but gives back another one. Check what changes it there."
         )
         raise ObjectNotKept(msg)
 

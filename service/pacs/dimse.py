@@ -208,7 +208,7 @@ def _why_not(association: Association) -> PacsError:
     if association.rejected_contexts:
         msg = "The PACS does not take this kind of object in this transfer syntax. Choose other objects, or let it take them."
         return PacsRefused(msg)
-    msg = "The PACS gave no association. It is tried again; look whether it runs, and at host and port."
+    msg = "The PACS gave no association. It is tried again; check whether it runs, and its host and port."
     return PacsUnreachable(msg)
 
 

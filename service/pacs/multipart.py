@@ -34,7 +34,7 @@ def parts_of(chunks: Iterator[bytes], content_type: str) -> Iterator[bytes]:
     media_type, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if media_type != b"multipart/related" or not boundary:
-        msg = "The PACS answered something that is not multipart/related. Look whether the configured url is its DICOMweb root."
+        msg = "The PACS answered something that is not multipart/related. Check whether the configured url is its DICOMweb root."
         raise PacsBadResponse(msg)
     reader = _Reader()
     parser = MultipartParser(boundary, reader.callbacks)

@@ -132,7 +132,7 @@ class DicomWeb:
             raise _failure(_number(failed, _REASON))
         _reject_status(answer.status_code)
         if response is None:
-            msg = "The PACS answered a STOW-RS request with something that is not DICOM JSON. Look whether the configured url is its DICOMweb root."
+            msg = "The PACS answered a STOW-RS request with something that is not DICOM JSON. Check whether the configured url is its DICOMweb root."
             raise PacsBadResponse(msg)
 
     def _query(self, path: str, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -171,7 +171,7 @@ class DicomWeb:
                 answer.extensions["calibrant_until"] = time.monotonic() + self._deadline_s
                 yield answer
         except httpx.TransportError as error:
-            msg = f"The PACS gave no connection, or none that lasted ({type(error).__name__}). It is tried again; look whether it runs."
+            msg = f"The PACS gave no connection, or none that lasted ({type(error).__name__}). It is tried again; check whether it runs."
             raise PacsUnreachable(msg) from error
         except httpx.DecodingError as error:
             raise PacsBadResponse(_NO_JSON) from error
@@ -234,10 +234,10 @@ def _reject_status(status: int) -> None:
         msg = f"The PACS answered HTTP {status}. It is tried again."
         raise PacsBusy(msg)
     if httpx.codes.is_client_error(status):
-        hint = {401: "Look at its credentials.", 403: "Look at its rights.", 404: "It holds no such thing."}.get(status)
+        hint = {401: "Check its credentials.", 403: "Look at its rights.", 404: "It holds no such thing."}.get(status)
         msg = f"The PACS answered HTTP {status}. {hint or 'The same will not succeed later.'}"
         raise PacsRefused(msg)
-    msg = f"The PACS answered HTTP {status}, where none is followed. Look at its configured url."
+    msg = f"The PACS answered HTTP {status}, where none is followed. Check its configured url."
     raise PacsBadResponse(msg)
 
 
@@ -299,5 +299,5 @@ def _number(item: dict[str, Any], tag: str) -> int:
 
 
 _NO_JSON: Final = (
-    "The PACS answered something that is not DICOM JSON. Look whether the configured url is its DICOMweb root."
+    "The PACS answered something that is not DICOM JSON. Check whether the configured url is its DICOMweb root."
 )

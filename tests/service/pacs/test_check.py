@@ -49,7 +49,7 @@ def test_a_wrong_address_differs_from_a_missing_right(stub: Stub) -> None:
     assert checks["QIDO-RS"][0]
     assert checks["STOW-RS"] == (
         False,
-        "The PACS does not let this service store. Give its user that right, and look whether STOW-RS is switched on.",
+        "The PACS does not let this service store. Give its user that right, and check whether STOW-RS is switched on.",
     )
 
 
