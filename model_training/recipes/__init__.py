@@ -1,4 +1,4 @@
-"""Recipes, one file per data set: combinations of parts that live elsewhere."""
+"""Recipes, one module per data set; their shared parts are in `blocks`."""
 
 from typing import Final
 
@@ -17,13 +17,13 @@ RECIPES: Final[dict[str, Recipe]] = {
     "kits23": kits23.KITS23,
     "kits23-small": kits23.KITS23_SMALL,
 }
-"""Every recipe by the name that the command line takes."""
+"""Every recipe by its name on the command line."""
 
 COMPARISONS: Final[dict[str, dict[str, Recipe]]] = {
     "acdc17-small": acdc17.COMPARISON,
     "hippocampus": hippocampus.COMPARISON,
 }
-"""The configurations of each recipe that are compared with one another."""
+"""The configurations that are compared, by recipe."""
 
 LOCATORS: Final[dict[str, LocatorRecipe]] = {"hippocampus": hippocampus.LOCATOR}
-"""The locator of each recipe that has one."""
+"""The locators, by recipe."""

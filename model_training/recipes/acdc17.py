@@ -93,7 +93,7 @@ ACDC17_SMALL: Final = small(
     intensity=[ZScore()],
     patch_size=(128, 128, 8),
 )
-"""For a CPU: a small U-Net on the voxels as the files declare them."""
+"""For a CPU: a small U-Net at the voxel size that the files declare."""
 
 COMPARISON: Final = {
     "dice-ce": ACDC17_SMALL.with_loss("soft", 0.0),
@@ -101,4 +101,4 @@ COMPARISON: Final = {
     "soft-0.3": ACDC17_SMALL.with_loss("soft", 0.3),
     "dice-ce-then-soft-0.3": ACDC17_SMALL.with_loss("soft", 0.3, after=1500),
 }
-"""The configurations that are compared on this data set (docs/decisions/0008): the last one won on the hippocampus."""
+"""The compared configurations (docs/decisions/0008); the last one won on the hippocampus."""

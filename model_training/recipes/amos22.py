@@ -55,7 +55,7 @@ def _labels() -> list[Label]:
         Label(value=12, name="left adrenal gland", color=(220, 190, 255), code=adrenal, modifiers=[LEFT]),
         Label(value=13, name="duodenum", color=(128, 128, 0), code=Code(value="38848004", meaning="Duodenum")),
         Label(value=14, name="bladder", color=(210, 245, 60), code=Code(value="89837001", meaning="Urinary bladder")),
-        # Two organs under one value: no code says "the one or the other".
+        # Two organs share this value, and no code means "one or the other".
         Label(value=15, name="prostate or uterus", color=(250, 190, 212)),
     ]
 

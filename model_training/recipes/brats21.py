@@ -35,7 +35,7 @@ def _labels() -> list[Label]:
         Label(value=0, name="background", color=(0, 0, 0)),
         Label(value=1, name="necrotic tumour core", color=(213, 94, 0), code=Code(value="6574001", meaning="Necrosis")),
         Label(value=2, name="oedema", color=(0, 158, 115), code=Code(value="79654002", meaning="Edema")),
-        # No code that we are sure of says "the part that takes up contrast agent".
+        # We know no certain code for "the part that takes up contrast agent".
         Label(value=4, name="enhancing tumour", color=(240, 228, 66)),
     ]
 

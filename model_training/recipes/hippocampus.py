@@ -39,9 +39,9 @@ models/locator.safetensors was trained on images drawn from sixteen of the label
 
 
 def _person(case: str) -> str:
-    """Return whose scan it is: hippocampus_041 and _042 are the two sides of head 21, hippocampus_043 is of the next.
+    """Return the person of a case: hippocampus_041 and _042 are the two sides of head 21, hippocampus_043 is of head 22.
 
-    No identities are published; the mean intensities of such pairs agree as those of no other pairs do.
+    No identities are published, but the mean intensities of such pairs agree, and those of no other pairs do.
     """
     return f"head_{(int(case.removeprefix('hippocampus_')) + 1) // 2:03d}"
 
@@ -102,7 +102,7 @@ HIPPOCAMPUS: Final = Recipe(
 
 
 def _side(side: Code, first: int, colors: tuple[tuple[int, int, int], tuple[int, int, int]]) -> Part:
-    """Return the box about the hippocampus of a side; boxes of the edges of the training's crops."""
+    """Return the part about the hippocampus of one side; its box has the edge lengths of the training crops."""
     name = side.meaning.lower()
     return Part(
         name=name,
@@ -139,7 +139,7 @@ LOCATOR: Final = LocatorRecipe(
         steps=3000, warmup_steps=50, batch_size=2, learning_rate=2e-3, weight_decay=1e-4, validate_every=100
     ),
 )
-"""Both hippocampi in a head, learned from scans that are drawn from label maps."""
+"""Finds both hippocampi in a head; trained on scans drawn from label maps."""
 
 COMPARISON: Final = {
     "dice-ce": HIPPOCAMPUS.with_loss("soft", 0.0),
@@ -149,4 +149,4 @@ COMPARISON: Final = {
     "dice-ce-then-soft-0.3": HIPPOCAMPUS.with_loss("soft", 0.3, after=1500),
     "dice-ce-then-soft-1": HIPPOCAMPUS.with_loss("soft", 1.0, after=1500),
 }
-"""The six configurations that are compared, fixed before the first run (docs/decisions/0006)."""
+"""The six compared configurations, fixed before the first run (docs/decisions/0006)."""

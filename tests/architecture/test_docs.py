@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""The documents agree with the code."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ import write_schemas  # noqa: E402
 
 
 def test_every_setting_is_documented() -> None:
-    """A setting that is missing from docs/settings.md does not exist for the user."""
+    """docs/settings.md lists every setting, and no other."""
     documented = set(re.findall(r"`CALIBRANT_(\w+)`", (ROOT / "docs" / "settings.md").read_text()))
     assert documented == {name.upper() for name in Settings.model_fields}
 
@@ -49,18 +49,18 @@ def test_the_tolerances_of_engines_are_those_that_are_applied() -> None:
 
 
 def test_committed_schemas_are_those_of_the_models() -> None:
-    """The frozen JSON schemas follow from the pydantic models; scripts/write_schemas.py writes them."""
+    """The frozen JSON schemas are those of the pydantic models; scripts/write_schemas.py writes them."""
     for name in write_schemas.SCHEMAS:
         assert (write_schemas.FOLDER / name).read_text() == write_schemas.schema_of(name)
 
 
 def test_readme_fits_its_limit() -> None:
-    """A README of more than 120 lines is not read."""
+    """README.md has at most 120 lines."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    """A relative link in a document names a file that exists."""
+    """Every relative link in a document leads to an existing file."""
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.relative_to(ROOT)} links to {target}"

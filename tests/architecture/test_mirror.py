@@ -15,12 +15,12 @@ MODULES = [
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_every_module_has_its_test_file(module: Path) -> None:
-    """A module without a mirrored test file is a module that nobody tested."""
+    """Every module has a mirrored test file."""
     assert (ROOT / "tests" / module.parent / f"test_{module.stem.strip('_')}.py").is_file()
 
 
 def test_every_test_file_has_its_module() -> None:
-    """A test file below a package's mirror belongs to a module that exists."""
+    """Every test file below a package's mirror belongs to an existing module."""
     tests = [
         path for package in ("service", "model_training") for path in (ROOT / "tests" / package).rglob("test_*.py")
     ]

@@ -1,4 +1,4 @@
-"""The figures of the results pages are those that the committed runs give."""
+"""The figures of the results pages follow from the committed runs."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ PAGES = sorted(folder.name for folder in (RESULTS / "runs").iterdir() if run_fil
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_shows_the_tables_of_its_runs(name: str) -> None:
-    """Computed again from the runs, every line of the comparison stands in the page, and its picture exists."""
+    """Every line of the comparison, recomputed from the runs, is in the page, and the page's picture exists."""
     page = (RESULTS / f"{name}.md").read_text()
 
     missing = [line for line in table(compared(load_runs(RESULTS / "runs" / name))).splitlines() if line not in page]
@@ -25,10 +25,10 @@ def test_a_page_shows_the_tables_of_its_runs(name: str) -> None:
 
 
 def test_the_committed_runs_are_small() -> None:
-    """A clone does not carry more than 7 MiB of runs; scripts/pack_runs.py packs them."""
+    """A clone holds at most 7 MiB of runs; scripts/pack_runs.py packs them."""
     assert sum(path.stat().st_size for path in (RESULTS / "runs").rglob("*") if path.is_file()) <= 7 * 2**20
 
 
 def test_there_is_a_page_to_check() -> None:
-    """The comparison on the hippocampus is committed."""
+    """The runs of the comparison on the hippocampus are committed."""
     assert "hippocampus" in PAGES

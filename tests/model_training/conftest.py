@@ -1,4 +1,4 @@
-"""What the training tests share: a recipe of seconds, a run of it, and tiny data sets in the genuine layouts."""
+"""Fixtures of the training tests: a recipe that takes seconds, a run of it, and tiny data sets in the published layouts."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def two_steps(tmp_path: Path) -> Callable[[Recipe, Path], torch.nn.Module]:
     """Return the function that trains a recipe for two steps and returns the network in evaluation mode."""
 
     def run(recipe: Recipe, data: Path) -> torch.nn.Module:
-        watcher = Heard()
+        watcher = Recorder()
         train(recipe, data, tmp_path / "run", seed=0, group=ALONE, watchers=[watcher])
         assert watcher.steps == [1, 2]
         network = build_network(recipe.service.network)
@@ -66,10 +66,10 @@ def two_steps(tmp_path: Path) -> Callable[[Recipe, Path], torch.nn.Module]:
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[[Recipe, Path], str]:
-    """Return the function that tries to train, and returns why the data were refused before the first step."""
+    """Return the function that tries to train and returns the message with which the data were refused before the first step."""
 
     def run(recipe: Recipe, data: Path) -> str:
-        watcher = Heard()
+        watcher = Recorder()
         with pytest.raises(DataError) as refusal:
             train(recipe, data, tmp_path / "run", seed=0, group=ALONE, watchers=[watcher])
         assert watcher.steps == []
@@ -80,7 +80,7 @@ def refused(tmp_path: Path) -> Callable[[Recipe, Path], str]:
 
 @pytest.fixture
 def shrunk() -> Callable[[Recipe], Recipe]:
-    """Return the function that makes a recipe one of seconds: two steps, the narrowest network, the smallest patch."""
+    """Return the function that shrinks a recipe to seconds: two steps, the narrowest network, the smallest patch."""
 
     def shrink(recipe: Recipe) -> Recipe:
         declared = recipe.service.network
@@ -186,8 +186,8 @@ def noisy(label: np.ndarray, seed: int) -> np.ndarray:
     return np.rint(20 * label + np.random.default_rng(seed).normal(10, 5, label.shape)).astype(np.int16)
 
 
-class Heard:
-    """Remembers the steps that it heard of."""
+class Recorder:
+    """A watcher that records the steps."""
 
     def __init__(self) -> None:
         """Start with none."""
@@ -199,11 +199,11 @@ class Heard:
         self.steps.append(step)
 
     def validated(self, step: int, scores: Mapping[str, float]) -> None:
-        """Pass over the scores."""
+        """Ignore the scores."""
 
 
 class Certain(torch.nn.Module):
-    """Answers the same probabilities at every voxel."""
+    """A network with the same probabilities at every voxel."""
 
     def __init__(self, probabilities: Sequence[float]) -> None:
         """Remember the probabilities of the classes."""

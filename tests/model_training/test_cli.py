@@ -23,7 +23,7 @@ def call(*arguments: object) -> tuple[int, str]:
 
 
 def test_train_export_evaluate_lead_from_data_to_a_reproduced_card(tiny: str, tiny_msd: Path, tmp_path: Path) -> None:
-    """One command per step; the last one finds the card's figures again, exactly."""
+    """train, export and evaluate work in sequence, and evaluate reproduces the card's figures exactly."""
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     assert call("train", tiny, "--data", tiny_msd, "-o", run)[0] == 0
     code, output = call("export", tiny, "--data", tiny_msd, "--run", run, "-o", bundle)
@@ -38,7 +38,7 @@ def test_train_export_evaluate_lead_from_data_to_a_reproduced_card(tiny: str, ti
 
 
 def test_training_can_be_watched_in_tensorboard(tiny: str, tiny_msd: Path, tmp_path: Path) -> None:
-    """With --tensorboard every step's terms and every validation's scores lie in the folder's events."""
+    """With --tensorboard the event files hold the loss terms of every step and the scores of every validation."""
     command = ("train", tiny, "--data", tiny_msd, "-o", tmp_path / "run", "--tensorboard", tmp_path / "events")
     assert call(*command)[0] == 0
 
@@ -50,22 +50,22 @@ def test_training_can_be_watched_in_tensorboard(tiny: str, tiny_msd: Path, tmp_p
 
 
 def test_evaluate_writes_what_it_found(tiny: str, tiny_bundle: Path, tiny_msd: Path, tmp_path: Path) -> None:
-    """With a folder there are a report, a table and the diagrams of all cases and of each; all are named."""
+    """With --out, evaluate writes a report, a table and diagrams of all cases and of each case, and prints their paths."""
     out = tmp_path / "out"
     command = ("evaluate", tiny_bundle, "--recipe", tiny, "--data", tiny_msd, "--split", "fold1", "-o", out)
     code, output = call(*command)
     assert code == 0
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    kinds = ("json", "png", "svg")
-    assert found == {"cases.csv", "report.html"} | {f"reliability.{kind}" for kind in kinds} | {
-        f"images/{case}.{kind}" for case in ("a1", "a2", "b1") for kind in kinds
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    formats = ("json", "png", "svg")
+    assert files == {"cases.csv", "report.html"} | {f"reliability.{extension}" for extension in formats} | {
+        f"images/{case}.{extension}" for case in ("a1", "a2", "b1") for extension in formats
     }
     assert "report.html" in output
     assert "better than those on new patients" in (out / "report.html").read_text()
 
 
 def test_a_card_that_claims_something_else_is_found_out(tiny: str, tiny_bundle: Path, tiny_msd: Path) -> None:
-    """The tiny bundle's card holds invented figures on other cases: evaluate says so and exits with 1."""
+    """If the card's figures cannot be reproduced, evaluate says so and exits with 1."""
     code, output = call("evaluate", tiny_bundle, "--recipe", tiny, "--data", tiny_msd)
     assert code == 1
     assert "differ from the card's" in output
@@ -81,7 +81,7 @@ def test_a_card_that_claims_something_else_is_found_out(tiny: str, tiny_bundle: 
 def test_unknown_names_are_answered_with_the_known_ones(
     tiny: str, tiny_bundle: Path, tiny_msd: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    """A wrong recipe or split exits with 2 and lists what there is."""
+    """An unknown recipe or split exits with 2 and lists the known ones."""
     del tiny
     code, output = call("evaluate", tiny_bundle, "--data", tiny_msd, *arguments)
     assert code == 2

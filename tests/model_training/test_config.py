@@ -9,7 +9,7 @@ SCHEDULE = Schedule(steps=10, warmup_steps=2, batch_size=1, learning_rate=1e-3, 
 
 @pytest.mark.parametrize("warmup", [0, 9])
 def test_warm_up_ends_before_training(warmup: int) -> None:
-    """No warm-up at all, or all steps but one, can be run."""
+    """A schedule may have no warm-up, or one of all steps but one."""
     assert dataclasses.replace(SCHEDULE, warmup_steps=warmup).warmup_steps == warmup
 
 
@@ -26,19 +26,19 @@ def test_warm_up_ends_before_training(warmup: int) -> None:
     ],
 )
 def test_a_schedule_that_cannot_run_is_refused(field: str, value: float, message: str) -> None:
-    """A schedule is checked when it is written, not after an hour of loading."""
+    """An invalid schedule is refused when it is created, before any data are read."""
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SCHEDULE, **{field: value})  # type: ignore[arg-type]
 
 
 def test_a_schedule_cannot_be_changed() -> None:
-    """What a record says about a run stays true: the schedule is frozen."""
+    """A schedule is frozen, so the record of a run stays true."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         SCHEDULE.steps = 20  # type: ignore[misc]
 
 
 def test_with_loss_changes_the_loss_alone(recipe: Recipe) -> None:
-    """Binning, weight and the step at which it joins are those that were asked for, the rest is the recipe's."""
+    """Binning, weight and first step of mL1-ACE change; everything else is the recipe's."""
     changed = recipe.with_loss("soft", 0.3, after=2)
 
     assert (changed.binning, changed.ace_weight, changed.ace_after) == ("soft", 0.3, 2)
@@ -47,7 +47,7 @@ def test_with_loss_changes_the_loss_alone(recipe: Recipe) -> None:
 
 
 def test_without_a_fold_the_others_are_trained_on(recipe: Recipe) -> None:
-    """The fold that is held out is looked at, the test set neither."""
+    """The held-out fold becomes the validation split, and the test set is not used."""
     held_out = recipe.without("fold2", ["fold1", "fold2", "fold3", "test"])
 
     assert (held_out.train_splits, held_out.validation_split) == (("fold1", "fold3"), "fold2")

@@ -8,7 +8,7 @@ JSON = b'{"fold":"fold1","cases":[' + b"0.125," * 1000 + b"1]}\n"
 
 
 def test_a_packed_file_holds_the_plain_one(tmp_path: Path) -> None:
-    """Byte for byte, in a fraction of the space; the plain file is gone."""
+    """The content is the same byte for byte, in a fraction of the space; the plain file is removed."""
     plain = tmp_path / "a-fold1-seed0.json"
     plain.write_bytes(JSON)
 
@@ -31,7 +31,7 @@ def test_packing_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_each_run_is_listed_once(tmp_path: Path) -> None:
-    """Runs are in the order of their names, plain and packed mixed; of a run with both files the plain one is read."""
+    """Plain and packed runs are sorted by name; if a run has both files, the plain one counts."""
     for name in ("b.json", "a.json", "c.json"):
         (tmp_path / name).write_bytes(JSON)
     pack(tmp_path / "a.json")
@@ -42,7 +42,7 @@ def test_each_run_is_listed_once(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
-    """Half a file is refused with its name."""
+    """A truncated file is refused, and the message names it."""
     (tmp_path / "a.json").write_bytes(JSON)
     packed = pack(tmp_path / "a.json")
     packed.write_bytes(packed.read_bytes()[:-10])

@@ -26,7 +26,7 @@ def quiet(_: Case) -> None:
 
 
 def test_a_run_measures_the_fold_that_it_was_not_trained_on(recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
-    """The file holds the held-out fold's cases once per temperature; beside it only the shared first steps are left."""
+    """The file holds the held-out fold's cases at each temperature; only the checkpoint of the shared steps remains beside it."""
     file = run_once(recipe, RunName("tiny", "fold1", 3), tiny_msd, tmp_path / "runs", quiet)
 
     run = Run.model_validate_json(file.read_bytes())
@@ -40,7 +40,7 @@ def test_a_run_measures_the_fold_that_it_was_not_trained_on(recipe: Recipe, tiny
 def test_rounded_sums_keep_the_figures(
     recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five decimals in the sums move no score by more than a millionth."""
+    """Rounding the sums to five decimals changes no gap by more than 1e-5."""
     rounded = Run.model_validate_json(
         run_once(recipe, RunName("a", "fold2", 0), tiny_msd, tmp_path, quiet).read_bytes()
     )
@@ -52,10 +52,10 @@ def test_rounded_sums_keep_the_figures(
         np.testing.assert_allclose(a.gap, b.gap, atol=1e-5)
 
 
-def test_runs_that_are_there_are_skipped(
+def test_finished_runs_are_skipped(
     recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Called again, the command computes what is missing only; an unknown configuration is answered with the known."""
+    """Called again, the command computes only missing runs; an unknown configuration is refused with a list of the known ones."""
     variants = {"one": recipe, "two": dataclasses.replace(recipe, ace_weight=0.0)}
     monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
     monkeypatch.setitem(recipes.COMPARISONS, "tiny", variants)
@@ -81,7 +81,7 @@ def test_runs_that_are_there_are_skipped(
 
 
 class Watched:
-    """What the runs of a test did: the steps that were taken, and the weights that each run ended with."""
+    """Records the steps of the runs of a test and the weights that each run ended with."""
 
     def __init__(self) -> None:
         """Start with nothing."""
@@ -90,7 +90,7 @@ class Watched:
         self.kill_at = 0
 
     def step(self, progress: Progress, step: int, epoch: float, terms: Mapping[str, float]) -> None:
-        """Hear of a step in place of the progress display; die at one, if told to."""
+        """Record a step in place of the progress display; raise at the chosen one."""
         del progress, epoch, terms
         self.steps.append(step)
         if step == self.kill_at:
@@ -105,7 +105,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    """Return what watches every run of the test."""
+    """Return the recorder of every run of the test."""
     watched = Watched()
     monkeypatch.setattr(Progress, "step", lambda *arguments: watched.step(*arguments))  # noqa: PLW0108 - binds it
     monkeypatch.setattr(compare, "_measured", watched.measure)
@@ -118,7 +118,7 @@ def longer(recipe: Recipe) -> Recipe:
 
 
 def alone(recipe: Recipe, data: Path, run: Path) -> dict[str, torch.Tensor]:
-    """Return the weights that a run of its own reaches without the first fold."""
+    """Return the weights that an ordinary training run reaches without the first fold."""
     train(recipe.without("fold1", recipe.cases(data)), data, run, seed=0, group=ALONE)
     return load_file(run / "model.safetensors")
 
@@ -126,7 +126,7 @@ def alone(recipe: Recipe, data: Path, run: Path) -> dict[str, torch.Tensor]:
 def test_configurations_share_their_first_steps(
     recipe: Recipe, tiny_msd: Path, tmp_path: Path, watched: Watched
 ) -> None:
-    """Begun from the steps of another, a configuration ends with exactly the weights that it reaches alone."""
+    """A configuration that starts from another's checkpoint ends with exactly the weights that it reaches alone."""
     first, second = (longer(recipe).with_loss(*loss, after=2) for loss in (("hard", 1.0), ("soft", 5.0)))
 
     for name, configuration in (("first", first), ("second", second)):
@@ -140,10 +140,10 @@ def test_configurations_share_their_first_steps(
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 4])
-def test_a_killed_run_goes_on_where_it_was(
+def test_a_killed_run_resumes_from_its_checkpoint(
     recipe: Recipe, tiny_msd: Path, tmp_path: Path, watched: Watched, killed_at: int
 ) -> None:
-    """Killed in the shared steps, at their end or after, a run takes each step that had a checkpoint once."""
+    """A run that is killed during, at the end of or after the shared steps repeats only the step without a checkpoint."""
     configuration = longer(recipe).with_loss("soft", 1.0, after=2)
     watched.kill_at = killed_at
 
@@ -157,10 +157,10 @@ def test_a_killed_run_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("after", [0, 5, 9])
-def test_nothing_is_shared_where_ace_is_there_from_the_first_step_or_never(
+def test_no_steps_are_shared_unless_ace_joins_midway(
     recipe: Recipe, tiny_msd: Path, tmp_path: Path, watched: Watched, after: int
 ) -> None:
-    """Such a configuration takes its own steps, no more than its schedule has, and leaves no shared ones behind."""
+    """Without steps before mL1-ACE, or without any after, the configuration trains by itself and leaves no shared checkpoint."""
     configuration = longer(recipe).with_loss("hard", 1.0, after=after)
 
     run_once(configuration, RunName("a", "fold1", 0), tiny_msd, tmp_path / "runs", quiet)
@@ -171,7 +171,7 @@ def test_nothing_is_shared_where_ace_is_there_from_the_first_step_or_never(
 
 
 def files(folder: Path) -> list[str]:
-    """Return every file below a folder, hidden ones too."""
+    """Return every file below a folder, including hidden ones."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 

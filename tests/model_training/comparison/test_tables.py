@@ -13,7 +13,7 @@ from service.calibration.cohort import measure_case
 
 
 def record(case: str, person: str, p: float, right: int) -> CaseRecord:
-    """Return an image of 100 voxels, all called the structure with probability p, of which so many are."""
+    """Return a case of 100 voxels, all predicted as the structure with probability p, of which `right` belong to it."""
     probs = np.empty((2, 100), np.float32)
     probs[1], probs[0] = p, 1 - p
     labels = np.array([1] * right + [0] * (100 - right))
@@ -21,7 +21,7 @@ def record(case: str, person: str, p: float, right: int) -> CaseRecord:
 
 
 def run(configuration: str, fold: str, best: float, *, right: int = 80) -> Run:
-    """Return a run of two persons whose probabilities are true at one temperature and ever less so beside it."""
+    """Return a run of two persons that is calibrated at one temperature and less so the further away the temperature is."""
     at = TEMPERATURES.index(best)
     cases = {
         str(t): [record(f"{fold}-{k}", f"{fold}-{k // 2}", right / 100 + 0.02 * abs(i - at), right) for k in range(3)]
@@ -43,7 +43,7 @@ def run(configuration: str, fold: str, best: float, *, right: int = 80) -> Run:
 
 
 def test_the_temperature_is_fitted_on_the_other_folds() -> None:
-    """Fold 1 is best at 1.5 and the others at 0.8: applied to fold 1 is 0.8, and never its own."""
+    """Fold 1 is best at 1.5 and the others at 0.8: 0.8 is applied to fold 1."""
     runs = [run("a", "fold1", 1.5), run("a", "fold2", 0.8), run("a", "fold3", 0.8)]
 
     assert fitted_temperature(runs, "fold1", 0) == 0.8
@@ -52,7 +52,7 @@ def test_the_temperature_is_fitted_on_the_other_folds() -> None:
 
 
 def test_scoring_takes_each_case_at_its_temperature() -> None:
-    """Without scaling it is that of T = 1; with it, the one fitted elsewhere."""
+    """Without scaling the record at temperature 1 is used, with scaling the one at the temperature fitted on other folds."""
     runs = [run("a", "fold1", 1.0), run("a", "fold2", 1.2)]
 
     plain, scaled = score(runs, scaled=False), score(runs, scaled=True)
@@ -64,7 +64,7 @@ def test_scoring_takes_each_case_at_its_temperature() -> None:
 
 
 def test_folds_and_persons_are_resampled_not_cases() -> None:
-    """Row 0 counts each case once; in the others the two cases of a person always count alike, and folds drop out."""
+    """Row 0 counts each case once; in the others both cases of a person count equally, and some folds are missing."""
     cases = score([run("a", f"fold{k}", 1.0) for k in (1, 2, 3)], scaled=False)
 
     weights = fold_person_weights(cases, seed=1)
@@ -78,7 +78,7 @@ def test_folds_and_persons_are_resampled_not_cases() -> None:
 
 
 def test_the_table_sets_each_configuration_beside_the_baseline() -> None:
-    """The baseline differs from itself by nothing; a configuration with half its excess shows so; folds are paired."""
+    """The baseline's difference from itself is 0, a configuration with half its ACE has -50 %, and only common folds count."""
     runs = [run("dice-ce", f"fold{k}", 1.2) for k in (1, 2, 3)]
     runs += [run("better", f"fold{k}", 1.1) for k in (1, 2)]
 
@@ -98,13 +98,13 @@ def test_the_table_sets_each_configuration_beside_the_baseline() -> None:
 
 
 def test_runs_are_read_from_a_folder(tmp_path: Path) -> None:
-    """Every file, plain or packed, is a run; none at all, or one that is none, is an error with the remedy."""
+    """Plain and packed files are read; an empty folder or an unreadable file is an error that names the remedy."""
     with pytest.raises(DataError, match="calibrant compare"):
         load_runs(tmp_path)
     (tmp_path / "a.json").write_text(run("a", "fold1", 1.0).model_dump_json())
-    assert [found.fold for found in load_runs(tmp_path)] == ["fold1"]
+    assert [run.fold for run in load_runs(tmp_path)] == ["fold1"]
     pack(tmp_path / "a.json")
-    assert [found.fold for found in load_runs(tmp_path)] == ["fold1"]
+    assert [run.fold for run in load_runs(tmp_path)] == ["fold1"]
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read"):
         load_runs(tmp_path)

@@ -36,7 +36,7 @@ def test_label_values_become_class_indices(case: Case, tiny_config: ServiceConfi
 
 
 def test_an_unknown_label_value_is_refused(case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti) -> None:
-    """A value that no label has is named: it may be a structure that the recipe forgot."""
+    """The message lists values that no label of the recipe has."""
     write_nifti(case.label, np.array([0, 1, 2, 7, 0, 0, 0, 9], np.uint8).reshape(2, 2, 2))
 
     with pytest.raises(DataError, match=r"c1\.nii\.gz holds the values \[7, 9\]; the recipe knows \[0, 1, 2\]"):
@@ -46,7 +46,7 @@ def test_an_unknown_label_value_is_refused(case: Case, tiny_config: ServiceConfi
 def test_a_reference_without_any_structure_is_read(
     case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti
 ) -> None:
-    """A scan in which nothing is to be found has an empty mask: no error, every voxel is background."""
+    """An empty label file is read without an error: every voxel is background."""
     write_nifti(case.label, np.zeros((10, 9, 8), np.uint8))
 
     _, classes = read_labels(case, tiny_config)
@@ -56,7 +56,7 @@ def test_a_reference_without_any_structure_is_read(
 
 
 def test_a_sample_is_what_serving_would_see(case: Case, tiny_config: ServiceConfig) -> None:
-    """The image is z-scored as the bundle declares, the label stays as it was, both on one grid."""
+    """The image is z-scored as the bundle declares, the label is unchanged, and both have one grid."""
     sample = load_sample(case, tiny_config)
 
     assert sample.case == case
@@ -68,7 +68,9 @@ def test_a_sample_is_what_serving_would_see(case: Case, tiny_config: ServiceConf
     assert sample.image[sample.label == 2].min() > sample.image[sample.label == 0].max()
 
 
-def test_image_and_label_are_turned_together(case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti) -> None:
+def test_image_and_label_are_reoriented_together(
+    case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti
+) -> None:
     """A scan stored as LPS comes out as RAS: first and second axis are reversed in both."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0])
     label = np.zeros((4, 4, 4), np.uint8)
@@ -104,7 +106,7 @@ def test_image_and_label_stay_aligned_when_resampled(
 def test_a_label_on_another_grid_is_refused(
     case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti, shape: tuple[int, ...], shift: float
 ) -> None:
-    """A label is never laid over an image by its indices alone."""
+    """A label with another shape or affine than its image is refused."""
     affine = np.eye(4)
     affine[0, 3] = shift
     label = np.zeros(shape, np.uint8)
@@ -128,25 +130,25 @@ def test_channels_are_stacked_in_order(case: Case, tmp_path: Path, write_nifti: 
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing", "found"),
+    ("shape", "spacing", "reason"),
     [
         pytest.param((10, 9, 7), 1.0, r"\(10, 9, 7\) and \(10, 9, 8\) voxels", id="fewer voxels"),
         pytest.param((10, 9, 8), 1.5, "their affines differ", id="larger voxels"),
     ],
 )
 def test_a_channel_on_another_grid_is_named(
-    case: Case, tmp_path: Path, write_nifti: WriteNifti, shape: tuple[int, ...], spacing: float, found: str
+    case: Case, tmp_path: Path, write_nifti: WriteNifti, shape: tuple[int, ...], spacing: float, reason: str
 ) -> None:
-    """Channels are never stacked by their indices alone; the message names both files."""
+    """A channel with another shape or affine than the first is refused; the message names both files."""
     other = tmp_path / "other.nii.gz"
     write_nifti(other, np.ones(shape, np.int16), np.diag([spacing, 1.0, 1.0, 1.0]))
 
-    with pytest.raises(DataError, match=rf"other\.nii\.gz lies on another grid than .*c1\.nii\.gz: {found}"):
+    with pytest.raises(DataError, match=rf"other\.nii\.gz lies on another grid than .*c1\.nii\.gz: {reason}"):
         read_scan(dataclasses.replace(case, images=(*case.images, other)))
 
 
 def test_a_damaged_image_is_named(case: Case, tiny_config: ServiceConfig) -> None:
-    """Training reads scans by the same decoder as serving, which finds the missing end."""
+    """Training reads scans with the service's decoder, which notices the missing end."""
     (image,) = case.images
     image.write_bytes(image.read_bytes()[:-20])
 
@@ -155,7 +157,7 @@ def test_a_damaged_image_is_named(case: Case, tiny_config: ServiceConfig) -> Non
 
 
 def test_a_damaged_label_is_named(case: Case, tiny_config: ServiceConfig) -> None:
-    """What is no NIfTI at all is found in a label file, too."""
+    """A label file that is not NIfTI is refused."""
     case.label.write_text("not an image")
 
     with pytest.raises(DataError, match=r"labelsTr/c1\.nii\.gz cannot be read\. The content is not NIfTI"):
@@ -163,7 +165,7 @@ def test_a_damaged_label_is_named(case: Case, tiny_config: ServiceConfig) -> Non
 
 
 def test_an_image_without_contrast_is_named(case: Case, tiny_config: ServiceConfig, write_nifti: WriteNifti) -> None:
-    """An image of one intensity cannot be normalised, and teaches nothing."""
+    """An image with a single intensity is refused, because it cannot be normalised."""
     write_nifti(case.images[0], np.ones((10, 9, 8), np.int16))
 
     with pytest.raises(DataError, match=r"imagesTr/c1\.nii\.gz cannot be preprocessed\. Every voxel has the same"):
@@ -171,6 +173,6 @@ def test_an_image_without_contrast_is_named(case: Case, tiny_config: ServiceConf
 
 
 def test_another_number_of_channels_is_refused(case: Case, tiny_config: ServiceConfig) -> None:
-    """A case must bring as many files as the recipe has channels."""
+    """A case with fewer or more images than the recipe has channels is refused."""
     with pytest.raises(DataError, match=r"The scan has 2 channels; the model takes 1"):
         load_sample(dataclasses.replace(case, images=case.images * 2), tiny_config)

@@ -13,7 +13,7 @@ def case(name: str, person: str) -> Case:
 
 
 def persons(number: int) -> list[Case]:
-    """Return two cases of each of so many persons."""
+    """Return two cases of each of `number` persons."""
     return [case(f"p{n}{side}", f"p{n}") for n in range(number) for side in "lr"]
 
 
@@ -23,7 +23,7 @@ def write(root: Path, folds: object, test: object) -> None:
 
 
 def test_a_fifth_of_the_persons_is_drawn_for_the_test_set(tmp_path: Path) -> None:
-    """Of ten persons two are tested on, the other eight fill five folds evenly; each brings both cases."""
+    """Two of ten persons are the test set, the other eight are dealt to five folds; both cases of a person stay together."""
     splits = split_cases(tmp_path, persons(10))
 
     assert {split: len(cases) for split, cases in splits.items()} == {
@@ -39,7 +39,7 @@ def test_a_fifth_of_the_persons_is_drawn_for_the_test_set(tmp_path: Path) -> Non
 
 
 def test_the_draw_is_the_same_in_any_order_of_the_cases(tmp_path: Path) -> None:
-    """Another machine lists its files in another order, and holds out the same persons."""
+    """If the files are listed in another order, the same persons are held out."""
     first, second = split_cases(tmp_path, persons(10)), split_cases(tmp_path, persons(10)[::-1])
 
     assert {split: set(cases) for split, cases in first.items()} == {
@@ -49,7 +49,7 @@ def test_the_draw_is_the_same_in_any_order_of_the_cases(tmp_path: Path) -> None:
 
 
 def test_a_test_set_of_the_data_set_is_kept(tmp_path: Path) -> None:
-    """Where the data set brings a test set, all other persons are developed on."""
+    """If the data set has a test set of its own, all other persons are in the folds."""
     own = [case("t1", "T")]
 
     splits = split_cases(tmp_path, persons(5), own)
@@ -59,19 +59,19 @@ def test_a_test_set_of_the_data_set_is_kept(tmp_path: Path) -> None:
 
 
 def test_too_few_persons_are_refused(tmp_path: Path) -> None:
-    """Five persons of whom one is tested on leave a fold empty."""
+    """Five persons, one of them in the test set, would leave a fold empty."""
     with pytest.raises(DataError, match=r"holds 5 persons: too few for 5 folds and a test set"):
         split_cases(tmp_path, persons(5))
 
 
 def test_a_person_of_the_folds_in_the_own_test_set_is_refused(tmp_path: Path) -> None:
-    """What the data set itself calls its test set is guarded as well."""
+    """A person in a fold and in the data set's own test set is refused."""
     with pytest.raises(DataError, match=r"Person p0 is in fold\d and in test: keep all scans"):
         split_cases(tmp_path, persons(5), [case("again", "p0")])
 
 
-def test_listed_splits_go_before_drawn_ones(tmp_path: Path) -> None:
-    """splits.json names cases or persons, in its own order; whom it does not name is left out."""
+def test_listed_splits_take_precedence(tmp_path: Path) -> None:
+    """splits.json lists cases or persons in its own order; all others are left out."""
     write(tmp_path, [["p2"], ["p1r", "p1l"]], ["p0l"])
 
     splits = split_cases(tmp_path, persons(4))
@@ -81,14 +81,14 @@ def test_listed_splits_go_before_drawn_ones(tmp_path: Path) -> None:
 
 
 def test_a_listed_split_may_name_the_own_test_set(tmp_path: Path) -> None:
-    """Cases of the data set's test set are found by their names as well."""
+    """splits.json may also list cases of the data set's own test set."""
     write(tmp_path, [["p0"]], ["T"])
 
     assert split_cases(tmp_path, persons(1), [case("t1", "T")])["test"] == [case("t1", "T")]
 
 
 def test_a_listed_case_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """A case of splits.json without files is found before a step is trained."""
+    """A case of splits.json without files is found before training starts."""
     write(tmp_path, [["p0"]], ["p9"])
 
     with pytest.raises(
@@ -98,7 +98,7 @@ def test_a_listed_case_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_person_in_two_folds_is_refused(tmp_path: Path) -> None:
-    """Two scans of one person on both sides of a split would make the validation a memory test."""
+    """Two scans of one person in two folds are refused."""
     write(tmp_path, [["p0l"], ["p0r"]], ["p1"])
 
     with pytest.raises(DataError, match=r"Person p0 is in fold1 and in fold2: keep all scans"):
@@ -107,7 +107,7 @@ def test_a_person_in_two_folds_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"folds": [["p0"]]}', '{"folds": 3, "test": []}'])
 def test_splits_that_cannot_be_read_are_refused(tmp_path: Path, content: str) -> None:
-    """The message names the file and its form."""
+    """The message names the file and the expected format."""
     (tmp_path / "splits.json").write_text(content)
 
     with pytest.raises(

@@ -15,7 +15,7 @@ from model_training.data.transforms import (
 from service.bundle.schema import ServiceConfig
 
 CASE = Case("a1", "A", (Path("image"),), Path("label"))
-PATCHES = {
+PATCHES: dict[Augmentation, int] = {
     one_model_for_both_sides: 1,
     turned_in_plane: 1,
     small_affine: 1,
@@ -28,7 +28,7 @@ EACH = pytest.mark.parametrize("augmentation", PATCHES, ids=lambda augmentation:
 
 
 def half_bright(shape: tuple[int, int, int]) -> Sample:
-    """Return a sample whose upper half along the first axis is bright and labelled, the rest 0."""
+    """Return a sample whose upper half along the first axis is bright and labelled; the rest is 0."""
     label = torch.zeros((1, *shape), dtype=torch.uint8)
     label[:, shape[0] // 2 :] = 1
     return Sample(CASE, label.float(), label)
@@ -55,7 +55,7 @@ class Seeded:
 def test_a_patch_has_the_size_of_the_window(
     tiny_config: ServiceConfig, augmentation: Augmentation, shape: tuple[int, int, int]
 ) -> None:
-    """Smaller images are padded, larger ones cropped, into as many patches as there should be; labels keep their values."""
+    """Smaller images are padded and larger ones cropped to the expected number of patches; labels keep their values."""
     augment = Seeded(augmentation, tiny_config, 0)
 
     for _ in range(4):
@@ -68,7 +68,7 @@ def test_a_patch_has_the_size_of_the_window(
 
 @EACH
 def test_augmentation_is_reproducible_by_its_seed(tiny_config: ServiceConfig, augmentation: Augmentation) -> None:
-    """The same seed gives the same patches one after another, another seed others."""
+    """The same seed gives the same sequence of patches, another seed another sequence."""
     sample = half_bright((12, 13, 14))
     first, again, other = ([augment(sample) for _ in range(6)] for augment in seeds(augmentation, tiny_config, 1, 1, 2))
 
@@ -99,7 +99,7 @@ def test_image_and_label_are_moved_together(tiny_config: ServiceConfig, augmenta
 def test_only_left_and_right_are_flipped(
     tiny_config: ServiceConfig, augmentation: Augmentation, orientation: str, axis: int
 ) -> None:
-    """Of marks before the centre of each axis the one of the left-right axis is found behind it at times, no other."""
+    """Of marks off the centre along each axis, only the one along the left-right axis changes sides."""
     config = tiny_config.model_copy(update={"orientation": orientation, "patch_size": (24, 24, 24)})
     augment = Seeded(augmentation, config, 4)
 
@@ -116,7 +116,7 @@ def test_only_left_and_right_are_flipped(
 
 @pytest.mark.parametrize("augmentation", [small_affine, small_affine_about_foreground])
 def test_small_affine_moves_every_second_patch_a_little(tiny_config: ServiceConfig, augmentation: Augmentation) -> None:
-    """About half of the patches are the image itself; in the others marks move by less than a quarter of their way."""
+    """About half of the patches are unchanged; in the others a mark moves by 0.5 to 6 voxels."""
     config = tiny_config.model_copy(update={"patch_size": (24, 24, 24)})
     augment = Seeded(augmentation, config, 5)
     sample = marks()
@@ -132,7 +132,7 @@ def test_small_affine_moves_every_second_patch_a_little(tiny_config: ServiceConf
 
 @pytest.mark.parametrize("augmentation", [turned_in_plane, small_affine_about_foreground])
 def test_every_second_patch_holds_a_structure(tiny_config: ServiceConfig, augmentation: Augmentation) -> None:
-    """By chance one patch in fourteen would hold any of 27 voxels; about half of the patches are cut around them."""
+    """About half of the patches contain the structure, which by chance would be in one of fourteen."""
     label = torch.zeros((1, 96, 96, 24), dtype=torch.uint8)
     label[:, 40:43, 26:29, 12:15] = 1
     augment = Seeded(augmentation, tiny_config.model_copy(update={"patch_size": (24, 24, 8)}), 6)
@@ -144,7 +144,7 @@ def test_every_second_patch_holds_a_structure(tiny_config: ServiceConfig, augmen
 
 
 def test_an_image_without_a_structure_gives_patches_too(tiny_config: ServiceConfig) -> None:
-    """With nothing to centre on, patches are cut anywhere, and MONAI says so."""
+    """Without foreground, patches are cut anywhere, and MONAI warns."""
     nothing = torch.zeros((1, 9, 9, 9), dtype=torch.uint8)
 
     with pytest.warns(UserWarning, match="Num foregrounds 0"):
@@ -154,7 +154,7 @@ def test_an_image_without_a_structure_gives_patches_too(tiny_config: ServiceConf
 
 
 def test_thick_slices_are_turned_in_their_plane_only(tiny_config: ServiceConfig) -> None:
-    """Each plane keeps its own label or nothing: none is tilted into another; within it the mark goes to every side."""
+    """No plane mixes with another, while within the planes the mark turns to every side."""
     config = tiny_config.model_copy(update={"patch_size": (24, 24, 6)})
     augment = Seeded(turned_in_plane, config, 8)
     label = torch.zeros((1, 24, 24, 6), dtype=torch.uint8)
@@ -173,7 +173,7 @@ def test_thick_slices_are_turned_in_their_plane_only(tiny_config: ServiceConfig)
 
 
 def test_zoom_changes_the_size_of_things(tiny_config: ServiceConfig) -> None:
-    """A cube of 8^3 voxels comes back both smaller and larger, within 0.7 and 1.5 times its edge."""
+    """A cube of 8^3 voxels becomes smaller and larger, between 0.7 and 1.5 times its edge."""
     config = tiny_config.model_copy(update={"patch_size": (24, 24, 24)})
     augment = Seeded(zoom_turn_blur, config, 9)
     label = torch.zeros((1, 24, 24, 24), dtype=torch.uint8)

@@ -17,23 +17,28 @@ def quiet(_: Case) -> None:
 
 
 def test_each_fold_is_measured_by_the_network_that_never_saw_it(recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
-    """Every development case is there once, each network was trained on the other fold, and the test set on none."""
+    """Every development case is measured once, by the network of the other fold, and the test set is not used."""
     train_folds(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], seed=0, group=ALONE)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}
     train_folds(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], seed=0, group=ALONE)
 
-    found = measure_folds(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], quiet)
+    measurement = measure_folds(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], quiet)
 
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert [(case.case, case.person) for case in found.cases] == [("a1", "A"), ("a2", "A"), ("b1", "B"), ("c1", "C")]
-    assert Measurement.model_validate_json((tmp_path / "out-of-fold.json").read_bytes()) == found
+    assert [(case.case, case.person) for case in measurement.cases] == [
+        ("a1", "A"),
+        ("a2", "A"),
+        ("b1", "B"),
+        ("c1", "C"),
+    ]
+    assert Measurement.model_validate_json((tmp_path / "out-of-fold.json").read_bytes()) == measurement
     trained_on = {fold: (tmp_path / fold / "training.json").read_text() for fold in ("fold1", "fold2")}
     assert '"train_cases": 1' in trained_on["fold1"]
     assert '"train_cases": 3' in trained_on["fold2"]
 
 
 def test_folds_give_other_networks(recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
-    """The network that comes with a fold's cases is that fold's own."""
+    """Each fold's cases come with the network that was trained without that fold."""
     train_folds(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], seed=0, group=ALONE)
 
     (one, of_one), (two, of_two) = networks_of(recipe, tiny_msd, tmp_path, ["fold1", "fold2"])
@@ -45,7 +50,7 @@ def test_folds_give_other_networks(recipe: Recipe, tiny_msd: Path, tmp_path: Pat
 
 
 def test_a_fold_that_is_not_there_is_named(recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
-    """An unknown fold, the test set, and a fold that was not trained are refused with what to do."""
+    """An unknown fold, the test set and an untrained fold are refused; the message says what to do."""
     for name in ("fold3", "test"):
         with pytest.raises(DataError, match=f"no fold {name}; the data set has fold1, fold2"):
             train_folds(recipe, tiny_msd, tmp_path, [name], seed=0, group=ALONE)
@@ -56,7 +61,7 @@ def test_a_fold_that_is_not_there_is_named(recipe: Recipe, tiny_msd: Path, tmp_p
 def test_from_folds_to_a_calibrated_bundle_by_commands(
     recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """crossvalidate, calibrate, train, export: one command a step, and the bundle has the temperatures that were fitted."""
+    """crossvalidate, calibrate, train and export lead to a bundle with the fitted temperatures."""
     monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
 
     def call(*arguments: str) -> str:
@@ -66,8 +71,8 @@ def test_from_folds_to_a_calibrated_bundle_by_commands(
 
     folds, fitted, run, bundle = (str(tmp_path / name) for name in ("folds", "temperature.json", "run", "bundle"))
     assert "fold1, fold2, out of fold: 4 cases of 3 persons" in call("crossvalidate", "tiny", "-o", folds)
-    told = call("calibrate", "tiny", "--runs", folds, "-o", fitted, "--fold", "1", "--fold", "2")
-    assert "NLL per-class" in told
+    output = call("calibrate", "tiny", "--runs", folds, "-o", fitted, "--fold", "1", "--fold", "2")
+    assert "NLL per-class" in output
     call("train", "tiny", "-o", run)
     call("export", "tiny", "--run", run, "-o", bundle, "--temperature", fitted, "--per-class")
 

@@ -35,7 +35,7 @@ def quiet(_: Case) -> None:
 def test_scores_agree_with_monai_on_the_mask_and_probabilities(
     network: torch.nn.Module, recipe: Recipe, tiny_msd: Path
 ) -> None:
-    """DSC and ACE of a case are those that MONAI computes from the same network's output."""
+    """DSC and ACE of a case equal those that MONAI computes from the network's output."""
     (case,) = read_msd(tiny_msd, str)["test"]
     (record,) = measure_one(network, recipe.service, case, [[1.0, 1.0, 1.0]])
 
@@ -46,21 +46,25 @@ def test_scores_agree_with_monai_on_the_mask_and_probabilities(
         logits = sliding_window_inference(
             image[None, None], recipe.service.patch_size, 1, network, recipe.service.overlap, mode="gaussian"
         )
+    assert isinstance(logits, torch.Tensor)
     probs = logits.half().float().softmax(dim=1)
     one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 0)[None].float()
     mask = torch.nn.functional.one_hot(probs.argmax(dim=1), 3).movedim(-1, 1).float()
-    dice = DiceMetric(include_background=True)(mask, one_hot).numpy()[0]
+    dice = DiceMetric(include_background=True)(mask, one_hot)
+    assert isinstance(dice, torch.Tensor)
     metric = CalibrationErrorMetric(num_bins=20, calibration_reduction=CalibrationReduction.AVERAGE)
     metric(probs, one_hot)
+    buffer = metric.get_buffer()
+    assert isinstance(buffer, torch.Tensor)
 
-    np.testing.assert_allclose(record.sums().dsc, dice, atol=1e-6)
-    np.testing.assert_allclose(ace(record.sums().histogram), metric.get_buffer().numpy()[0], atol=1e-6)
+    np.testing.assert_allclose(record.sums().dsc, dice.numpy()[0], atol=1e-6)
+    np.testing.assert_allclose(ace(record.sums().histogram), buffer.numpy()[0], atol=1e-6)
 
 
 def test_it_measures_what_is_served(
     trained: Path, recipe: Recipe, tiny_msd: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """The voxels that evaluation counts per class are those of the mask that serving writes."""
+    """Evaluation counts the same voxels per class as the mask that the service writes."""
     del trained
     bundle = load_bundle(tiny_bundle, torch.device("cpu"))
     (case,) = read_msd(tiny_msd, str)["test"]
@@ -74,7 +78,7 @@ def test_it_measures_what_is_served(
 def test_temperatures_change_probabilities_and_not_the_mask(
     network: torch.nn.Module, recipe: Recipe, tiny_msd: Path
 ) -> None:
-    """Each choice of temperatures has a record of its own; one for all classes leaves every DSC as it was."""
+    """Each choice of temperatures has its own record; one temperature for all classes does not change the DSC."""
     (case,) = read_msd(tiny_msd, str)["test"]
 
     sharp, plain, flat = measure_one(network, recipe.service, case, [[0.1] * 3, [1.0] * 3, [1e3] * 3])
@@ -87,7 +91,7 @@ def test_temperatures_change_probabilities_and_not_the_mask(
 
 
 def test_measuring_twice_gives_the_same_measurement(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
-    """Every figure and every sum repeats exactly; the callers' number of threads neither matters nor changes."""
+    """Every figure and sum repeats exactly, whatever the caller's number of threads, which is left unchanged."""
     cases = read_msd(tiny_msd, str)["fold1"]
     threads = torch.get_num_threads()
     first = measure(network, recipe.service, cases, quiet)
@@ -100,7 +104,7 @@ def test_measuring_twice_gives_the_same_measurement(network: torch.nn.Module, re
 
 
 def test_differences_name_figures_and_cases(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
-    """A changed figure and a changed sum are both found, each under its name."""
+    """A changed figure and a changed sum are both listed by name."""
     stated = measure(network, recipe.service, read_msd(tiny_msd, str)["fold2"], quiet)
     score = stated.scores["dsc"]
     figure = score.model_copy(update={"value": (score.value or 0.0) + 0.25})
@@ -109,8 +113,8 @@ def test_differences_name_figures_and_cases(network: torch.nn.Module, recipe: Re
     assert differences(changed, stated) == {"foreground dsc value": pytest.approx(0.25), "c1": 0.0}
 
 
-def test_a_look_at_each_prediction_is_given_once(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
-    """What is looked at is what is counted: its mask and reference have the record's voxels of each class."""
+def test_look_gets_each_prediction_once(network: torch.nn.Module, recipe: Recipe, tiny_msd: Path) -> None:
+    """The prediction that `look` gets has the mask and reference that the record counts."""
     seen: list[CasePrediction] = []
 
     measurement = measure(network, recipe.service, read_msd(tiny_msd, str)["fold1"], quiet, seen.append)
@@ -125,7 +129,7 @@ def test_a_look_at_each_prediction_is_given_once(network: torch.nn.Module, recip
 def test_an_evaluation_measures_distances_with_the_spacing_of_the_scan(
     recipe: Recipe, tiny_bundle: Path, tiny_msd: Path, write_nifti: Callable[..., None]
 ) -> None:
-    """On voxels of 1 x 1 x 3 mm a mask moved by one slice lies 3 mm off; without a tolerance nothing is measured."""
+    """With voxels of 1 x 1 x 3 mm a mask moved by one slice is 3 mm off; without a tolerance no distance is measured."""
     (case,) = read_msd(tiny_msd, str)["fold2"]
     bundle = load_bundle(tiny_bundle, torch.device("cpu"))
     image = nib.Nifti1Image.from_filename(case.images[0]).get_fdata(dtype=np.float32)
@@ -153,10 +157,10 @@ def test_an_evaluation_measures_distances_with_the_spacing_of_the_scan(
     assert known.measurement == unknown.measurement
 
 
-def test_a_label_that_lies_elsewhere_is_not_scored(
+def test_a_label_on_another_grid_is_not_scored(
     recipe: Recipe, tiny_msd: Path, write_nifti: Callable[..., None]
 ) -> None:
-    """A label of the same shape, moved by a voxel in the patient, would give figures that mean nothing."""
+    """A label of the same shape that is moved by a voxel in the patient is refused."""
     (case,) = read_msd(tiny_msd, str)["test"]
     moved = np.eye(4)
     moved[0, 3] = 1

@@ -5,6 +5,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from service.schemas import RESEARCH_USE_ONLY
 
 
 class Page(HTMLParser):
-    """Collects the elements and the words of a page, and refuses one that does not nest."""
+    """Collects elements and text of a page, and fails if elements are not nested properly."""
 
     VOID = frozenset({"meta", "img", "br"})
 
@@ -41,14 +42,14 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        """Remember text as a reader sees it."""
+        """Record the text that a reader sees."""
         if "style" not in self._open:
             self.words += re.sub(r"\s+", " ", data) + " "
 
 
 @pytest.fixture
 def evaluation(tiny_bundle: Path) -> Evaluation:
-    """Return one of the tiny bundle, whose two cases are of persons A and B."""
+    """Return an evaluation of the tiny bundle with two cases, of persons A and B."""
     description = describe_bundle(tiny_bundle)
     return Evaluation(
         measurement=description.card.measurements[0],
@@ -70,13 +71,13 @@ def evaluation(tiny_bundle: Path) -> Evaluation:
 
 
 def row(case: str, structure: str, dsc: float, ace: float) -> Row:
-    """Return a row of which only these matter."""
-    nothing = {field.name: 0 for field in dataclasses.fields(Row)}
+    """Return a row whose other fields do not matter."""
+    nothing: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Row)}
     return Row(**nothing | {"case": case, "structure": structure, "dsc": dsc, "ace": ace})
 
 
 def test_the_page_says_what_was_measured_on_whom(evaluation: Evaluation) -> None:
-    """Bundle, data, split, persons, date and the limit of use are on the page, and the figures with their names."""
+    """The page shows bundle, data, split, persons, date, the limit of use, and the figures with their names."""
     words = Page(report_html(evaluation)).words
 
     for text in (
@@ -87,22 +88,22 @@ def test_the_page_says_what_was_measured_on_whom(evaluation: Evaluation) -> None
     assert words.count(RESEARCH_USE_ONLY) >= 2
 
 
-def test_the_page_is_whole_in_itself(evaluation: Evaluation) -> None:
-    """No script, no link, no address outside: every picture is an SVG within the page."""
+def test_the_page_is_self_contained(evaluation: Evaluation) -> None:
+    """The page has no scripts, links or external addresses; every picture is an embedded SVG."""
     page = Page(report_html(evaluation))
 
     assert {"script", "link", "iframe", "a"}.isdisjoint(tag for tag, _ in page.elements)
     pictures = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(pictures) == 2 + 2 + 2  # structures, distributions, cases
     for picture in pictures:
-        kind, _, encoded = (picture["src"] or "").partition(",")
-        assert kind == "data:image/svg+xml;base64"
+        scheme, _, encoded = (picture["src"] or "").partition(",")
+        assert scheme == "data:image/svg+xml;base64"
         assert b"</svg>" in base64.b64decode(encoded)
         assert picture["alt"]
 
 
 def test_every_string_is_escaped(evaluation: Evaluation) -> None:
-    """Names that hold markup, wherever they come from, are text on the page and never elements."""
+    """Markup in any name is shown as text and never becomes an element."""
     evil = "<script>alert('x')</script>\"><b>"
     record = evaluation.measurement.cases[0].model_copy(update={"case": evil, "person": evil})
     measurement = evaluation.measurement.model_copy(
@@ -133,8 +134,8 @@ def test_every_string_is_escaped(evaluation: Evaluation) -> None:
     assert page.words.count(evil) >= 14
 
 
-def test_training_cases_are_said_to_be_no_evidence(evaluation: Evaluation) -> None:
-    """A split that the recipe trains on is marked as too good; a missing voxel size is said as well."""
+def test_training_cases_are_marked(evaluation: Evaluation) -> None:
+    """A split that the recipe trains on is marked as too good; an unknown voxel size is stated."""
     words = Page(report_html(dataclasses.replace(evaluation, trained_on=True))).words
     assert "better than those on new patients" in words
     assert "does not train" not in words
@@ -146,13 +147,13 @@ def test_training_cases_are_said_to_be_no_evidence(evaluation: Evaluation) -> No
 
 
 def test_worst_and_best_cases_are_found_once_each() -> None:
-    """Of nine cases the three lowest and highest by DSC and by ACE; one that is both is shown once, worst first."""
+    """The three lowest and highest of nine cases by DSC and by ACE are shown, each once, worst first."""
     rows = [row(f"case {i}", "whole", dsc=i / 10, ace=i / 100) for i in range(1, 10)]
     rows[4] = row("case 5", "whole", dsc=0.5, ace=0.5)
 
-    found = {extreme.case: extreme.reasons for extreme in extremes(rows)}
+    reasons = {extreme.case: extreme.reasons for extreme in extremes(rows)}
 
-    assert found == {
+    assert reasons == {
         "case 1": ["lowest DSC", "lowest ACE"],
         "case 2": ["lowest DSC", "lowest ACE"],
         "case 3": ["lowest DSC", "lowest ACE"],
@@ -164,8 +165,8 @@ def test_worst_and_best_cases_are_found_once_each() -> None:
     assert [extreme.case for extreme in extremes(rows)][-1] == "case 7"
 
 
-def test_of_few_cases_none_is_worst_and_best() -> None:
-    """A case ranks by the mean of its structures, undefined ones left out; one that has none is not ranked."""
+def test_no_case_is_both_worst_and_best() -> None:
+    """Cases rank by the mean of their defined structures; a case without any is not ranked."""
     rows = [
         row("a", "front", 0.9, 0.1),
         row("a", "back", math.nan, math.nan),
@@ -181,12 +182,12 @@ def test_of_few_cases_none_is_worst_and_best() -> None:
 
 
 def test_a_figure_is_the_mean_over_cases_that_have_it() -> None:
-    """Of 1, 3 and undefined the mean is 2; persons that are drawn alone span 1 to 3; nothing defined is null."""
+    """The mean of 1, 3 and undefined is 2, its interval 1 to 3; without any value it is null."""
     weights = np.array([[1, 1, 1], *[[2, 0, 1]] * 50, *[[0, 2, 1]] * 50])
 
-    found = over_persons(np.array([1.0, 3.0, np.nan]), weights)
+    mean = over_persons(np.array([1.0, 3.0, np.nan]), weights)
 
-    assert (found.value, found.low, found.high) == (2.0, 1.0, 3.0)
+    assert (mean.value, mean.low, mean.high) == (2.0, 1.0, 3.0)
     assert over_persons(np.full(3, np.nan), weights).value is None
 
 

@@ -16,7 +16,7 @@ from service.schemas import Reliability
 
 @pytest.fixture
 def evaluation(tiny_bundle: Path) -> Evaluation:
-    """Return one of the tiny bundle: two cases of 100 voxels, 20 of each structure, all right with p = 0.75."""
+    """Return an evaluation of the tiny bundle: two cases of 100 voxels, 20 of each structure, all correct with p = 0.75."""
     description = describe_bundle(tiny_bundle)
     return Evaluation(
         measurement=description.card.measurements[0],
@@ -35,7 +35,7 @@ def evaluation(tiny_bundle: Path) -> Evaluation:
 
 
 def with_case(evaluation: Evaluation, **changes: object) -> Evaluation:
-    """Return the evaluation of its first case alone, with changes of the record."""
+    """Return the evaluation with its first case alone, whose record is changed."""
     record = evaluation.measurement.cases[0].model_copy(update=changes)
     measurement = evaluation.measurement.model_copy(update={"cases": [record]})
     return dataclasses.replace(evaluation, measurement=measurement)
@@ -48,7 +48,7 @@ def read(table: Path) -> list[dict[str, str]]:
 
 
 def test_files_are_written_and_named(evaluation: Evaluation, tmp_path: Path) -> None:
-    """A table, a document and two pictures of all cases; a document and two pictures of each."""
+    """All cases together have a table, a document and two pictures; each case has a document and two pictures."""
     files = write_results(tmp_path / "out", evaluation)
 
     assert [path.name for path in files] == [
@@ -60,7 +60,7 @@ def test_files_are_written_and_named(evaluation: Evaluation, tmp_path: Path) -> 
     ]
     reliability = Reliability.model_validate_json(files[1].read_bytes())
     assert (reliability.source, reliability.n_cases) == ("tiny on two boxes, all", 2)
-    names = {f"case of {person}.{kind}" for person in "AB" for kind in ("json", "png", "svg")}
+    names = {f"case of {person}.{extension}" for person in "AB" for extension in ("json", "png", "svg")}
     assert {path.name for path in files[4].iterdir()} == names
     with Image.open(files[4] / "case of A.png") as picture:
         assert picture.width > 500
@@ -68,7 +68,7 @@ def test_files_are_written_and_named(evaluation: Evaluation, tmp_path: Path) -> 
 
 
 def test_the_document_of_an_image_is_of_that_image_alone(evaluation: Evaluation, tmp_path: Path) -> None:
-    """100 voxels in two bins, named after the case; the same kind of document as that of all cases."""
+    """A case's document has the same form as that of all cases, is named after the case, and counts its voxels alone."""
     folder = write_results(tmp_path, evaluation)[-1]
 
     reliability = Reliability.model_validate_json((folder / "case of B.json").read_bytes())
@@ -81,7 +81,7 @@ def test_the_document_of_an_image_is_of_that_image_alone(evaluation: Evaluation,
 
 
 def test_the_table_has_a_row_per_case_and_structure(evaluation: Evaluation, tmp_path: Path) -> None:
-    """DSC 1; gaps 0.25 and 0.125 in two bins of 20 and 80 voxels, so ACE 0.1875, ECE 0.15, MCE 0.25."""
+    """With gaps of 0.25 and 0.125 in bins of 20 and 80 voxels, ACE is 0.1875, ECE 0.15 and MCE 0.25; DSC is 1."""
     rows = read(write_results(tmp_path, evaluation)[0])
 
     assert tuple(rows[0]) == COLUMNS
@@ -99,15 +99,15 @@ def test_the_table_has_a_row_per_case_and_structure(evaluation: Evaluation, tmp_
 
 
 def test_volume_error_is_signed_and_in_millilitres(evaluation: Evaluation) -> None:
-    """15 and 30 voxels of 2 x 2 x 5 mm where the reference has 20: 0.1 ml too little, 0.2 ml too much."""
+    """With 15 and 30 voxels of 2 x 2 x 5 mm where the reference has 20, the errors are -0.1 ml and +0.2 ml."""
     front, back = rows_of(with_case(evaluation, predicted=[55, 15, 30], spacing_mm=(2.0, 2.0, 5.0)))
 
-    assert (front.volume_error_ml, front.volume_error_percent) == (pytest.approx(-0.1), -25.0)
-    assert (back.volume_error_ml, back.volume_error_percent) == (pytest.approx(0.2), 50.0)
+    assert (front.volume_error_ml, front.volume_error_percent) == pytest.approx((-0.1, -25.0))
+    assert (back.volume_error_ml, back.volume_error_percent) == pytest.approx((0.2, 50.0))
 
 
 def test_an_absent_structure_leaves_its_cells_empty(evaluation: Evaluation, tmp_path: Path) -> None:
-    """Undefined is nothing, not 0 and not NaN; the volume that was predicted in vain is still an error in ml."""
+    """Undefined cells are empty, neither 0 nor NaN; the falsely predicted volume is still an error in ml."""
     sum_y = evaluation.measurement.cases[0].sum_y
     absent = with_case(evaluation, sum_y=[sum_y[0], sum_y[1], [0] * 20])
     scores = [SurfaceScores(1.5, 0.75), SurfaceScores.undefined()]

@@ -5,7 +5,7 @@ from service.bundle.schema import StructureChannels
 
 
 def test_a_region_is_the_union_of_its_classes() -> None:
-    """A whole of two halves is right although the halves are swapped; each half alone is off by two slices."""
+    """With the two halves of a region swapped, the region is right and each half is off by two slices."""
     reference, mask = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     reference[:, :, :2], reference[:, :, 2:] = 1, 2
     mask[:, :, :2], mask[:, :, 2:] = 2, 1

@@ -18,7 +18,7 @@ def quiet(_: Case) -> None:
 
 
 def overconfident(seed: int, inverse: tuple[float, ...], number: int = 20_000) -> _Voxels:
-    """Return voxels whose labels follow softmax(logits * inverse): the best temperatures are 1 / inverse."""
+    """Return voxels whose labels are drawn from softmax(logits * inverse), so that the best temperatures are 1 / inverse."""
     generator = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn((number, 3), generator=generator)
     probs = (logits * torch.tensor(inverse)).softmax(dim=1)
@@ -27,7 +27,7 @@ def overconfident(seed: int, inverse: tuple[float, ...], number: int = 20_000) -
 
 
 def test_the_scalar_is_the_best_of_a_fine_grid() -> None:
-    """No temperature of a grid in steps of a hundredth has a lower NLL, and the truth is near."""
+    """No temperature of a grid with steps of 0.01 has a lower NLL, and the fitted one is close to the true one."""
     cases = [overconfident(seed, (0.5, 0.5, 0.5)) for seed in (1, 2)]
 
     (temperature,) = fitted(cases, "scalar")
@@ -43,14 +43,14 @@ def test_the_scalar_is_the_best_of_a_fine_grid() -> None:
 
 
 def test_temperatures_per_class_are_found_again() -> None:
-    """Labels drawn with other temperatures for each class give those temperatures back."""
+    """The temperatures with which the labels were drawn, one per class, are recovered."""
     assert fitted([overconfident(1, (0.4, 0.8, 1.25), 100_000)], "per-class") == pytest.approx(
         [2.5, 1.25, 0.8], rel=0.05
     )
 
 
 def test_a_case_counts_the_same_however_large_it_is() -> None:
-    """A hundred times the voxels of one case do not pull the temperature to its own."""
+    """A case with a hundred times the voxels has the same weight as the others."""
     small, large = overconfident(1, (0.5,) * 3, 2_000), overconfident(2, (1.0,) * 3, 2_000)
     many = _Voxels("fold2", "person 2", large.logits.repeat(100, 1), large.classes.repeat(100))
 
@@ -60,12 +60,12 @@ def test_a_case_counts_the_same_however_large_it_is() -> None:
 def test_temperatures_are_scored_on_folds_that_they_were_not_fitted_on(
     recipe: Recipe, tiny_msd: Path, tmp_path: Path
 ) -> None:
-    """Without a temperature the NLL equals the evaluation's; all voxels of the tiny cases take part."""
+    """Without a temperature the NLL equals the evaluation's, since all voxels of the tiny cases take part."""
     train_folds(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], seed=0, group=ALONE)
 
-    found = calibrate(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], quiet)
+    temperatures = calibrate(recipe, tiny_msd, tmp_path, ["fold1", "fold2"], quiet)
 
-    assert (found.n_cases, found.n_persons, found.folds) == (4, 3, ["fold1", "fold2"])
+    assert (temperatures.n_cases, temperatures.n_persons, temperatures.folds) == (4, 3, ["fold1", "fold2"])
     from model_training.evaluation.crossvalidate import networks_of
 
     cases = [
@@ -73,13 +73,13 @@ def test_temperatures_are_scored_on_folds_that_they_were_not_fitted_on(
         for network, held_out in networks_of(recipe, tiny_msd, tmp_path, ["fold1", "fold2"])
         for case in measure(network, recipe.service, held_out, quiet).cases
     ]
-    assert found.nll["none"] == pytest.approx(np.mean([case.nll / case.voxels for case in cases]), rel=1e-5)
-    assert found.of_classes("scalar", 3) == [found.scalar] * 3
-    assert found.of_classes("per-class", 3) == found.per_class
-    assert Temperatures.model_validate_json(found.model_dump_json()) == found
+    assert temperatures.nll["none"] == pytest.approx(np.mean([case.nll / case.voxels for case in cases]), rel=1e-5)
+    assert temperatures.of_classes("scalar", 3) == [temperatures.scalar] * 3
+    assert temperatures.of_classes("per-class", 3) == temperatures.per_class
+    assert Temperatures.model_validate_json(temperatures.model_dump_json()) == temperatures
 
 
 def test_one_fold_is_not_enough(recipe: Recipe, tmp_path: Path) -> None:
-    """Fitted and scored on the same cases, a temperature would flatter itself."""
+    """A single fold is refused: temperatures must be scored on cases that they were not fitted on."""
     with pytest.raises(DataError, match="need two folds or more"):
         calibrate(recipe, tmp_path, tmp_path, ["fold1"], quiet)

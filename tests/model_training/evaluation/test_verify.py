@@ -30,7 +30,7 @@ def quiet(_: Case) -> None:
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the machine have torch in both precisions; on a processor without bfloat16 it is emulated."""
+    """Make the machine offer torch in both precisions; bfloat16 is emulated if the processor lacks it."""
     for place in (module, ready):
         monkeypatch.setattr(place, "available", lambda _device: [BF16, REFERENCE])
 
@@ -43,23 +43,23 @@ def bundle_(recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path) -> Pa
 
 
 def test_what_was_verified_may_be_served(bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
-    """An engine that the card lacks is refused before, and serves with its own measurement afterwards."""
+    """An engine that the card lacks is refused before verification, and afterwards serves with its own measurement."""
     state = tmp_path / "state"
     with pytest.raises(BundleUnsupported, match="verify-engine"):
         ready_bundle(bundle, CPU, "torch-bf16", state)
 
-    found, moved = verify(bundle, recipe, tiny_msd, BF16, state, quiet)
+    measured, moved = verify(bundle, recipe, tiny_msd, BF16, state, quiet)
 
     served = ready_bundle(bundle, CPU, "torch-bf16", state)
-    assert (served.engine_kind, served.measurement) == (BF16, found)
-    assert {case.case for case in found.cases} == {"c1"}
+    assert (served.engine_kind, served.measurement) == (BF16, measured)
+    assert {case.case for case in measured.cases} == {"c1"}
     assert max(moved.values()) <= 5e-3
 
 
 def test_an_engine_that_moves_a_figure_is_not_kept(
     bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the tolerance there is no overlay, and the message says how far it was."""
+    """Beyond the tolerance no overlay is written, and the message states the difference."""
     torch.manual_seed(5)
     monkeypatch.setattr(module, "run_by", lambda *_: nn.Conv3d(1, 3, 1))
 
@@ -69,10 +69,8 @@ def test_an_engine_that_moves_a_figure_is_not_kept(
     assert set(measurements_of(describe_bundle(bundle), tmp_path / "state")) == {REFERENCE}
 
 
-def test_other_cases_than_the_cards_prove_nothing(
-    tiny_bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path
-) -> None:
-    """The tiny card is about other persons than the data set holds."""
+def test_a_card_of_other_cases_is_refused(tiny_bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
+    """A card measured on other cases than the data set's is refused."""
     with pytest.raises(DataError, match="does not hold the cases"):
         verify(tiny_bundle, recipe, tiny_msd, BF16, tmp_path, quiet)
 
@@ -80,20 +78,20 @@ def test_other_cases_than_the_cards_prove_nothing(
 def test_what_the_machine_lacks_cannot_be_verified(
     bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path
 ) -> None:
-    """The refusal lists what there is."""
+    """The message lists the machine's engines."""
     with pytest.raises(BundleUnsupported, match="it has torch-bf16, torch-fp32"):
         verify(bundle, recipe, tiny_msd, ENGINE_KINDS["openvino-fp32"], tmp_path, quiet)
 
 
 def test_distances_by_hand(tiny_bundle: Path) -> None:
-    """A DSC that is 0.01 lower is a distance of 0.01, all else 0."""
+    """If the DSC is 0.01 lower, its distance is 0.01 and all others are 0."""
     stated = describe_bundle(tiny_bundle).card.measurements[0]
     dsc = stated.scores["dsc"]
     assert dsc.value is not None
     moved = Interval(value=dsc.value - 0.01, low=dsc.low, high=dsc.high)
-    found = stated.model_copy(update={"scores": stated.scores | {"dsc": moved}})
+    measured = stated.model_copy(update={"scores": stated.scores | {"dsc": moved}})
 
-    furthest = {name: gap for name, gap in distances(found, stated).items() if gap}
+    furthest = {name: gap for name, gap in distances(measured, stated).items() if gap}
 
     assert furthest == {"foreground dsc": pytest.approx(0.01)}
 

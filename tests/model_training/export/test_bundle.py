@@ -14,6 +14,7 @@ from torch import nn
 from model_training.config import Recipe
 from model_training.data.case import Case
 from model_training.data.layouts.msd import read_msd
+from model_training.evaluation import evaluate
 from model_training.evaluation.evaluate import differences, measure
 from model_training.export import bundle as module
 from model_training.export.bundle import export
@@ -22,6 +23,7 @@ from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.bundle.schema import Locator, ServiceConfig
+from service.engines import ready
 from service.errors import BundleInvalid, EngineDisagrees
 from service.pipeline.run import run_case
 
@@ -38,7 +40,7 @@ def bundle(recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path) -> Pat
 
 
 def test_the_bundle_holds_what_the_contract_lists(bundle: Path) -> None:
-    """Every file of docs/bundle.md is there and nothing else."""
+    """The bundle holds every file that docs/bundle.md lists, and no other."""
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert files == {
         "LICENSE",
@@ -52,8 +54,8 @@ def test_the_bundle_holds_what_the_contract_lists(bundle: Path) -> None:
     }
 
 
-def test_its_card_speaks_of_the_persons_that_training_never_saw(bundle: Path, recipe: Recipe, tiny_msd: Path) -> None:
-    """The card holds the validation split, its scores replay, and its features are those of its cases."""
+def test_the_card_is_measured_on_persons_that_training_never_saw(bundle: Path, recipe: Recipe, tiny_msd: Path) -> None:
+    """The card is measured on the validation split, its scores can be recomputed, and its features are those of its cases."""
     loaded = load_bundle(bundle, torch.device("cpu"))
     card = loaded.description.card
     (measurement,) = card.measurements
@@ -74,9 +76,9 @@ def test_its_card_speaks_of_the_persons_that_training_never_saw(bundle: Path, re
 def test_each_further_engine_is_measured(
     recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The card lists the reference first and then each kind on the same cases; one that fails its check is left out."""
+    """The card lists the reference engine first, then each further engine on the same cases; one that fails its check is left out."""
     broken = EngineKind("openvino", "bf16")
-    run_by = module.run_by
+    run_by = ready.run_by
 
     def some_break(engine_kind: EngineKind, network: nn.Module, config: ServiceConfig) -> nn.Module:
         if engine_kind == broken:
@@ -96,13 +98,16 @@ def test_each_further_engine_is_measured(
     )
 
     measurements = load_bundle(tmp_path / "bundle", torch.device("cpu")).description.card.measurements
-    assert [(each.engine, each.precision) for each in measurements] == [("torch", "fp32"), ("torch", "bf16")]
-    assert [[case.case for case in each.cases] for each in measurements] == [["c1"], ["c1"]]
+    assert [(measurement.engine, measurement.precision) for measurement in measurements] == [
+        ("torch", "fp32"),
+        ("torch", "bf16"),
+    ]
+    assert [[case.case for case in measurement.cases] for measurement in measurements] == [["c1"], ["c1"]]
     assert measurements[0].cases != measurements[1].cases
 
 
 def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> None:
-    """Both JSON files are valid by the frozen JSON schemas, as an independent validator reads them."""
+    """An independent validator accepts both JSON files by the frozen JSON schemas."""
     import json
 
     schemas = Path(__file__).parents[3] / "service" / "bundle" / "schemas"
@@ -111,7 +116,7 @@ def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> No
 
 
 def test_an_existing_folder_is_never_overwritten(bundle: Path, recipe: Recipe, trained: Path, tiny_msd: Path) -> None:
-    """A bundle is immutable: exporting over one is refused and leaves it was."""
+    """Exporting over a bundle is refused and leaves the bundle unchanged."""
     before = (bundle / "MANIFEST.json").read_bytes()
     with pytest.raises(BundleInvalid, match="immutable"):
         export(recipe, tiny_msd, trained, bundle, quiet)
@@ -121,8 +126,8 @@ def test_an_existing_folder_is_never_overwritten(bundle: Path, recipe: Recipe, t
 def test_a_bundle_that_computes_something_else_is_refused(
     recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Export ends with the bundle read back and one case computed again; a differing sum leaves nothing behind."""
-    honest, calls = module.measure, []
+    """If the bundle, read back, computes another sum for a case, export fails and leaves nothing behind."""
+    honest, calls = evaluate.measure, []
 
     def forgetful(*arguments: object) -> Measurement:
         measurement = honest(*arguments)  # type: ignore[arg-type]
@@ -152,12 +157,12 @@ def test_monai_runs_it_to_the_same_mask(bundle: Path, tiny_msd: Path, tmp_path: 
 
 @pytest.fixture
 def locator_run(tiny_locator: Locator, tmp_path: Path) -> Path:
-    """Return the folder of a locator's run that was measured."""
+    """Return the folder of a trained and measured locator."""
     run = tmp_path / "locator"
     run.mkdir()
     (run / "locator.json").write_text(tiny_locator.model_dump_json())
     save_file(build_network(tiny_locator.network).state_dict(), run / "locator.safetensors")
-    found = Locating(
+    measured = Locating(
         heads=1,
         scans=4,
         boxes_hold=3,
@@ -167,14 +172,14 @@ def locator_run(tiny_locator: Locator, tmp_path: Path) -> Path:
         found_in_empty=1,
         seed=0,
     )
-    (run / "locating.json").write_text(found.model_dump_json())
+    (run / "locating.json").write_text(measured.model_dump_json())
     return run
 
 
 def test_a_bundle_with_a_locator_says_how_well_it_does(
     recipe: Recipe, trained: Path, tiny_msd: Path, locator_run: Path, tiny_locator: Locator, tmp_path: Path
 ) -> None:
-    """Weights, declaration and what was measured are in the bundle; the model card repeats it in words."""
+    """The bundle holds weights, declaration and measurement of the locator, and the model card repeats the measurement in words."""
     export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, locator_run)
     loaded = load_bundle(tmp_path / "bundle", torch.device("cpu"))
     assert loaded.locator is not None
@@ -193,7 +198,7 @@ def test_a_bundle_with_a_locator_says_how_well_it_does(
 def test_a_locator_that_was_not_measured_is_not_exported(
     recipe: Recipe, trained: Path, tiny_msd: Path, locator_run: Path, tmp_path: Path
 ) -> None:
-    """The message names the command; no bundle is left."""
+    """The message names the command that measures; no bundle is written."""
     (locator_run / "locating.json").unlink()
     with pytest.raises(BundleInvalid, match="calibrant measure-locator"):
         export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, locator_run)

@@ -27,11 +27,11 @@ REQUIRED_OF_A_TENSOR = {"type", "format", "num_channels", "spatial_shape", "dtyp
 
 
 def test_metadata_holds_what_monais_schema_requires(tiny_bundle: Path) -> None:
-    """Every required field is there with its type, for the tensors too."""
+    """Every field that MONAI's schema requires is present with its type, also for the tensors."""
     description = describe_bundle(tiny_bundle)
-    found = metadata(description.config, description.card)
-    assert {name: type(found[name]) for name in REQUIRED} == REQUIRED
-    tensors = found["network_data_format"]
+    document = metadata(description.config, description.card)
+    assert {name: type(document[name]) for name in REQUIRED} == REQUIRED
+    tensors = document["network_data_format"]
     assert tensors["inputs"]["image"].keys() >= REQUIRED_OF_A_TENSOR
     assert tensors["outputs"]["pred"].keys() >= REQUIRED_OF_A_TENSOR
     assert tensors["outputs"]["pred"]["channel_def"] == {0: "background", 1: "front", 2: "back"}
@@ -54,7 +54,7 @@ def test_metadata_names_versions_without_build_tags(tiny_bundle: Path) -> None:
 def test_intensity_steps_have_their_monai_transform(
     tiny_config: ServiceConfig, step: dict[str, object], target: str
 ) -> None:
-    """Each declared step becomes the MONAI transform of the same effect, after orientation and spacing."""
+    """Each declared intensity step becomes the equivalent MONAI transform, after orientation and spacing."""
     config = ServiceConfig.model_validate(tiny_config.model_dump() | {"intensity": [step]})
     transforms = inference_config(config)["preprocessing"]["transforms"]
     assert [t["_target_"] for t in transforms] == ["LoadImaged", "Orientationd", "Spacingd", target]

@@ -47,7 +47,7 @@ def heads(maps: Path) -> list[Head]:
 
 @pytest.fixture(autouse=True)
 def _coarser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans are drawn with an eighth of the voxels."""
+    """Draw scans with an eighth of the voxels."""
     monkeypatch.setattr(synthesis, "FINE_MM", 4.0)
 
 

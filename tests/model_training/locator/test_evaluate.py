@@ -12,20 +12,18 @@ from service.pipeline.locate import Box, Boxes
 from service.volume import Volume
 
 
-def test_a_locator_that_knows_is_perfect_and_one_that_is_off_is_not(
-    heads: list[Head], locator_recipe: LocatorRecipe
-) -> None:
-    """Boxes about the true middles hold all; moved by 10 mm they do not, and the distance says so."""
+def test_boxes_are_measured_against_the_labels(heads: list[Head], locator_recipe: LocatorRecipe) -> None:
+    """Boxes about the true middles hold everything; boxes moved by 10 mm do not, and the distance is 10 mm."""
     locator = locator_recipe.declaration(heads)
     for moved in (0.0, 10.0):
         scans = [draw([heads[k % 3]], np.random.default_rng([5, k]), whole=True) for k in range(3)]
-        found = evaluate_locator(oracle(scans, locator, moved), locator, heads, n=3, seed=5)
-        assert np.allclose([one.distance_mm for one in found], moved, atol=1.1)  # places are 2 mm apart
-        assert all((min(one.contained) > 0.99) == (moved == 0) for one in found)
+        results = evaluate_locator(oracle(scans, locator, moved), locator, heads, n=3, seed=5)
+        assert np.allclose([result.distance_mm for result in results], moved, atol=1.1)  # places are 2 mm apart
+        assert all((min(result.contained) > 0.99) == (moved == 0) for result in results)
 
 
 def oracle(scans: list[Drawn], locator: Locator, moved: float) -> Locate:
-    """Return a locator that looks at the labels, and is wrong by so many millimetres."""
+    """Return a locator that knows the labels and is off by `moved` millimetres."""
     coming = iter(scans)
 
     def locate(_: Volume) -> Boxes:
@@ -36,22 +34,22 @@ def oracle(scans: list[Drawn], locator: Locator, moved: float) -> Locate:
     return locate
 
 
-def test_a_refusal_counts_as_nothing_held(heads: list[Head], locator_recipe: LocatorRecipe) -> None:
-    """No share in a box, no distance; and in scans without the anatomy as right."""
+def test_a_refused_scan_holds_nothing(heads: list[Head], locator_recipe: LocatorRecipe) -> None:
+    """A refused scan has a contained share of 0 and no distance; refusing an empty scan is right."""
     locator = locator_recipe.declaration(heads)
 
     def refuses(_: Volume) -> Boxes:
         msg = "nowhere"
         raise AnatomyNotFound(msg)
 
-    (one,) = evaluate_locator(refuses, locator, heads, n=1, seed=0)
-    assert one.contained == (0.0, 0.0)
-    assert np.isnan(one.distance_mm).all()
+    (result,) = evaluate_locator(refuses, locator, heads, n=1, seed=0)
+    assert result.contained == (0.0, 0.0)
+    assert np.isnan(result.distance_mm).all()
     assert found_in_nothing(refuses, locator, heads, n=2, seed=0) == {"no head": 0, "cut off above": 0}
 
 
 def test_scans_that_are_cut_off_show_none_of_the_structures(heads: list[Head], locator_recipe: LocatorRecipe) -> None:
-    """Their highest voxel lies below the first plane: a locator sees other scans there than whole ones."""
+    """In a scan that is cut off, every voxel of the structures lies below the first plane."""
     locator = locator_recipe.declaration(heads)
     seen: list[Volume] = []
 
@@ -69,7 +67,7 @@ def test_scans_that_are_cut_off_show_none_of_the_structures(heads: list[Head], l
 
 
 def test_the_card_counts_scans(heads: list[Head], locator_recipe: LocatorRecipe) -> None:
-    """One that finds everything nowhere: no box holds, everything empty is found in."""
+    """For a locator that always finds boxes in the wrong place, no box holds its structure and every empty scan counts as found."""
     locator = locator_recipe.declaration(heads)
 
     def finds(_: Volume) -> Boxes:

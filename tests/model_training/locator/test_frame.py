@@ -11,7 +11,7 @@ from tests.model_training.locator.conftest import place_of
 
 
 def test_the_frame_is_symmetric_and_keeps_shape_and_axes(maps: Path) -> None:
-    """Heads turned and moved at random give the places that were put in, but for where the origin is."""
+    """Randomly rotated and moved heads give back the original shape and axes, up to the origin."""
     heads = read_heads(maps)
     rng = np.random.default_rng(0)
     turned = []
@@ -23,12 +23,12 @@ def test_the_frame_is_symmetric_and_keeps_shape_and_axes(maps: Path) -> None:
     expected = np.array([place_of(name) for name in LANDMARKS])
 
     assert np.allclose(centres, centres[np.array(OTHER_SIDE[1:]) - 1] * (-1, 1, 1), atol=0.11)
-    distances = [np.linalg.norm(c[:, None] - c[None], axis=-1) for c in (centres, expected)]
-    assert np.allclose(*distances, atol=0.6)
+    measured, stated = (np.linalg.norm(c[:, None] - c[None], axis=-1) for c in (centres, expected))
+    assert np.allclose(measured, stated, atol=0.6)
 
 
 def test_volumes_leave_room_on_both_sides(maps: Path) -> None:
-    """From less than the smallest head's to more than the largest's."""
+    """The accepted volumes range from below the smallest head's to above the largest head's."""
     heads = read_heads(maps)
     for landmark, volumes in zip(reference(heads), np.array([h.volumes_ml for h in heads]).T, strict=True):
         low, high = landmark.volume_ml
@@ -37,7 +37,7 @@ def test_volumes_leave_room_on_both_sides(maps: Path) -> None:
 
 
 def test_the_usual_volume_is_the_mean_of_both_sides(maps: Path) -> None:
-    """A left landmark and its right one have the same; one without sides has its own mean."""
+    """A left landmark and its right counterpart share a mean volume; an unpaired landmark has its own."""
     heads = read_heads(maps)
     usual = {landmark.name: landmark.usual_ml for landmark in reference(heads)}
     volumes = dict(zip(LANDMARKS, np.mean([head.volumes_ml for head in heads], axis=0), strict=True))
@@ -47,7 +47,7 @@ def test_the_usual_volume_is_the_mean_of_both_sides(maps: Path) -> None:
 
 
 def test_a_box_is_shifted_to_the_middle_of_its_landmark(maps: Path) -> None:
-    """Left (2, -4, 1) and right (0, -2, 3) from the centroid: each side has the mean of its own and the other's mirror image."""
+    """Each side's shift is the mean of its own and the mirrored one of the other side."""
     heads = [replace(head, middles_mm=head.centres_mm.copy()) for head in read_heads(maps)]
     names = list(LANDMARKS)
     for head in heads:

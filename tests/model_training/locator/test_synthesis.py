@@ -8,14 +8,14 @@ from model_training.locator.synthesis import draw, training_pair
 
 
 def test_the_same_draw_gives_the_same_scan(heads: list[Head]) -> None:
-    """From the generator's state alone; another state gives another."""
+    """A scan follows from the generator's state alone; another state gives another scan."""
     a, b, c = (draw(heads, np.random.default_rng(seed), whole=True) for seed in (3, 3, 4))
     assert np.array_equal(a.volume.array_CDHW, b.volume.array_CDHW)
     assert a.volume.shape != c.volume.shape or not np.array_equal(a.volume.array_CDHW, c.volume.array_CDHW)
 
 
 def test_a_landmark_lies_where_the_matrix_takes_the_head_to(heads: list[Head]) -> None:
-    """The centroid of what the scan shows of a landmark, but for the warp; mirrored, of the one on the other side."""
+    """Up to the warp, the matrix takes a landmark's centroid in the scan to that in the head; mirrored, to the other side's."""
     for seed in range(6):
         drawn = draw(heads, np.random.default_rng(seed), whole=True)
         assert drawn.head is not None
@@ -26,7 +26,7 @@ def test_a_landmark_lies_where_the_matrix_takes_the_head_to(heads: list[Head]) -
 
 
 def test_left_is_left_in_the_patient(heads: list[Head]) -> None:
-    """In all scans, mirrored or not, the left amygdala lies on the side where x is smaller."""
+    """In every scan, mirrored or not, the left amygdala has the smaller x."""
     mirrored = set()
     for seed in range(8):
         drawn = draw(heads, np.random.default_rng(seed), whole=True)
@@ -37,7 +37,7 @@ def test_left_is_left_in_the_patient(heads: list[Head]) -> None:
 
 
 def test_image_and_shares_of_a_pair_lie_on_one_grid(heads: list[Head]) -> None:
-    """The shares of each voxel sum to one, and those of a landmark to its volume in the scan."""
+    """The shares of each voxel sum to one; the shares of a landmark sum to its volume in the scan."""
     drawn = draw(heads, np.random.default_rng(1), whole=True)
     image, share = training_pair(drawn, 17, 4.0)
     assert image.shape[2:] == share.shape[2:]
@@ -48,7 +48,7 @@ def test_image_and_shares_of_a_pair_lie_on_one_grid(heads: list[Head]) -> None:
 
 
 def test_without_heads_there_are_no_landmarks() -> None:
-    """Shapes that are no head: background everywhere, and still an image."""
+    """A scan without a head has intensities, but only background."""
     drawn = draw([], np.random.default_rng(0))
     image, share = training_pair(drawn, 17, 4.0)
     assert float(share[:, 0].min()) == 1

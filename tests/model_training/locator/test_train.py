@@ -31,10 +31,8 @@ class Stopped(Exception):
     """The run was stopped."""
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
-    maps: Path, locator_recipe: LocatorRecipe, tmp_path: Path
-) -> None:
-    """Stopped after the checkpoint of step 2 and called again: bit by bit the weights of a run in one go."""
+def test_a_stopped_run_resumes_to_the_same_weights(maps: Path, locator_recipe: LocatorRecipe, tmp_path: Path) -> None:
+    """Stopped after the checkpoint of step 2 and called again, a run reaches the weights of an uninterrupted run, bit for bit."""
 
     def stop(step: int, _: float) -> None:
         if step == 3:
@@ -54,20 +52,20 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
         train_locator(locator_recipe, maps, tmp_path / "a", seed=0, report=quiet)
 
 
-def test_what_the_card_says_is_written_beside_the_weights(
+def test_the_measurement_is_written_beside_the_weights(
     maps: Path, locator_recipe: LocatorRecipe, tmp_path: Path
 ) -> None:
-    """A network of three steps finds nothing, and that is what it says."""
+    """The measurement of an untrained network, which finds nothing, is written beside the weights."""
     with pytest.raises(DataError, match="no finished run"):
         read_locator(tmp_path)
     train_locator(locator_recipe, maps, tmp_path / "run", seed=0, report=quiet)
-    found = measure_locator(locator_recipe, maps, tmp_path / "run", n=2, seed=0)
-    assert (found.heads, found.scans, found.boxes_hold, found.distance_mm_median) == (1, 2, 0, None)
-    assert Locating.model_validate_json((tmp_path / "run" / LOCATING).read_bytes()) == found
+    measured = measure_locator(locator_recipe, maps, tmp_path / "run", n=2, seed=0)
+    assert (measured.heads, measured.scans, measured.boxes_hold, measured.distance_mm_median) == (1, 2, 0, None)
+    assert Locating.model_validate_json((tmp_path / "run" / LOCATING).read_bytes()) == measured
 
 
 def test_the_loss_is_least_where_the_shares_are() -> None:
-    """Against shares of two classes: the logits of the shares beat all others, and a false mark costs."""
+    """The logits that equal the shares have the lowest loss, and a false mark raises it."""
     share = torch.rand(1, 3, 4, 4, 4).softmax(dim=1)
     share = torch.nn.functional.one_hot(share.argmax(dim=1), 3).movedim(-1, 1).float()
     right = landmark_loss(20 * share, share)
@@ -80,7 +78,7 @@ def test_the_loss_is_least_where_the_shares_are() -> None:
 def test_one_command_per_step(
     maps: Path, locator_recipe: LocatorRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each command names the next one; a recipe without a locator is named with those that have one."""
+    """Each command names the next one; for a recipe without a locator the message lists those that have one."""
     monkeypatch.setitem(recipes.LOCATORS, "tiny", locator_recipe)
 
     def call(*arguments: object) -> tuple[int, str]:

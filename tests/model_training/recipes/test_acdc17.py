@@ -1,32 +1,25 @@
-from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import nibabel as nib
 import pytest
-import torch
 
-from model_training.config import Recipe
-from model_training.data.case import Case, load_sample
-from model_training.evaluation.evaluate import measure
-from model_training.recipes import COMPARISONS, RECIPES
+from model_training.data.case import load_sample
+from model_training.recipes import COMPARISONS
 from model_training.recipes.acdc17 import ACDC17, ACDC17_SMALL
 from service.bundle.schema import ZScore
-
-Train = Callable[[Recipe, Path], torch.nn.Module]
-Shrink = Callable[[Recipe], Recipe]
+from tests.model_training.recipes.contract import RecipeContract
 
 FOLDS = ["fold1", "fold2", "fold3", "fold4", "fold5"]
 
 
-def quiet(_: Case) -> None:
-    """Ignore the progress."""
+class TestAcdc17(RecipeContract):
+    """The paper's recipe and its small variant."""
 
-
-def test_the_recipes_are_found_by_their_names() -> None:
-    """The command line knows both, each bundle by the name of its recipe."""
-    assert RECIPES["acdc17"] is ACDC17
-    assert RECIPES["acdc17-small"] is ACDC17_SMALL
-    assert [ACDC17.service.name, ACDC17_SMALL.service.name] == ["acdc17", "acdc17-small"]
+    name = "acdc17"
+    data_set = "tiny_acdc"
+    structures: ClassVar[list[str]] = ["right ventricle", "myocardium", "left ventricle"]
+    unknown_label = 4
 
 
 def test_it_trains_as_the_paper_does() -> None:
@@ -41,23 +34,8 @@ def test_it_trains_as_the_paper_does() -> None:
     assert (schedule.batch_size, schedule.learning_rate, schedule.weight_decay) == (2, 2e-4, 1e-5)
 
 
-@pytest.mark.parametrize("recipe", [ACDC17, ACDC17_SMALL], ids=["paper", "small"])
-def test_it_trains_and_evaluates(recipe: Recipe, tiny_acdc: Path, shrunk: Shrink, two_steps: Train) -> None:
-    """Two steps on small patches of the genuine layout, then a measurement of every structure on the test set."""
-    small = shrunk(recipe)
-
-    network = two_steps(small, tiny_acdc)
-    measurement = measure(network, small.service, small.cases(tiny_acdc)["test"], quiet)
-
-    assert list(measurement.class_scores) == ["right ventricle", "myocardium", "left ventricle"]
-    assert [(case.case, case.person) for case in measurement.cases] == [
-        ("patient101_frame01", "patient101"),
-        ("patient101_frame12", "patient101"),
-    ]
-
-
 def test_the_real_data_are_split_by_patient(acdc: Path) -> None:
-    """The folds hold 11 patients each, the test set 15, both frames of each, and nobody is in two of them."""
+    """Each fold holds both frames of 11 patients, the test set those of 15, and no patient is in two of them."""
     splits = ACDC17.cases(acdc)
 
     assert {split: len(cases) for split, cases in splits.items()} == dict.fromkeys(FOLDS, 22) | {"test": 30}
@@ -67,7 +45,7 @@ def test_the_real_data_are_split_by_patient(acdc: Path) -> None:
 
 
 def test_a_real_case_becomes_a_sample(acdc: Path) -> None:
-    """On the voxels that the files declare nothing is resampled, and all three structures are there."""
+    """At the declared voxel size nothing is resampled, and all three structures are present."""
     case = ACDC17_SMALL.cases(acdc)["fold1"][0]
     shape = nib.Nifti1Image.from_filename(case.images[0]).shape
 
@@ -80,8 +58,8 @@ def test_a_real_case_becomes_a_sample(acdc: Path) -> None:
     assert sample.image[sample.label == 3].mean() > sample.image[sample.label == 2].mean()
 
 
-def test_structures_have_colours_of_their_own() -> None:
-    """No two labels share a colour; both ventricles carry one code and their side."""
+def test_structures_have_codes() -> None:
+    """Both ventricles have one code and a modifier for the side."""
     labels = ACDC17.service.labels
 
     assert [label.value for label in labels] == [0, 1, 2, 3]
@@ -91,27 +69,18 @@ def test_structures_have_colours_of_their_own() -> None:
 
 
 def test_the_card_is_measured_on_patients_who_were_not_trained_on() -> None:
-    """Fold 5 is neither trained on nor is it the test set, which no recipe names."""
+    """The card is measured on fold 5, which is neither trained on nor the test set."""
     assert ACDC17.train_splits == ("fold1", "fold2", "fold3", "fold4")
     assert ACDC17.validation_split == "fold5"
 
 
-def test_the_population_counts_persons_and_cases() -> None:
-    """Two frames of one patient are one person."""
-    frames = [Case(name, "patient001", (Path(name),), Path(name)) for name in ("ED", "ES")]
-
-    population = ACDC17.population(frames)
-
-    assert (population.n_persons, population.n_cases, population.protocol) == (1, 2, "held-out")
-
-
 def test_no_distance_is_given_in_mm() -> None:
-    """The true voxel size of these files is lost, so that no surface distance can be measured."""
+    """The files do not state the true voxel size, so the recipe has no surface tolerance."""
     assert ACDC17.nsd_tolerance_mm is None
 
 
 def test_the_compared_configurations_differ_in_their_loss_alone() -> None:
-    """Dice and cross-entropy, hard bins and soft bins train the small network on the same schedule."""
+    """The configurations share network and schedule and differ only in the loss."""
     compared = COMPARISONS["acdc17-small"]
 
     assert {name: (one.binning, one.ace_weight) for name, one in compared.items()} == {
@@ -125,7 +94,7 @@ def test_the_compared_configurations_differ_in_their_loss_alone() -> None:
 
 
 def test_the_weights_keep_the_licence_of_the_data() -> None:
-    """CC BY-NC-SA asks for the licence, its address, the source and what was changed."""
+    """The notice has what CC BY-NC-SA requires: licence, address, source and changes."""
     notice = ACDC17.licence_notice
 
     for words in ("CC-BY-NC-SA-4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/", "ACDC 2017", "Changes:"):

@@ -43,7 +43,7 @@ def test_two_cases_in_a_row_are_of_one_person(case: str, person: str) -> None:
 
 
 def test_the_rule_agrees_with_the_listed_persons(real_hippocampus: Path) -> None:
-    """The rule joins the same cases as persons.json of the real data does."""
+    """The rule groups the cases as persons.json of the real data does."""
     listed = json.loads((real_hippocampus / "persons.json").read_bytes())
 
     assert len(listed) > 100
@@ -63,13 +63,13 @@ def test_structures_carry_codes_and_colours_of_their_own() -> None:
 
 
 def test_the_card_is_measured_on_persons_who_were_not_trained_on() -> None:
-    """Fold 5 is neither trained on nor is it the test set, which no recipe names."""
+    """The card is measured on fold 5, which is neither trained on nor the test set."""
     assert HIPPOCAMPUS.train_splits == ("fold1", "fold2", "fold3", "fold4")
     assert HIPPOCAMPUS.validation_split == "fold5"
 
 
 def test_the_calibration_loss_takes_part_in_training() -> None:
-    """It joins before training ends, with some weight: the recipe is one of mL1-ACE."""
+    """mL1-ACE joins before training ends, with a positive weight."""
     assert 0 <= HIPPOCAMPUS.ace_after < HIPPOCAMPUS.schedule.steps
     assert HIPPOCAMPUS.ace_weight > 0
 
@@ -86,7 +86,7 @@ def test_the_population_counts_persons_and_cases() -> None:
 
 
 def test_the_weights_keep_the_licence_of_the_data() -> None:
-    """CC BY-SA asks for the licence, its address, the source and what was changed."""
+    """The notice has what CC BY-SA requires: licence, address, source and changes."""
     notice = HIPPOCAMPUS.licence_notice
 
     for words in ("CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/", "Medical Segmentation Decathlon"):

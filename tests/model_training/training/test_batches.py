@@ -10,7 +10,7 @@ from service.bundle.schema import ServiceConfig
 
 
 def test_batches_follow_from_seed_and_step(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
-    """The same seed and step draw the same batch whatever was drawn before; another step or seed another."""
+    """The same seed and step draw the same batch, whatever was drawn before; another seed or step draws another one."""
     samples = [load_sample(case, tiny_config) for case in read_msd(tiny_msd, str)["fold1"]]
     augment = one_model_for_both_sides(tiny_config)
 
@@ -22,7 +22,7 @@ def test_batches_follow_from_seed_and_step(tiny_msd: Path, tiny_config: ServiceC
 
 
 def test_a_batch_holds_every_patch_of_its_images(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
-    """Two images of four patches each make a batch of eight, plain tensors, each patch beside its own label."""
+    """Two images with four patches each make a batch of eight plain tensors, each patch with its own label."""
     samples = [load_sample(case, tiny_config) for case in read_msd(tiny_msd, str)["fold1"]]
 
     images, labels = draw_batch(samples, small_affine_about_foreground(tiny_config), 2, seed=0, step=1)

@@ -8,7 +8,7 @@ from model_training.data.case import DataError
 from model_training.training.checkpoint import NAME, TrainingPosition, load_checkpoint, save_checkpoint
 
 
-def started() -> tuple[nn.Module, torch.optim.Optimizer]:
+def started() -> tuple[nn.Linear, torch.optim.Optimizer]:
     """Return a small network after one step, and its optimiser."""
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
@@ -19,7 +19,7 @@ def started() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
-    """Weights, moments and position are those that were saved, to the last bit."""
+    """Weights, moments and position are restored bit for bit."""
     network, optimiser = started()
     save_checkpoint(tmp_path, network, optimiser, TrainingPosition(7, 1.5, [{"step": 7, "dsc": 0.1}]), "run")
     other = nn.Linear(3, 2)
@@ -36,7 +36,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_without_a_checkpoint_a_run_starts_at_0(tmp_path: Path) -> None:
-    """An empty folder changes nothing."""
+    """Without a checkpoint the position is 0 and the weights are unchanged."""
     network, optimiser = started()
     weight = network.weight.clone()
     assert load_checkpoint(tmp_path, network, optimiser, lambda _step: "run") == TrainingPosition(0, 0.0, [])
@@ -54,8 +54,8 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
         load_checkpoint(tmp_path, network, optimiser, lambda _step: "run")
 
 
-def test_the_identity_is_asked_for_the_step_of_the_checkpoint(tmp_path: Path) -> None:
-    """Runs may share their first steps: which, the identity decides by the step that the checkpoint stands at."""
+def test_the_identity_is_evaluated_at_the_checkpoints_step(tmp_path: Path) -> None:
+    """The identity is evaluated at the checkpoint's step, since runs may share their first steps."""
     network, optimiser = started()
     save_checkpoint(tmp_path, network, optimiser, TrainingPosition(7), "shared until 7")
 
@@ -65,8 +65,8 @@ def test_the_identity_is_asked_for_the_step_of_the_checkpoint(tmp_path: Path) ->
     assert load_checkpoint(tmp_path, network, optimiser, identity).step == 7
 
 
-def test_a_checkpoint_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies while it writes leaves the checkpoint before."""
+def test_a_checkpoint_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies while writing leaves the previous checkpoint intact."""
     network, optimiser = started()
     save_checkpoint(tmp_path, network, optimiser, TrainingPosition(1), "run")
 

@@ -54,7 +54,7 @@ with process_group("cpu") as group:
 
 
 def test_two_processes_train_to_the_weights_of_one(recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
-    """Sharing each batch of two, they end where one process does, but for rounding; half the batch leads elsewhere."""
+    """Two processes that share each batch of two reach the weights of one, up to rounding; batches of one do not."""
     # Three cases to look at: two for the one process, one for the other.
     recipe = dataclasses.replace(recipe, validation_split="fold1")
     schedule = dataclasses.replace(recipe.schedule, steps=6)
@@ -64,9 +64,9 @@ def test_two_processes_train_to_the_weights_of_one(recipe: Recipe, tiny_msd: Pat
 
     (tmp_path / "script.py").write_text(SCRIPT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [recipe.service.model_dump_json(), repr(schedule), tiny_msd, tmp_path / "two"]
+    arguments = [recipe.service.model_dump_json(), repr(schedule), str(tiny_msd), str(tmp_path / "two")]
     done = subprocess.run(
-        [*torchrun, tmp_path / "script.py", *arguments], capture_output=True, text=True, check=False, timeout=240
+        [*torchrun, str(tmp_path / "script.py"), *arguments], capture_output=True, text=True, check=False, timeout=240
     )
 
     # Not its exit code: on a busy machine torchrun itself may abort after its processes have ended well.
@@ -85,7 +85,7 @@ def test_two_processes_train_to_the_weights_of_one(recipe: Recipe, tiny_msd: Pat
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(recipe: Recipe, tiny_msd: Path, tmp_path: Path) -> None:
-    """Of three processes and two images one process would have none: the message says what to change."""
+    """Two images cannot be shared by three processes; the message says what to change."""
     three = Group(rank=0, size=3, device=torch.device("cpu"))
 
     with pytest.raises(DataError, match="2 images cannot be shared by 3 processes evenly"):
@@ -94,8 +94,8 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(recipe: Recipe, tiny_ms
 
 
 @pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}])
-def test_one_process_needs_nobody(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without torchrun, or as its only process, a run leads, waits for no one and gathers what is its own."""
+def test_a_single_process_does_not_wait(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single process leads, never waits, and gathers only its own values."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

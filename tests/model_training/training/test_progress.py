@@ -37,7 +37,7 @@ def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_log_gets_a_line_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of steps a second apart the first, the eleventh and the last are written, with epoch, terms, scores and time left."""
+    """With a step per second, a log gets the first, eleventh and last step, with epoch, terms, scores and time left."""
     with Progress(13) as progress:
         for step in range(1, 14):
             clock.now += 1
@@ -55,7 +55,7 @@ def test_a_log_gets_a_line_every_ten_seconds(clock: Clock, capsys: pytest.Captur
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a terminal the bar holds the terms, and no plain line is written beside it."""
+    """On a terminal the bar shows the terms, and no plain lines are written."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     with Progress(2) as progress:
@@ -69,8 +69,8 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "s left" not in written
 
 
-def test_a_run_that_goes_on_counts_its_own_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """From step 91 of 100, ten seconds for one step leave 80 s for eight: the first 90 took no time of this process."""
+def test_a_resumed_run_counts_only_its_own_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed at step 91 of 100 with 10 s per step, 80 s are left after two steps: the first 90 do not count."""
     with Progress(100) as progress:
         progress.step(91, 1.0, {"total": 0.5})
         clock.now += 10
@@ -79,8 +79,10 @@ def test_a_run_that_goes_on_counts_its_own_time(clock: Clock, capsys: pytest.Cap
     assert capsys.readouterr().err.splitlines()[-1].endswith(" 80 s left")
 
 
-def test_of_several_processes_one_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that is not to show anything writes neither a line nor a bar."""
+def test_only_one_of_several_processes_shows_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that is not shown writes neither lines nor a bar."""
     for terminal in ("", "1"):
         monkeypatch.setenv("FORCE_COLOR", terminal)
         with Progress(1, shown=False) as progress:
@@ -91,7 +93,7 @@ def test_of_several_processes_one_shows(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_tensorboard_shows_every_term_and_score(tmp_path: Path) -> None:
-    """What was heard of two steps and one validation is read back from the event files under its name."""
+    """Terms of two steps and scores of one validation are read back from the event files by name."""
     board = TensorBoard(tmp_path / "events")
     board.step(1, 0.5, {"total": 1.5, "ace": 0.25})
     board.step(2, 1.0, {"total": 1.25, "ace": 0.125})
@@ -106,8 +108,8 @@ def test_tensorboard_shows_every_term_and_score(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_that_goes_on_writes_on(tmp_path: Path) -> None:
-    """A second process adds its steps to those of the first in the same folder."""
+def test_a_resumed_run_continues_the_events(tmp_path: Path) -> None:
+    """A resumed run adds its steps to the events in the same folder."""
     for step in (1, 2):
         board = TensorBoard(tmp_path)
         board.step(step, 1.0, {"total": step / 2})
@@ -119,7 +121,7 @@ def test_a_run_that_goes_on_writes_on(tmp_path: Path) -> None:
 def test_without_tensorboard_the_message_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorBoard is optional: absent it is asked for by name."""
+    """If TensorBoard is missing, the message says how to install it."""
     imported = builtins.__import__
 
     def without(name: str, *arguments: object, **keywords: object) -> object:

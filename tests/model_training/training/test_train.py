@@ -38,7 +38,7 @@ def run(tiny_msd: Path, tmp_path: Path, recipe: Recipe) -> Run:
 
 
 def killed_at(step: int) -> Callable[..., None]:
-    """Return what takes the place of `Progress.step` and stops the run at a step."""
+    """Return a replacement of `Progress.step` that stops the run at a step."""
 
     def killed(self: Progress, done: int, epoch: float, terms: dict[str, float]) -> None:
         del self, epoch, terms
@@ -49,7 +49,7 @@ def killed_at(step: int) -> Callable[..., None]:
 
 
 def test_the_same_seed_gives_the_same_weights(run: Run) -> None:
-    """Order, augmentation and first weights all follow from the seed; another seed gives other weights."""
+    """Order, augmentation and initial weights follow from the seed; another seed gives other weights."""
     first, again, other = (
         load_file(run(name, seed=seed) / "model.safetensors") for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_weights(run: Run) -> None:
 
 
 def test_training_starts_from_the_weights_of_the_seed(run: Run, recipe: Recipe, tiny_config: ServiceConfig) -> None:
-    """Steps too small to move anything leave what the seed draws; steps of the recipe's size do not."""
+    """With a vanishing learning rate the weights stay those drawn from the seed; with the recipe's they do not."""
     still = dataclasses.replace(recipe.schedule, learning_rate=1e-30)
     torch.manual_seed(5)
     first = build_network(tiny_config.network).state_dict()
@@ -75,7 +75,7 @@ def test_training_starts_from_the_weights_of_the_seed(run: Run, recipe: Recipe, 
 
 
 def test_the_record_says_how_the_weights_came_about(run: Run) -> None:
-    """Seed, data, loss and the validation at every second and at the last step are written down."""
+    """The record holds seed, data, loss, and the validation at every second and at the last step."""
     record = json.loads((run("a", seed=7, binning="soft", ace_weight=0.5) / "training.json").read_bytes())
 
     assert (record["recipe"], record["seed"], record["steps"], record["train_cases"]) == ("tiny", 7, 3, 3)
@@ -86,7 +86,7 @@ def test_the_record_says_how_the_weights_came_about(run: Run) -> None:
 
 
 def test_ace_joins_after_its_steps(run: Run) -> None:
-    """With two steps of Dice and cross-entropy alone the second step has no ACE in its total, the third has."""
+    """With two steps of Dice and cross-entropy alone, ACE enters the total from the third step on."""
     history = json.loads((run("a", ace_weight=0.5, ace_after=2) / "training.json").read_bytes())["history"]
 
     second, third = ((entry["total"], entry["dice_ce"], entry["ace"]) for entry in history)
@@ -96,7 +96,7 @@ def test_ace_joins_after_its_steps(run: Run) -> None:
 
 
 def test_validation_does_not_change_the_weights(run: Run, recipe: Recipe) -> None:
-    """Looking at the validation cases more often gives the same weights: nothing is chosen by them."""
+    """Validating more often gives the same weights."""
     often = dataclasses.replace(recipe.schedule, validate_every=1)
 
     seldom, watched = (load_file(path / "model.safetensors") for path in (run("a"), run("b", schedule=often)))
@@ -105,10 +105,10 @@ def test_validation_does_not_change_the_weights(run: Run, recipe: Recipe) -> Non
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_killed_run_goes_on_to_the_same_weights(
+def test_a_killed_run_resumes_to_the_same_weights(
     run: Run, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Interrupted at any step and called again, a run ends with the weights and the history of one that was not."""
+    """A run that is interrupted at any step and resumed has the weights and history of an uninterrupted one."""
     schedule = dataclasses.replace(recipe.schedule, steps=6, validate_every=2)
     whole = run("whole", schedule=schedule)
 
@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 
 def test_a_folder_of_another_run_is_refused(run: Run, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint of another seed is not gone on from, and a finished run is not trained over."""
+    """A checkpoint of another seed and a finished run are refused."""
     often = dataclasses.replace(recipe.schedule, validate_every=1)
 
     with monkeypatch.context() as until_killed:
@@ -143,7 +143,7 @@ def test_a_folder_of_another_run_is_refused(run: Run, recipe: Recipe, monkeypatc
 
 
 def test_training_lowers_the_loss(run: Run, recipe: Recipe) -> None:
-    """Forty steps on two boxes are enough for a loss well below the first one."""
+    """Forty steps lower the loss by more than 15 %."""
     schedule = dataclasses.replace(recipe.schedule, steps=40, validate_every=1)
 
     history = json.loads((run("a", schedule=schedule) / "training.json").read_bytes())["history"]
@@ -153,7 +153,7 @@ def test_training_lowers_the_loss(run: Run, recipe: Recipe) -> None:
 
 
 def test_a_missing_case_stops_training_before_it_starts(run: Run, tiny_msd: Path) -> None:
-    """A data set that is not as the recipe expects leaves no folder of weights behind."""
+    """If a file of the data set is missing, training fails before it writes anything."""
     (tiny_msd / "imagesTr" / "a2.nii.gz").unlink()
 
     with pytest.raises(DataError, match=r"imagesTr/a2\.nii\.gz was not found"):
@@ -161,8 +161,8 @@ def test_a_missing_case_stops_training_before_it_starts(run: Run, tiny_msd: Path
     assert not (tiny_msd.parent / "a").exists()
 
 
-def test_a_run_until_a_step_stops_there_and_goes_on_later(run: Run, recipe: Recipe, tiny_msd: Path) -> None:
-    """It leaves a checkpoint and no weights; called again without an end, the run reaches the weights of a whole one."""
+def test_a_run_can_stop_at_a_step_and_resume(run: Run, recipe: Recipe, tiny_msd: Path) -> None:
+    """Such a run leaves a checkpoint and no weights; resumed to the end, it reaches the weights of an uninterrupted run."""
     recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, steps=5))
     whole = load_file(run("whole", schedule=recipe.schedule) / "model.safetensors")
     part = tiny_msd.parent / "part"
@@ -178,7 +178,7 @@ def test_a_run_until_a_step_stops_there_and_goes_on_later(run: Run, recipe: Reci
 
 
 def test_steps_of_dice_and_cross_entropy_belong_to_every_loss(recipe: Recipe, tiny_msd: Path) -> None:
-    """A checkpoint from before mL1-ACE joined is gone on from with any loss that joins no earlier, seed and data equal."""
+    """A checkpoint from before mL1-ACE joined may be resumed with any loss that joins no earlier, if seed and data are equal."""
     run = tiny_msd.parent / "run"
     train(recipe.with_loss("hard", 1.0, after=2), tiny_msd, run, seed=0, group=ALONE, until=2)
 
@@ -196,7 +196,7 @@ def test_steps_of_dice_and_cross_entropy_belong_to_every_loss(recipe: Recipe, ti
 
 
 def test_steps_with_ace_belong_to_their_own_loss(recipe: Recipe, tiny_msd: Path) -> None:
-    """A checkpoint from after mL1-ACE joined is refused to another binning, weight or first step of it."""
+    """A checkpoint from after mL1-ACE joined may not be resumed with another binning, weight or first step of it."""
     run = tiny_msd.parent / "run"
     own = recipe.with_loss("hard", 1.0, after=1)
     train(own, tiny_msd, run, seed=0, group=ALONE, until=2)
@@ -208,8 +208,8 @@ def test_steps_with_ace_belong_to_their_own_loss(recipe: Recipe, tiny_msd: Path)
     assert (run / "training.json").exists()
 
 
-def test_weights_are_there_whole_or_not_at_all(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while the weights are written, a run is unfinished; called again it writes them from its checkpoint."""
+def test_weights_are_written_atomically(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while writing its weights stays unfinished; resumed, it writes them from its checkpoint."""
 
     def dies(tensors: object, path: Path) -> None:
         del tensors
@@ -239,14 +239,14 @@ def test_weights_are_there_whole_or_not_at_all(run: Run, tmp_path: Path, monkeyp
 def test_memory_that_runs_out_is_explained(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """The message names the device, the step's images and patches and three remedies; the last checkpoint is kept."""
+    """The message names device, images, patch size and three remedies; the last checkpoint is kept."""
     with monkeypatch.context() as scarce:
         scarce.setattr(UNet, "forward", fails_in_step(3, error))
-        with pytest.raises(OutOfMemory) as told:
+        with pytest.raises(OutOfMemory) as raised:
             run("a")
 
-    assert told.value.__cause__ is error
-    message = str(told.value)
+    assert raised.value.__cause__ is error
+    message = str(raised.value)
     assert message.startswith("cpu ran out of memory over a step of 2 images in patches of 8 x 8 x 8.")
     for remedy in ("a device with more memory", "torchrun", "-small variant", "last checkpoint is kept"):
         assert remedy in message
@@ -259,13 +259,13 @@ def test_memory_that_runs_out_is_explained(
 def test_other_errors_are_not_taken_for_a_lack_of_memory(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """What torch says about anything else reaches the caller as it is."""
+    """Errors that are not about memory reach the caller unchanged."""
     monkeypatch.setattr(UNet, "forward", fails_in_step(1, error))
 
-    with pytest.raises(type(error)) as told:
+    with pytest.raises(type(error)) as raised:
         run("a")
 
-    assert told.value is error
+    assert raised.value is error
 
 
 def fails_in_step(step: int, error: Exception) -> Callable[..., torch.Tensor]:
@@ -282,7 +282,7 @@ def fails_in_step(step: int, error: Exception) -> Callable[..., torch.Tensor]:
 
 
 def test_a_deeply_supervised_network_is_trained_and_measured(run: Run, recipe: Recipe, tiny_msd: Path) -> None:
-    """SegResNetDS with two scales trains two steps on both, Dice + CE counting 1 and 1/2, and its finest is measured."""
+    """SegResNetDS trains on two scales with weights 1 and 1/2, and its finest scale is measured."""
 
     def trained(name: str, scales: int) -> tuple[torch.nn.Module, list[dict[str, float]], ServiceConfig]:
         arguments = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "norm": "instance"}
@@ -291,9 +291,9 @@ def test_a_deeply_supervised_network_is_trained_and_measured(run: Run, recipe: R
         service = recipe.service.model_copy(update={"network": network})
         schedule = dataclasses.replace(recipe.schedule, steps=2, validate_every=1)
         folder = run(name, service=service, schedule=schedule)
-        found = build_network(network)
-        found.load_state_dict(load_file(folder / "model.safetensors"))
-        return found.eval(), json.loads((folder / "training.json").read_bytes())["history"], service
+        loaded = build_network(network)
+        loaded.load_state_dict(load_file(folder / "model.safetensors"))
+        return loaded.eval(), json.loads((folder / "training.json").read_bytes())["history"], service
 
     _, one, _ = trained("one", 1)
     network, two, service = trained("two", 2)
@@ -305,7 +305,7 @@ def test_a_deeply_supervised_network_is_trained_and_measured(run: Run, recipe: R
 
 
 def test_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
-    """Four steps up, then half a cosine over eight: a half at its middle, almost 0 at the last step."""
+    """The factor rises over four steps, then falls as half a cosine over eight."""
     schedule = Schedule(steps=12, warmup_steps=4, batch_size=1, learning_rate=1.0, weight_decay=0.0, validate_every=1)
 
     factors = [learning_rate_factor(step, schedule) for step in (0, 1, 2, 3, 4, 6, 8, 10, 12)]

@@ -16,7 +16,7 @@ from service.calibration.scores import ace
 
 
 def test_validation_scores_is_the_mean_over_present_structures(tiny_msd: Path, tiny_config: ServiceConfig) -> None:
-    """A network that knows structure 1 and calls structure 2 background scores 1 and 0; absent ones do not count."""
+    """A network that finds structure 1 and misses structure 2 scores 1 and 0; absent structures do not count."""
     sample = load_sample(read_msd(tiny_msd, str)["test"][0], tiny_config)
     only_front = Sample(sample.case, sample.image, torch.where(sample.label == 1, 1, 0).to(torch.uint8))
     network = Knows(sample.label == 1, like=sample.image)
@@ -27,7 +27,7 @@ def test_validation_scores_is_the_mean_over_present_structures(tiny_msd: Path, t
 
 
 def test_validation_scores_are_those_of_monai_and_of_the_histogram(tiny_config: ServiceConfig) -> None:
-    """On an image of one window: the ACE of each structure that is there, averaged; by region the probabilities summed."""
+    """ACE is the mean over present structures, equal to MONAI's; for a region the probabilities are summed."""
     torch.manual_seed(3)
     network = build_network(tiny_config.network)
     case = Case("a1", "A", (Path("image"),), Path("label"))
@@ -36,7 +36,7 @@ def test_validation_scores_are_those_of_monai_and_of_the_histogram(tiny_config: 
     with torch.inference_mode():
         probs = network.eval()(image[None]).softmax(dim=1)
 
-    found = validation_scores(network, [Sample(case, image, label), Sample(case, image, no_back)], tiny_config, ALONE)
+    scores = validation_scores(network, [Sample(case, image, label), Sample(case, image, no_back)], tiny_config, ALONE)
 
     metric = CalibrationErrorMetric(
         num_bins=20, include_background=False, calibration_reduction=CalibrationReduction.AVERAGE
@@ -46,7 +46,7 @@ def test_validation_scores_are_those_of_monai_and_of_the_histogram(tiny_config: 
         torch.nn.functional.one_hot(torch.cat([label, no_back]).long(), 3).movedim(-1, 1),
     )
     (front, back), (front_alone, _) = metric.get_buffer().tolist()
-    assert found["ace"] == pytest.approx((front + back + front_alone) / 3, abs=1e-6)
+    assert scores["ace"] == pytest.approx((front + back + front_alone) / 3, abs=1e-6)
 
     config = tiny_config.model_copy(update={"regions": [Region(name="both", labels=[1, 2])]})
     both = validation_scores(network, [Sample(case, image, label)], config, ALONE)
@@ -57,7 +57,7 @@ def test_validation_scores_are_those_of_monai_and_of_the_histogram(tiny_config: 
 
 
 def test_without_a_structure_there_is_no_score(tiny_config: ServiceConfig) -> None:
-    """Images of background alone, or none at all, have no DSC and no ACE; nothing is warned about."""
+    """Without any structure or image, DSC and ACE are NaN, without a warning."""
     case = Case("a1", "A", (Path("image"),), Path("label"))
     empty = Sample(case, torch.randn(1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.uint8))
 
@@ -67,7 +67,7 @@ def test_without_a_structure_there_is_no_score(tiny_config: ServiceConfig) -> No
 
 
 class Knows(torch.nn.Module):
-    """Recognises the voxels of a mask by their intensities, which all differ."""
+    """A network that recognises the voxels of a mask by their unique intensities."""
 
     def __init__(self, mask: torch.Tensor, like: torch.Tensor) -> None:
         """Remember the intensities."""
@@ -75,6 +75,6 @@ class Knows(torch.nn.Module):
         self.intensities = like[mask]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return logits (1, 3, ...) in favour of class 1 where the intensity is known, else of class 0."""
+        """Return logits (1, 3, ...) in favour of class 1 where the intensity is known, otherwise of class 0."""
         known = torch.isin(image[:, 0], self.intensities).float()
         return torch.stack([1 - known, known, torch.zeros_like(known)], dim=1)

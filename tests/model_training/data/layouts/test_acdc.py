@@ -9,7 +9,7 @@ from model_training.data.layouts.acdc import read_acdc
 
 
 def test_both_frames_of_a_patient_are_listed_together(tiny_acdc: Path) -> None:
-    """Five patients are one to a fold, with end diastole and end systole; the testing folder is the test set."""
+    """Each fold holds one of five patients with end diastole and end systole; the testing folder is the test set."""
     splits = read_acdc(tiny_acdc)
 
     assert [len(splits[f"fold{k}"]) for k in range(1, 6)] == [2] * 5
@@ -23,7 +23,7 @@ def test_both_frames_of_a_patient_are_listed_together(tiny_acdc: Path) -> None:
 
 
 def test_the_folder_database_may_lie_between(tiny_acdc: Path, tmp_path: Path) -> None:
-    """The archive of the challenge holds a folder "database", that of the data set none: both are read alike."""
+    """The challenge's archive has a folder "database", the data set's has none: both are read."""
     shutil.move(tiny_acdc, tmp_path / "downloaded" / "database")
 
     assert len(read_acdc(tmp_path / "downloaded")["test"]) == 2
@@ -45,7 +45,7 @@ def test_splits_list_patients(tiny_acdc: Path) -> None:
 
 
 def test_frames_of_one_patient_on_two_sides_are_refused(tiny_acdc: Path) -> None:
-    """End diastole in a fold and end systole in the test set are one heart seen twice."""
+    """End diastole in a fold and end systole in the test set show the same heart."""
     listed = {"folds": [["patient001_frame01"]], "test": ["patient001_frame12"]}
     (tiny_acdc / "splits.json").write_text(json.dumps(listed))
 
@@ -64,7 +64,7 @@ def test_a_patient_without_frames_is_refused(tiny_acdc: Path, content: str) -> N
 
 @pytest.mark.parametrize("name", ["patient002_frame12.nii.gz", "patient002_frame01_gt.nii.gz"])
 def test_a_missing_file_is_named(tiny_acdc: Path, name: str) -> None:
-    """A frame that Info.cfg names and that is not there is found before a step is trained."""
+    """A missing frame that Info.cfg lists is found before training starts."""
     (tiny_acdc / "training" / "patient002" / name).unlink()
 
     with pytest.raises(DataError, match=rf"patient002/{name} was not found, though Info\.cfg names patient002_frame"):

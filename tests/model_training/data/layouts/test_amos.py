@@ -14,7 +14,7 @@ def rewrite(root: Path, **fields: object) -> None:
 
 
 def test_ct_is_split_into_folds_and_the_validation_list(tiny_amos: Path) -> None:
-    """CT of the training list fills the folds, CT of the validation list is tested on; 500 is CT, 507 and 540 are MR."""
+    """CT of the training list fills the folds, CT of the validation list is the test set; 500 is CT, 507 and 540 are MR."""
     splits = read_amos(tiny_amos)
 
     assert list(splits) == ["fold1", "fold2", "fold3", "fold4", "fold5", "test"]
@@ -30,15 +30,15 @@ def test_ct_is_split_into_folds_and_the_validation_list(tiny_amos: Path) -> None
     "name", ["imagesTr/amos_0002.nii.gz", "labelsTr/amos_0002.nii.gz", "labelsVa/amos_0500.nii.gz"]
 )
 def test_a_missing_file_is_named(tiny_amos: Path, name: str) -> None:
-    """A file that dataset.json lists is found missing before a step is trained."""
+    """A missing file that dataset.json lists is found before training starts."""
     (tiny_amos / name).unlink()
 
     with pytest.raises(DataError, match=rf"{name} was not found, though dataset\.json names amos_0\d+: restore"):
         read_amos(tiny_amos)
 
 
-def test_missing_mr_is_no_matter(tiny_amos: Path) -> None:
-    """Who downloaded CT only can train."""
+def test_missing_mr_scans_do_not_matter(tiny_amos: Path) -> None:
+    """Training works if only the CT scans were downloaded."""
     (tiny_amos / "imagesTr" / "amos_0507.nii.gz").unlink()
 
     assert len(read_amos(tiny_amos)["test"]) == 2
@@ -59,7 +59,7 @@ def test_another_layout_is_refused(tiny_kits: Path) -> None:
     ],
 )
 def test_a_list_of_another_form_is_refused(tiny_amos: Path, fields: dict[str, object]) -> None:
-    """The dataset.json of another data set names its lists and entries otherwise."""
+    """A dataset.json with other lists or entries is refused."""
     rewrite(tiny_amos, **fields)
 
     with pytest.raises(DataError, match=r"dataset\.json cannot be used .* expected {training: \[{image, label}\]"):
@@ -75,7 +75,7 @@ def test_a_file_that_is_not_json_is_refused(tiny_amos: Path) -> None:
 
 
 def test_names_without_a_number_are_refused(tiny_amos: Path) -> None:
-    """Renamed files no longer tell CT from MR."""
+    """Renamed files are refused, because their numbers tell CT from MR."""
     rewrite(tiny_amos, training=[{"image": "./imagesTr/liver.nii.gz", "label": "./labelsTr/liver.nii.gz"}])
 
     with pytest.raises(DataError, match=r"lists \./imagesTr/liver\.nii\.gz: expected amos_XXXX\.nii\.gz"):

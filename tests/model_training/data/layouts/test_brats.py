@@ -26,15 +26,15 @@ def test_every_case_brings_four_channels_in_order(tiny_brats: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["t1", "t1ce", "t2", "flair", "seg"])
 def test_a_missing_file_is_named(tiny_brats: Path, suffix: str) -> None:
-    """A case without one of its channels, or without its label, is found before a step is trained."""
+    """A missing channel or label is found before training starts."""
     (tiny_brats / "BraTS2021_00004" / f"BraTS2021_00004_{suffix}.nii.gz").unlink()
 
     with pytest.raises(DataError, match=rf"BraTS2021_00004_{suffix}\.nii\.gz was not found, though its folder names"):
         read_brats(tiny_brats)
 
 
-def test_files_beside_the_cases_are_passed_over(tiny_brats: Path) -> None:
-    """A table or a folder of something else is no case."""
+def test_files_beside_the_cases_are_ignored(tiny_brats: Path) -> None:
+    """Tables and other folders beside the cases are ignored."""
     (tiny_brats / "name_mapping.csv").touch()
     (tiny_brats / "docs").mkdir()
 
@@ -43,7 +43,7 @@ def test_files_beside_the_cases_are_passed_over(tiny_brats: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["t1n", "t1c"])
 def test_the_layout_of_later_years_is_told_apart(tiny_brats: Path, suffix: str) -> None:
-    """From 2023 on label 3 is what 4 was before: the message says what was found and which layout is expected."""
+    """Data of 2023 and later are refused, because label 3 replaces 4: the message names the found and the expected layout."""
     folder = tiny_brats / "BraTS-GLI-00001-000"
     folder.mkdir()
     (folder / f"BraTS-GLI-00001-000-{suffix}.nii.gz").touch()
@@ -57,6 +57,6 @@ def test_the_layout_of_later_years_is_told_apart(tiny_brats: Path, suffix: str) 
 
 
 def test_another_layout_is_refused(tiny_msd: Path) -> None:
-    """A task of the Decathlon, whose BraTS has other labels, is not taken; the message says what was expected."""
+    """A task of the Decathlon, whose BraTS has other labels, is refused; the message says what was expected."""
     with pytest.raises(DataError, match=r"expected CASE/CASE_{t1,t1ce,t2,flair,seg}\.nii\.gz \(BraTS 2021\)"):
         read_brats(tiny_msd)

@@ -13,7 +13,7 @@ def case(root: Path) -> Case:
 
 @pytest.mark.parametrize("missing", ["t1.nii.gz", "t2.nii.gz", "seg.nii.gz"])
 def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
-    """Every channel and the label must be there; the message names the file, who asks for it, and what to do."""
+    """The message names the missing channel or label, the file that lists it, and what to do."""
     for name in {"t1.nii.gz", "t2.nii.gz", "seg.nii.gz"} - {missing}:
         (tmp_path / name).touch()
 
@@ -24,7 +24,7 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    """A folder of the name of an image does not pass for it."""
+    """A folder with the name of an image does not count as the image."""
     for name in ("t1.nii.gz", "t2.nii.gz", "seg.nii.gz"):
         (tmp_path / name).mkdir()
 

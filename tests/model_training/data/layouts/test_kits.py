@@ -7,7 +7,7 @@ from model_training.data.layouts.kits import read_kits
 
 
 def test_every_case_is_in_one_split(tiny_kits: Path) -> None:
-    """Of seven cases one is tested on, six fill the folds; each is of a person of its own."""
+    """One of seven cases is the test set, six fill the folds; each shows another person."""
     splits = read_kits(tiny_kits)
 
     assert {split: len(cases) for split, cases in splits.items()} == {
@@ -27,7 +27,7 @@ def test_every_case_is_in_one_split(tiny_kits: Path) -> None:
 
 @pytest.mark.parametrize("name", ["case_00003/imaging.nii.gz", "case_00003/segmentation.nii.gz"])
 def test_a_missing_file_is_named(tiny_kits: Path, name: str) -> None:
-    """A case folder without its scan or label is found before a step is trained."""
+    """A missing scan or label is found before training starts."""
     (tiny_kits / "dataset" / name).unlink()
 
     with pytest.raises(DataError, match=rf"{name} was not found, though its folder names case_00003: restore"):
@@ -44,7 +44,7 @@ def test_a_repository_without_scans_is_refused(tiny_kits: Path) -> None:
 
 
 def test_another_layout_is_refused(tiny_kits: Path, tiny_brats: Path) -> None:
-    """Neither another data set nor the folder of cases itself is taken; the message says what was expected."""
+    """Another data set and the folder of cases itself are refused; the message says what was expected."""
     for root in (tiny_brats, tiny_kits / "dataset"):
         with pytest.raises(DataError, match=r"expected dataset/case_XXXXX/imaging\.nii\.gz and segmentation\.nii\.gz"):
             read_kits(root)

@@ -35,23 +35,23 @@ def test_persons_follow_from_names_where_no_file_tells_them(tiny_msd: Path) -> N
     assert [case.person for case in splits["fold1"]] == ["person a", "person a", "person b"]
 
 
-def test_hidden_files_of_the_archives_are_passed_over(tiny_msd: Path) -> None:
-    """The published archives hold a ._NAME.nii.gz beside many a file, which is no scan."""
+def test_hidden_files_of_the_archives_are_ignored(tiny_msd: Path) -> None:
+    """The published archives hold hidden files ._NAME.nii.gz, which are not scans."""
     (tiny_msd / "labelsTr" / "._a1.nii.gz").write_bytes(b"\0")
 
     assert sum(map(len, read_msd(tiny_msd, str).values())) == 5
 
 
 def test_a_person_in_a_fold_and_in_the_test_set_is_refused(tiny_msd: Path) -> None:
-    """Whom persons.json names counts in every split, the test set among them."""
+    """A person of persons.json in a fold and in the test set is refused."""
     rewrite(tiny_msd / "persons.json", A=["a1", "a2", "d1"], D=[])
 
     with pytest.raises(DataError, match="Person A is in fold1 and in test"):
         read_msd(tiny_msd, str)
 
 
-def test_a_case_of_nobody_is_refused(tiny_msd: Path) -> None:
-    """Without knowing whose scan it is, no split is by person."""
+def test_a_case_without_a_person_is_refused(tiny_msd: Path) -> None:
+    """A case without a person is refused, because no split could be by person."""
     rewrite(tiny_msd / "persons.json", C=[])
 
     with pytest.raises(DataError, match=r"persons\.json does not say whose scan c1 is: add it"):
@@ -60,7 +60,7 @@ def test_a_case_of_nobody_is_refused(tiny_msd: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"A": 1}'])
 def test_persons_that_cannot_be_read_are_refused(tiny_msd: Path, content: str) -> None:
-    """The message names the file and its form."""
+    """The message names the file and the expected format."""
     (tiny_msd / "persons.json").write_text(content)
 
     with pytest.raises(DataError, match=r"persons\.json cannot be used .* expected {person: \[case\]}"):
@@ -68,7 +68,7 @@ def test_persons_that_cannot_be_read_are_refused(tiny_msd: Path, content: str) -
 
 
 def test_a_missing_image_is_named(tiny_msd: Path) -> None:
-    """A label without its image is found before a step is trained."""
+    """A label without its image is found before training starts."""
     (tiny_msd / "imagesTr" / "a2.nii.gz").unlink()
 
     with pytest.raises(DataError, match=r"imagesTr/a2\.nii\.gz was not found, though labelsTr names a2"):
@@ -76,7 +76,7 @@ def test_a_missing_image_is_named(tiny_msd: Path) -> None:
 
 
 def test_a_missing_label_is_named(tiny_msd: Path) -> None:
-    """A case that the splits list and no label belongs to is found before a step is trained."""
+    """A listed case without a label is found before training starts."""
     (tiny_msd / "labelsTr" / "d1.nii.gz").unlink()
 
     with pytest.raises(DataError, match=r"splits\.json lists d1, but the data set holds no such case"):
