@@ -66,7 +66,9 @@ def _fetched(web: DicomWeb) -> str:
 def _allowed(web: DicomWeb) -> str:
     if web.may_store():
         return "may be used; nothing was stored"
-    msg = "The PACS does not let this service store. Give its user that right, and check whether STOW-RS is switched on."
+    msg = (
+        "The PACS does not let this service store. Give its user that right, and check whether STOW-RS is switched on."
+    )
     raise PacsBadResponse(msg)
 
 
