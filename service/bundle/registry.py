@@ -44,7 +44,7 @@ class Registry:
         """
         registry = cls(folders=folders)
         if missing := [folder for folder in folders if not folder.is_dir()]:
-            msg = f"{missing[0]} is no folder. Set CALIBRANT_BUNDLE_DIR to a folder that holds bundles."
+            msg = f"{missing[0]} is not a folder. Set CALIBRANT_BUNDLE_DIR to a folder that holds bundles."
             raise SettingsError(msg)
         for root in (child for folder in folders for child in sorted(folder.iterdir()) if _is_bundle(child)):
             try:

@@ -157,7 +157,7 @@ class Locator(Declaration):
     def _reject_unknown_landmarks(self) -> Self:
         names = [landmark.name for landmark in self.landmarks]
         if unknown := {part.landmark for part in self.parts} - set(names):
-            msg = f"parts are centred in {sorted(unknown)}, which are no landmarks"
+            msg = f"parts are centred in {sorted(unknown)}, which are not landmarks"
             raise ValueError(msg)
         return self
 

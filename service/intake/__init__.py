@@ -1,1 +1,1 @@
-"""What takes a scan in: bytes that a stranger sent become a checked `Volume`."""
+"""Intake of scans: untrusted bytes become a checked `Volume`."""

@@ -36,7 +36,7 @@ _PAGES: Final = (SecondaryCaptureImageStorage, EncapsulatedPDFStorage)
 _PRINTED: Final = ("PixelData", "EncapsulatedDocument")
 
 _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-_DAMAGED: Final = "The PACS sent something that is no DICOM file, or a damaged one."
+_DAMAGED: Final = "The PACS sent something that is not a DICOM file, or is a damaged one."
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _META_BYTES: Final = 2048
 """Number of bytes within which group 0002 ends."""

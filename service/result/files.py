@@ -16,7 +16,7 @@ FRAME: Final = "frame.json"
 LOGITS: Final = "logits.npy.gz"
 """Logits on the network's grid (`service.result.logits`); the retention policy erases them first."""
 SOURCE: Final = "source.json.gz"
-"""Headers of a DICOM scan's series, for DICOM results. It names the patient and never leaves the service."""
+"""Headers of a DICOM scan's series, for DICOM results. They name the patient and never leave the service."""
 
 
 def offers_dicom(result: Path) -> bool:

@@ -120,7 +120,7 @@ def read_keys(path: Path) -> list[Key]:
     try:
         return _File.model_validate_json(path.read_bytes()).keys
     except (ValidationError, OSError) as error:
-        msg = f"{path} is no file of keys. Restore it, or remove it and make new keys with calibrant keys add OWNER."
+        msg = f"{path} is not a file of keys. Restore it, or remove it and make new keys with calibrant keys add OWNER."
         raise SettingsError(msg) from error
 
 

@@ -1,1 +1,1 @@
-"""File formats: one module each for reading it, and what they share."""
+"""Readers of file formats, one module each, and their shared parts."""

@@ -36,7 +36,7 @@ def reject_shape(shape: Sequence[int]) -> None:
     if len(shape) > 3 and max(shape[3:]) > 1:  # noqa: PLR2004 - three axes in space
         msg = f"A {len(shape)}-D image of {extents} was found; a 3-D volume is expected. Extract one volume and send that."
         raise UnsupportedDimensions(msg)
-    if len(shape) < 3 or min(shape[:3]) < 2:  # noqa: PLR2004 - a slice is no volume
+    if len(shape) < 3 or min(shape[:3]) < 2:  # noqa: PLR2004 - a single slice is not a volume
         msg = f"An image of {extents} was found; a 3-D volume with at least 2 voxels along each axis is expected. Send the whole volume, not a slice."
         raise UnsupportedDimensions(msg)
     if int(np.prod(shape, dtype=object)) > MAX_VOXELS:

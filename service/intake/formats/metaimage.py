@@ -106,7 +106,7 @@ def _field(line: str) -> tuple[str, str]:
 
 
 def _reject_foreign(fields: Fields) -> None:
-    """Refuse headers whose voxels lie in other files, are text, or are no image."""
+    """Refuse headers whose voxels lie in other files, are text, or are not an image."""
     if fields.text("elementdatafile") != "LOCAL":
         msg = "The header says that its voxels lie in other files. Save header and voxels in one .mha file (ElementDataFile = LOCAL)."
         raise UnsafeHeader(msg)
@@ -137,7 +137,7 @@ def _dtype(fields: Fields) -> np.dtype[np.generic]:
     code = _DTYPES.get(fields.word("elementtype"))
     channels = fields.integers("elementnumberofchannels", 1)[0] if "elementnumberofchannels" in fields else 1
     if code is None or channels != 1:
-        msg = "The voxels are no single numbers of a known type (integers of 8 to 64 bits, float or double). Convert the scan to MET_SHORT or MET_FLOAT with one channel."
+        msg = "The voxels are not single numbers of a known type (integers of 8 to 64 bits, float or double). Convert the scan to MET_SHORT or MET_FLOAT with one channel."
         raise UnsupportedVoxelType(msg)
     big = _flag(fields, "binarydatabyteordermsb", default=False)
     return np.dtype(code).newbyteorder(">" if big else "<")

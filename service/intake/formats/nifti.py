@@ -70,7 +70,7 @@ def _read_header(file: Readable) -> nib.Nifti1Header:
     start = file.read(4)
     sizes = _header_sizes(start)
     if not sizes:
-        msg = f"The content is not NIfTI (its first bytes are no NIfTI header). Send {_EXPECTED}."
+        msg = f"The content is not NIfTI (its first bytes are not a NIfTI header). Send {_EXPECTED}."
         raise UnrecognisedFormat(msg)
     size = sizes.pop()
     header_type, magic = _HEADERS[size]

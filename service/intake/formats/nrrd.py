@@ -103,7 +103,7 @@ def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
             msg = "The header says that its voxels lie elsewhere (data file, or lines or bytes to skip). Save header and voxels in one .nrrd file."
             raise UnsafeHeader(msg)
         if not colon or name not in _READ | _WITHOUT_MEANING_HERE:
-            msg = "The header holds a line that is no field of a 3-D volume in one file. Convert the scan again."
+            msg = "The header holds a line that is not a field of a 3-D volume in one file. Convert the scan again."
             raise UnsafeHeader(msg)
         yield name, text
 

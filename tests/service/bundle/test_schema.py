@@ -118,7 +118,7 @@ def test_a_located_result_has_the_labels_of_each_part(tiny_config: ServiceConfig
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda _: {"landmark": "nowhere"}, "which are no landmarks"),
+        (lambda _: {"landmark": "nowhere"}, "which are not landmarks"),
         (lambda part: {"labels": part["labels"][:1]}, "expected one for each structure"),
         (lambda part: {"labels": [part["labels"][0], part["labels"][0]]}, "expected each value once"),
         (lambda part: {"labels": [part["labels"][0] | {"value": 1}, part["labels"][1]]}, "expected each value once"),

@@ -183,7 +183,7 @@ def test_an_invalid_file_of_keys_is_refused(path: Path, content: str) -> None:
     path.write_text(content, encoding="latin-1")
 
     for act in (lambda: Keys(path), lambda: add_key(path, "lab", admin=False)):
-        with pytest.raises(SettingsError, match="is no file of keys"):
+        with pytest.raises(SettingsError, match="is not a file of keys"):
             act()
 
     assert path.read_text(encoding="latin-1") == content
