@@ -34,23 +34,23 @@ def measure(bundle: Path) -> dict[str, dict[str, float]]:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         loaded.network(window)
     gflop = counter.get_total_flops() / 1e9
-    engines = {kind: run_by(kind, loaded.network, config) for kind in available(cpu)}
+    engines = {engine_kind: run_by(engine_kind, loaded.network, config) for engine_kind in available(cpu)}
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     limits: dict[str, list[float]] = {precision: [] for precision in types}
-    seconds: dict[str, list[float]] = {kind.name: [] for kind in engines}
+    seconds: dict[str, list[float]] = {engine_kind.name: [] for engine_kind in engines}
     with torch.inference_mode():
         for _ in range(ROUNDS):
-            for kind, engine in engines.items():
-                limits[kind.precision] += [_gflops(size, types[kind.precision]) for size in SIZES]
-                seconds[kind.name].append(_seconds(partial(engine, window)))
+            for engine_kind, engine in engines.items():
+                limits[engine_kind.precision] += [_gflops(size, types[engine_kind.precision]) for size in SIZES]
+                seconds[engine_kind.name].append(_seconds(partial(engine, window)))
     return {
-        kind.name: {
-            "seconds": (taken := statistics.median(seconds[kind.name])),
+        engine_kind.name: {
+            "seconds": (taken := statistics.median(seconds[engine_kind.name])),
             "gflops": gflop / taken,
-            "limit": (limit := max(limits[kind.precision])),
+            "limit": (limit := max(limits[engine_kind.precision])),
             "fraction": gflop / taken / limit,
         }
-        for kind in engines
+        for engine_kind in engines
     }
 
 

@@ -138,22 +138,22 @@ def timing_table(measured: dict[str, Pass]) -> str:
     """Return the table of seconds per stage, in total and around the network, and of memory, with ratios to stock."""
     stock = measured[STOCK]
 
-    def around(found: Pass) -> float:
-        return float(found["total"] - found["seconds"]["infer"])
+    def around(one: Pass) -> float:
+        return float(one["total"] - one["seconds"]["infer"])
 
     rows = [
         [
             name,
-            *(f"{found['seconds'][stage]:.3f}" for stage in STAGES),
-            f"{found['total']:.2f}",
-            f"{stock['total'] / found['total']:.2f}x",
-            f"{around(found):.2f}",
-            f"{around(stock) / around(found):.1f}x",
-            f"{found['cpu']:.2f}",
-            f"{found['peak_mb']:.0f}",
-            f"{found['peak_mb'] / stock['peak_mb']:.2f}x",
+            *(f"{figures['seconds'][stage]:.3f}" for stage in STAGES),
+            f"{figures['total']:.2f}",
+            f"{stock['total'] / figures['total']:.2f}x",
+            f"{around(figures):.2f}",
+            f"{around(stock) / around(figures):.1f}x",
+            f"{figures['cpu']:.2f}",
+            f"{figures['peak_mb']:.0f}",
+            f"{figures['peak_mb'] / stock['peak_mb']:.2f}x",
         ]
-        for name, found in measured.items()
+        for name, figures in measured.items()
     ]
     return table(
         [
@@ -180,10 +180,10 @@ def agreement_table(key: str, subject: Subject, names: list[str], measured: dict
     fp32 = out_of(key, next(name for name in ours if ENGINE_KINDS[name].precision == "fp32"))
     rows = []
     for name in ours:
-        found = agreement(out_of(key, name), fp32, subject.reference)
+        agreed = agreement(out_of(key, name), fp32, subject.reference)
         same = dsc(mask_of(out_of(key, name) / MASK), stock, _array(values))
-        row = [f"{same:.5f}", f"{found.dsc_fp32:.5f}", f"{found.max_dp:.4f}", f"{found.mean_dp:.1e}"]
-        row += [f"{score:.4f}" for score in (found.dsc, found.ace, found.ece)]
+        row = [f"{same:.5f}", f"{agreed.dsc_fp32:.5f}", f"{agreed.max_dp:.4f}", f"{agreed.mean_dp:.1e}"]
+        row += [f"{score:.4f}" for score in (agreed.dsc, agreed.ace, agreed.ece)]
         rows.append([name, *row, f"{measured[name]['total']:.2f}"])
     reference = dsc(stock, mask_of(subject.reference), _array(values))
     rows.insert(0, [STOCK, "1", "", "", "", f"{reference:.4f}", "", "", f"{measured[STOCK]['total']:.2f}"])
@@ -204,8 +204,8 @@ def rewriting_table(subject: Subject) -> str:
     command = [sys.executable, str(HERE / "rewritten.py"), str(subject.bundle)]
     printed = subprocess.run(command, capture_output=True, text=True, env=as_served(1), check=True).stdout
     rows = [
-        [engine, *(f"{found[form]:.1f}" if form in found else "" for form in FORMS)]
-        for engine, found in json.loads(printed.splitlines()[-1]).items()
+        [engine, *(f"{times[form]:.1f}" if form in times else "" for form in FORMS)]
+        for engine, times in json.loads(printed.splitlines()[-1]).items()
     ]
     return table(["engine, ms per window", *FORMS], rows)
 
@@ -216,9 +216,9 @@ def limit_table(subject: Subject) -> str:
     for threads in (1, 2):
         command = [sys.executable, str(HERE / "peak.py"), str(subject.bundle), str(threads)]
         printed = subprocess.run(command, capture_output=True, text=True, env=as_served(threads), check=True).stdout
-        for name, found in json.loads(printed.splitlines()[-1]).items():
-            row = [f"{found['seconds']:.3f}", f"{found['gflops']:.0f}", f"{found['limit']:.0f}"]
-            rows.append([name, str(threads), *row, f"{found['fraction']:.0%}"])
+        for name, speed in json.loads(printed.splitlines()[-1]).items():
+            row = [f"{speed['seconds']:.3f}", f"{speed['gflops']:.0f}", f"{speed['limit']:.0f}"]
+            rows.append([name, str(threads), *row, f"{speed['fraction']:.0%}"])
     return table(["engine", "threads", "s per window", "GFLOP/s", "matrix product, GFLOP/s", "fraction"], rows)
 
 

@@ -71,7 +71,7 @@ def report_html(evaluation: Evaluation) -> str:
     return template.render(
         research_use_only=RESEARCH_USE_ONLY,
         evaluation=evaluation,
-        whom=evaluation.population,
+        population=evaluation.population,
         n_cases=len(evaluation.measurement.cases),
         n_persons=len({record.person for record in evaluation.measurement.cases}),
         scores=evaluation.measurement.scores,
