@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from model_training.evaluation import evaluate, verify
+from service import __version__
 from service.engines import check
 from service.settings import Settings
 
@@ -54,6 +55,14 @@ def test_committed_schemas_are_those_of_the_models() -> None:
         assert (write_schemas.FOLDER / name).read_text() == write_schemas.schema_of(name)
 
 
+def test_citation_and_changelog_name_the_version() -> None:
+    """CITATION.cff cites the version of the package, and CHANGELOG.md describes it."""
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(
+        rf"^## {re.escape(__version__)} - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+
+
 def test_readme_fits_its_limit() -> None:
     """README.md has at most 120 lines."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
@@ -64,3 +73,11 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.relative_to(ROOT)} links to {target}"
+
+
+def test_paths_in_documents_exist() -> None:
+    """Every path below one of our folders that a document names in code font exists."""
+    folders = "service|model_training|library|tests|benchmarks|scripts|docs|deploy"
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for path in re.findall(rf"`((?:{folders})/[\w/.-]+)`", document.read_text()):
+            assert (ROOT / path).exists(), f"{document.relative_to(ROOT)} names {path}"
