@@ -9,6 +9,7 @@ import hashlib
 import io
 import uuid
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def file_of(image: Dataset) -> bytes:
     return file.getvalue()
 
 
-def zip_of_series(images: list[Dataset]) -> bytes:
+def zip_of_series(images: Sequence[Dataset]) -> bytes:
     """Return a zip of a series whose file names contain the canary."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as files:
@@ -95,7 +96,7 @@ def zip_of_series(images: list[Dataset]) -> bytes:
     return archive.getvalue()
 
 
-def write_series(images: list[Dataset], folder: Path) -> list[Path]:
+def write_series(images: Sequence[Dataset], folder: Path) -> list[Path]:
     """Write a series into a folder, e.g. for storescu, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:04}.dcm" for number in range(len(images))]
