@@ -22,6 +22,9 @@ Data = Annotated[
 Maps = Annotated[
     Path, typer.Option("--maps", help="Folder of label maps of whole heads with FreeSurfer's values.", exists=True)
 ]
+Runs = Annotated[
+    Path | None, typer.Option(help="Instead: print the tables of the runs in this folder, as Markdown.", exists=True)
+]
 
 
 @app.command()
@@ -267,12 +270,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one for each option
     fold: Annotated[list[int] | None, typer.Option(help="Folds to hold out; all by default.")] = None,
     configuration: Annotated[list[str] | None, typer.Option(help="Configurations; all by default.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", help="Instead: print the tables of the runs in this folder, as Markdown.", exists=True
-        ),
-    ] = None,
+    report: Runs = None,
     picture: Annotated[
         Path | None,
         typer.Option(help="With --report: draw DSC against ACE to this file, .png or .svg.", dir_okay=False),

@@ -1,4 +1,4 @@
-"""Wires the parts of the service together; nothing else does."""
+"""Builds the application: creates and connects its services, and starts and ends them with it."""
 
 import datetime as dt
 from collections.abc import AsyncIterator
@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _services(settings: Settings) -> Services:
-    """Return the parts of the service, wired together and not yet started."""
+    """Return the connected services, not yet started."""
     state = StateDirectory.open(settings.state_dir)
     database = open_database(state, settings.postgresql_url)
     keys = Keys(settings.keys_file) if settings.keys_file else None

@@ -1,4 +1,4 @@
-"""Dependencies of the routes: the parts of the service, and the caller."""
+"""Dependencies of the routes: the services that they use, and the caller."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,7 +19,7 @@ from service.storage.local import StateDirectory
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of one running service."""
+    """Everything that the routes of one application use."""
 
     settings: Settings
     state: StateDirectory
@@ -38,7 +38,7 @@ async def _services(request: Request) -> Services:  # async: a thread pool that 
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
-"""The parts of the service, as a route's argument."""
+"""The services, as a route's argument."""
 
 
 def _caller(request: Request, services: ServicesDep) -> Owner:

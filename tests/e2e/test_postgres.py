@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from model_training.data.layouts.msd import read_msd
 from service.errors import SettingsError
 from service.jobs.database import JobDatabase, open_database
 from service.storage.local import StateDirectory
+from tests.service.jobs.contract import JobDatabaseContract
 
 PASSWORD = "never%to/be@seen"  # noqa: S105 - of the private server; each sign means something in an address
 JOBS = 6
@@ -220,6 +222,15 @@ def start(state: Path, url: str) -> "subprocess.CompletedProcess[str]":
 def state(tmp_path: Path) -> StateDirectory:
     """Return an empty state directory."""
     return StateDirectory.open(tmp_path / "state")
+
+
+class TestPostgresql(JobDatabaseContract):
+    """A database of a PostgreSQL server."""
+
+    @pytest.fixture
+    def url(self, server: Server) -> str | None:
+        """Return the URL of a new database."""
+        return server.new_database(f"contract-{uuid.uuid4().hex}")
 
 
 def hold_case(state: StateDirectory) -> None:

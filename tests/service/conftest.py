@@ -28,18 +28,18 @@ from service import errors
 from tests.dicom_series import Identity, series_of_array, write_series
 
 CANARY = "CNRY-73019"
-"""Stands in every text field of the files made here, and nowhere else: it must not come out anywhere."""
+"""Part of every text field of the files made here, and of nothing else: no output may contain it."""
 
 TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name", "data_type", "unused_str")
 
-# Voxels of 1 x 1.5 x 2 mm, turned by 30 degrees about the third axis: no two axes and no two signs are alike.
+# Voxels of 1 x 1.5 x 2 mm, rotated by 30 degrees about the third axis: all axes and signs differ.
 OBLIQUE = np.array([[0.866, -0.75, 0, -9], [0.5, 1.299, 0, -20], [0, 0, 2, 30], [0, 0, 0, 1]])
 
 MAX_UPLOAD_BYTES = 2_000_000
-"""Limit of the running service."""
+"""Upload limit of the running service, in bytes."""
 
 Hostile = tuple[bytes, type[errors.CalibrantError]]
-"""A file that must be refused, and the error that says why."""
+"""A file that must be refused, and the expected error."""
 
 
 def phantom(*shape: int) -> npt.NDArray[np.int16]:
@@ -140,7 +140,7 @@ def make_slices(
 ) -> list[Dataset]:
     """Return a CT image for each slice of an array (i, j, k), with the canary in its text, to be edited and saved.
 
-    `slope` writes intensities as multiples of it, less an intercept of -1024.
+    With `slope`, intensities are slope x value - 1024.
     """
     array = phantom(4, 5, 6) if array is None else array
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
@@ -366,13 +366,13 @@ HOSTILE = _hostile() | _hostile_text_headers() | _hostile_zips()
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise each test that takes a hostile file over all of them.
 
-    `hostile` is each of them, `undecodable` each that decoding refuses.
+    `hostile` is every file, `undecodable` every file that decoding refuses.
     """
     if "hostile" in metafunc.fixturenames:
         metafunc.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
     if "undecodable" in metafunc.fixturenames:
-        found = {name: each for name, each in HOSTILE.items() if each[1] is not errors.ConstantVolume}
-        metafunc.parametrize("undecodable", found.values(), ids=found.keys())
+        files = {name: fault for name, fault in HOSTILE.items() if fault[1] is not errors.ConstantVolume}
+        metafunc.parametrize("undecodable", files.values(), ids=files.keys())
 
 
 @pytest.fixture(scope="session")
@@ -504,7 +504,7 @@ def http(server_url: str) -> Iterator[httpx.Client]:
 def ask() -> Callable[..., httpx.Response]:
     """Return the function that sends a request to an application in this process, without running its lifespan.
 
-    Starlette's TestClient would do, but warns of httpx.
+    Starlette's TestClient is not used, because it warns about httpx.
     """
 
     def send(app: FastAPI, method: str, url: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own

@@ -42,14 +42,14 @@ def app(tmp_path: Path) -> FastAPI:
 
 def test_operations_keep_their_names(app: FastAPI) -> None:
     """Generated clients use the operation ids: routes may be added, but none renamed."""
-    found = {
+    operations = {
         (method, path): operation["operationId"]
         for path, methods in app.openapi()["paths"].items()
         for method, operation in methods.items()
     }
 
-    assert OPERATIONS.items() <= found.items()
-    assert len(set(found.values())) == len(found)
+    assert OPERATIONS.items() <= operations.items()
+    assert len(set(operations.values())) == len(operations)
 
 
 def test_the_document_says_what_the_service_is(app: FastAPI) -> None:
@@ -71,8 +71,8 @@ def test_the_page_of_the_routes_needs_no_internet(app: FastAPI, ask: Ask) -> Non
     loaded = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
 
     assert loaded
-    assert [each for each in loaded if not each.startswith("/")] == []
-    assert [ask(app, "GET", each).status_code for each in loaded] == [200] * len(loaded)
+    assert [path for path in loaded if not path.startswith("/")] == []
+    assert [ask(app, "GET", path).status_code for path in loaded] == [200] * len(loaded)
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"])

@@ -35,7 +35,7 @@ async def receive_form(request: Request, services: Services, owner: str, field: 
 
     Args:
         request: its body is the form.
-        services: the parts of the service.
+        services: settings and state directory of the application.
         owner: whose scan it is.
         field: name of the part that holds the scan.
 

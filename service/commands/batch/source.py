@@ -35,20 +35,20 @@ def find_cases(source: Path, out: Path, pattern: str = "*") -> FoundCases:
     if str(source).startswith("pacs:"):
         from service.commands.batch.pacs import find_pacs_cases  # DICOM's libraries take a moment to load
 
-        found = find_pacs_cases(source)
+        outcome = find_pacs_cases(source)
     elif source.suffix.lower() == ".csv":
-        found = read_manifest(source)
+        outcome = read_manifest(source)
     elif source.is_file():
-        found = FoundCases([BatchCase.of_file(_identifier(source.name), source)])
+        outcome = FoundCases([BatchCase.of_file(_identifier(source.name), source)])
     elif (source / "dataset_description.json").is_file() and any(source.glob("sub-*/")):
-        found = _of_bids(source)
+        outcome = _of_bids(source)
     elif source.is_dir():
-        found = _of_folder(source, out)
+        outcome = _of_folder(source, out)
     else:
         msg = f"{source} was not found. Give a folder, a CSV file with the columns id and path, or a scan."
         raise SourceError(msg)
-    chosen = FoundCases(skipped=found.skipped)
-    for case in sorted(found.cases, key=lambda case: case.id):
+    chosen = FoundCases(skipped=outcome.skipped)
+    for case in sorted(outcome.cases, key=lambda case: case.id):
         if any(fnmatch(path.name, pattern) for path in case.files):
             chosen.cases.append(case)
         else:
@@ -63,7 +63,7 @@ def read_manifest(path: Path) -> FoundCases:
     Raises:
         SourceError: a column is missing, or an id cannot be one.
     """
-    found = FoundCases()
+    outcome = FoundCases()
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"id", "path"} <= set(rows.fieldnames or ()):
@@ -76,10 +76,10 @@ def read_manifest(path: Path) -> FoundCases:
                 raise SourceError(msg)
             reference = (row.get("reference") or "").strip()
             if scan.exists():
-                found.cases.append(_listed(identifier, scan, path.parent / reference if reference else None))
+                outcome.cases.append(_listed(identifier, scan, path.parent / reference if reference else None))
             else:
-                found.skipped.append(Skipped(scan, f"line {rows.line_num}: there is no such file"))
-    return found
+                outcome.skipped.append(Skipped(scan, f"line {rows.line_num}: there is no such file"))
+    return outcome
 
 
 def _listed(identifier: str, scan: Path, reference: Path | None) -> BatchCase:
@@ -91,7 +91,7 @@ def _listed(identifier: str, scan: Path, reference: Path | None) -> BatchCase:
 
 
 def _of_folder(source: Path, out: Path) -> FoundCases:
-    found, dicom = FoundCases(), []
+    outcome, dicom = FoundCases(), []
     for path in _files(source):
         if path.is_relative_to(out):
             continue
@@ -99,30 +99,30 @@ def _of_folder(source: Path, out: Path) -> FoundCases:
             if is_dicom(path):
                 dicom.append(path)
             else:
-                found.skipped.append(Skipped(path, f"no scan: expected {', '.join(SUFFIXES)} or DICOM"))
+                outcome.skipped.append(Skipped(path, f"no scan: expected {', '.join(SUFFIXES)} or DICOM"))
         elif stem_of(path).endswith(_RESULTS):
-            found.skipped.append(Skipped(path, "a mask or map by its name, no scan"))
+            outcome.skipped.append(Skipped(path, "a mask or map by its name, no scan"))
         else:
-            found.cases.append(BatchCase.of_file(_identifier(path.relative_to(source).as_posix()), path))
+            outcome.cases.append(BatchCase.of_file(_identifier(path.relative_to(source).as_posix()), path))
     series = find_series(dicom)
-    return FoundCases(found.cases + series.cases, found.skipped + series.skipped)
+    return FoundCases(outcome.cases + series.cases, outcome.skipped + series.skipped)
 
 
 def _of_bids(source: Path) -> FoundCases:
-    found = FoundCases()
+    outcome = FoundCases()
     for path in (path for subject in sorted(source.glob("sub-*/")) for path in _files(subject)):
         if not path.name.endswith((".nii", ".nii.gz")):
             continue
         place, stem = path.parent, stem_of(path)
         entities, _, suffix = stem.rpartition("_")
         if place.name not in IMAGE_FOLDERS:
-            found.skipped.append(Skipped(path, f"in {place.name}: only {', '.join(IMAGE_FOLDERS)} hold 3-D images"))
+            outcome.skipped.append(Skipped(path, f"in {place.name}: only {', '.join(IMAGE_FOLDERS)} hold 3-D images"))
         elif not entities.startswith("sub-") or f"_{suffix}" in _RESULTS or not re.fullmatch(ID_PATTERN, stem):
-            found.skipped.append(Skipped(path, "not named as a raw image of BIDS"))
+            outcome.skipped.append(Skipped(path, "not named as a raw image of BIDS"))
         else:
             folder = PurePosixPath(place.relative_to(source).as_posix())
-            found.cases.append(BatchCase(stem, (path,), folder, f"{entities}_space-orig"))
-    return found
+            outcome.cases.append(BatchCase(stem, (path,), folder, f"{entities}_space-orig"))
+    return outcome
 
 
 def _files(folder: Path) -> list[Path]:

@@ -61,9 +61,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
                 assert time.monotonic() < deadline, log.read_text()
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
-            found = Guarded(lines[0].split()[5].replace("0.0.0.0", "127.0.0.1"), log, keys, root / "state")  # noqa: S104 - as above
-            yield found
-            for client in found.clients:
+            guarded_service = Guarded(lines[0].split()[5].replace("0.0.0.0", "127.0.0.1"), log, keys, root / "state")  # noqa: S104 - as above
+            yield guarded_service
+            for client in guarded_service.clients:
                 client.close()
         finally:
             process.terminate()

@@ -23,21 +23,21 @@ Client = Callable[[str], httpx.Client]
 ROUTE = "/v1/segmentations"
 OPEN = {"/v2/health/live", "/v2/health/ready", "/login", "/logout", "/docs", "/openapi.json", "/docs/oauth2-redirect"}
 OPEN |= {"/monailabel/auth", "/monailabel/auth/token"}
-OPEN |= {"/v1/hooks/orthanc"}  # a script of Orthanc has the secret of the webhook instead
-"""What is answered without a key."""
+OPEN |= {"/v1/hooks/orthanc"}  # Orthanc's script sends the webhook's secret instead
+"""Routes that need no key."""
 
 
 def routes(router: FastAPI | APIRouter) -> list[tuple[str, str]]:
     """Return method and path of every route, including undocumented ones."""
-    found = []
+    methods_and_paths = []
     for route in router.routes:
         if isinstance(route, Route | APIRoute):
-            found += [(method, route.path) for method in sorted(route.methods or [])]
+            methods_and_paths += [(method, route.path) for method in sorted(route.methods or [])]
         elif isinstance(route, Mount):
             assert route.path == "/static-offline-docs"
         else:
-            found += routes(route.original_router)  # type: ignore[attr-defined]  # FastAPI's, of include_router
-    return found
+            methods_and_paths += routes(route.original_router)  # type: ignore[attr-defined]  # FastAPI's, of include_router
+    return methods_and_paths
 
 
 def test_every_route_but_the_open_ones_needs_a_key(ask: Ask, locked: FastAPI) -> None:

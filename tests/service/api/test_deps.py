@@ -18,7 +18,7 @@ from service.storage.local import StateDirectory
 
 def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., httpx.Response], tmp_path: Path) -> None:
     """Two applications in one process share nothing: a route sees the parts of its own application."""
-    found = []
+    apps = []
     for name in ("first", "second"):
         app = FastAPI()
 
@@ -38,9 +38,9 @@ def test_each_application_gives_its_routes_its_own_parts(ask: Callable[..., http
             unused,
             unused,
         )
-        found.append((app, name))
+        apps.append((app, name))
 
-    assert [ask(app, "GET", "/state").json() for app, _ in found] == [name for _, name in found]
+    assert [ask(app, "GET", "/state").json() for app, _ in apps] == [name for _, name in apps]
 
 
 def test_a_route_knows_whose_request_it_is(ask: Callable[..., httpx.Response], tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_route_knows_whose_request_it_is(ask: Callable[..., httpx.Response], t
 
     path = tmp_path / "keys.json"
     lab, root = (add_key(path, name, admin=name == "root") for name in ("lab", "root"))
-    found = {}
+    shown = {}
     for keys in (None, Keys(path)):
         nothing = SimpleNamespace()
         services = Settings(), StateDirectory(tmp_path), Registry(), nothing, keys, Sessions(1), Metrics()
@@ -66,9 +66,9 @@ def test_a_route_knows_whose_request_it_is(ask: Callable[..., httpx.Response], t
         for key in (None, lab, root):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             answers = [ask(app, "GET", route, headers=headers) for route in ("/who", "/admin")]
-            found[keys is not None, key] = [
+            shown[keys is not None, key] = [
                 answer.json() if answer.status_code == 200 else answer.status_code for answer in answers
             ]
 
-    assert [found[False, key] for key in (None, lab, root)] == [["local", "local"]] * 3
-    assert [found[True, key] for key in (None, lab, root)] == [[401, 401], ["lab", 403], ["root", "root"]]
+    assert [shown[False, key] for key in (None, lab, root)] == [["local", "local"]] * 3
+    assert [shown[True, key] for key in (None, lab, root)] == [[401, 401], ["lab", 403], ["root", "root"]]

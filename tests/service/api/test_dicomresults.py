@@ -71,8 +71,8 @@ def test_the_mask_in_dicom_is_the_mask_in_nifti(http: httpx.Client, job: dict[st
     (tmp_path / "seg.dcm").write_bytes(http.get(job["links"]["mask"], headers=DICOM).content)
     mask = nib.Nifti1Image.from_filename(tmp_path / "mask.nii.gz")
 
-    found = labels_by_place(pydicom.dcmread(tmp_path / "seg.dcm"), mask.affine, mask.shape)
-    np.testing.assert_array_equal(found, np.asarray(mask.dataobj))
+    labels = labels_by_place(pydicom.dcmread(tmp_path / "seg.dcm"), mask.affine, mask.shape)
+    np.testing.assert_array_equal(labels, np.asarray(mask.dataobj))
     assert faults_of(tmp_path / "seg.dcm") == []
 
 
@@ -105,8 +105,8 @@ def test_an_unknown_object_is_refused(http: httpx.Client, job: dict[str, Any]) -
 
 def test_the_bundle_of_a_series_holds_dicom(http: httpx.Client, job: dict[str, Any], other: dict[str, Any]) -> None:
     """The bundle of a series also holds DICOM objects, which .bidsignore lists; that of a NIfTI scan holds none."""
-    for each, expected in ((job, ["dicom/seg.dcm", "dicom/sr.dcm", "dicom/sc.dcm"]), (other, [])):
-        with zipfile.ZipFile(io.BytesIO(http.get(each["links"]["bundle"]).content)) as archive:
+    for finished_job, expected in ((job, ["dicom/seg.dcm", "dicom/sr.dcm", "dicom/sc.dcm"]), (other, [])):
+        with zipfile.ZipFile(io.BytesIO(http.get(finished_job["links"]["bundle"]).content)) as archive:
             assert [name for name in archive.namelist() if name.endswith(".dcm")] == expected
             assert "dicom/" in archive.read(".bidsignore").decode().splitlines()
 

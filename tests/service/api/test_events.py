@@ -76,10 +76,10 @@ def test_a_broken_connection_goes_on_where_it_was(http: httpx.Client, long: byte
     events = watch(http, waiting, last=first["id"])
 
     assert first["id"] not in [event["id"] for event in events]
-    assert [event["event"] for event in events].count("queued") <= 1  # when the one before it ends
+    assert [event["event"] for event in events].count("queued") <= 1  # it may start at once
     assert events[-1]["event"] == "succeeded"
     stages = {json.loads(event["data"])["stage"] for event in events}
-    assert stages & set(get_args(Stage))  # a short one may pass between two looks
+    assert stages & set(get_args(Stage))  # a short stage may pass between two looks
     assert http.get(f"{ROUTE}/{running}").json()["state"] == "succeeded"
 
 

@@ -67,11 +67,11 @@ def test_every_login_has_a_cookie_of_its_own(ask: Ask, locked: FastAPI, lab_key:
     assert (answer.status_code, answer.headers["location"]) == (303, "/login")
     gone = attributes(answer)
     assert (gone[COOKIE].strip('"'), gone["max-age"]) == ("", "0")
-    found = [
+    statuses = [
         ask(locked, "GET", "/v1/models", headers={"Cookie": f"{COOKIE}={token}"}).status_code
         for token in (first, second)
     ]
-    assert found == [401, 200]
+    assert statuses == [401, 200]
 
 
 def test_the_cookie_travels_encrypted_where_the_page_did(ask: Ask, locked: FastAPI, lab_key: str) -> None:

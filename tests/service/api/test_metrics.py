@@ -5,9 +5,9 @@ from prometheus_client.parser import text_string_to_metric_families
 def counted(http: httpx.Client, route: str, status: str) -> float:
     """Return how many GET requests of a route were answered with a status."""
     families = text_string_to_metric_families(http.get("/metrics").text)
-    wanted = {"method": "GET", "route": route, "status": status}
-    samples = [each for family in families for each in family.samples if each.name == "calibrant_requests_total"]
-    return sum(each.value for each in samples if each.labels == wanted)
+    labels = {"method": "GET", "route": route, "status": status}
+    samples = [sample for family in families for sample in family.samples if sample.name == "calibrant_requests_total"]
+    return sum(sample.value for sample in samples if sample.labels == labels)
 
 
 def test_requests_are_counted_by_route(http: httpx.Client) -> None:

@@ -19,11 +19,11 @@ def test_the_list_holds_what_is_served_and_what_is_broken(http: httpx.Client) ->
     answer = http.get("/v1/models").json()
 
     assert answer["default"] == "hippocampus-mr"
-    found = {model["name"]: model for model in answer["models"]}
-    assert {name: model["ready"] for name, model in found.items()} == {"hippocampus-mr": True, "broken": False}
-    assert found["broken"]["why_not"].startswith("No readable MANIFEST.json was found.")
-    assert found["broken"]["statement"] is None
-    assert found["hippocampus-mr"]["why_not"] is None
+    models = {model["name"]: model for model in answer["models"]}
+    assert {name: model["ready"] for name, model in models.items()} == {"hippocampus-mr": True, "broken": False}
+    assert models["broken"]["why_not"].startswith("No readable MANIFEST.json was found.")
+    assert models["broken"]["statement"] is None
+    assert models["hippocampus-mr"]["why_not"] is None
 
 
 def test_a_model_says_what_it_was_made_for(http: httpx.Client) -> None:
@@ -97,7 +97,7 @@ def test_a_model_carries_its_labels_and_its_card(http: httpx.Client) -> None:
     expected = card.measurements[0].class_scores["posterior hippocampus"]["dsc"].model_dump()
     assert measured["class_scores"]["posterior hippocampus"]["dsc"] == expected
     assert "cases" not in measured
-    listed = {each["name"]: each for each in http.get("/v1/models").json()["models"]}
+    listed = {listed_model["name"]: listed_model for listed_model in http.get("/v1/models").json()["models"]}
     assert listed["hippocampus-mr"]["card"] is None
 
 
@@ -106,11 +106,11 @@ def test_the_reliability_is_that_of_the_cards_cases(http: httpx.Client) -> None:
     card = describe_bundle(SHIPPED / "hippocampus-mr").card
     link = http.get("/v1/models/hippocampus-mr").json()["reliability"]
 
-    found = http.get(link).json()
+    reliability = http.get(link).json()
 
-    assert (found["n_cases"], found["n_persons"]) == (card.population.n_cases, card.population.n_persons)
-    assert card.population.dataset in found["source"]
-    for row, structure in enumerate(found["structures"], start=1):
+    assert (reliability["n_cases"], reliability["n_persons"]) == (card.population.n_cases, card.population.n_persons)
+    assert card.population.dataset in reliability["source"]
+    for row, structure in enumerate(reliability["structures"], start=1):
         assert sum(structure["count"]) == sum(sum(case.count[row]) for case in card.measurements[0].cases)
 
 

@@ -76,7 +76,7 @@ def test_the_file_is_the_one_that_the_parser_of_mail_finds(
     assert b"\r\n--b0und-ary" not in content
     parts = [(b'Content-Disposition: form-data; name="note"', note), (FILE, content)]
     body = form(*(parts if before else reversed(parts)))
-    # The parser of mail takes other line ends for ends of lines too, which binary content must not be tested with.
+    # The email parser also splits lines at other characters, so that it cannot judge content with those.
     if content.startswith(b"--b0und-ary") or any(end + b"--b0und-ary" in content for end in (b"\n", b"\r")):
         return
 
@@ -95,7 +95,7 @@ def test_a_form_that_was_cut_anywhere_is_refused(cut: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "found"),
+    ("headers", "is_file"),
     [
         (b'content-disposition: FORM-DATA; name="f"; filename="x"', True),
         (b'X-Empty:\r\nContent-Disposition: form-data; name="f"; filename="x"', True),
@@ -110,11 +110,11 @@ def test_a_form_that_was_cut_anywhere_is_refused(cut: int, size: int) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 1 << 16])
-def test_a_part_with_a_file_name_is_a_file(headers: bytes, size: int, *, found: bool) -> None:
+def test_a_part_with_a_file_name_is_a_file(headers: bytes, size: int, *, is_file: bool) -> None:
     """Content-Disposition decides what a file is, whatever the order and case of the headers."""
     body = form((headers, b"voxels"))
 
-    if found:
+    if is_file:
         assert file_in(body, size=size) == b"voxels"
     else:
         with pytest.raises(InvalidRequest, match="holds 0 files"):

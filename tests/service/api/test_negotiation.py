@@ -9,7 +9,7 @@ OFFERS = {"application/json": "json", "image/png": "png", "image/svg+xml": "svg"
 
 def asking(*accept: str) -> Request:
     """Return a request with these Accept headers."""
-    return Request({"type": "http", "headers": [(b"accept", each.encode()) for each in accept]})
+    return Request({"type": "http", "headers": [(b"accept", value.encode()) for value in accept]})
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ def test_the_document_says_who_may_ask_and_where(document: dict[str, Any]) -> No
     assert document["info"]["license"]["identifier"] == "Apache-2.0"
     schemes = document["components"]["securitySchemes"]
     assert {name for choice in document["security"] for name in choice} == schemes.keys() == {"key", "session"}
-    free = [path for path, methods in document["paths"].items() for each in methods.values() if "security" in each]
+    free = [
+        path for path, methods in document["paths"].items() for operation in methods.values() if "security" in operation
+    ]
     assert sorted(free) == ["/v2/health/live", "/v2/health/ready"]
 
 

@@ -117,7 +117,7 @@ def test_an_answer_that_has_begun_is_not_followed_by_another(
 
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[1]["more_body"] is True
-    assert [each["event"] for each in logged] == ["request failed"]
+    assert [event["event"] for event in logged] == ["request failed"]
     assert SECRET not in str(logged)
     assert SECRET not in caplog.text
 

@@ -34,15 +34,15 @@ def test_the_mask_is_measured_against_itself(http: httpx.Client, job: dict[str, 
     answer = http.post(job["links"]["reference"], content=mask)
 
     assert answer.status_code == 200
-    found = answer.json()
-    assert (found["basis"], found["model"]) == ("measured", job["model"])
+    measured = answer.json()
+    assert (measured["basis"], measured["model"]) == ("measured", job["model"])
     voxels = np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(mask)).dataobj)
-    for label, structure in enumerate(found["structures"], start=1):
+    for label, structure in enumerate(measured["structures"], start=1):
         assert structure["reference_voxels"] == structure["predicted_voxels"] == (voxels == label).sum()
         assert structure["dsc"] == (1 if structure["reference_voxels"] else None)
-    assert sum(found["reliability"]["structures"][0]["count"]) == voxels.size
-    assert found["reliability"]["n_cases"] == 1
-    assert "measured" in found["reliability"]["source"]
+    assert sum(measured["reliability"]["structures"][0]["count"]) == voxels.size
+    assert measured["reliability"]["n_cases"] == 1
+    assert "measured" in measured["reliability"]["source"]
 
 
 def test_a_form_and_other_formats_are_read(

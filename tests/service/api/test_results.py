@@ -161,17 +161,17 @@ def test_maps_agree_with_one_another(http: httpx.Client, job: dict[str, Any]) ->
     np.testing.assert_allclose(uncertainty, -(p * np.log(np.maximum(p, 1e-38))).sum(axis=-1) / np.log(3), atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
+@pytest.mark.parametrize(("voxel_type", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
 @pytest.mark.parametrize("name", ["confidence", "uncertainty", "probabilities"])
 def test_maps_come_in_the_type_that_is_wanted(
-    http: httpx.Client, job: dict[str, Any], name: str, kind: str, step: float
+    http: httpx.Client, job: dict[str, Any], name: str, voxel_type: str, step: float
 ) -> None:
     """Integers with a slope differ from the floats by at most one step."""
     whole = image(http.get(job["links"][name], params={"dtype": "float32"}).content)
-    found = image(http.get(job["links"][name], params={"dtype": kind}).content)
+    quantised = image(http.get(job["links"][name], params={"dtype": voxel_type}).content)
 
-    assert (whole.get_data_dtype(), found.get_data_dtype()) == (np.float32, np.dtype(kind))
-    np.testing.assert_allclose(found.get_fdata(), whole.get_fdata(), rtol=0, atol=step)
+    assert (whole.get_data_dtype(), quantised.get_data_dtype()) == (np.float32, np.dtype(voxel_type))
+    np.testing.assert_allclose(quantised.get_fdata(), whole.get_fdata(), rtol=0, atol=step)
 
 
 def test_the_zip_holds_what_the_routes_give(http: httpx.Client, job: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ def test_nothing_of_an_answer_stays_behind(http: httpx.Client, job: dict[str, An
     """Scratch files are erased with their answer."""
     http.get(job["links"]["probabilities"])
     with http.stream("GET", job["links"]["bundle"]):
-        pass  # the caller goes away
+        pass  # the caller disconnects
 
     deadline = time.monotonic() + 60
     while left := list((server_state / "incoming").iterdir()):
@@ -221,11 +221,11 @@ def test_the_summary_says_what_the_mask_shows(http: httpx.Client, job: dict[str,
     summary = http.get(job["links"]["summary"]).json()
     mask = np.asarray(image(http.get(job["links"]["mask"]).content).dataobj)
 
-    for each in summary["structures"]:
-        inside = mask == each["label"]
+    for structure in summary["structures"]:
+        inside = mask == structure["label"]
         at_border = inside.sum() > inside[1:-1, 1:-1, 1:-1].sum()
-        assert sum(each["confidence_histogram"]) == inside.sum()
-        assert (each["truncated"], each["volume_ml"] is None) == (at_border, at_border)
+        assert sum(structure["confidence_histogram"]) == inside.sum()
+        assert (structure["truncated"], structure["volume_ml"] is None) == (at_border, at_border)
     assert (summary["expected_accuracy"] is None) == (not mask.any())
 
 

@@ -123,10 +123,10 @@ def test_the_mask_lies_where_the_scan_lies(http: httpx.Client, scan: bytes, tmp_
     links = done(http, scan)["links"]
 
     for name in ("mask", "confidence"):
-        found = image(http, links[name], tmp_path)
-        assert found.shape == expected.shape
-        assert found.affine.tobytes() == expected.affine.tobytes()
-        assert found.header.get_qform().tobytes() == expected.header.get_qform().tobytes()
+        result = image(http, links[name], tmp_path)
+        assert result.shape == expected.shape
+        assert result.affine.tobytes() == expected.affine.tobytes()
+        assert result.header.get_qform().tobytes() == expected.header.get_qform().tobytes()
 
 
 def test_values_are_labels_and_confidences(http: httpx.Client, scan: bytes, tmp_path: Path) -> None:
@@ -149,15 +149,15 @@ def test_the_summary_counts_what_the_mask_holds(http: httpx.Client, scan: bytes,
 
     summary = http.get(links["summary"]).json()
 
-    assert [each["label"] for each in summary["structures"]] == [1, 2]
-    for each in summary["structures"]:
-        inside = mask == each["label"]
-        assert each["voxels"] == inside.sum()
-        assert each["volume_ml"] == pytest.approx(inside.sum() / 1000, rel=1e-5)
+    assert [structure["label"] for structure in summary["structures"]] == [1, 2]
+    for structure in summary["structures"]:
+        inside = mask == structure["label"]
+        assert structure["voxels"] == inside.sum()
+        assert structure["volume_ml"] == pytest.approx(inside.sum() / 1000, rel=1e-5)
         if inside.any():
-            assert each["mean_confidence"] == pytest.approx(confidence[inside].mean(), abs=1 / 255)
+            assert structure["mean_confidence"] == pytest.approx(confidence[inside].mean(), abs=1 / 255)
         else:
-            assert each["mean_confidence"] is None
+            assert structure["mean_confidence"] is None
     assert summary["research_use_only"].startswith("For research use only")
     assert summary["warnings"] == []
 
@@ -330,8 +330,8 @@ def test_every_job_of_these_tests_has_ended_in_one_way(http: httpx.Client, scan:
     deadline = time.monotonic() + 60
     with closing(sqlite3.connect(server_state / "jobs.sqlite")) as database:
         statuses = "SELECT DISTINCT status FROM workflow_status"
-        while not (found := {status for (status,) in database.execute(statuses)}) <= {"SUCCESS", "CANCELLED"}:
-            assert time.monotonic() < deadline, found
+        while not (seen := {status for (status,) in database.execute(statuses)}) <= {"SUCCESS", "CANCELLED"}:
+            assert time.monotonic() < deadline, seen
             time.sleep(0.1)
 
     assert list((server_state / "work").iterdir()) == []
@@ -351,8 +351,8 @@ def test_three_real_persons_are_segmented_well(http: httpx.Client, real_hippocam
         mask = image(http, job["links"]["mask"], tmp_path).get_fdata()
         reference = nib.Nifti1Image.from_filename(real_hippocampus / "labelsTr" / f"{case}.nii.gz").get_fdata()
         for label in (1, 2):
-            found, expected = mask == label, reference == label
-            scores.append(2 * (found & expected).sum() / (found.sum() + expected.sum()))
+            predicted, expected = mask == label, reference == label
+            scores.append(2 * (predicted & expected).sum() / (predicted.sum() + expected.sum()))
         assert http.get(job["links"]["summary"]).json()["statement"]["status"] == "holds"
 
     assert len(scores) == 6
@@ -400,10 +400,10 @@ def test_an_urgent_scan_goes_first(http: httpx.Client, nifti: Nifti, occupied: d
     normal = http.post(ROUTE, content=nifti()).json()
     urgent = http.post(ROUTE, content=nifti(), params={"priority": "urgent"}).json()
 
-    found = [http.get(job["links"]["self"]).json() for job in (occupied, urgent, normal)]
+    jobs = [http.get(job["links"]["self"]).json() for job in (occupied, urgent, normal)]
 
-    assert [job["queue_position"] for job in found] == [None, 1, 2]
-    assert found[0]["state"] == "running"
+    assert [job["queue_position"] for job in jobs] == [None, 1, 2]
+    assert jobs[0]["state"] == "running"
     http.post(occupied["links"]["cancel"])
     first, second = (finished(http, job["links"]["self"]) for job in (urgent, normal))
     assert first["finished"] <= second["finished"]
@@ -412,16 +412,16 @@ def test_an_urgent_scan_goes_first(http: httpx.Client, nifti: Nifti, occupied: d
 def test_jobs_are_listed_page_by_page(http: httpx.Client, nifti: Nifti) -> None:
     """Seven jobs in pages of three appear once each, newest first, although an eighth is submitted meanwhile."""
     jobs = [http.post(ROUTE, content=nifti()).json()["id"] for _ in range(7)]
-    found: list[str] = []
+    listed: list[str] = []
     cursor: dict[str, str] = {}
-    while len(found) < 7:
+    while len(listed) < 7:
         page = http.get(ROUTE, params={"limit": "3"} | cursor).json()
-        found += [job["id"] for job in page["jobs"]]
+        listed += [job["id"] for job in page["jobs"]]
         cursor = {"cursor": page["next"]}
         http.post(ROUTE, content=nifti())
 
-    assert found[:7] == jobs[::-1]
-    assert len(found) == len({*found})
+    assert listed[:7] == jobs[::-1]
+    assert len(listed) == len({*listed})
 
 
 def test_the_last_page_leads_nowhere(http: httpx.Client, nifti: Nifti) -> None:

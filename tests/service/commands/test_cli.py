@@ -49,11 +49,11 @@ def test_version(calibrant: Command) -> None:
 
 def test_help_lists_every_command() -> None:
     """The commands of service and training are in one list, below the notice."""
-    found = CliRunner().invoke(cli.app, ["--help"]).output
+    output = CliRunner().invoke(cli.app, ["--help"]).output
 
     for name in ("serve", "predict", "batch", "models", "doctor", "demo", "train", "evaluate"):
-        assert f" {name} " in found
-    assert "research use only" in found
+        assert f" {name} " in output
+    assert "research use only" in output
 
 
 def test_no_server_is_exit_code_3(calibrant: Command, tmp_path: Path) -> None:

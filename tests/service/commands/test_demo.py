@@ -58,11 +58,11 @@ def test_files_along_any_axes_are_read_to_the_right_anterior_superior(tmp_path: 
     for path, array in zip(paths, (images.scan, images.mask, images.confidence), strict=True):
         nib.save(nib.Nifti1Image(array[::-1].astype(np.float32), affine), path)
 
-    found = Images.read(paths[0], Prediction(paths[1], paths[2], tmp_path / "summary.json"))
+    read = Images.read(paths[0], Prediction(paths[1], paths[2], tmp_path / "summary.json"))
 
-    np.testing.assert_array_equal(found.mask, images.mask)
-    np.testing.assert_allclose(found.middle("left"), [21.5, 49.5, 36.5])
-    np.testing.assert_allclose(found.middle("right"), [66.5, 49.5, 36.5])
+    np.testing.assert_array_equal(read.mask, images.mask)
+    np.testing.assert_allclose(read.middle("left"), [21.5, 49.5, 36.5])
+    np.testing.assert_allclose(read.middle("right"), [66.5, 49.5, 36.5])
 
 
 def test_the_picture_shows_something(images: Images, tmp_path: Path) -> None:

@@ -18,19 +18,19 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def only(findings: Iterator[Finding]) -> Finding:
     """Return the single finding of a check."""
-    (found,) = findings
-    return found
+    (finding,) = findings
+    return finding
 
 
 def test_a_sound_machine_has_no_failure() -> None:
     """Every check has a finding, and every problem says what to do."""
     findings = examine()
 
-    assert [each for each in findings if each.verdict == "fail"] == []
-    assert {each.check for each in findings} == {
+    assert [finding for finding in findings if finding.verdict == "fail"] == []
+    assert {finding.check for finding in findings} == {
         *("calibrant", "libraries", "device", "machine", "state directory", "model", "keys", "sandbox", "port"),
     }
-    assert all(each.do for each in findings if each.verdict != "ok")
+    assert all(finding.do for finding in findings if finding.verdict != "ok")
 
 
 def test_settings_that_cannot_be_used_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +45,9 @@ def test_settings_that_cannot_be_used_are_a_finding(monkeypatch: pytest.MonkeyPa
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing library is named, with what to do."""
     monkeypatch.setattr(doctor, "LIBRARIES", ("numpy", "no-such-library"))
-    *_, found = doctor._versions()
+    *_, libraries = doctor._versions()
 
-    assert (found.verdict, found.found) == ("fail", "missing: no-such-library")
+    assert (libraries.verdict, libraries.found) == ("fail", "missing: no-such-library")
 
 
 def test_a_device_that_is_not_there_is_a_failure() -> None:
@@ -66,18 +66,18 @@ def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_state_directory_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
     """A file in place of the directory is reported."""
     (tmp_path / "file").touch()
-    found = only(doctor._state_directory(tmp_path / "file" / "state"))
+    finding = only(doctor._state_directory(tmp_path / "file" / "state"))
 
-    assert found.verdict == "fail"
-    assert "CALIBRANT_STATE_DIR" in found.do
+    assert finding.verdict == "fail"
+    assert "CALIBRANT_STATE_DIR" in finding.do
 
 
 def test_a_state_directory_on_a_network_share_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Network file systems are refused, because SQLite's locks do not work there."""
     monkeypatch.setattr(doctor, "filesystem_of", lambda _: "nfs4")
-    found = only(doctor._state_directory(tmp_path))
+    finding = only(doctor._state_directory(tmp_path))
 
-    assert (found.verdict, "local disk" in found.do) == ("fail", True)
+    assert (finding.verdict, "local disk" in finding.do) == ("fail", True)
 
 
 def test_little_space_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,14 +104,14 @@ def test_a_broken_bundle_is_a_warning_no_bundle_a_failure(
     """A broken bundle is a warning while others can be served, and otherwise a failure."""
     monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
     (tiny_bundle / "LICENSE").write_text("changed")
-    assert [each.verdict for each in doctor._bundles()] == ["ok", "warn"]
+    assert [finding.verdict for finding in doctor._bundles()] == ["ok", "warn"]
 
     (tmp_path / "none").mkdir()
     monkeypatch.setattr("service.commands.predict.SHIPPED", tmp_path / "none")
-    assert [each.verdict for each in doctor._bundles()] == ["warn", "fail"]
+    assert [finding.verdict for finding in doctor._bundles()] == ["warn", "fail"]
 
     monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tmp_path / "gone"))
-    assert [each.verdict for each in doctor._bundles()] == ["fail"]
+    assert [finding.verdict for finding in doctor._bundles()] == ["fail"]
 
 
 def test_a_file_of_keys_is_looked_at(tmp_path: Path) -> None:

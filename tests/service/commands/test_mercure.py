@@ -58,8 +58,8 @@ def test_a_study_is_segmented_as_mercure_runs_it(
 ) -> None:
     """A real series becomes SEG, SR and picture; an unsuitable series is listed; nothing names the patient.
 
-    The command itself with mercure's two variables; of the objects a reader of DICOM finds as many voxels of each
-    structure as the summary says, in the study of the images.
+    The command runs with mercure's two variables; pydicom finds as many voxels of every structure as the summary
+    states, in the study of the images.
     """
     inbox, outbox = folders
     images = series_of_nifti(hippocampus / "imagesTr" / "hippocampus_003.nii.gz")
@@ -75,18 +75,24 @@ def test_a_study_is_segmented_as_mercure_runs_it(
     assert result["model"].startswith(f"{DEFAULT_MODEL}@")
     (segmented,) = result["segmented"]
     assert segmented["images"] == len(images)
-    assert [each["code"] for each in result["refused"]] == ["missing-slices"]
+    assert [series["code"] for series in result["refused"]] == ["missing-slices"]
     assert result["__mercure_notification"]["requested"] is True
     for text in (segmented["summary"]["statement"]["text"], result["refused"][0]["detail"], "research use only"):
         assert text in result["__mercure_notification"]["text"]
         assert text in run.stdout
     assert sorted(outbox.glob("*.dcm")) == sorted(outbox / name for name in segmented["files"])
-    found = {name.partition("#")[2]: pydicom.dcmread(outbox / name) for name in segmented["files"]}
-    assert {name: each.Modality for name, each in found.items()} == {"seg.dcm": "SEG", "sr.dcm": "SR", "sc.dcm": "OT"}
-    for each, name in zip(found.values(), segmented["files"], strict=True):
-        assert (each.StudyInstanceUID, each.PatientName) == (images[0].StudyInstanceUID, CANARY_NAME)
-        assert name.startswith(f"{each.SeriesInstanceUID}#")
-    assert voxels_of(found["seg.dcm"]) == {each["label"]: each["voxels"] for each in segmented["summary"]["structures"]}
+    datasets = {name.partition("#")[2]: pydicom.dcmread(outbox / name) for name in segmented["files"]}
+    assert {name: dataset.Modality for name, dataset in datasets.items()} == {
+        "seg.dcm": "SEG",
+        "sr.dcm": "SR",
+        "sc.dcm": "OT",
+    }
+    for dataset, name in zip(datasets.values(), segmented["files"], strict=True):
+        assert (dataset.StudyInstanceUID, dataset.PatientName) == (images[0].StudyInstanceUID, CANARY_NAME)
+        assert name.startswith(f"{dataset.SeriesInstanceUID}#")
+    assert voxels_of(datasets["seg.dcm"]) == {
+        structure["label"]: structure["voxels"] for structure in segmented["summary"]["structures"]
+    }
     for text in (run.stdout, run.stderr, (outbox / "result.json").read_text()):
         assert not any(word in text for word in ("CANARY", "CNRY", images[0].SeriesInstanceUID))
 
@@ -113,7 +119,7 @@ def test_nothing_but_refusals_is_a_failure_that_is_told(
 
     result = json.loads((outbox / "result.json").read_text())
     assert result["segmented"] == []
-    assert [each["detail"] for each in result["refused"]] == [str(caught.value)]
+    assert [series["detail"] for series in result["refused"]] == [str(caught.value)]
     assert [*outbox.iterdir()] == [outbox / "result.json"]
 
 

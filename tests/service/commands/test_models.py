@@ -22,25 +22,25 @@ def test_the_bundles_of_this_machine(
     """Shipped bundles and those of CALIBRANT_BUNDLE_DIR are listed, a broken one with the reason."""
     monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
     (tiny_bundle.parent / "empty").mkdir()
-    found = {each.name: each for each in models_here()}
+    by_name = {model.name: model for model in models_here()}
 
-    assert set(found) == {DEFAULT_MODEL, "tiny", "empty"}
-    assert found["tiny"].identity == f"tiny@{reseal(tiny_bundle)}"
-    assert found["tiny"].statement is not None
-    assert found["empty"].why_not.startswith("No readable MANIFEST.json")
+    assert set(by_name) == {DEFAULT_MODEL, "tiny", "empty"}
+    assert by_name["tiny"].identity == f"tiny@{reseal(tiny_bundle)}"
+    assert by_name["tiny"].statement is not None
+    assert by_name["empty"].why_not.startswith("No readable MANIFEST.json")
 
 
 def test_a_service_says_the_same_of_a_bundle(server_url: str) -> None:
     """A bundle has the same row whether it is read here or listed by a service."""
-    (here,) = (each for each in models_here() if each.name == DEFAULT_MODEL)
+    (here,) = (model for model in models_here() if model.name == DEFAULT_MODEL)
 
     assert here in models_there(server_url)
-    assert any(each.why_not and not each.identity for each in models_there(server_url))
+    assert any(model.why_not and not model.identity for model in models_there(server_url))
 
 
 def test_the_table_shows_figures_with_their_intervals() -> None:
     """The row of the shipped model has the card's DSC, ACE and number of persons; a broken one has none."""
-    (shipped,) = (each for each in models_here() if each.name == DEFAULT_MODEL)
+    (shipped,) = (model for model in models_here() if model.name == DEFAULT_MODEL)
     assert shipped.statement is not None
     assert shipped.statement.figures is not None
     dsc = shipped.statement.figures["dsc"]

@@ -41,7 +41,7 @@ def _address(process: "subprocess.Popen[str]") -> str:
 
 def _descendants(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [each for child in map(int, children) for each in (child, *_descendants(child))]
+    return [pid for child in map(int, children) for pid in (child, *_descendants(child))]
 
 
 def _alive(pids: list[int]) -> list[int]:
@@ -68,7 +68,7 @@ def test_a_secret_path_is_refused_beyond_this_machine(tmp_path: Path) -> None:
         run_server(settings, "0.0.0.0", 0)  # noqa: S104 - refused
 
     assert not (tmp_path / "state").exists()
-    with pytest.raises(SettingsError, match="file of keys"):  # the next question, so that this one was passed
+    with pytest.raises(SettingsError, match="file of keys"):  # a later check fails, so that this one passed
         run_server(settings.model_copy(update={"behind_proxy": True}), "0.0.0.0", 0)  # noqa: S104 - as above
 
 
@@ -136,7 +136,7 @@ def test_an_address_beyond_this_machine_needs_keys_or_a_proxy(
     monkeypatch.setattr("uvicorn.Server.run", lambda server: asked.append(server.config.host))
     settings = Settings(state_dir=tmp_path / "state", **options)  # type: ignore[arg-type]
 
-    with pytest.raises(SystemExit):  # it has not started: nothing was run
+    with pytest.raises(SystemExit):  # the server was never run
         run_server(settings, "0.0.0.0", 0)  # noqa: S104 - it is not listened on
 
     assert asked == ["0.0.0.0"]  # noqa: S104 - as above
@@ -184,5 +184,5 @@ def test_who_waits_or_watches_does_not_keep_the_service_from_ending(
 
     with _serve(tmp_path / "state") as process:
         address = _address(process)
-        found = [httpx.get(address + job["links"]["self"]).json()["state"] for job in jobs]
-        assert {*found} <= {"queued", "running", "succeeded"}
+        states = [httpx.get(address + job["links"]["self"]).json()["state"] for job in jobs]
+        assert {*states} <= {"queued", "running", "succeeded"}

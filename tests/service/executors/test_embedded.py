@@ -109,7 +109,7 @@ def test_a_case_succeeds_and_reports_its_stages_in_order(case: Case, executor: E
 
     result = case(seen)
 
-    assert [stage for stage, _ in itertools.groupby(seen, key=lambda each: each[0])] == STAGES
+    assert [stage for stage, _ in itertools.groupby(seen, key=lambda report: report[0])] == STAGES
     for stage in STAGES:
         progress = [done for name, done in seen if name == stage]
         assert progress[0] == 0
@@ -273,8 +273,8 @@ def test_a_child_that_cannot_start_is_given_up(
 def test_stopping_interrupts_a_running_case(case: Case, executor: EmbeddedExecutor) -> None:
     """`stop` ends a hanging case with ExecutorStopped, and leaves no process.
 
-    Should both threads close the pipe, they do it at the same moment here: the second would close a descriptor that
-    is not theirs any more.
+    If both threads close the pipe, the barrier makes them do so at the same moment: the second would close a descriptor
+    that may already belong to something else.
     """
     case()
     pid = _pid(executor)

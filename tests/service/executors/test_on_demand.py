@@ -36,21 +36,21 @@ def test_a_map_of_another_process_is_the_same_map(result: Path, tmp_path: Path) 
     """The file is byte for byte what this process would write."""
     write_map(result, tmp_path / "here.nii.gz", "uncertainty", "uint16")
 
-    found = derive_map(result, tmp_path, "uncertainty", "uint16", 120)
+    path = derive_map(result, tmp_path, "uncertainty", "uint16", 120)
 
-    assert found.name == "uncertainty.nii.gz"
-    assert found.read_bytes() == (tmp_path / "here.nii.gz").read_bytes()
+    assert path.name == "uncertainty.nii.gz"
+    assert path.read_bytes() == (tmp_path / "here.nii.gz").read_bytes()
 
 
 def test_the_mask_measured_against_itself_is_perfect(result: Path, tmp_path: Path) -> None:
     """The DSC is 1 for every structure in the mask."""
     mask = np.asarray(nib.load(result / "mask.nii.gz").dataobj)  # type: ignore[attr-defined]  # nibabel's base class
 
-    found = derive_measured(result, tmp_path, mask, "tiny@0", 120)
+    measured = derive_measured(result, tmp_path, mask, "tiny@0", 120)
 
-    assert {each.dsc for each in found.structures} <= {1.0, None}
-    assert any(each.dsc == 1 for each in found.structures)
-    assert found.model == "tiny@0"
+    assert {structure.dsc for structure in measured.structures} <= {1.0, None}
+    assert any(structure.dsc == 1 for structure in measured.structures)
+    assert measured.model == "tiny@0"
 
 
 def test_without_logits_nothing_is_computed(result: Path, tmp_path: Path) -> None:
@@ -94,12 +94,12 @@ def test_dicom_objects_are_made_without_the_scan(of_series: Path, tmp_path: Path
     (tmp_path / "scan.zip").unlink()
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    found = derive_dicom(of_series, tmp_path / "one", ["sr", "pm", "sr"], 120)
+    paths = derive_dicom(of_series, tmp_path / "one", ["sr", "pm", "sr"], 120)
     again = derive_dicom(of_series, tmp_path / "two", ["pm", "sr"], 120)
 
-    assert [path.name for path in found] == ["sr.dcm", "pm.dcm"]
-    assert {path.name: path.read_bytes() for path in found} == {path.name: path.read_bytes() for path in again}
-    assert [pydicom.dcmread(path).PatientName for path in found] == [CANARY_NAME] * 2
+    assert [path.name for path in paths] == ["sr.dcm", "pm.dcm"]
+    assert {path.name: path.read_bytes() for path in paths} == {path.name: path.read_bytes() for path in again}
+    assert [pydicom.dcmread(path).PatientName for path in paths] == [CANARY_NAME] * 2
 
 
 def test_a_newer_result_says_which_it_replaces(of_series: Path, tmp_path: Path) -> None:
@@ -147,5 +147,5 @@ def test_the_parent_loads_no_torch() -> None:
     script = (
         "import sys, service.executors.on_demand; print([name for name in ('torch', 'monai') if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == "[]"

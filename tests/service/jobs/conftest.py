@@ -56,8 +56,7 @@ def write_result(folder: Path, mask: str) -> None:
 class FakeExecutor(EmbeddedExecutor):
     """Computes nothing: the text in a scan decides what happens to its case.
 
-    `slow...` works until it is released or cancelled, `deaf...` does not listen to a cancellation. Both have got as far as
-    `progress` says.
+    `slow...` computes until it is released or cancelled, `deaf...` ignores cancellation. Both report `progress`.
     """
 
     def __init__(self) -> None:
@@ -106,7 +105,7 @@ class FakeExecutor(EmbeddedExecutor):
             raise ExecutorStopped
         if errors := self.errors.get(text):
             raise errors.pop(0)
-        if out.exists():  # else the job was erased meanwhile
+        if out.exists():  # otherwise the job was erased meanwhile
             write_result(out, text)
         self.before_end()
         return CaseResult.model_validate_json(RESULT_JSON)
@@ -115,9 +114,10 @@ class FakeExecutor(EmbeddedExecutor):
 class Service:
     """One state directory with one queue at a time, because DBOS is one per process and launching it takes a second."""
 
-    def __init__(self, root: Path, registry: Registry) -> None:
+    def __init__(self, root: Path, registry: Registry, postgresql_url: str | None = None) -> None:
         self.state = StateDirectory.open(root)
         self.registry = registry
+        self._url = postgresql_url
         self.executor = FakeExecutor()
         self.queue: SegmentationJobs | None = None
 
@@ -126,7 +126,7 @@ class Service:
         if self.queue is None:
             self.executor = FakeExecutor()
             self.queue = SegmentationJobs(
-                self.state, self.registry, self.executor, Metrics(), open_database(self.state, None)
+                self.state, self.registry, self.executor, Metrics(), open_database(self.state, self._url)
             )
             self.queue.launch()
         return self.queue

@@ -7,15 +7,25 @@ import pytest
 from service.errors import SettingsError
 from service.jobs.database import open_database
 from service.storage.local import StateDirectory
+from tests.service.jobs.contract import JobDatabaseContract
 
 NOBODY = "postgresql://calibrant:secret@127.0.0.1:1/jobs"
-"""Nothing listens on port 1. A real server is asked in tests/e2e/test_postgres.py."""
+"""Nothing listens on port 1. tests/e2e/test_postgres.py uses a real server."""
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> StateDirectory:
     """Return a fresh state directory."""
     return StateDirectory.open(tmp_path / "state")
+
+
+class TestSqlite(JobDatabaseContract):
+    """A SQLite file in the state directory."""
+
+    @pytest.fixture
+    def url(self) -> str | None:
+        """Return no URL."""
+        return None
 
 
 def test_without_a_server_the_jobs_are_in_a_file_with_a_write_ahead_log(state: StateDirectory) -> None:

@@ -38,7 +38,7 @@ class Labelling:
     state: Path
     keys: Path
     orthanc: Orthanc | None
-    """The PACS that it is told of, not started yet; None where the program is absent."""
+    """The configured PACS, not started yet; None if Orthanc is not installed."""
 
     @property
     def port(self) -> int:
@@ -91,7 +91,7 @@ class Slicer:
     server_url: str
     headers: dict[str, str] = field(default_factory=dict)
     saved: dict[str, bytes] = field(default_factory=dict)
-    """What it saved of the last answer: content by file name."""
+    """Files saved from the last answer: content by name."""
 
     def connect(self, password: str) -> bool:
         """Ask whether a token is needed, as before every call, and get one."""
@@ -157,7 +157,7 @@ class Slicer:
         body = bytearray()
         for name, value in fields.items():
             body += f'--{limit}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, path in files.items():  # the whole local path is the file's name
+        for name, path in files.items():  # the file name is the whole local path
             body += f'--{limit}\r\nContent-Disposition: form-data; name="{name}"; filename="{path}"\r\n'.encode()
             body += b"Content-Type: application/octet-stream\r\n\r\n" + path.read_bytes() + b"\r\n"
         return f"multipart/form-data; boundary={limit}", body + f"--{limit}--\r\n\r\n".encode()
@@ -171,9 +171,9 @@ class Slicer:
             response = connection.getresponse()
             if "multipart" not in response.getheader("content-type", "") or response.status != 200:
                 return response.status, response.read(), {}
-            with warnings.catch_warnings(action="ignore"):  # Python 3.13 has it no more; the extension has its own
+            with warnings.catch_warnings(action="ignore"):  # removed in Python 3.13; the extension bundles a copy
                 import cgi
-            # Past http.client, so that lengths of chunks would be among the voxels.
+            # Bypasses http.client, so that chunk lengths would end up among the voxels.
             found = cgi.FieldStorage(
                 fp=response.fp, environ={"REQUEST_METHOD": "POST"}, headers=response.msg, keep_blank_values=True
             )

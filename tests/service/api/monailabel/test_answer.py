@@ -53,20 +53,20 @@ def job() -> Job:
 
 def test_only_labels_that_were_found_are_named(result: Path) -> None:
     """Only labels in the mask are named, because 3D Slicer assigns the names in order to the values that it finds."""
-    found = describe(job(), result)
+    params = describe(job(), result)
 
-    assert found["label_names"] == {"posterior hippocampus": 2}
-    assert found["centroids"] == {"posterior hippocampus": [2, 2.0, 2.0, 3.33]}
+    assert params["label_names"] == {"posterior hippocampus": 2}
+    assert params["centroids"] == {"posterior hippocampus": [2, 2.0, 2.0, 3.33]}
 
 
 def test_nothing_found_names_nothing(result: Path) -> None:
     """An empty mask has neither names nor centroids, and its answer is still JSON."""
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE), result / MASK)
 
-    found = describe(job(), result)
+    params = describe(job(), result)
 
-    assert (found["label_names"], found["centroids"]) == ({}, {})
-    assert not any(math.isnan(value) for value in found["latencies"].values() if isinstance(value, float))
+    assert (params["label_names"], params["centroids"]) == ({}, {})
+    assert not any(math.isnan(value) for value in params["latencies"].values() if isinstance(value, float))
 
 
 def test_stages_add_up_to_the_clients_words(result: Path) -> None:
@@ -79,9 +79,9 @@ def test_stages_add_up_to_the_clients_words(result: Path) -> None:
 
 def test_the_trust_stands_beside_the_mask(result: Path) -> None:
     """The parameters hold the summary, and the links to the confidence map and the job."""
-    found = describe(job(), result)
-    assert found["calibration"] == json.loads((result / SUMMARY).read_text())
-    assert (found["job_url"], found["confidence_url"]) == (
+    params = describe(job(), result)
+    assert params["calibration"] == json.loads((result / SUMMARY).read_text())
+    assert (params["job_url"], params["confidence_url"]) == (
         "/v1/segmentations/7f",
         "/v1/segmentations/7f/confidence",
     )
@@ -109,8 +109,8 @@ def test_raw_voxels_are_those_of_the_mask(result: Path, dtype: str) -> None:
     content = encode_image(result, wish)
 
     header, _, voxels = content.partition(b"\n\n")
-    found = np.frombuffer(voxels, np.dtype(dtype).newbyteorder("<")).reshape(SHAPE, order="F")
-    assert np.array_equal(found, read_mask(result))
+    decoded = np.frombuffer(voxels, np.dtype(dtype).newbyteorder("<")).reshape(SHAPE, order="F")
+    assert np.array_equal(decoded, read_mask(result))
     assert b"#" not in header
     assert b"\r" not in header
     assert content == encode_image(result, wish)

@@ -30,7 +30,7 @@ def behind(path: str, secret: str | None) -> Scope:
 
 
 @pytest.mark.parametrize(
-    ("path", "found"),
+    ("path", "expected"),
     [
         ("{}/info/", "{}/info"),
         ("{}/info", "{}/info"),
@@ -46,12 +46,12 @@ def behind(path: str, secret: str | None) -> Scope:
         ("{}x/{secret}/info/", "{}x/{secret}/info/"),
     ],
 )
-def test_secret_and_slash_are_taken_away(path: str, found: str, secret: str) -> None:
+def test_secret_and_slash_are_taken_away(path: str, expected: str, secret: str) -> None:
     """The door removes the whole secret and the trailing slash below /monailabel/, also from the raw path."""
     scope = behind(path.format(PREFIX, secret=secret), secret)
 
-    assert scope["path"] == found.format(PREFIX, secret=secret)
-    if secret not in found.format(PREFIX, secret=secret):
+    assert scope["path"] == expected.format(PREFIX, secret=secret)
+    if secret not in expected.format(PREFIX, secret=secret):
         assert secret.encode() not in scope["raw_path"]
 
 
@@ -82,8 +82,8 @@ def test_what_comes_by_the_secret_belongs_to_the_viewer(labelling: Labelling, se
         files = {"files": ("scan.nii", tiny_scan)}
         session = http.put(f"{PREFIX}/{secret}/session/", files=files).json()["session_id"]
         keys = {owner: {"Authorization": f"Bearer {labelling.key(owner)}"} for owner in (VIEWER, "somebody")}
-        found = {owner: http.get(f"{PREFIX}/session/{session}", headers=keys[owner]).json() for owner in keys}
-        assert (bool(found[VIEWER]), found["somebody"]) == (True, None)
+        sessions = {owner: http.get(f"{PREFIX}/session/{session}", headers=keys[owner]).json() for owner in keys}
+        assert (bool(sessions[VIEWER]), sessions["somebody"]) == (True, None)
 
         params = {"session_id": session, "output": "json"}
         form = {"params": (None, "{}")}

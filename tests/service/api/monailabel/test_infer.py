@@ -30,7 +30,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_slicer_gets_the_mask_of_predict(connected: Slicer, hippocampus: Path, tmp_path: Path) -> None:
     """The whole path of the extension gives the mask of `calibrant predict` for a real scan, voxel for voxel.
 
-    auth, info, session, infer; the file that it saves is opened by SimpleITK, as the extension does.
+    The calls are auth, info, session and infer; SimpleITK opens the saved file, as in the extension.
     """
     path = hippocampus / "imagesTr" / "hippocampus_003.nii.gz"
     files = predict_here(path, tmp_path / "predict", None)
@@ -62,7 +62,7 @@ def test_slicer_gets_the_mask_of_predict(connected: Slicer, hippocampus: Path, t
     for label in (1, 2):
         statistics = SimpleITK.LabelShapeStatisticsImageFilter()
         statistics.Execute(image)
-        value, *index = next(each for each in params["centroids"].values() if each[0] == label)
+        value, *index = next(centroid for centroid in params["centroids"].values() if centroid[0] == label)
         place = image.TransformContinuousIndexToPhysicalPoint(index)
         np.testing.assert_allclose(place, statistics.GetCentroid(label), atol=0.01)
         assert value == label
@@ -223,12 +223,12 @@ def test_other_files_hold_the_same_mask(connected: Slicer, scan: Path, tmp_path:
     """NIfTI and .seg.nrrd hold the same voxels in the same place."""
     session = connected.create_session(scan)
     images = {}
-    for each in (".nrrd", extension):
-        status, _ = connected.infer(MODEL, "", {"result_extension": each}, session)
+    for suffix in (".nrrd", extension):
+        status, _ = connected.infer(MODEL, "", {"result_extension": suffix}, session)
         ((name, content),) = connected.saved.items()
-        assert (status, name.partition(".")[2]) == (200, each.removeprefix("."))
+        assert (status, name.partition(".")[2]) == (200, suffix.removeprefix("."))
         (tmp_path / name).write_bytes(content)
-        images[each] = SimpleITK.ReadImage(tmp_path / name)
+        images[suffix] = SimpleITK.ReadImage(tmp_path / name)
 
     first, second = images.values()
     assert np.array_equal(SimpleITK.GetArrayFromImage(first), SimpleITK.GetArrayFromImage(second))

@@ -20,7 +20,7 @@ from tests.service.api.monailabel.conftest import Labelling
 
 MODEL = "hippocampus-mr"
 
-# By 12 degrees about the first axis and by 20 about the third: no edge of the scan lies along one of the patient's.
+# 12 degrees about the first axis and 20 about the third: no edge of the scan is parallel to a patient axis.
 _NOD, _TURN = np.radians([12, 20])
 TURNED = np.array(
     [[np.cos(_TURN), -np.sin(_TURN), 0, 0], [np.sin(_TURN), np.cos(_TURN), 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
@@ -97,7 +97,7 @@ def in_cornerstone_order(images: list[Dataset]) -> list[Dataset]:
     first = images[0]
     normal = np.cross(*np.array(first.ImageOrientationPatient, float).reshape(2, 3))
     origin = np.array(first.ImagePositionPatient, float)
-    return sorted(images, key=lambda each: -(origin - np.array(each.ImagePositionPatient, float)) @ normal)
+    return sorted(images, key=lambda image: -(origin - np.array(image.ImagePositionPatient, float)) @ normal)
 
 
 def voxels_of(nrrd: bytes, dtype: type[np.integer[Any]]) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_ohif_gets_the_mask_in_the_order_of_its_volume(
 ) -> None:
     """The mask for OHIF equals the ordinary one plane by plane, at the places that DICOM gives its pixels.
 
-    The series was sent in no order and lies on no axis of the file; OHIF writes the voxels into its own volume.
+    The series was sent in random order and is oblique; OHIF writes the voxels into its own volume.
     """
     assert series[0].SeriesInstanceUID
     info = ohif.ask("GET", "info/").json()
@@ -152,11 +152,11 @@ def test_an_ohif_that_takes_forms_finds_its_parts(ohif: Ohif, series: list[Datas
     params = {"result_extension": ".nrrd", "result_dtype": "uint16", "result_compress": False}
     answer = ohif.infer(series[0].SeriesInstanceUID, params, "all")
 
-    found = re.search(r"boundary=([^;]+)", answer.headers["content-type"], re.IGNORECASE)
-    assert found
-    services = [part for part in answer.content.decode().split(f"--{found[1]}") if part.strip()]
-    text = next(part for part in services if "Content-Type: application/json" in part)
-    file = next(part for part in services if "Content-Type: application/octet-stream" in part)
+    boundary = re.search(r"boundary=([^;]+)", answer.headers["content-type"], re.IGNORECASE)
+    assert boundary
+    parts = [part for part in answer.content.decode().split(f"--{boundary[1]}") if part.strip()]
+    text = next(part for part in parts if "Content-Type: application/json" in part)
+    file = next(part for part in parts if "Content-Type: application/octet-stream" in part)
     told = json.loads(text[text.index("{") : text.rindex("}") + 1])
     content = file.split("\r\n\r\n")[1]
     voxels = voxels_of(bytes(map(ord, content[: content.rindex("\r\n")])), np.uint16)
@@ -172,9 +172,12 @@ def test_a_dicom_segmentation_belongs_to_the_series(ohif: Ohif, series: list[Dat
     answer = ohif.infer(series[0].SeriesInstanceUID, {}, "dicom_seg")
 
     assert answer.headers["content-type"] == "application/dicom"
-    found = pydicom.dcmread(io.BytesIO(answer.content))
-    assert (found.Modality, found.StudyInstanceUID) == ("SEG", series[0].StudyInstanceUID)
-    referred = {each.ReferencedSOPInstanceUID for each in found.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    segmentation = pydicom.dcmread(io.BytesIO(answer.content))
+    assert (segmentation.Modality, segmentation.StudyInstanceUID) == ("SEG", series[0].StudyInstanceUID)
+    referred = {
+        reference.ReferencedSOPInstanceUID
+        for reference in segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    }
     assert referred <= {image.SOPInstanceUID for image in series}
 
 

@@ -38,8 +38,8 @@ def test_other_objects_are_left_out(tmp_path: Path) -> None:
     found = find_series([write(tmp_path / "seg", "1.5", "SEG"), write(tmp_path / "none", ""), damaged])
 
     assert found.cases == []
-    assert [each.path.name for each in found.skipped] == ["seg", "none", "damaged"]
-    assert all("DICOM" in each.reason for each in found.skipped)
+    assert [skipped.path.name for skipped in found.skipped] == ["seg", "none", "damaged"]
+    assert all("DICOM" in skipped.reason for skipped in found.skipped)
 
 
 @pytest.mark.parametrize(("content", "expected"), [(bytes(128) + b"DICM", True), (b"DICM", False), (b"", False)])

@@ -67,16 +67,16 @@ def find(query: str, out: Path) -> Any:  # noqa: ANN401 - a selection
 
 def test_series_that_fit_are_pulled_once(peer: Peer, tmp_path: Path) -> None:
     """A second run finds the series on the disk; none of it is among the results."""
-    found = find("?modality=CT&study=1.2.4", tmp_path / "out")
+    first_run = find("?modality=CT&study=1.2.4", tmp_path / "out")
     again = find("?modality=CT&study=1.2.4", tmp_path / "out")
-    (case,) = found.cases
+    (case,) = first_run.cases
     assert (case.id, case.is_series, len(case.files)) == ("1.2.5", True, 6)
-    assert again == found
+    assert again == first_run
     assert peer.fetched == 1
     assert peer.asked[0] == {"study": "1.2.4"}
     assert all(path.is_relative_to(tmp_path / "state" / "pulled") for path in case.files)
     assert sorted(path.read_bytes() for path in case.files) == sorted(peer.files)
-    reasons = [skipped.reason for skipped in found.skipped]
+    reasons = [skipped.reason for skipped in first_run.skipped]
     assert reasons == ["it does not fit the query", "results or documents, or made by Calibrant"]
     with case.opened() as packed:
         assert io.BytesIO(packed.read_bytes()).read(2) == b"PK"

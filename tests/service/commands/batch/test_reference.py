@@ -29,11 +29,11 @@ def test_a_reference_elsewhere_is_refused(tmp_path: Path, write_nifti: Write, su
     write_nifti(tmp_path / "place.nii", np.zeros((4, 4, 4), np.uint8), np.diag([1, 1, 2, 1]))
     (tmp_path / "text.nii").write_text("x")
 
-    for name, found in {
+    for name, fault in {
         "shape": "4 x 4 x 5",
         "place": "one grid",
         "text": "cannot be read",
         "gone": "cannot be read",
     }.items():
-        with pytest.raises(SourceError, match=found):
+        with pytest.raises(SourceError, match=fault):
             dsc_of((tmp_path / "m.nii.gz").read_bytes(), tmp_path / f"{name}.nii", summary)

@@ -92,8 +92,8 @@ def test_the_tree_is_valid_bids(tmp_path: Path, summary: Summary, write_nifti: C
     (out / "logs" / "batch.jsonl").touch()
     (out / "cases.csv").touch()
 
-    found = subprocess.run([validator, str(out)], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout
+    validation = subprocess.run([validator, str(out)], capture_output=True, text=True, check=False)
+    assert validation.returncode == 0, validation.stdout
 
     next(out.rglob("*_dseg.json")).write_text("{}")
     assert subprocess.run([validator, str(out)], capture_output=True, check=False).returncode != 0

@@ -19,13 +19,13 @@ class SegmenterContract:
         scan = hippocampus / "imagesTr" / "hippocampus_003.nii.gz"
         shown: list[str] = []
         with segmenter:
-            found = segmenter.segment(scan, "contract", shown.append)
+            segmented = segmenter.segment(scan, "contract", shown.append)
         expected = predict_here(scan, tmp_path, None)
 
-        assert segmenter.identity == found.summary.model
+        assert segmenter.identity == segmented.summary.model
         assert segmenter.identity.startswith(f"{DEFAULT_MODEL}@")
-        assert (found.mask, found.confidence) == (expected.mask.read_bytes(), expected.confidence.read_bytes())
-        assert found.summary.model_dump_json(indent=2) + "\n" == expected.summary.read_text()
+        assert (segmented.mask, segmented.confidence) == (expected.mask.read_bytes(), expected.confidence.read_bytes())
+        assert segmented.summary.model_dump_json(indent=2) + "\n" == expected.summary.read_text()
         assert shown
 
 

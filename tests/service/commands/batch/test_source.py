@@ -15,7 +15,7 @@ def touch(root: Path, *names: str, content: str = "") -> None:
 
 def reasons(source: Path, pattern: str = "*") -> dict[str, str]:
     """Return why each file was left out, by name."""
-    return {each.path.name: each.reason for each in find_cases(source, source / "out", pattern).skipped}
+    return {skipped.path.name: skipped.reason for skipped in find_cases(source, source / "out", pattern).skipped}
 
 
 def ids(source: Path, pattern: str = "*") -> list[str]:
@@ -93,7 +93,7 @@ def test_a_manifest_names_scans_and_references(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "fault"),
     [
         ("name,path\na,b.nii\n", "has the columns name, path"),
         ("", "has the columns none"),
@@ -103,11 +103,11 @@ def test_a_manifest_names_scans_and_references(tmp_path: Path) -> None:
         ("id,path\na,a.nii\na,a.nii\n", "would have the same name"),
     ],
 )
-def test_a_manifest_with_a_slip_is_refused(tmp_path: Path, text: str, found: str) -> None:
+def test_a_manifest_with_a_slip_is_refused(tmp_path: Path, text: str, fault: str) -> None:
     """A missing column, an unsafe id and a repeated id are refused."""
     touch(tmp_path, "a.nii", "b.nii")
     (tmp_path / "m.csv").write_text(text)
-    with pytest.raises(SourceError, match=found):
+    with pytest.raises(SourceError, match=fault):
         find_cases(tmp_path / "m.csv", tmp_path / "out")
 
 

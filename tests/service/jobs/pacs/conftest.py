@@ -132,18 +132,18 @@ class Site:
         """Return the job once it has finished or a condition holds."""
         deadline = time.monotonic() + 90
         until = until or (lambda job: job.state in FINISHED)
-        while not until(found := self.jobs.find("local", job.id)):
-            assert time.monotonic() < deadline, found
+        while not until(current := self.jobs.find("local", job.id)):
+            assert time.monotonic() < deadline, current
             time.sleep(0.02)
-        return found
+        return current
 
     def held(self) -> dict[str, int]:
         """Return how many objects of each modality the PACS holds."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for series in self.orthanc.get("/series?expand"):
             modality = series["MainDicomTags"]["Modality"]
-            found[modality] = found.get(modality, 0) + len(series["Instances"])
-        return found
+            counts[modality] = counts.get(modality, 0) + len(series["Instances"])
+        return counts
 
 
 @pytest.fixture(scope="module")

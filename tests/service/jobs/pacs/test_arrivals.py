@@ -74,9 +74,9 @@ def state(tmp_path: Path) -> StateDirectory:
 @pytest.fixture
 def arrivals(jobs: Jobs, state: StateDirectory, registry: Registry) -> Iterator[Arrivals]:
     """Yield the arrivals under test."""
-    found = Arrivals(jobs, PacsFile.model_validate(FILE), registry, state)  # type: ignore[arg-type]
-    yield found
-    found.stop()
+    arriving = Arrivals(jobs, PacsFile.model_validate(FILE), registry, state)  # type: ignore[arg-type]
+    yield arriving
+    arriving.stop()
 
 
 def wait_until(true: Any) -> None:  # noqa: ANN401 - a condition

@@ -33,8 +33,8 @@ def test_a_series_goes_in_and_its_results_come_back(site: Site) -> None:
     done = site.wait(job)
 
     assert (done.state, done.problem) == ("succeeded", None)
-    assert [each.state for each in done.objects] == ["stored", "stored"]
-    assert [each.attempts for each in done.objects] == [1, 1]
+    assert [delivered.state for delivered in done.objects] == ["stored", "stored"]
+    assert [delivered.attempts for delivered in done.objects] == [1, 1]
     assert site.held() == {"CT": 6, "OT": 2}
     inner = site.jobs.queue.find("local", inner_of("local", job.id))
     assert inner.state == "succeeded"
@@ -70,7 +70,7 @@ def test_late_slices_are_another_job(site: Site, tmp_path: Path) -> None:
     again = site.wait(site.ask(key="again"))
 
     assert second.id != first.id
-    # A repetition replaces what the first of its kind has replaced: its own objects are not earlier ones.
+    # A repetition replaces what the first job replaced: the first job's objects do not count as earlier ones.
     assert site.jobs.worker.superseded(again.id, _order(site, again)) == site.jobs.worker.superseded(
         second.id, _order(site, second)
     )
@@ -111,9 +111,9 @@ def test_results_are_never_segmented(site: Site) -> None:
     """Results are refused by modality and by manufacturer, even if a query does not return the latter."""
     site.wait(site.ask())
     (result,) = (
-        each
-        for each in site.orthanc.get("/series?expand")
-        if each["MainDicomTags"]["Modality"] == "OT" and each["MainDicomTags"]["SeriesInstanceUID"].endswith(".0.1")
+        series
+        for series in site.orthanc.get("/series?expand")
+        if series["MainDicomTags"]["Modality"] == "OT" and series["MainDicomTags"]["SeriesInstanceUID"].endswith(".0.1")
     )
     with pytest.raises(UnsuitableSeries):
         site.ask(series=result["MainDicomTags"]["SeriesInstanceUID"])
@@ -150,7 +150,7 @@ def test_a_pacs_that_is_gone_is_waited_for(site: Site) -> None:
     time.sleep(1.5)
     attempts = site.jobs.find("local", job.id).objects[0].attempts
     time.sleep(1.5)
-    assert site.jobs.find("local", job.id).objects[0].attempts == attempts  # it is left alone
+    assert site.jobs.find("local", job.id).objects[0].attempts == attempts  # no further attempts
     assert site.executor.cases == 1
 
 

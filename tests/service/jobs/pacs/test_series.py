@@ -13,9 +13,9 @@ CT, MR = Series("1.2", "1.2.1", "CT", instances=40), Series("1.2", "1.2.2", "MR"
 SEG = Series("1.2", "1.2.3", "SEG", instances=1)
 
 
-def choose(*found: Series, series: str | None = None, **select: Any) -> Series:  # noqa: ANN401 - fields of a selection
+def choose(*candidates: Series, series: str | None = None, **select: Any) -> Series:  # noqa: ANN401 - fields of a selection
     """Return the series that is chosen from what a source holds."""
-    source: Any = SimpleNamespace(find_series=lambda **_: list(found))
+    source: Any = SimpleNamespace(find_series=lambda **_: list(candidates))
     request = PacsRequest("lab", "clinic", "1.2", series, Selection(**select), "m@0", ("seg",), "clinic")
     return choose_series(source, request)
 

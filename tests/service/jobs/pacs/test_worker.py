@@ -93,7 +93,7 @@ def test_orthanc_killed_in_the_middle_of_a_store(site: Site, monkeypatch: pytest
     site.orthanc.start()
     done = site.wait(job)
 
-    assert [each.state for each in done.objects] == ["stored", "stored"]
+    assert [delivered.state for delivered in done.objects] == ["stored", "stored"]
     assert site.held() == {"CT": 6, "OT": 2}
 
 
@@ -121,7 +121,7 @@ def test_orthanc_killed_in_the_middle_of_a_body(site: Site, monkeypatch: pytest.
     site.orthanc.start()
     done = site.wait(job)
 
-    assert [each.state for each in done.objects] == ["stored", "stored"]
+    assert [delivered.state for delivered in done.objects] == ["stored", "stored"]
     assert site.held() == {"CT": 6, "OT": 2}
 
 
@@ -129,7 +129,7 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
     """If Orthanc reports success but keeps an older object, the job reports that and can be retried."""
     first = site.wait(site.ask())
     site.jobs.erase("local", first.id)
-    # The same identifiers with other content, as a result would have whose key forgot something.
+    # The same identifiers with other content, as if the key of a result had omitted an input.
     original = site.jobs.worker.build
 
     def build_other(*arguments: Any) -> list[Path]:  # noqa: ANN401 - passed on
@@ -147,13 +147,13 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
     assert done.state == "failed"
     assert done.problem is not None
     assert done.problem.type == "/problems/object-not-kept"
-    assert [each.state for each in done.objects] == ["dead", "stored"]
-    assert [each.id for each in site.jobs.dead_letters("local")] == [done.id]
+    assert [delivered.state for delivered in done.objects] == ["dead", "stored"]
+    assert [job.id for job in site.jobs.dead_letters("local")] == [done.id]
     assert site.jobs.dead_letters("other") == []
 
-    for each in site.orthanc.get("/instances?expand"):
-        if each["MainDicomTags"]["SOPInstanceUID"] == done.objects[0].uid:
-            httpx.delete(f"{site.orthanc.url}/instances/{each['ID']}")
+    for instance in site.orthanc.get("/instances?expand"):
+        if instance["MainDicomTags"]["SOPInstanceUID"] == done.objects[0].uid:
+            httpx.delete(f"{site.orthanc.url}/instances/{instance['ID']}")
     site.jobs.retry("local", done.id)
     assert site.wait(done).state == "succeeded"
     assert site.held() == {"CT": 6, "OT": 2}

@@ -32,7 +32,7 @@ from tests.service.jobs.conftest import FakeExecutor, Service, Submit
 def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, state: StateDirectory, model: str) -> None:
     """A success publishes one result; an error of scan or disk becomes the job's problem and is not retried.
 
-    One queue for all of these, because launching DBOS takes a second.
+    One queue for all cases, because launching DBOS takes a second.
     """
     good = finish("good")
     assert (good.state, good.progress, good.stage, good.problem) == ("succeeded", 1.0, None, None)
@@ -48,8 +48,8 @@ def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, stat
         bad = finish("bad")
         assert (bad.state, bad.progress, bad.links.mask) == ("failed", 0.0, None)
         assert bad.problem is not None
-        found = (bad.problem.type, bad.problem.title, bad.problem.status, bad.problem.detail)
-        assert found == (f"/problems/{error.code}", error.title, error.status, error.detail)
+        problem = (bad.problem.type, bad.problem.title, bad.problem.status, bad.problem.detail)
+        assert problem == (f"/problems/{error.code}", error.title, error.status, error.detail)
         assert executor.calls == ["bad"]
         assert state.result(bad.id) is None
 
@@ -165,9 +165,9 @@ def test_who_waits_is_woken_by_the_end(
         executor.released.set()
 
     threading.Timer(0.5, release).start()
-    found = queue.wait("local", job.id, 30)
+    ended = queue.wait("local", job.id, 30)
 
-    assert found.state == "succeeded"
+    assert ended.state == "succeeded"
     assert time.monotonic() - released[0] < 10
     assert sum(look < released[0] for look in looks) == 1
 
@@ -268,9 +268,9 @@ def test_the_first_job_has_no_estimate(queue: SegmentationJobs, executor: FakeEx
     running = submit("slow")
     assert executor.entered.wait(10)
 
-    found = queue.find("local", running.id), submit("next")
+    jobs = queue.find("local", running.id), submit("next")
 
-    assert [job.eta_s for job in found] == [None, None]
+    assert [job.eta_s for job in jobs] == [None, None]
 
 
 def test_jobs_are_listed_by_state_and_owner(queue: SegmentationJobs, executor: FakeExecutor, submit: Submit) -> None:
@@ -287,7 +287,7 @@ def test_jobs_are_listed_by_state_and_owner(queue: SegmentationJobs, executor: F
     jobs["queued"] = submit("waits", owner=owner)
 
     for state, job in jobs.items():
-        assert [(each.id, each.state) for each in queue.page(owner, state, None, 9)] == [(job.id, state)]  # type: ignore[arg-type]
+        assert [(listed.id, listed.state) for listed in queue.page(owner, state, None, 9)] == [(job.id, state)]  # type: ignore[arg-type]
     assert len(queue.page(owner, None, None, 9)) == 5
     assert queue.page("somebody-else", None, None, 9) == []
 
@@ -377,13 +377,13 @@ def test_a_job_that_is_cancelled_while_it_ends_ends_once(
             answer = queue.cancel("local", job.id).state
         except JobFinished:
             answer = "succeeded"
-        found = queue.wait("local", job.id, 20).state
-        assert found == answer
-        outcomes.add(found)
+        final = queue.wait("local", job.id, 20).state
+        assert final == answer
+        outcomes.add(final)
         while job.id in queue.worker.live:
             time.sleep(0.001)
-        assert (state.result(job.id) is not None) == (found == "succeeded")
-        assert queue.find("local", job.id).state == found
+        assert (state.result(job.id) is not None) == (final == "succeeded")
+        assert queue.find("local", job.id).state == final
 
     assert outcomes == {"cancelled", "succeeded"}
 

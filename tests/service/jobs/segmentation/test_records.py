@@ -17,13 +17,13 @@ def pages(
     queue: SegmentationJobs, owner: str, limit: int, after_each: Callable[[], object] = lambda: None
 ) -> list[str]:
     """Return the ids of all pages in order."""
-    found: list[str] = []
+    identifiers: list[str] = []
     before = None
     while page := queue.page(owner, None, before, limit):
-        found += [job.id for job in page]
+        identifiers += [job.id for job in page]
         before = (round(page[-1].created.timestamp() * 1000), page[-1].id)
         after_each()
-    return found
+    return identifiers
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7])
@@ -41,9 +41,9 @@ def test_pages_hold_every_job_once(
             created = 1_700_000_000_123 + int(n * milliseconds)
             database.execute("UPDATE workflow_status SET created_at = ? WHERE workflow_uuid = ?", (created, job))
 
-    found = pages(queue, owner, limit, lambda: submit("new", owner=owner))
+    listed = pages(queue, owner, limit, lambda: submit("new", owner=owner))
 
-    assert found == jobs[::-1]
+    assert listed == jobs[::-1]
 
 
 def test_a_cancelled_or_unknown_workflow_is_rejected(
