@@ -24,6 +24,24 @@ settings.register_profile("calibrant", deadline=None, max_examples=40)
 settings.load_profile("calibrant")
 
 
+SLOW_FOLDERS = ("e2e", "model_training/export", "model_training/locator", "model_training/recipes", "service/executors")
+"""Below tests/: whole programs, training and inference, child processes that load torch."""
+
+SLOW_FIXTURES = {"guarded", "http", "labelling", "locator_run", "running_orthanc", "server", "trained", "two_steps"}
+"""They start a server or train a network; so do tests that need real scans."""
+
+REAL_SCANS = {"acdc", "brain_label_maps", "chaos", "hippocampus", "real_hippocampus", "real_series", "whole_head"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what `make test-fast` leaves out; single tests and files mark themselves."""
+    folders = [Path(__file__).parent / folder for folder in SLOW_FOLDERS]
+    for item in items:
+        used = set(getattr(item, "fixturenames", ()))
+        if used & (SLOW_FIXTURES | REAL_SCANS) or any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def tiny_config() -> ServiceConfig:
     """Return the configuration of a network that runs in milliseconds: two structures, windows of 8 x 8 x 8 voxels."""
