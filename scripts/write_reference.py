@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from service.commands.cli import app
 from service.errors import BY_CODE
@@ -60,11 +60,11 @@ def commands() -> dict[str, str]:
     return dict(_walk(typer.main.get_command(app), "calibrant"))
 
 
-def _walk(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(command, click.Group):
+def _walk(command: object, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(command, TyperGroup):
         for word, part in command.commands.items():
             yield from _walk(part, f"{name} {word}")
-    elif not command.hidden:
+    elif isinstance(command, TyperCommand) and not command.hidden:
         yield name, (command.help or "").partition("\n\n")[0].replace("\n", " ")
 
 

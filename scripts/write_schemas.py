@@ -6,10 +6,12 @@ Version 1.0 is frozen: a difference that `git diff` shows here is a new version 
 import json
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from service.bundle.card import CalibrationCard
 from service.bundle.schema import ServiceConfig
 
-SCHEMAS = {"calibration-card-1.0.json": CalibrationCard, "service-1.0.json": ServiceConfig}
+SCHEMAS: dict[str, type[BaseModel]] = {"calibration-card-1.0.json": CalibrationCard, "service-1.0.json": ServiceConfig}
 FOLDER = Path(__file__).parents[1] / "service" / "bundle" / "schemas"
 
 

@@ -53,7 +53,8 @@ def _segmented(work: Path) -> tuple[nib.Nifti1Image, npt.NDArray[np.uint8]]:
     out.mkdir()
     bundle = load_bundle(SHIPPED / "hippocampus-mr", torch.device("cpu"))
     run_case(template(), bundle, out, lambda _stage, _done: None, ["mask"])
-    return nib.load(template()), np.asarray(nib.load(out / MASK).dataobj)
+    head, mask = (nib.Nifti1Image.from_filename(path) for path in (template(), out / MASK))
+    return head, np.asarray(mask.dataobj)
 
 
 def _crop(
@@ -65,7 +66,7 @@ def _crop(
     middle = np.argwhere(inside).mean(axis=0)
     low = np.rint(middle - np.array(SHAPE) / 2).astype(int) + rng.integers(-3, 4, 3)
     box = tuple(slice(start, start + n) for start, n in zip(low, SHAPE, strict=True))
-    voxels = np.asarray(head.dataobj, np.float32)[box]
+    voxels = np.asarray(head.dataobj, np.float64)[box]
     voxels = (voxels + rng.normal(0, 0.01 * voxels.max(), SHAPE)) * rng.uniform(0.5, 50)
     affine = head.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ low

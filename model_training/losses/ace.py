@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 import torch
 from monai.losses import DiceCELoss
-from torch import nn
 from torch.nn.functional import interpolate
+from torch.nn.modules.loss import _Loss
 
 from .binning import HardGap, Row, SoftGap, rows_of
 
@@ -24,7 +24,7 @@ BINS: Final = 20
 _MOST_BINS = 253  # a bin, and two more, fit into a byte
 
 
-class _L1ACELoss(nn.Module):
+class _L1ACELoss(_Loss):
     """What both losses share: activation, targets, absent classes, weights, reduction."""
 
     def __init__(  # noqa: PLR0913 - the arguments of the authors' implementation
@@ -178,7 +178,7 @@ def _softmax(logits: torch.Tensor) -> torch.Tensor:
     return logits.softmax(dim=1)
 
 
-class ACEDiceCELoss(nn.Module):
+class ACEDiceCELoss(_Loss):
     """Dice + cross-entropy + `ace_weight` times mL1-ACE, on logits (B, C, ...) and labels (B, 1, ...)."""
 
     def __init__(self, binning: Literal["hard", "soft"], ace_weight: float) -> None:

@@ -183,7 +183,7 @@ def test_an_interrupted_batch_finishes_the_running_case(scans: Path, tmp_path: P
 def test_a_batch_outlives_its_server(scans: Path, tmp_path: Path, port: int) -> None:
     """Killed itself after two cases; then its server is killed and started anew: nothing is repeated, lost or wrong."""
     out, state, url = tmp_path / "out", tmp_path / "state", f"http://127.0.0.1:{port}"
-    arguments = [scans, "-o", out, "--url", url, "--jobs", "3"]
+    arguments: list[str | Path] = [scans, "-o", out, "--url", url, "--jobs", "3"]
     with serve(state, port):
         run_until(2, out, *arguments)
         before = lines(out)

@@ -59,7 +59,7 @@ def dicom_slice(voxels: npt.NDArray[np.int16], k: int, lps: npt.NDArray[np.float
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
-    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID(f"1.2.3.{k + 1}")
     image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = "1.2.4", "1.2.5", "1.2.6"
     image.ImagePositionPatient = [f"{mm:.10g}" for mm in lps[:3] @ [0, 0, k, 1]]
     image.ImageOrientationPatient = [f"{cosine:.10g}" for cosine in lps[:3, :2].T.ravel()]

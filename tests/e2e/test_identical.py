@@ -168,7 +168,7 @@ def rows_of(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def voxels(path: Path) -> npt.NDArray[np.float64]:
+def voxels(path: Path) -> npt.NDArray[np.floating]:
     """Return the numbers of an image as nibabel reads them."""
     return nib.Nifti1Image.from_filename(path).get_fdata()
 
@@ -273,7 +273,7 @@ def test_the_script_goes_on_after_a_scan_that_is_refused(setting: Setting, tmp_p
     scan = setting.cases[0].images[0]
     shutil.copy(scan, tmp_path)
     (tmp_path / "a-letter.nii.gz").write_text("Dear colleague")
-    command = [sys.executable, HTTPX_SCRIPT, tmp_path, tmp_path / "out", setting.url]
+    command: list[str | Path] = [sys.executable, HTTPX_SCRIPT, tmp_path, tmp_path / "out", setting.url]
 
     found = subprocess.run(command, capture_output=True, text=True, check=False)
 

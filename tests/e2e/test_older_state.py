@@ -62,7 +62,9 @@ def test_finished_jobs_are_served_and_waiting_ones_done(state: Path, http: httpx
     for number, scan in enumerate((state / "scans").glob("*/*")):
         (copy := tmp_path / f"{number}.nii.gz").write_bytes(scan.read_bytes())
         expected.append(
-            np.asarray(nib.load(predict_here(copy, tmp_path / "out", DEFAULT_MODEL).mask).dataobj).tobytes()
+            np.asarray(
+                nib.Nifti1Image.from_filename(predict_here(copy, tmp_path / "out", DEFAULT_MODEL).mask).dataobj
+            ).tobytes()
         )
     assert found < set(expected)  # the fourth scan is the finished job's
     assert len(found) == len(jobs["queued"]) == 3

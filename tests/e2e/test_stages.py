@@ -92,9 +92,8 @@ class Process:
         self.pid = pid
         self._handle = os.pidfd_open(pid)
 
-    @property
-    def gone(self) -> bool:
-        """Whether it has ended."""
+    def has_ended(self) -> bool:
+        """Say whether it has ended."""
         return bool(select.select([self._handle], [], [], 0)[0])
 
     def send(self, number: int) -> None:
@@ -163,9 +162,9 @@ class Service:
 
     def forget_former(self) -> None:
         """Wait until every process that was killed, and its children, are gone."""
-        for each in self.former:
-            eventually(lambda each=each: each.gone, f"process {each.pid} to end")
-            each.close()
+        for process in self.former:
+            eventually(process.has_ended, f"process {process.pid} to end")
+            process.close()
         self.former.clear()
 
     def end(self) -> None:

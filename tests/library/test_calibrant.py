@@ -59,7 +59,7 @@ def test_these_names_are_exported() -> None:
 def test_another_name_is_an_attribute_error() -> None:
     """A typing mistake is told as Python tells it."""
     with pytest.raises(AttributeError, match=r"calibrant.*Clinet"):
-        _ = calibrant.Clinet  # type: ignore[attr-defined]
+        _ = calibrant.Clinet
 
 
 def test_modules_export_what_they_document() -> None:

@@ -5,6 +5,7 @@ Edges and weights as in the authors' code (cai4cai/Average-Calibration-Losses): 
 
 from collections.abc import Callable
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -370,7 +371,7 @@ def test_ignored_voxels_count_for_nothing(loss: Loss) -> None:
 def test_a_class_whose_label_is_ignored_is_absent(loss: Loss) -> None:
     """Ignoring the background leaves it no voxel: it contributes 0, or is left out of the mean."""
     logits, labels = random_batch(15)
-    options = {"softmax": True, "to_onehot_y": True, "ignore_index": 0}
+    options: Any = {"softmax": True, "to_onehot_y": True, "ignore_index": 0}
 
     each = loss(reduction="none", **options)(logits, labels)
     left_out = loss(leave_out_empty_classes=True, **options)(logits, labels)
@@ -384,7 +385,7 @@ def test_a_class_whose_label_is_ignored_is_absent(loss: Loss) -> None:
 def test_reductions_and_weights(loss: Loss) -> None:
     """`none` has a value per image and class, the sum and the mean are its own, weights multiply the classes."""
     logits, labels = random_batch(10)
-    options = {"softmax": True, "to_onehot_y": True}
+    options: Any = {"softmax": True, "to_onehot_y": True}
 
     each = loss(reduction="none", **options)(logits, labels)
 
