@@ -1,4 +1,4 @@
-"""Light parts stay light: what a process does not need, it does not load."""
+"""Processes load only the libraries that they need."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ HEAVY = ("torch", "monai")
 def test_importing_it_loads_neither_torch_nor_monai(module: str) -> None:
     """The command line, the API's process and the client start without the deep-learning libraries."""
     script = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_help_answers_at_once() -> None:
@@ -25,6 +25,6 @@ def test_help_answers_at_once() -> None:
         "times = os.times(); print(times.children_user + times.children_system)"
     )
     started = time.monotonic()
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(found.stdout) < 0.5
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.5
     assert time.monotonic() - started < 30
