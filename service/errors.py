@@ -376,7 +376,7 @@ class ServerProblem(ClientError, title="The server refused the request"):
         """
         super().__init__(detail)
         self.status = status
-        self.problem_type = problem_type
+        self.problem_type = self.kind = problem_type  # the second is its former name, which leaves with version 0.2
         self.title = title or type(self).title
         self.retry_after_s = retry_after_s
 

@@ -24,8 +24,23 @@ settings.register_profile("calibrant", deadline=None, max_examples=40)
 settings.load_profile("calibrant")
 
 
-SLOW_FOLDERS = ("e2e", "model_training/export", "model_training/locator", "model_training/recipes", "service/executors")
-"""Below tests/: whole programs, training and inference, child processes that load torch."""
+SLOW = (
+    "e2e",
+    "library/test_docs.py",
+    "model_training/evaluation/test_report.py",
+    "model_training/evaluation/test_results.py",
+    "model_training/export",
+    "model_training/locator",
+    "model_training/recipes",
+    "model_training/test_cli.py",
+    "model_training/training/test_parallel.py",
+    "model_training/training/test_train.py",
+    "service/commands/batch/test_segmenter.py",
+    "service/commands/test_mercure.py",
+    "service/commands/test_serve.py",
+    "service/executors",
+)
+"""Folders and files below tests/: whole programs, training, pictures of many cases, processes that load torch."""
 
 SLOW_FIXTURES = {"guarded", "http", "labelling", "locator_run", "running_orthanc", "server", "trained", "two_steps"}
 """They start a server or train a network; so do tests that need real scans."""
@@ -35,10 +50,10 @@ REAL_SCANS = {"acdc", "brain_label_maps", "chaos", "hippocampus", "real_hippocam
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what `make test-fast` leaves out; single tests and files mark themselves."""
-    folders = [Path(__file__).parent / folder for folder in SLOW_FOLDERS]
+    paths = [Path(__file__).parent / path for path in SLOW]
     for item in items:
         used = set(getattr(item, "fixturenames", ()))
-        if used & (SLOW_FIXTURES | REAL_SCANS) or any(item.path.is_relative_to(folder) for folder in folders):
+        if used & (SLOW_FIXTURES | REAL_SCANS) or any(item.path.is_relative_to(path) for path in paths):
             item.add_marker("slow")
 
 
