@@ -1,4 +1,4 @@
-"""`calibrant serve`: runs the application in uvicorn, on an address that is safe without or with keys."""
+"""`calibrant serve`: checks the address, runs the application in uvicorn and prints where it listens."""
 
 import os
 import socket

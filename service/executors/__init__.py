@@ -1,1 +1,1 @@
-"""Where cases are computed: a resident child process per device."""
+"""Computes cases: in a resident child process, and in throw-away ones for what is derived later."""
