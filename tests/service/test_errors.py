@@ -157,3 +157,10 @@ def test_invalid_probabilities_are_a_value_error() -> None:
     """Callers of the calibration maths may catch what numpy's own functions raise."""
     with pytest.raises(ValueError, match="1 of 3"):
         raise InvalidProbabilities("1 of 3")  # noqa: EM101, TRY003 - a test's message
+
+
+def test_a_problem_keeps_the_former_name_of_its_type() -> None:
+    """`kind` was its name before 0.2, where it leaves."""
+    problem = errors.ServerProblem("x", 422, problem_type="/problems/constant-volume")
+
+    assert problem.kind == problem.problem_type == "/problems/constant-volume"
