@@ -267,7 +267,7 @@ def test_keys_need_a_file_and_a_usable_name(
     path.write_text("{")
     code, out, err = calibrant("keys", "add", "lab", "--file", path)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "no file of keys" in err
+    assert "not a file of keys" in err
 
 
 def test_a_pacs_is_tried_from_the_command_line(calibrant: Command, tmp_path: Path) -> None:
