@@ -39,8 +39,12 @@ SLOW = (
     "service/commands/test_mercure.py",
     "service/commands/test_serve.py",
     "service/executors",
+    "service/intake/test_sandbox.py",
+    "service/jobs",
+    "service/pacs/test_dimse.py",
+    "service/pacs/test_receiver.py",
 )
-"""Folders and files below tests/: whole programs, training, pictures of many cases, processes that load torch."""
+"""Folders and files below tests/: whole programs, training, pictures of many cases, other processes."""
 
 SLOW_FIXTURES = {"guarded", "http", "labelling", "locator_run", "running_orthanc", "server", "trained", "two_steps"}
 """They start a server or train a network; so do tests that need real scans."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 _T = TypeVar("_T")
 
@@ -38,6 +39,10 @@ class Group:
         everyone: list[_T | None] = [None] * self.size
         distributed.all_gather_object(everyone, mine)
         return everyone  # type: ignore[return-value]  # all_gather_object has replaced every None
+
+    def share(self, network: nn.Module) -> nn.Module:
+        """Return the network with its gradients averaged over the processes; alone, the network itself."""
+        return DistributedDataParallel(network) if self.size > 1 else network
 
     def wait(self) -> None:
         """Block until every process has called this."""

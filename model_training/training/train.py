@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from model_training.config import Recipe, Schedule
 from model_training.data.case import Case, DataError, Sample
@@ -77,31 +76,26 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
         ValueError: the loss became NaN.
     """
     _reject_unfit(run, recipe, group)
-    splits = recipe.cases(data)
-    cases = [case for split in recipe.train_splits for case in splits[split]]
-    samples, validation = _prepared(recipe, run, group, cases, splits[recipe.validation_split])
-
-    torch.manual_seed(seed)
-    network = build_network(recipe.service.network).to(group.device)
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=recipe.schedule.weight_decay)
+    cases, validation_cases = _cases(recipe, data)
+    samples, validation = _prepared(recipe, run, group, cases, validation_cases)
+    network, optimiser = _begun(recipe, group, seed)
     loss_of = ACEDiceCELoss(recipe.binning, ace_weight=0.0)
     identity = _Identity(recipe, seed, cases)
     position = load_checkpoint(run, network, optimiser, identity.after)
     mixed = trains_in_bf16(network, len(recipe.service.channels), recipe.service.patch_size)
-    shared = DistributedDataParallel(network) if group.size > 1 else network
-    last = until or recipe.schedule.steps
-    batches = Batches(samples, recipe, seed, group, range(position.step + 1, last + 1))
+    shared = group.share(network)
+    batches = Batches(samples, recipe, seed, group, range(position.step + 1, (until or recipe.schedule.steps) + 1))
     watcher = Watchers(watchers)
     started = time.monotonic() - position.seconds
 
     for step, batch in zip(batches.steps, batches.loader(), strict=True):
         set_learning_rate(optimiser, recipe.schedule, step)
-        loss_of.ace_weight = recipe.ace_weight if step > recipe.ace_after else 0.0
+        loss_of.ace_weight = _ace_weight(recipe, step)
         with _reported_out_of_memory(recipe, group):
             terms = _descend(shared, optimiser, loss_of, _moved(batch, group.device), mixed=mixed)
         values = _mean_over(group, terms)
         watcher.step(step, step * recipe.schedule.batch_size / len(samples), values)
-        if step % recipe.schedule.validate_every == 0 or step == last:
+        if step % recipe.schedule.validate_every == 0 or step == batches.steps[-1]:
             scores = validation_scores(network, validation, recipe.service, group)
             watcher.validated(step, scores)
             position.advance(step, time.monotonic() - started, scores, values)
@@ -122,6 +116,12 @@ def _reject_unfit(run: Path, recipe: Recipe, group: Group) -> None:
         raise DataError(msg)
 
 
+def _cases(recipe: Recipe, data: Path) -> tuple[list[Case], list[Case]]:
+    """Return the cases to train on and those to validate with."""
+    splits = recipe.cases(data)
+    return [case for split in recipe.train_splits for case in splits[split]], splits[recipe.validation_split]
+
+
 def _prepared(
     recipe: Recipe, run: Path, group: Group, cases: Sequence[Case], validation: Sequence[Case]
 ) -> tuple[list[Sample], list[Sample]]:
@@ -134,6 +134,18 @@ def _prepared(
     if group.leads:
         group.wait()
     return train_samples, validation_samples
+
+
+def _begun(recipe: Recipe, group: Group, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the network with fresh weights, and its optimiser."""
+    torch.manual_seed(seed)
+    network = build_network(recipe.service.network).to(group.device)
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=recipe.schedule.weight_decay)
+    return network, optimiser
+
+
+def _ace_weight(recipe: Recipe, step: int) -> float:
+    return recipe.ace_weight if step > recipe.ace_after else 0.0
 
 
 class _Identity:

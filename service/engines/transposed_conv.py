@@ -30,7 +30,7 @@ class PhasedConvTranspose3d(nn.Module):
         weight = torch.zeros(*conv.stride, conv.out_channels, conv.in_channels, *size)
         for taps in product(*axes):
             phase, source, offset = zip(*taps, strict=True)
-            index = [n - low for n, low in zip(offset, nearest, strict=True)]
+            index = (torch.tensor(offset) - torch.tensor(nearest)).tolist()
             weight[(*phase, ..., *index)] = conv.weight.detach()[(..., *source)].T
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         self._weight = nn.Parameter(weight.flatten(0, 3), requires_grad=False)

@@ -34,6 +34,7 @@ TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name", "data_type", "un
 
 # Voxels of 1 x 1.5 x 2 mm, rotated by 30 degrees about the third axis: all axes and signs differ.
 OBLIQUE = np.array([[0.866, -0.75, 0, -9], [0.5, 1.299, 0, -20], [0, 0, 2, 30], [0, 0, 0, 1]])
+OBLIQUE.setflags(write=False)
 
 MAX_UPLOAD_BYTES = 2_000_000
 """Upload limit of the running service, in bytes."""
@@ -383,8 +384,8 @@ def canary() -> str:
 
 @pytest.fixture(scope="session")
 def oblique() -> npt.NDArray[np.float64]:
-    """Return an affine that is neither axis-aligned nor isotropic."""
-    return OBLIQUE.copy()
+    """Return an affine that is neither axis-aligned nor isotropic; all tests share it, so it cannot be written to."""
+    return OBLIQUE
 
 
 @pytest.fixture(scope="session")

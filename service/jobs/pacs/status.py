@@ -120,16 +120,20 @@ def describe_dicom_job(
         created=dt.datetime.fromtimestamp((status.created_at or 0) / 1000, dt.UTC),
         waits_for=waits_for,
         problem=problem,
-        objects=[
-            DeliveredObject(uid=entry.uid, state=entry.state, attempts=entry.attempts, problem=entry.problem)
-            for entry in (ledger.entries if ledger else [])
-        ],
+        objects=_objects(ledger),
         links=DicomLinks(
             self=here,
             segmentation=f"/v1/segmentations/{segmentation}" if segmentation else None,
             retry=f"/v1/dicom/deadletters/{status.workflow_id}/retry" if dead else None,
         ),
     )
+
+
+def _objects(ledger: Ledger | None) -> list[DeliveredObject]:
+    return [
+        DeliveredObject(uid=entry.uid, state=entry.state, attempts=entry.attempts, problem=entry.problem)
+        for entry in (ledger.entries if ledger else [])
+    ]
 
 
 def _stage(live: LiveDicom | None, ledger: Ledger | None) -> DicomStage:

@@ -14,6 +14,10 @@ Nifti = Callable[..., bytes]
 
 MASK = (np.arange(120).reshape(4, 5, 6) * 7 % 11 % 3).astype(np.uint8)
 
+ALONG_X = np.zeros((4, 4))
+ALONG_X[0, 3] = 1
+"""Moves an affine by 1 mm to the patient's right."""
+
 
 @pytest.fixture(name="frame")
 def frame_(tiny_config: ServiceConfig, oblique: npt.NDArray[np.float64]) -> Frame:
@@ -86,17 +90,17 @@ def test_affines_may_differ_by_rounding(
     read: Callable[..., npt.NDArray[np.uint8]], oblique: npt.NDArray[np.float64]
 ) -> None:
     """A corner may be shifted by up to a hundredth of the shortest edge, here 1 mm."""
-    oblique[0, 3] += 0.005
+    near = oblique + 0.005 * ALONG_X
 
-    assert np.array_equal(read(MASK * 0, oblique), MASK * 0)
+    assert np.array_equal(read(MASK * 0, near), MASK * 0)
 
 
 def test_another_place_is_refused(read: Callable[..., npt.NDArray[np.uint8]], oblique: npt.NDArray[np.float64]) -> None:
     """The message gives the shift of the reference and the accepted shift."""
-    oblique[0, 3] += 0.02
+    far = oblique + 0.02 * ALONG_X
 
     with pytest.raises(GeometryMismatch, match=r"^The affines of reference and scan differ: a corner lies 0\.02 mm "):
-        read(MASK * 0, oblique)
+        read(MASK * 0, far)
 
 
 def test_a_mirrored_reference_is_refused(
