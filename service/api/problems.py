@@ -1,5 +1,6 @@
 """Answers errors with problem documents (RFC 9457): a stable type, what to do, nothing that the user sent."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -52,9 +53,15 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    # Only names of parameters and reasons: the values are what the user sent.
-    reasons = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['type']}" for detail in error.errors())
+    reasons = "; ".join(_reason(detail) for detail in error.errors())
     return respond(problem_of(InvalidRequest(f"These parameters cannot be used: {reasons}. See /docs.")))
+
+
+def _reason(detail: Mapping[str, Any]) -> str:
+    """Return which parameter is wrong and what was expected; never its value, which is what the user sent."""
+    name = ".".join(map(str, detail["loc"]))
+    expected = (detail.get("ctx") or {}).get("expected")
+    return f"{name}: expected {expected}" if expected else f"{name}: {detail['type']}"
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

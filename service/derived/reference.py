@@ -30,21 +30,31 @@ def read_reference(path: Path, frame: Frame) -> npt.NDArray[np.uint8]:
         UnknownLabels: a value that is not a label of the model.
     """
     volume = decode_sandboxed(path)
-    _reject_other_grid(volume, frame)
+    reject_other_grid(volume, frame.scan_shape, frame.affine_ras)
     return _channels(volume.array_CDHW[0], frame.values)
 
 
-def _reject_other_grid(volume: Volume, frame: Frame) -> None:
-    if len(volume.array_CDHW) != 1 or volume.shape != frame.scan_shape:
+def reject_other_grid(volume: Volume, scan_shape: tuple[int, ...], affine_ras: npt.NDArray[np.float64]) -> None:
+    """Refuse a reference whose voxels are not those of the scan.
+
+    Args:
+        volume: the reference.
+        scan_shape: voxels of the scan along i, j and k.
+        affine_ras: (4, 4) voxel index of the scan to RAS millimetres.
+
+    Raises:
+        GeometryMismatch: the shapes differ, or a corner is shifted by more than `TOLERANCE` of the shortest edge.
+    """
+    if len(volume.array_CDHW) != 1 or volume.shape != scan_shape:
         msg = (
-            f"The reference has {_spelt(volume.array_CDHW.shape)} voxels; the scan has {_spelt((1, *frame.scan_shape))} "
+            f"The reference has {_spelt(volume.array_CDHW.shape)} voxels; the scan has {_spelt((1, *scan_shape))} "
             "(channels x i x j x k). Send a mask that was drawn on the scan as it was sent, not resampled or reoriented."
         )
         raise GeometryMismatch(msg)
-    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(frame.scan_shape)[:, np.newaxis] - 1)
+    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(scan_shape)[:, np.newaxis] - 1)
     corners = np.vstack([corners, np.ones(8)])
-    shift_mm = float(np.linalg.norm(((volume.affine - frame.affine_ras) @ corners)[:3], axis=0).max())
-    shortest_mm = float(np.linalg.norm(frame.affine_ras[:3, :3], axis=0).min())
+    shift_mm = float(np.linalg.norm(((volume.affine - affine_ras) @ corners)[:3], axis=0).max())
+    shortest_mm = float(np.linalg.norm(affine_ras[:3, :3], axis=0).min())
     if shift_mm > TOLERANCE * shortest_mm:
         msg = (
             f"The affines of reference and scan differ: a corner lies {shift_mm:.3g} mm from where it should; up to "

@@ -1,44 +1,44 @@
 """Compares a mask with the reference that a manifest names: DSC by structure."""
 
-import gzip
+import os
+import tempfile
 from pathlib import Path
-from typing import Final
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
-from service.errors import SourceError
+from service.derived.reference import reject_other_grid
+from service.errors import GeometryMismatch, ScanError, SourceError
+from service.intake.sandbox import decode_sandboxed
 from service.schemas import Summary
-
-_UNREADABLE: Final = (ImageFileError, HeaderDataError, WrapStructError)
 
 
 def dsc_of(mask: bytes, reference: Path, summary: Summary) -> dict[str, float | None]:
     """Return the Dice coefficient 2 |A and B| / (|A| + |B|) by structure; None if neither mask nor reference has it.
 
+    Both files are read as scans are, so a damaged or truncated reference is refused instead of compared.
+
     Args:
         mask: NIfTI file (.nii.gz).
-        reference: NIfTI file with the same label values on the same grid.
+        reference: file in any format of scans, with the same label values on the same grid.
         summary: summary that names the structures.
 
     Raises:
         SourceError: the reference cannot be read, or lies on another grid.
     """
-    mask_image = nib.Nifti1Image.from_bytes(gzip.decompress(mask))
-    try:
-        reference_image = nib.Nifti1Image.from_filename(reference)
-        labels = np.asarray(reference_image.dataobj)
-    except (OSError, ValueError, EOFError, *_UNREADABLE) as error:
-        msg = f"The reference cannot be read ({type(error).__name__}). Expected a NIfTI file."
-        raise SourceError(msg) from error
-    same_place = np.allclose(reference_image.affine, mask_image.affine, atol=1e-3)
-    if labels.shape != mask_image.shape or not same_place:
-        msg = f"The reference is {' x '.join(map(str, labels.shape))} voxels, the scan {' x '.join(map(str, mask_image.shape))}, or they lie elsewhere. Expected one grid."
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
+        file.write(mask)
+        file.flush()
+        predicted = decode_sandboxed(Path(file.name))
+    if not os.access(reference, os.R_OK):
+        msg = "The reference cannot be read. Check its path and permissions."
         raise SourceError(msg)
-    voxels = np.asarray(mask_image.dataobj)
+    try:
+        volume = decode_sandboxed(reference)
+        reject_other_grid(volume, predicted.shape, predicted.affine)
+    except (ScanError, GeometryMismatch) as error:
+        msg = f"The reference cannot be compared. {error.detail}"
+        raise SourceError(msg) from error
+    voxels, labels = predicted.array_CDHW[0], volume.array_CDHW[0]
     return {
         structure.name: _dsc(voxels == structure.label, labels == structure.label) for structure in summary.structures
     }

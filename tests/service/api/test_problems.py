@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import numpy as np
@@ -46,6 +46,10 @@ def app() -> FastAPI:
 
     @app.get("/number")
     def number(n: Annotated[int, Query(le=9)]) -> int:
+        return n
+
+    @app.get("/choice")
+    def choice(n: Literal["low", "high"]) -> str:
         return n
 
     @app.get("/streams")
@@ -131,6 +135,14 @@ def test_a_parameter_is_named_without_its_value(ask: Ask, app: FastAPI, query: s
     assert answer.headers["content-type"] == PROBLEM
     assert answer.json()["type"] == "/problems/invalid-request"
     assert "query.n: " in answer.json()["detail"]
+    assert SECRET not in answer.text
+
+
+def test_a_choice_is_named_with_what_was_expected(ask: Ask, app: FastAPI) -> None:
+    """The choices are those of the document, so they can be repeated."""
+    answer = ask(app, "GET", f"/choice?n={SECRET}")
+
+    assert "query.n: expected 'low' or 'high'" in answer.json()["detail"]
     assert SECRET not in answer.text
 
 
