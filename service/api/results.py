@@ -153,8 +153,9 @@ def result_of(services: Services, owner: Owner, job_id: str) -> Path:
 
 def serve_stored(file: ResultFile, media_type: str) -> None:
     """Register the route that serves a stored file under its name."""
+    operation_id = f"get{''.join(word.capitalize() for word in re.split(r'[._-]', file.name))}"
 
-    @_get(f"/{file.name}", f"get{''.join(word.capitalize() for word in re.split(r'[._-]', file.name))}", media_type)
+    @_get(f"/{file.name}", operation_id, media_type, description=file.description)
     def get_file(request: Request, job_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
         """Return a file of the result."""
         return Answer(request, result_of(services, owner, job_id), file.name, media_type).stored()

@@ -83,6 +83,7 @@ class ResultFile:
         sidecars: files beside it in `bundle.zip`, by extension.
         dicom_object: the DICOM object with the same content.
         conversions: other formats, by the value of `?format=`.
+        description: of the route that serves the file under its name; mask, confidence and summary have routes of their own.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ResultFile:
     sidecars: Callable[[Frame], dict[str, bytes]] | None = None
     dicom_object: DicomObject | None = None
     conversions: Mapping[str, Conversion] = field(default_factory=dict)
+    description: str = "Return a file of the result."
 
 
 def encode_files(case: FinishedCase, outputs: Collection[Output]) -> dict[str, list[bytes]]:

@@ -236,21 +236,22 @@ def test_a_file_that_is_only_stored_is_served_under_its_name(
     content = b"a picture"
     case = CaseResult(
         model="m@0", device="cpu", engine="torch", precision="fp32", seconds={},
-        files={"overlay.png": hashlib.sha256(content).hexdigest()},
+        files={"ink.png": hashlib.sha256(content).hexdigest()},
     )  # fmt: skip
-    (tmp_path / "overlay.png").write_bytes(content)
+    (tmp_path / "ink.png").write_bytes(content)
     (tmp_path / "result.json").write_text(case.model_dump_json())
     monkeypatch.setattr(results, "router", APIRouter(prefix="/v1/segmentations/{job_id}"))
     monkeypatch.setattr(results, "result_of", lambda *_: tmp_path)
 
-    results.serve_stored(ResultFile("overlay.png", lambda _case: content), "image/png")
+    results.serve_stored(ResultFile("ink.png", lambda _case: content, description="Return the ink."), "image/png")
     app = FastAPI()
     app.include_router(results.router)
     for dependency in (ServicesDep, OwnerDep):
         app.dependency_overrides[get_args(dependency)[1].dependency] = lambda: None
-    answer = ask(app, "GET", "/v1/segmentations/7f/overlay.png")
-    head = ask(app, "HEAD", "/v1/segmentations/7f/overlay.png")
+    answer = ask(app, "GET", "/v1/segmentations/7f/ink.png")
+    head = ask(app, "HEAD", "/v1/segmentations/7f/ink.png")
 
     assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, content, "image/png")
-    assert answer.headers["etag"] == head.headers["etag"] == f'"{case.files["overlay.png"]}"'
-    assert app.openapi()["paths"]["/v1/segmentations/{job_id}/overlay.png"]["get"]["operationId"] == "getOverlayPng"
+    assert answer.headers["etag"] == head.headers["etag"] == f'"{case.files["ink.png"]}"'
+    described = app.openapi()["paths"]["/v1/segmentations/{job_id}/ink.png"]["get"]
+    assert (described["operationId"], described["description"]) == ("getInkPng", "Return the ink.")

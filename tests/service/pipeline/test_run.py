@@ -63,7 +63,7 @@ def silent(_stage: Stage, _done: float) -> None:
     """Ignore progress."""
 
 
-def test_a_result_is_five_files_and_their_hashes(scan: Path, bundle: LoadedBundle, out: Path) -> None:
+def test_a_result_is_its_files_and_their_hashes(scan: Path, bundle: LoadedBundle, out: Path) -> None:
     """The folder holds the files of the result and `result.json`, which names the SHA-256 of each."""
     result = run_case(scan, bundle, out, silent)
 

@@ -23,27 +23,27 @@ def ink(case: FinishedCase) -> bytes:
 
 
 @pytest.fixture
-def overlay(monkeypatch: pytest.MonkeyPatch) -> ResultFile:
+def picture(monkeypatch: pytest.MonkeyPatch) -> ResultFile:
     """Add a picture to the table, kept with the mask, and return its entry."""
-    entry = ResultFile("overlay.png", ink, "mask", "image/png", "{subject}_overlay.png")
+    entry = ResultFile("ink.png", ink, "mask", "image/png", "{subject}_ink.png")
     monkeypatch.setattr(outputs, "OUTPUTS", (*outputs.OUTPUTS, entry))
     return entry
 
 
 @pytest.fixture(name="result")
-def result_(tmp_path: Path, tiny_bundle: Path, nifti: Nifti, overlay: ResultFile) -> Path:
+def result_(tmp_path: Path, tiny_bundle: Path, nifti: Nifti, picture: ResultFile) -> Path:
     """Return the folder of a result with the picture."""
     scan, folder = tmp_path / "scan.nii", tmp_path / "result"
     scan.write_bytes(nifti(np.random.default_rng(7).normal(100, 10, (9, 10, 6)).astype(np.float32)))
     folder.mkdir()
     case = run_case(scan, load_bundle(tiny_bundle, torch.device("cpu")), folder, lambda _stage, _done: None)
-    assert overlay.name in case.files
+    assert picture.name in case.files
     return folder
 
 
 def test_one_entry_of_the_table_makes_a_file(result: Path) -> None:
     """A file in the table is encoded from the finished case and listed in `result.json`."""
-    assert (result / "overlay.png").read_bytes() == b"mask of 540 voxels on a scan of (9, 10, 6)"
+    assert (result / "ink.png").read_bytes() == b"mask of 540 voxels on a scan of (9, 10, 6)"
 
 
 def test_one_entry_of_the_table_adds_a_file_to_the_zip(result: Path, tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_one_entry_of_the_table_adds_a_file_to_the_zip(result: Path, tmp_path: P
     write_zip(result, "7f", tmp_path / "bundle.zip")
 
     with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
-        assert archive.read("sub-7f/sub-7f_overlay.png") == (result / "overlay.png").read_bytes()
-        assert "*_overlay.png" in archive.read(".bidsignore").decode().splitlines()
+        assert archive.read("sub-7f/sub-7f_ink.png") == (result / "ink.png").read_bytes()
+        assert "*_ink.png" in archive.read(".bidsignore").decode().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_headers_of_a_series_never_leave_the_service() -> None:
 def test_an_unknown_file_is_an_error() -> None:
     """The table has only its own names."""
     with pytest.raises(KeyError):
-        result_file("overlay.jpeg")
+        result_file("ink.jpeg")
