@@ -37,7 +37,7 @@ Each takes `--help`.
 
 ## Error codes
 
-The `type` of a problem document is `/problems/` and the code. A command ends with the title and the detail.
+The `type` of a problem document is `/problems/` and the code. A failing command prints title and detail.
 
 | code | status | title |
 |---|---|---|

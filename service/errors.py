@@ -45,7 +45,7 @@ class InvalidHeader(ScanError, title="The header cannot be read"):
     """A header field is missing, duplicated or unreadable."""
 
 
-class UnsafeHeader(ScanError, title="The header asks for what is not done here"):
+class UnsafeHeader(ScanError, title="The header points to other files or is too large"):
     """The header points to other files, or exceeds the size limits."""
 
 
@@ -125,7 +125,7 @@ class MultipleSeries(ScanError, title="The archive holds more than one series"):
     """The zip holds more than one DICOM series, or several stacks of slices."""
 
 
-class DuplicateInstance(ScanError, title="The series holds different images of one place"):
+class DuplicateInstance(ScanError, title="The series holds different images at one position"):
     """Different DICOM images share a position or a SOP Instance UID."""
 
 
@@ -201,7 +201,7 @@ class JobFinished(RequestError, title="The job has finished", status=409):
     """The job has finished and can no longer be cancelled."""
 
 
-class ScanNotFound(RequestError, title="No such scan", status=404):
+class ScanNotFound(RequestError, title="There is no such scan", status=404):
     """No scan has this id."""
 
 
@@ -233,7 +233,7 @@ class UnknownLabels(RequestError, title="The reference holds unknown labels", st
     """The reference holds values that the model has no label for."""
 
 
-class NotOffered(RequestError, title="This is not offered here", status=404):
+class NotOffered(RequestError, title="Not implemented", status=404):
     """A MONAI Label route that this service does not implement."""
 
 
@@ -249,7 +249,7 @@ class AmbiguousSeries(RequestError, title="Several series fit the selection", st
     """Several series fit the selection."""
 
 
-class UnsuitableSeries(RequestError, title="The series is nothing to segment", status=422):
+class UnsuitableSeries(RequestError, title="This series cannot be segmented", status=422):
     """The series is not a stack of images, or was made by this service."""
 
 
@@ -277,7 +277,7 @@ class PacsBusy(PacsError, title="The PACS is busy"):
     """The PACS answers that it is temporarily unable to serve the request."""
 
 
-class PacsBadResponse(PacsError, title="The PACS answers something else"):
+class PacsBadResponse(PacsError, title="The PACS's answer is not valid"):
     """The answer of the PACS does not follow the standard."""
 
 
@@ -305,7 +305,7 @@ class BundleUnsupported(BundleError, title="This version cannot serve the model"
     """The bundle is valid, but needs a feature that this version lacks."""
 
 
-class EngineDisagrees(BundleError, title="The engine does not compute what the network says"):
+class EngineDisagrees(BundleError, title="The engine's output differs from the network's"):
     """The engine's output differs from that of the reference network."""
 
 
@@ -337,7 +337,7 @@ class StorageFull(CalibrantError, title="No space is left for the scan", status=
     """The state directory has no space left."""
 
 
-class InvalidProbabilities(CalibrantError, ValueError, title="Not probabilities"):
+class InvalidProbabilities(CalibrantError, ValueError, title="The values are not probabilities"):
     """The values are not probabilities in [0, 1], or not class labels."""
 
 

@@ -76,7 +76,7 @@ def load_model(name: str, services: ServicesDep, _: AdministratorDep, tasks: Bac
 
 @router.post("/{name}/unload", operation_id="unloadModel")
 def unload_model(name: str, services: ServicesDep, _: AdministratorDep, tasks: BackgroundTasks) -> Model:
-    """Take a model out of service for good: its running case is finished, its waiting jobs fail."""
+    """Take a model out of service until it is loaded again: its running case is finished, its waiting jobs fail."""
     with _CHANGING:
         description = services.registry.unload(name)
         services.state.remember_unloaded(services.registry.unloaded)

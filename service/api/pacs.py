@@ -144,7 +144,7 @@ async def tell_of_series(
     services: ServicesDep,
     x_calibrant_secret: Annotated[str, Header(max_length=200)] = "",
 ) -> None:
-    """Take note that Orthanc's script reports a stable series; it is looked up later, and the rules decide."""
+    """Record that Orthanc reports a stable series; it is fetched later if a rule matches."""
     pacs = _sender(services, x_calibrant_secret)
     arrived = await receive_document(request, ArrivedSeries)
     await run_in_threadpool(services.arrivals.note, pacs, arrived.series)

@@ -107,7 +107,5 @@ class _Wall:
             log.error("request failed", error=type(error).__name__)  # noqa: TRY400 - a traceback may hold what was sent
             if started:
                 return
-            detail = (
-                "The service met an error of its own; the scan was not at fault. Try again, then tell the operator."
-            )
+            detail = "The service met an error of its own; the scan was not at fault. Try again; if it fails again, tell the operator."
             await respond(problem_of(CalibrantError(detail)))(scope, receive, send)

@@ -116,7 +116,7 @@ def predict(
         typer.Argument(help="The scan: NIfTI, NRRD, MHA, or a zip of one DICOM series.", exists=True, dir_okay=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for mask, confidence and summary.")],
-    model: Annotated[str | None, typer.Option(help="Name of the model; the service's default if left out.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model; the default model if left out.")] = None,
     url: Annotated[
         str | None,
         typer.Option(help="A running service, e.g. http://127.0.0.1:8000; by default, this machine computes."),
@@ -140,7 +140,7 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, maps, summaries, tables and logs.")],
     url: Annotated[str, typer.Option(help="The running service that computes.")] = "http://127.0.0.1:8000",
     local: Annotated[bool, typer.Option("--local", help="Compute on this machine, without a service.")] = False,
-    model: Annotated[str | None, typer.Option(help="Name of the model; the default one if left out.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model; the default model if left out.")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Scans in flight at the service.")] = 4,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, e.g. of a SLURM array.")] = "1/1",
     pattern: Annotated[str, typer.Option(help="Only files whose names match, e.g. '*_T1w.nii.gz'.")] = "*",
@@ -154,7 +154,8 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
 ) -> None:
     """Segment many scans into one folder with one table; run it again to go on where it stopped.
 
-    Exit code: 0 all succeeded, 3 no service, 4 some failed, 5 all failed, 6 no case found, 130 interrupted.
+    Exit code: 0 all succeeded, 1 configuration or internal error, 2 wrong command line, 3 no service, 4 some failed, 5 all
+    failed, 6 no case found, 130 interrupted.
     """
     from rich.console import Console
 
@@ -241,7 +242,7 @@ def models(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, e.g. for an issue.")] = False,
 ) -> None:
-    """Check everything that serving needs, and say what to do where something is missing; then the exit code is 1."""
+    """Check everything that serving needs, and say what to do where something is missing. Exit code 1 if anything is missing."""
     from service.commands.doctor import examine, report
 
     findings = examine()

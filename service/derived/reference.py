@@ -46,9 +46,11 @@ def reject_other_grid(volume: Volume, scan_shape: tuple[int, ...], affine_ras: n
         GeometryMismatch: the shapes differ, or a corner is shifted by more than `TOLERANCE` of the shortest edge.
     """
     if len(volume.array_CDHW) != 1 or volume.shape != scan_shape:
+        channels = len(volume.array_CDHW)
+        several = f" in {channels} channels" if channels > 1 else ""
         msg = (
-            f"The reference has {_spelt(volume.array_CDHW.shape)} voxels; the scan has {_spelt((1, *scan_shape))} "
-            "(channels x i x j x k). Send a mask that was drawn on the scan as it was sent, not resampled or reoriented."
+            f"The reference has {_spelt(volume.shape)} voxels{several}; the scan has {_spelt(scan_shape)} (i x j x k). "
+            "Send a mask that was drawn on the scan as it was sent, not resampled or reoriented."
         )
         raise GeometryMismatch(msg)
     corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(scan_shape)[:, np.newaxis] - 1)

@@ -116,7 +116,7 @@ def _in_child(work: Callable[..., None], result: Path, seconds: float, *argument
         )
         raise ExecutionError(msg)
     if code:
-        msg = "The process that computed from the stored result died. Try again, then tell the operator."
+        msg = "The process that computed from the stored result died. Try again; if it fails again, tell the operator."
         raise ExecutionError(msg)
 
 

@@ -115,8 +115,8 @@ def _header_like(scan_header: bytes, intent: str, voxel_type: VoxelType = "uint8
 
 
 def _scan_header(scan_header: bytes) -> nib.Nifti1Header:
-    voxel_type: type[nib.Nifti1Header] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}[len(scan_header)]
-    header = voxel_type(scan_header, check=False).as_byteswapped("<")
+    header_type: type[nib.Nifti1Header] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}[len(scan_header)]
+    header = header_type(scan_header, check=False).as_byteswapped("<")
     for field in _FREE_TEXT:
         if field in header.structarr.dtype.names:
             header[field] = b""

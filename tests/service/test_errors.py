@@ -13,7 +13,7 @@ scan-invalid 422 The scan cannot be used
 empty-file 422 The file is empty
 unrecognised-format 422 The file format is not recognised
 invalid-header 422 The header cannot be read
-unsafe-header 422 The header asks for what is not done here
+unsafe-header 422 The header points to other files or is too large
 unsupported-compression 422 The compression is not supported
 payload-truncated 422 The file is incomplete
 payload-too-long 422 The file is longer than its header says
@@ -33,7 +33,7 @@ no-dicom 422 The archive holds no DICOM image
 unsupported-transfer-syntax 422 The DICOM encoding is not supported
 undecodable-voxels 422 The DICOM voxels cannot be decoded
 multiple-series 422 The archive holds more than one series
-duplicate-instance 422 The series holds different images of one place
+duplicate-instance 422 The series holds different images at one position
 gantry-tilt 422 The stack of slices is tilted
 missing-slices 422 Slices of the series are missing
 irregular-spacing 422 The slices are not evenly spaced
@@ -52,7 +52,7 @@ model-not-found 404 There is no such model
 model-unloaded 409 This model is out of service
 job-not-found 404 There is no such segmentation
 job-finished 409 The job has finished
-scan-not-found 404 No such scan
+scan-not-found 404 There is no such scan
 result-not-ready 409 The segmentation has not finished
 result-unavailable 409 The segmentation failed
 result-expired 410 The result is no longer there
@@ -60,25 +60,25 @@ not-acceptable 406 There is no such format of the result
 no-source-series 409 The scan was no DICOM series
 geometry-mismatch 422 The reference does not lie on the scan's grid
 unknown-labels 422 The reference holds unknown labels
-not-offered 404 This is not offered here
+not-offered 404 Not implemented
 pacs-not-found 404 There is no such PACS
 series-not-found 404 There is no such series
 ambiguous-series 422 Several series fit the selection
-unsuitable-series 422 The series is nothing to segment
+unsuitable-series 422 This series cannot be segmented
 series-changed 409 The series has changed
 dead-letter-not-found 404 There is no such dead letter
 source-invalid 400 The source of the cases cannot be used
 pacs-error 502 The PACS cannot be used
 pacs-unreachable 502 The PACS does not answer
 pacs-busy 502 The PACS is busy
-pacs-bad-response 502 The PACS answers something else
+pacs-bad-response 502 The PACS's answer is not valid
 pacs-refused 502 The PACS refuses
 object-not-kept 502 The PACS did not keep what was sent
 bundle-error 503 The model cannot be served
 bundle-integrity 503 The model's files are not those of its manifest
 bundle-invalid 503 The model's description is not valid
 bundle-unsupported 503 This version cannot serve the model
-engine-disagrees 503 The engine does not compute what the network says
+engine-disagrees 503 The engine's output differs from the network's
 execution-failed 500 The computation failed
 inference-crashed 500 The inference process died
 inference-deadline 500 The inference took too long
@@ -86,7 +86,7 @@ inference-out-of-memory 500 The case needs too much memory
 job-cancelled 409 The job was cancelled
 job-abandoned 500 The job was given up
 insufficient-storage 507 No space is left for the scan
-invalid-probabilities 500 Not probabilities
+invalid-probabilities 500 The values are not probabilities
 settings-error 500 The configuration is not valid
 client-error 500 The request failed
 server-unreachable 500 The server does not answer

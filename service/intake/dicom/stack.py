@@ -74,16 +74,17 @@ def without_twins(slices: list[Slice]) -> list[Slice]:
         elif (image.digest, image.rescale) != (kept[-1].digest, kept[-1].rescale):
             different += 1
     if different:
-        msg = f"{different} of {len(slices)} slices lie where another, different one lies{several(slices) or ': several time points, echoes or reconstructions'}. Send one of them only."
+        found = several(slices) or "Several time points, echoes or reconstructions may be mixed"
+        msg = f"{different} of {len(slices)} slices share their position with a different slice. {found}. Send one of them only."
         raise DuplicateInstance(msg)
     return kept
 
 
 def several(slices: list[Slice]) -> str:
-    """Return in words which acquisitions the slices mix, e.g. ": 2 echo times were found"; empty for one acquisition."""
+    """Return in words which acquisitions the slices mix, e.g. "2 echo times were found"; empty for one acquisition."""
     separators = zip(SEPARATORS, zip(*(image.acquired for image in slices), strict=True), strict=True)
     counted = [f"{len(set(values))} {name}" for name, values in separators if 1 < len(set(values)) <= len(slices) // 2]
-    return f": {', '.join(counted)} were found" if counted else ""
+    return f"{', '.join(counted)} were found" if counted else ""
 
 
 def _distance_mm(image: Slice) -> float:
@@ -122,5 +123,6 @@ def _reject_gaps(distances_mm: npt.NDArray[np.float64], acquired: str) -> None:
         more = f" and {len(places) - _NAMED_GAPS} more" if len(places) > _NAMED_GAPS else ""
         msg = f"The slices lie {step:.2f} mm apart, but {int(steps.sum()) - len(gaps)} of them are missing: gaps of {', '.join(places[:_NAMED_GAPS])}{more}, counted from one end. Send the whole series."
         raise MissingSlices(msg)
-    msg = f"The distances between the slices are {gaps.min():.2f} to {gaps.max():.2f} mm; one distance, within {SPACING_TOLERANCE:.0%}, is expected{acquired}. Resample the series, or send its evenly spaced part."
+    found = f" {acquired}." if acquired else ""
+    msg = f"The distances between the slices are {gaps.min():.2f} to {gaps.max():.2f} mm; one distance, within {SPACING_TOLERANCE:.0%}, is expected.{found} Resample the series, or send its evenly spaced part."
     raise IrregularSpacing(msg)

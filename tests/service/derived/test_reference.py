@@ -82,7 +82,9 @@ def test_at_most_twenty_unknown_values_are_listed(read: Callable[..., npt.NDArra
 
 def test_another_shape_is_refused(read: Callable[..., npt.NDArray[np.uint8]]) -> None:
     """The message gives both shapes."""
-    with pytest.raises(GeometryMismatch, match=r"^The reference has 1 x 5 x 4 x 6 voxels; the scan has 1 x 4 x 5 x 6 "):
+    with pytest.raises(
+        GeometryMismatch, match=r"^The reference has 5 x 4 x 6 voxels; the scan has 4 x 5 x 6 \(i x j x k\)"
+    ):
         read(np.zeros((5, 4, 6), np.uint8))
 
 

@@ -78,7 +78,7 @@ def test_bad_answers_have_names(stub: Stub, status: int, content: bytes, error: 
 
 
 def test_a_closed_port_is_unreachable() -> None:
-    """An Orthanc that does not run is worth a retry."""
+    """If nothing listens at the address, the error is the temporary PacsUnreachable, so the poller tries again."""
     changes = connect(f"http://127.0.0.1:{free_port()}")
     with pytest.raises(PacsUnreachable):
         changes.end()
@@ -86,7 +86,7 @@ def test_a_closed_port_is_unreachable() -> None:
 
 
 def test_the_position_survives_a_restart(tmp_path: Path) -> None:
-    """It is None until the first one is stored."""
+    """A stored position is read back by a new object; it is None until the first one is stored."""
     assert Position(tmp_path / "clinic").read() is None
     Position(tmp_path / "clinic").write(17)
     Position(tmp_path / "clinic").write(18)

@@ -246,7 +246,7 @@ def test_time_points_are_refused(slices_of: Slices, zip_of: Zip) -> None:
     refusal = refuse(zip_of([*slices_of(), *later]))
 
     assert type(refusal) is errors.DuplicateInstance
-    assert refusal.detail.startswith("6 of 12 slices lie where another")
+    assert refusal.detail.startswith("6 of 12 slices share their position with a different slice")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_equal_slices_in_one_place_count_once(images: list[Dataset], read: Read)
     twin = read(images)[2]
     assert len(stack([*read(images), twin])[0]) == 8
     images[3].ImagePositionPatient = images[2].ImagePositionPatient
-    with pytest.raises(errors.DuplicateInstance, match=r"1 of 8 slices lie where another, different one lies"):
+    with pytest.raises(errors.DuplicateInstance, match=r"1 of 8 slices share their position with a different slice"):
         stack(read(images))
 
 
