@@ -292,12 +292,12 @@ def _print_variations(
         original = segment(bundle, scan, work)
         if isinstance(original, CalibrantError):
             print(f"{name:10} refused: {original.detail}")
-            misses.append(f"{name} as it came")
+            misses.append(f"{name} unmodified")
             continue
         seconds.append(original.seconds)
         cut[name] = cut_above(scan, original)
         volumes = " ".join(f"{'':>9} {original.volume_ml[side]:5.2f} ml" for side in SIDES)
-        print(f"{name:10} {'as it came':20} {volumes} {original.seconds:6.2f} s")
+        print(f"{name:10} {'unmodified':20} {volumes} {original.seconds:6.2f} s")
         if not original.centre_mm["left"][0] < original.centre_mm["right"][0]:
             misses.append(f"{name}: left is not left")
         ways = list(variations(inside[name]))

@@ -218,7 +218,7 @@ def _panels() -> list[str]:
 
 
 def _way_of_a_scan() -> list[str]:
-    lines = [_text(656, 632, "The way of a scan", 15, "#263442", weight=700)]
+    lines = [_text(656, 632, "The path of a scan", 15, "#263442", weight=700)]
     for number, (stage, does) in enumerate(STAGES.items(), start=1):
         y = 636 + 28 * number
         (group,) = {box.group for box in ROOMS.values() if stage in box.stages}

@@ -38,7 +38,7 @@ class EmptyBody(ScanError, title="The file is empty", code="empty-file"):
 
 
 class UnrecognisedFormat(ScanError, title="The file format is not recognised"):
-    """The bytes are in no format that this service reads."""
+    """The file is in a format that this service does not read."""
 
 
 class InvalidHeader(ScanError, title="The header cannot be read"):
@@ -217,11 +217,11 @@ class ResultExpired(RequestError, title="The result is no longer there", status=
     """The result, or the logits that it is computed from, was not kept."""
 
 
-class NotAcceptable(RequestError, title="There is no such format of the result", status=406):
+class NotAcceptable(RequestError, title="The result is not available in this format", status=406):
     """The result exists in none of the formats that the caller accepts."""
 
 
-class NoSourceSeries(RequestError, title="The scan was no DICOM series", status=409):
+class NoSourceSeries(RequestError, title="The scan was not a DICOM series", status=409):
     """A DICOM result was requested, but the scan was not a DICOM series."""
 
 

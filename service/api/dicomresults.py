@@ -59,7 +59,7 @@ def answer_zip(request: Request, services: Services, result: Path, objects: Coll
     """Answer with several objects of a result in one zip.
 
     Raises:
-        NoSourceSeries: the scan was no DICOM series.
+        NoSourceSeries: the scan was not a DICOM series.
     """
     reject_without_series(result)
 

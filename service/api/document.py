@@ -23,7 +23,7 @@ async def receive_document(request: Request, model: type[_Model]) -> _Model:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BYTES:
-            msg = f"At most {MAX_BYTES} bytes of JSON are read here."
+            msg = f"At most {MAX_BYTES} bytes of JSON are accepted."
             raise PayloadTooLarge(msg)
     try:
         return model.model_validate_json(bytes(body))

@@ -30,7 +30,7 @@ _FORMATS: Final[dict[str, ReliabilityFormat]] = {
 
 _MEDIA_TYPES: Final = {form: media_type for media_type, form in _FORMATS.items()}
 
-FormatQuery = Annotated[ReliabilityFormat | None, Query(alias="format", description="Goes before Accept.")]
+FormatQuery = Annotated[ReliabilityFormat | None, Query(alias="format", description="Takes precedence over Accept.")]
 
 # matplotlib's settings are global: one thread at a time may draw.
 _DRAWING: Final = threading.Lock()

@@ -157,6 +157,6 @@ def _sender(services: Services, secret: str) -> str:
         msg = "No [webhook] is configured. Orthanc's changes can be followed without one: see docs/pacs.md."
         raise PacsNotFound(msg)
     if not hmac.compare_digest(hook.secret.read().encode(), secret.encode()):
-        msg = f"The shared secret is missing or another one: it is sent as {SECRET_HEADER}."
+        msg = f"The shared secret is missing or wrong. Send it in the header {SECRET_HEADER}."
         raise Unauthorized(msg)
     return hook.pacs

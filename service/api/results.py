@@ -34,13 +34,15 @@ _WITH_OWN_ROUTE: Final = (MASK, CONFIDENCE, SUMMARY)
 _ALIASES: Final = {NIFTI: ("application/x-gzip", "application/octet-stream")}
 """Further media types for the same format."""
 
-MaskFormatQuery = Annotated[MaskFormat | None, Query(alias="format", description="Goes before Accept.")]
-MapFormatQuery = Annotated[MapFormat | None, Query(alias="format", description="Goes before Accept.")]
-SummaryFormatQuery = Annotated[SummaryFormat | None, Query(alias="format", description="Goes before Accept.")]
+MaskFormatQuery = Annotated[MaskFormat | None, Query(alias="format", description="Takes precedence over Accept.")]
+MapFormatQuery = Annotated[MapFormat | None, Query(alias="format", description="Takes precedence over Accept.")]
+SummaryFormatQuery = Annotated[SummaryFormat | None, Query(alias="format", description="Takes precedence over Accept.")]
 ObjectsQuery = Annotated[
     list[DicomObject] | None, Query(description="Which DICOM objects; segmentation, report and picture by default.")
 ]
-VoxelTypeQuery = Annotated[VoxelType, Query(alias="dtype", description="Integers carry a slope of 1 over the largest.")]
+VoxelTypeQuery = Annotated[
+    VoxelType, Query(alias="dtype", description="Integers have a scl_slope of 1 over the largest integer.")
+]
 
 _Endpoint = Callable[..., Response]
 
@@ -146,7 +148,7 @@ def result_of(services: Services, owner: Owner, job_id: str) -> Path:
         raise ResultNotReady(msg)
     folder = services.state.result(job_id)
     if job.problem is not None or folder is None:
-        msg = f"The segmentation has {job.state}; its state says why. Mend the cause and send the scan again."
+        msg = f"The segmentation has {job.state}; its state says why. Correct the cause, then send the scan again."
         raise ResultUnavailable(msg)
     return folder
 

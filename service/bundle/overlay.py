@@ -68,7 +68,7 @@ def _read(file: Path, bundle: BundleDescription, engine_kind: EngineKind) -> Mea
         raise BundleInvalid(msg) from error
     measured = overlay.measurement
     if (overlay.bundle, measured.engine, measured.precision) != (bundle.identity, *engine_kind):
-        msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory was measured with something else. Remove it."
+        msg = f"{FOLDER}/{file.parent.name}/{file.name} of the state directory belongs to another bundle or engine. Remove it."
         raise BundleInvalid(msg)
     return measured
 

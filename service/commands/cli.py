@@ -78,7 +78,7 @@ KeysFile = Annotated[Path, typer.Option("--file", envvar="CALIBRANT_KEYS_FILE", 
 
 @keys.command("add")
 def add_key(
-    owner: Annotated[str, typer.Argument(help="Owner of the key; nobody else sees what is sent with it.")],
+    owner: Annotated[str, typer.Argument(help="Owner of the key; other owners do not see what is sent with it.")],
     file: KeysFile,
     admin: Annotated[bool, typer.Option("--admin", help="May also load and unload models.")] = False,
 ) -> None:

@@ -83,7 +83,7 @@ def run_demo(out: Path) -> None:
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     scan = template()
-    _say("The MNI152 T1 template: the brains of 152 persons, averaged. A whole head, as it comes.")
+    _say("The MNI152 T1 template: the brains of 152 persons, averaged. A whole head, not cropped.")
     with _server() as url, Client(url) as client:
         _say(f"A server was started for the demo at {url}; the scan goes there over HTTP.\n")
         files = _segment(client, scan, out)

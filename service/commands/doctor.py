@@ -118,7 +118,10 @@ def _device(settings: Settings) -> Iterator[Finding]:
     except (RuntimeError, AssertionError) as error:  # torch's errors for an unknown device, or one it was not built for
         found = f"{settings.device} cannot be used ({type(error).__name__}); {cuda}"
         yield Finding(
-            check="device", verdict="fail", found=found, do="Set CALIBRANT_DEVICE to cpu or a device that is there."
+            check="device",
+            verdict="fail",
+            found=found,
+            do="Set CALIBRANT_DEVICE to cpu or to a device of this machine.",
         )
         return
     found = f"{settings.device}; {cuda}"
@@ -224,7 +227,7 @@ def _sandbox() -> Iterator[Finding]:
             yield Finding(check="sandbox", verdict="fail", found="a tiny scan was not decoded", do=error.detail)
             return
     if not same:
-        do = "Install Calibrant again; if it stays so, tell the maintainers."
+        do = "Install Calibrant again; if that does not help, tell the maintainers."
         yield Finding(check="sandbox", verdict="fail", found="a tiny scan was decoded wrongly", do=do)
     elif landlock_version() == 0:
         do = (

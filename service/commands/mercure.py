@@ -2,7 +2,7 @@
 
 The contract (docs/modules.rst of mercure): MERCURE_IN_DIR holds images of one series or of a whole study, and
 `task.json` with the settings of the module; MERCURE_OUT_DIR gets DICOM files and `result.json`; the exit code is 0.
-The module computes everything itself, without a service. Mercure stores its output, so that it names nobody.
+The module computes everything itself, without a service. Mercure stores the module's output, so it names no patient.
 """
 
 import json
@@ -91,7 +91,7 @@ def run_module(inbox: Path, outbox: Path) -> Report:
     settings = read_settings(inbox)
     cases = find_series([path for path in sorted(inbox.iterdir()) if path.is_file() and is_dicom(path)]).cases
     if not cases:
-        msg = "The folder holds no series of CT, MR or PET images. Let the rule send such ones only."
+        msg = "The folder holds no series of CT, MR or PET images. Let the rule send only such series."
         raise SourceError(msg)
     bundle = load_bundle(installed(settings.model).root, torch.device("cpu"))
     report = Report(bundle.description.identity)

@@ -61,7 +61,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Prints its address as soon as it listens; with port 0, nobody knows it before."""
+    """Prints its address as soon as it listens; with port 0 it is not known before."""
 
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)

@@ -50,7 +50,7 @@ def ready_bundle(root: Path, device: torch.device, engine: str = AUTO, state: Pa
         except EngineDisagrees:
             if engine != AUTO:
                 raise
-            log.warning("engine left out: it does not compute what the network says", engine=engine_kind.name)
+            log.warning("engine left out: its output differs from the network's", engine=engine_kind.name)
             continue
         return replace(bundle, network=network, engine_kind=engine_kind, measurement=measured[engine_kind])
     return bundle
@@ -87,7 +87,7 @@ def _candidates(engine: str, installed: list[EngineKind]) -> list[EngineKind]:
         return installed
     if engine not in ENGINE_KINDS or ENGINE_KINDS[engine] not in installed:
         names = ", ".join(engine_kind.name for engine_kind in installed)
-        msg = f"This machine does not have the engine that was asked for; it has {names}. Set CALIBRANT_ENGINE to one of these, or to {AUTO}."
+        msg = f"This machine lacks the requested engine; it has {names}. Set CALIBRANT_ENGINE to one of these, or to {AUTO}."
         raise BundleUnsupported(msg)
     return [ENGINE_KINDS[engine]]
 

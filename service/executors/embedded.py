@@ -164,7 +164,7 @@ class EmbeddedExecutor:
             InferenceCrashed: the child died.
             InferenceDeadline: the child took too long and was killed.
             InferenceOutOfMemory: the case needs more memory than the child may use.
-            BundleIntegrity: the bundle on the disk is another one now.
+            BundleIntegrity: the bundle on the disk has changed.
             ExecutorStopped: `stop` was called meanwhile.
             CalibrantError: whatever else `run_case` raised.
         """
@@ -201,7 +201,7 @@ class EmbeddedExecutor:
         return InferenceCrashed("The process that computed the case died.")
 
     def _ready_child(self) -> _Child:
-        # Loading does not belong to the case: it takes none of its time, and a child that dies then is no attempt at it.
+        # Loading is not part of the case: neither its time nor the death of a child during it counts.
         for _ in range(START_ATTEMPTS):
             child = self._living_child()
             if child.become_ready():
@@ -307,7 +307,9 @@ class _Networks:
         if bundle is None or bundle.description.identity != identity:
             bundle = ready_bundle(root, torch.device(self.device), self.engine, self.state)
             if bundle.description.identity != identity:
-                msg = "Another version of the model lies on the disk than the one in service. An administrator can load it."
+                msg = (
+                    "The disk holds another version of the model than the one in service. An administrator can load it."
+                )
                 raise BundleIntegrity(msg)
             self._loaded[root] = bundle
         return bundle

@@ -217,7 +217,7 @@ def _told_without_address() -> Iterator[None]:
         # The error's text may hold the address, which may hold a password.
         msg = (
             f"The database of CALIBRANT_DATABASE_URL cannot be used (SQLSTATE {error.sqlstate or 'none: no connection'}). "
-            "Look whether the server runs, whether user, password and database of the address exist there, and whether "
+            "Check whether the server runs, whether user, password and database of the address exist there, and whether "
             "the user may create tables."
         )
         raise SettingsError(msg) from None

@@ -108,7 +108,7 @@ class Orthanc:
         try:
             answer = self._http.get(self._root + path)
         except httpx.TransportError as error:
-            msg = f"Orthanc gave no connection, or none that lasted ({type(error).__name__}). It is tried again."
+            msg = f"Orthanc refused or dropped the connection ({type(error).__name__}). It is tried again."
             raise PacsUnreachable(msg) from error
         if answer.is_server_error:
             msg = f"Orthanc answered HTTP {answer.status_code}. It is tried again."
@@ -121,7 +121,7 @@ class Orthanc:
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            msg = "Something else than Orthanc answered. Check its configured address."
+            msg = "The answer is not Orthanc's. Check its configured address."
             raise PacsBadResponse(msg)
         return content
 
@@ -130,5 +130,5 @@ def _number(content: dict[str, Any], name: str) -> int:
     try:
         return int(content[name])
     except (KeyError, TypeError, ValueError):
-        msg = "Something else than Orthanc answered. Check its configured address."
+        msg = "The answer is not Orthanc's. Check its configured address."
         raise PacsBadResponse(msg) from None

@@ -71,10 +71,10 @@ def _send(peer: Peer, entry: Entry, path: Path, *, read_back: bool) -> None:
         raise PacsBadResponse(msg)
     if (held or read_back) and _stored_digest(peer, entry) != entry.content:
         msg = (
-            "The PACS answered that it has stored an object, but holds another one of the same identifier. It keeps the "
+            "The PACS answered that it has stored an object, but holds another one with the same identifier. It keeps the "
             "first that it got: delete that one there, then retry."
             if held
-            else "The PACS answered that it has stored an object, but gives back another one. Check what changes it there."
+            else "The PACS answered that it has stored an object, but returns a different one. Check what changes objects there."
         )
         raise ObjectNotKept(msg)
 

@@ -111,7 +111,7 @@ class DimsePeer:
         """Return the file of one object."""
         objects = list(self._move(_query("IMAGE", study, series, instance)))
         if len(objects) != 1:
-            msg = f"The PACS sent {len(objects)} objects; one was asked for."
+            msg = f"The PACS sent {len(objects)} objects; one was requested."
             raise PacsBadResponse(msg)
         return objects[0]
 
@@ -208,7 +208,7 @@ def _why_not(association: Association) -> PacsError:
     if association.rejected_contexts:
         msg = "The PACS does not take this kind of object in this transfer syntax. Choose other objects, or let it take them."
         return PacsRefused(msg)
-    msg = "The PACS gave no association. It is tried again; check whether it runs, and its host and port."
+    msg = "The PACS opened no association. It is tried again; check whether it runs, and its host and port."
     return PacsUnreachable(msg)
 
 
@@ -218,12 +218,12 @@ def _reject_status(status: Dataset) -> None:
     if code == _SUCCESS or code in _WARNINGS:
         return
     if code is None:
-        msg = "The PACS ended the association in the middle, or took too long. It is tried again."
+        msg = "The PACS closed the association early, or took too long. It is tried again."
         raise PacsUnreachable(msg)
     if code & 0xFF00 == 0xA700:  # noqa: PLR2004 - out of resources
         msg = f"The PACS is out of resources (status 0x{code:04X}). It is tried again."
         raise PacsBusy(msg)
-    msg = f"The PACS refused (status 0x{code:04X}). The same will not succeed later; its log says why."
+    msg = f"The PACS refused (status 0x{code:04X}). Trying again will not help; the log of the PACS says why."
     raise PacsRefused(msg)
 
 

@@ -112,7 +112,7 @@ def content_digest(content: bytes) -> str:
 
 def _read(content: bytes, tags: list[str] | None) -> Dataset:
     if _DEFLATED in content[:_META_BYTES]:
-        msg = "The PACS sent a deflated file, which nothing bounds. Let it send another transfer syntax."
+        msg = "The PACS sent a deflated file, whose unpacked size nothing limits. Let it send another transfer syntax."
         raise PacsBadResponse(msg)
     try:
         with warnings.catch_warnings(action="ignore"):  # they would repeat the file's content

@@ -139,7 +139,7 @@ class Spool:
     def _files(self, study: str, series: str) -> list[Path]:
         files = sorted(self._folder(study, series).glob("*.dcm"))
         if not files:
-            msg = "The series that was received is not here any more. Send it again."
+            msg = "The received series has been erased. Send it again."
             raise SeriesNotFound(msg)
         return files
 

@@ -98,7 +98,7 @@ class DicomWeb:
         """Return the file of one object."""
         objects = list(self._fetch(f"/studies/{_uid(study)}/series/{_uid(series)}/instances/{_uid(instance)}"))
         if len(objects) != 1:
-            msg = f"The PACS answered {len(objects)} objects; one was asked for."
+            msg = f"The PACS answered {len(objects)} objects; one was requested."
             raise PacsBadResponse(msg)
         return objects[0]
 
@@ -171,7 +171,7 @@ class DicomWeb:
                 answer.extensions["calibrant_until"] = time.monotonic() + self._deadline_s
                 yield answer
         except httpx.TransportError as error:
-            msg = f"The PACS gave no connection, or none that lasted ({type(error).__name__}). It is tried again; check whether it runs."
+            msg = f"The PACS refused or dropped the connection ({type(error).__name__}). It is tried again; check whether it runs."
             raise PacsUnreachable(msg) from error
         except httpx.DecodingError as error:
             raise PacsBadResponse(_NO_JSON) from error
@@ -234,10 +234,14 @@ def _reject_status(status: int) -> None:
         msg = f"The PACS answered HTTP {status}. It is tried again."
         raise PacsBusy(msg)
     if httpx.codes.is_client_error(status):
-        hint = {401: "Check its credentials.", 403: "Look at its rights.", 404: "It holds no such thing."}.get(status)
-        msg = f"The PACS answered HTTP {status}. {hint or 'The same will not succeed later.'}"
+        hint = {
+            401: "Check its credentials.",
+            403: "Check its rights.",
+            404: "It does not hold what was requested.",
+        }.get(status)
+        msg = f"The PACS answered HTTP {status}. {hint or 'Trying again will not help.'}"
         raise PacsRefused(msg)
-    msg = f"The PACS answered HTTP {status}, where none is followed. Check its configured url."
+    msg = f"The PACS answered HTTP {status}; redirects are not followed. Check its configured url."
     raise PacsBadResponse(msg)
 
 
@@ -245,9 +249,9 @@ def _failure(reason: int) -> PacsBusy | PacsRefused:
     """Return the error for a Failure Reason (0008,1197): PS3.18 table 10.5.3-1, as the status of C-STORE (PS3.4 B.2.3)."""
     if reason & 0xFF00 == 0xA700:  # noqa: PLR2004 - out of resources
         return PacsBusy(
-            f"The PACS could not store an object for want of resources (0x{reason:04X}). It is tried again."
+            f"The PACS could not store an object for lack of resources (0x{reason:04X}). It is tried again."
         )
-    return PacsRefused(f"The PACS refused an object (failure reason 0x{reason:04X}). The same will not succeed later.")
+    return PacsRefused(f"The PACS refused an object (failure reason 0x{reason:04X}). Trying again will not help.")
 
 
 def _series_of(item: dict[str, Any], study: str) -> Series:

@@ -276,7 +276,7 @@ def fit_pose(landmarks: Landmarks, locator: Locator) -> Pose:
         raise not_found(locator, f"{int(landmarks.found.sum())} of {len(used)} landmarks lie as they should")
     low, high = locator.scale
     if not low <= pose.scale <= high:
-        raise not_found(locator, f"what looks alike has {pose.scale:.2f} times the usual size")
+        raise not_found(locator, f"the best match has {pose.scale:.2f} times the usual size")
     return pose
 
 

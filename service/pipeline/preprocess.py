@@ -211,7 +211,7 @@ def _between(
 
 
 def _every_voxel(at: torch.Tensor, n: int) -> bool:
-    """Return whether the positions are exactly the n voxels themselves, so that nothing is to be interpolated."""
+    """Return whether the positions are exactly the n voxels themselves, so that no interpolation is needed."""
     return len(at) == n and bool((at == torch.arange(n)).all())
 
 

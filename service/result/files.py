@@ -36,7 +36,7 @@ def reject_without_series(result: Path) -> None:
         NoSourceSeries: there was no series.
     """
     if not holds_series(result):
-        msg = "The scan was no DICOM series, or had no Study Instance UID, so a DICOM result would belong to no study. Ask for NIfTI, or send the zip of a DICOM series."
+        msg = "The scan was not a DICOM series, or had no Study Instance UID, so a DICOM result would belong to no study. Ask for NIfTI, or send the zip of a DICOM series."
         raise NoSourceSeries(msg)
 
 

@@ -94,7 +94,7 @@ class Keys:
             self._refresh()
         except SettingsError:
             self._keys, self._read_at = {}, (0, 0, 0)
-            log.error("the file of keys cannot be used, so nobody is let in")  # noqa: TRY400 - the traceback would log the path
+            log.error("the file of keys cannot be used: every request is refused")  # noqa: TRY400 - the traceback would log the path
 
     def _refresh(self) -> None:
         try:

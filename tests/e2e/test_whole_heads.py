@@ -27,7 +27,7 @@ def _bundle() -> LoadedBundle:
 
 @pytest.mark.timeout(1200)
 def test_both_hippocampi_are_found_however_a_head_is_stored(whole_head: Path) -> None:
-    """Within 5 mm and 15 % of the head as it came; in scans without hippocampi nothing is pasted. Time is not judged here."""
+    """Within 5 mm and 15 % of the unmodified head; in scans without hippocampi nothing is pasted. Time is not judged here."""
     pytest.importorskip("nilearn")
     command = [sys.executable, "benchmarks/whole_heads.py", "--threads", "1", "--locate-s", "60", "--each-once"]
     environment = os.environ | {"CALIBRANT_DATA": str(whole_head.parent)}

@@ -56,8 +56,8 @@ scan-not-found 404 There is no such scan
 result-not-ready 409 The segmentation has not finished
 result-unavailable 409 The segmentation failed
 result-expired 410 The result is no longer there
-not-acceptable 406 There is no such format of the result
-no-source-series 409 The scan was no DICOM series
+not-acceptable 406 The result is not available in this format
+no-source-series 409 The scan was not a DICOM series
 geometry-mismatch 422 The reference does not lie on the scan's grid
 unknown-labels 422 The reference holds unknown labels
 not-offered 404 Not implemented

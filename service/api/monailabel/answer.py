@@ -46,7 +46,7 @@ class Wish(BaseModel):
 
     @classmethod
     def read(cls, params: bytes) -> "Wish":
-        """Return the wish in a JSON text.
+        """Return the client's parameters from a JSON text.
 
         Raises:
             InvalidRequest: no JSON object, or a value that is not offered.

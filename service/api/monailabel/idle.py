@@ -1,4 +1,4 @@
-"""MONAI Label routes without a function here (datastore, training, batches, logs), answered so that clients accept it."""
+"""MONAI Label routes that this service does not implement (datastore, training, batches, logs), answered so that clients accept it."""
 
 from typing import Any, Literal
 

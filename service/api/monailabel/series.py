@@ -31,7 +31,7 @@ def fetch_scan(state: StateDirectory, file: PacsFile, owner: str, uid: str) -> S
             for series in peer.find_series(series=uid):
                 reject_unsuitable(series)
                 return _kept(state, owner, peer, series)
-    msg = f"The series was looked for in {len(file.pacs)} PACS and found in none. The UID of a series is expected in `image`, and the PACS that the viewer shows in CALIBRANT_PACS_FILE."
+    msg = f"The series was looked for in {len(file.pacs)} PACS and found in none. Give the UID of a series in `image`, and list the PACS that the viewer shows in CALIBRANT_PACS_FILE."
     raise SeriesNotFound(msg)
 
 

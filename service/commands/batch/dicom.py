@@ -29,7 +29,7 @@ def find_series(files: list[Path]) -> FoundCases:
         if header is None:
             outcome.skipped.append(Skipped(path, "its DICOM header cannot be read"))
         elif not header.uid or header.modality not in MODALITIES:
-            outcome.skipped.append(Skipped(path, f"DICOM, but no image of {', '.join(MODALITIES)}"))
+            outcome.skipped.append(Skipped(path, f"DICOM, but not an image of {', '.join(MODALITIES)}"))
         else:
             by_uid[header.uid].append(path)
     outcome.cases.extend(

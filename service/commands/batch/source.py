@@ -99,9 +99,9 @@ def _of_folder(source: Path, out: Path) -> FoundCases:
             if is_dicom(path):
                 dicom.append(path)
             else:
-                outcome.skipped.append(Skipped(path, f"no scan: expected {', '.join(SUFFIXES)} or DICOM"))
+                outcome.skipped.append(Skipped(path, f"not a scan: expected {', '.join(SUFFIXES)} or DICOM"))
         elif stem_of(path).endswith(_RESULTS):
-            outcome.skipped.append(Skipped(path, "a mask or map by its name, no scan"))
+            outcome.skipped.append(Skipped(path, "by its name a mask or map, not a scan"))
         else:
             outcome.cases.append(BatchCase.of_file(_identifier(path.relative_to(source).as_posix()), path))
     series = find_series(dicom)

@@ -62,7 +62,7 @@ SEPARATORS: Final = {
     "b-values": "DiffusionBValue",
     "kinds of image": "ImageType",
 }
-"""Attributes that distinguish images at one place, by what their values count (PS3.3 C.7.6.1, C.8.3, C.8.13)."""
+"""Attributes that distinguish images at one position, by the name of what is counted (PS3.3 C.7.6.1, C.8.3, C.8.13)."""
 
 _ROUNDING = 0.01
 _FILE_META, _FILE_META_AT = 0x0002, 132

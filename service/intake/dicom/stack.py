@@ -98,7 +98,7 @@ def _reject_tilt(slices: list[Slice]) -> None:
         return
     largest = shifts[np.abs(shifts).max(axis=1).argmax()]
     degrees = np.degrees(np.arctan2(np.linalg.norm(shifts[-1]), _distance_mm(last) - _distance_mm(first)))
-    msg = f"The slices are shifted against one another by up to {np.linalg.norm(largest):.1f} mm ({degrees:.1f} degrees over the stack), as a tilted gantry leaves them; slices straight above one another are expected. Resample the series to a rectangular grid."
+    msg = f"The slices are shifted against one another by up to {np.linalg.norm(largest):.1f} mm ({degrees:.1f} degrees over the stack), as a tilted gantry leaves them; slices aligned along their normal are expected. Resample the series to a rectangular grid."
     raise GantryTilt(msg)
 
 

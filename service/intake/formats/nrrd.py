@@ -120,7 +120,7 @@ def _shape(fields: Fields) -> list[int]:
 def _dtype(fields: Fields) -> np.dtype[np.generic]:
     code = _DTYPES.get(fields.word("type"))
     if code is None:
-        msg = "The voxel type is none of the integers of 8 to 64 bits, float or double. Convert the scan to short or float."
+        msg = "The voxel type is not an integer of 8 to 64 bits, float or double. Convert the scan to short or float."
         raise UnsupportedVoxelType(msg)
     if code.endswith("1"):
         return np.dtype(code)

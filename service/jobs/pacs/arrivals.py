@@ -92,7 +92,7 @@ class Arrivals:
         return jobs
 
     def _submit(self, rule: Rule, series: Series) -> list[str]:
-        """Return the id of the job; errors of the series itself are logged, not raised, because nobody waits for it."""
+        """Return the id of the job; errors of the series itself are logged, not raised, because no request waits for it."""
         try:
             request = PacsRequest(
                 owner=rule.owner,
@@ -106,7 +106,7 @@ class Arrivals:
             )
             return [self._jobs.submit(request).id]
         except RequestError as error:
-            log.warning("a series that arrived was left", problem=error.code)
+            log.warning("an arriving series was not segmented", problem=error.code)
             return []
 
     def _begin(self, follow: object, name: str) -> None:
@@ -176,4 +176,4 @@ class Arrivals:
                         self.consider(name, arrival.series, arrival.study)
                         self._seen[key] = arrival.count
             except (PacsError, RequestError, OSError) as error:
-                log.warning("what was received cannot be taken", error=type(error).__name__)
+                log.warning("the received series cannot be read", error=type(error).__name__)

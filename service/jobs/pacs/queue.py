@@ -227,7 +227,9 @@ class PacsJobs:
         with self._turn:
             ledger = Ledger.read(folder) if identifier.isalnum() else None
             if ledger is None or ledger.owner != owner or not ledger.dead or ledger.pending:
-                msg = "No dead letter has this id: nothing of such a job was given up, or it is tried at the moment."
+                msg = (
+                    "No dead letter has this id: none of the job's objects was given up, or they are being sent again."
+                )
                 raise DeadLetterNotFound(msg)
             ledger.revive()
             ledger.save(folder)

@@ -53,7 +53,7 @@ def choose_series(source: SeriesSource, request: PacsRequest) -> Series:
             reject_unsuitable(series)
     fitting = [series for series in candidates if request.select.fits(series) and _is_suitable(series)]
     if not fitting:
-        msg = f"The PACS holds {len(candidates)} series of what was asked for, of which none fits and holds images. Look at the UIDs and the selection."
+        msg = f"The PACS holds {len(candidates)} series with these UIDs, of which none fits the selection and holds images. Check the UIDs and the selection."
         raise SeriesNotFound(msg)
     if len(fitting) > 1:
         counts = ", ".join(str(series.instances or "?") for series in fitting[:10])
@@ -98,10 +98,8 @@ def reject_other_images(received: list[str], listed: list[str], digest: str) -> 
         PacsBadResponse: the source sent other images than it lists; it may be asked again.
     """
     if digest_of(listed) != digest:
-        msg = f"The PACS holds {len(listed)} images of the series now, other ones than when the job was made. Ask for it again: that is another job."
+        msg = f"The PACS holds {len(listed)} images of the series now, not those of when the job was made. Request the series again: that makes a new job."
         raise SeriesChanged(msg)
     if digest_of(received) != digest:
-        msg = (
-            f"The PACS sent {len(set(received))} images of a series of {len(listed)}, or other ones. It is tried again."
-        )
+        msg = f"The PACS sent {len(set(received))} images of a series of {len(listed)}, or images that it does not list. It is tried again."
         raise PacsBadResponse(msg)

@@ -272,7 +272,7 @@ class SegmentationJobs:
         with self.worker.turn:
             self.state.find_scan(owner, scan)
             if self.uses(owner, scan):
-                msg = "A segmentation of this scan exists. Delete that; it takes the scan along."
+                msg = "A segmentation of this scan exists. Delete that; the scan is erased with it."
                 raise InvalidRequest(msg)
             self.state.forget_scan(owner, scan)
 
@@ -299,7 +299,7 @@ class SegmentationJobs:
         return any(WorkflowInput.of(status).scan == scan for status in jobs)
 
     def _stop(self, identifier: str) -> None:
-        # One database statement decides whether the job ends or is cancelled: exactly one of the two stands.
+        # One database statement decides whether the job ends or is cancelled: exactly one of the two happens.
         DBOS.cancel_workflow(identifier)
         self.worker.stop(identifier)
 

@@ -113,7 +113,7 @@ def test_a_newer_result_says_which_it_replaces(of_series: Path, tmp_path: Path) 
 def test_a_scan_that_was_no_series_has_no_dicom(result: Path, tmp_path: Path) -> None:
     """Without a DICOM series there is no study to belong to; the error says what to send."""
     assert (holds_series(result), offers_dicom(result)) == (False, False)
-    with pytest.raises(NoSourceSeries, match=r"^The scan was no DICOM series"):
+    with pytest.raises(NoSourceSeries, match=r"^The scan was not a DICOM series"):
         derive_dicom(result, tmp_path, ["seg"], 120)
 
 
