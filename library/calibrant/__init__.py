@@ -7,20 +7,20 @@
 Importing `calibrant` loads nothing else: httpx comes with `Client`, numpy with `metrics`, torch and monai with `losses`.
 
 The code lives in `service` and `model_training`. Those names are common, and a folder of yours may bear one of them. So
-this package looks in their folders but gives every module a name below `calibrant`: it never imports `service` or
-`model_training`, and the modules that it offers import one another relatively.
+this folder holds links to the files that the library offers (copies in a wheel), every module has a name below
+`calibrant`, and all of them import one another relatively: nothing imports `service` or `model_training`.
 """
 
+import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from calibrant import metrics
-    from model_training import losses
-    from service import errors
-    from service.client import AsyncClient, Client, Order, Result
-    from service.errors import CalibrantError, ClientError, InvalidProbabilities, ServerProblem, ServerUnreachable
+    from . import errors, losses, metrics
+    from .client import AsyncClient, Client, Order, Result
+    from .errors import CalibrantError, ClientError, InvalidProbabilities, ServerProblem, ServerUnreachable
 
 __all__ = [
     "AsyncClient",
@@ -36,9 +36,6 @@ __all__ = [
     "losses",
     "metrics",
 ]
-
-_ROOT: Final = next(folder for folder in Path(__file__).resolve().parents if (folder / "service" / "client").is_dir())
-__path__ = [str(Path(__file__).parent), str(_ROOT / "service"), str(_ROOT / "model_training")]
 
 _MODULES: Final = ("errors", "losses", "metrics")
 _CLIENT: Final = ("AsyncClient", "Client", "Order", "Result")
@@ -56,3 +53,17 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - classes and modules alike
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _LastWord:
+    """Python's last finder: says of a module that no other found that the library does not offer it."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:  # noqa: ARG004 - of importlib
+        """Raise ModuleNotFoundError for a name right below `calibrant`."""
+        if name.rpartition(".")[0] == __name__:
+            msg = f"{name} is not part of the library; see docs/library.md"
+            raise ModuleNotFoundError(msg, name=name)
+
+
+sys.meta_path.append(_LastWord)

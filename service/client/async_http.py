@@ -11,10 +11,9 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import AsyncRetrying
 
-from ..errors import ServerUnreachable
 from ..schemas import Job, Models, Output, Priority, Scan, State
 from . import calls
-from .calls import Call, Order, ScanSource, Show, Talk
+from .calls import Call, Order, ScanSource, Show, Talk, no_show
 from .events import EventStream
 from .result import Result
 from .retry import PATIENCE_S, Retry
@@ -31,11 +30,7 @@ class AsyncClient:
         self, url: str, *, key: str | None = None, timeout_s: float = 60.0, patience_s: float = PATIENCE_S
     ) -> None:
         """Prepare a connection; arguments and errors are those of `Client`."""
-        try:
-            self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, headers=calls.headers_of(key))
-        except httpx.InvalidURL as error:
-            msg = f"The address cannot be used ({error}). Expected one like http://127.0.0.1:8000."
-            raise ServerUnreachable(msg) from error
+        self._http = httpx.AsyncClient(base_url=calls.address_of(url), timeout=timeout_s, headers=calls.headers_of(key))
         self._retry = Retry(patience_s)
 
     async def __aenter__(self) -> Self:
@@ -62,7 +57,7 @@ class AsyncClient:
         self,
         scan: ScanSource,
         model: str | None = None,
-        show: Show = lambda _: None,
+        show: Show = no_show,
         *,
         outputs: tuple[Output, ...] = (),
         priority: Priority = "normal",
@@ -78,7 +73,7 @@ class AsyncClient:
         """Return a job in its present state."""
         return await self._talk(calls.find(identifier))
 
-    async def wait(self, job: Job, show: Show = lambda _: None) -> Job:
+    async def wait(self, job: Job, show: Show = no_show) -> Job:
         """Return a job once it has succeeded, failed or been cancelled."""
         return await self._talk(calls.wait(job, show))
 

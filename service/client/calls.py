@@ -5,6 +5,7 @@ run the same generators, as httpx runs its `Auth.auth_flow`.
 """
 
 import os
+import re
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from ..errors import ServerProblem, ServerUnreachable
+from ..errors import ClientError, ServerProblem, ServerUnreachable
 from ..schemas import FINISHED, Job, Jobs, Models, Output, Priority, Problem, Scan, State, Summary, Wire
 from .result import Result
 
@@ -33,10 +34,14 @@ _T = TypeVar("_T")
 _Wire = TypeVar("_Wire", bound=Wire)
 
 ScanSource = Path | Scan | str
-"""A file, an uploaded scan, or the id of one."""
+"""A file, an uploaded scan, or the id of one, the 64 hex digits of its SHA-256."""
 
 Show = Callable[[Job], None]
 """Called with a job whenever it was looked at."""
+
+
+def no_show(_: Job) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,9 @@ class Order:
         outputs: outputs to keep; all if empty.
         priority: over waiting jobs.
         idempotency_key: the same key never makes a second job; a new one by default.
+
+    Raises:
+        ClientError: the scan is a str, but no id.
     """
 
     scan: ScanSource
@@ -56,6 +64,11 @@ class Order:
     outputs: tuple[Output, ...] = ()
     priority: Priority = "normal"
     idempotency_key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scan, str) and not re.fullmatch("[0-9a-fA-F]{64}", self.scan):
+            msg = "A str is the id of an uploaded scan (64 hex digits); for a file pass pathlib.Path(...)."
+            raise ClientError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +205,23 @@ def reject_error(answer: httpx.Response) -> None:
 def unreachable(url: httpx.URL, error: httpx.TransportError) -> ServerUnreachable:
     """Return the error for a request without an answer."""
     return ServerUnreachable(f"{url} did not answer ({type(error).__name__}). Is calibrant serve running there?")
+
+
+def address_of(url: str) -> httpx.URL:
+    """Return the address of a server.
+
+    Raises:
+        ServerUnreachable: it is not valid, or does not begin with http:// or https://.
+    """
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        msg = f"The address cannot be used ({error}). Expected one like http://127.0.0.1:8000."
+        raise ServerUnreachable(msg) from error
+    if address.scheme not in ("http", "https") or not address.host:
+        msg = "The address needs http:// or https://, e.g. http://127.0.0.1:8000."
+        raise ServerUnreachable(msg)
+    return address
 
 
 def headers_of(key: str | None) -> dict[str, str]:

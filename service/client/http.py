@@ -11,10 +11,9 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import Retrying
 
-from ..errors import ServerUnreachable
 from ..schemas import Job, Models, Output, Priority, Scan, State
 from . import calls
-from .calls import Call, Order, ScanSource, Show, Talk
+from .calls import Call, Order, ScanSource, Show, Talk, no_show
 from .events import EventStream
 from .result import Result
 from .retry import PATIENCE_S, Retry
@@ -41,13 +40,9 @@ class Client:
             patience_s: seconds over which a request is repeated while the server is unreachable or busy.
 
         Raises:
-            ServerUnreachable: the address is not valid.
+            ServerUnreachable: the address is not valid, or does not begin with http:// or https://.
         """
-        try:
-            self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=calls.headers_of(key))
-        except httpx.InvalidURL as error:
-            msg = f"The address cannot be used ({error}). Expected one like http://127.0.0.1:8000."
-            raise ServerUnreachable(msg) from error
+        self._http = httpx.Client(base_url=calls.address_of(url), timeout=timeout_s, headers=calls.headers_of(key))
         self._retry = Retry(patience_s)
 
     def __enter__(self) -> Self:
@@ -74,7 +69,7 @@ class Client:
         self,
         scan: ScanSource,
         model: str | None = None,
-        show: Show = lambda _: None,
+        show: Show = no_show,
         *,
         outputs: tuple[Output, ...] = (),
         priority: Priority = "normal",
@@ -82,11 +77,14 @@ class Client:
         """Segment a scan and return the result.
 
         Args:
-            scan: file, or an uploaded scan or its id.
+            scan: file as a pathlib.Path, or an uploaded scan or its id.
             model: name, or name@sha256; the server's default if None.
             show: called with the job whenever it was looked at.
             outputs: outputs to keep; all by default.
             priority: over waiting jobs.
+
+        Raises:
+            ClientError: the scan is a str, but no id.
         """
         return self._talk(calls.segment(Order(scan, model, outputs, priority), show))
 
@@ -98,7 +96,7 @@ class Client:
         """Return a job in its present state."""
         return self._talk(calls.find(identifier))
 
-    def wait(self, job: Job, show: Show = lambda _: None) -> Job:
+    def wait(self, job: Job, show: Show = no_show) -> Job:
         """Return a job once it has succeeded, failed or been cancelled."""
         return self._talk(calls.wait(job, show))
 

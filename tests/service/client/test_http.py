@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.client.async_http import AsyncClient
 from service.client.calls import Order
 from service.client.http import Client
 from service.errors import ClientError, ServerProblem, ServerUnreachable
@@ -64,6 +65,20 @@ def test_an_address_that_is_none_is_said(url: str) -> None:
         client.models()
 
 
+def test_help_shows_a_default_with_a_name() -> None:
+    """The default of `show` is a function with a name, in both clients."""
+    for client in (Client, AsyncClient):
+        for method in (client.segment, client.wait):
+            assert inspect.signature(method).parameters["show"].default.__name__ == "no_show"
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_an_address_without_http_is_refused_at_construction(client: type[Client] | type[AsyncClient]) -> None:
+    """The mistake is told before the first request."""
+    with pytest.raises(ServerUnreachable, match="needs http:// or https://"):
+        client("localhost:8000")
+
+
 def test_a_closed_client_holds_no_connection() -> None:
     """Leaving the context closes the connection."""
     with Client("http://server") as client:
@@ -85,7 +100,6 @@ def test_a_key_goes_with_every_request(
 
 def test_the_asynchronous_client_has_the_same_methods() -> None:
     """Both clients have the same methods with the same arguments."""
-    from service.client.async_http import AsyncClient
 
     def methods(client_class: type) -> dict[str, list[str]]:
         public = {name: function for name, function in vars(client_class).items() if not name.startswith("_")}
