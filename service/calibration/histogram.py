@@ -72,11 +72,15 @@ class ReliabilityHistogram:
             labels: (...) integers, the true class 0 .. C-1 of each voxel.
             structures: classes that are joined in each row, e.g. the parts of a whole tumour; their probabilities are
                 summed. By default each class is a row.
-            bins: M.
+            bins: M, at least 1.
 
         Raises:
             InvalidProbabilities: NaN, a value outside [0, 1], a label outside 0 .. C-1, or shapes that disagree.
+            ValueError: `bins` is no whole number, or less than 1.
         """
+        if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
+            msg = f"bins is {bins}; expected a whole number, at least 1."
+            raise ValueError(msg)
         probs, labels = _checked(probs, labels)
         rows = structures or [(c,) for c in range(len(probs))]
         histogram = cls.empty(len(rows), bins)
@@ -100,8 +104,19 @@ class ReliabilityHistogram:
         return histogram
 
     def __add__(self, other: Self) -> Self:
-        """Return the histogram of the voxels of both."""
+        """Return the histogram of the voxels of both.
+
+        Raises:
+            InvalidProbabilities: they have other classes or bins.
+        """
+        if self.count.shape != other.count.shape:
+            msg = f"Histograms of (classes, bins) {self.count.shape} and {other.count.shape} do not add up; expected the same shape."
+            raise InvalidProbabilities(msg)
         return type(self)(self.count + other.count, self.sum_p + other.sum_p, self.sum_y + other.sum_y)
+
+    def __radd__(self, other: int) -> Self:
+        """Return the histogram itself for 0, with which `sum` begins."""
+        return self if other == 0 else NotImplemented
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -117,10 +132,26 @@ class ReliabilityHistogram:
         return gap
 
 
+def as_probabilities(probs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return an array as float32.
+
+    Raises:
+        InvalidProbabilities: it is complex, or one number without an axis of classes.
+    """
+    array = np.asarray(probs)
+    if np.iscomplexobj(array):
+        msg = f"Probabilities are {array.dtype}; expected real numbers in [0, 1]."
+        raise InvalidProbabilities(msg)
+    if array.ndim == 0:
+        msg = "Probabilities are one number; expected an array (C, ...) whose first axis is the class."
+        raise InvalidProbabilities(msg)
+    return array.astype(np.float32, copy=False)
+
+
 def _checked(
     probs: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]:
-    probs = np.asarray(probs, dtype=np.float32)
+    probs = as_probabilities(probs)
     labels = np.asarray(labels)
     if probs.shape[1:] != labels.shape:
         msg = f"Probabilities of shape {probs.shape} do not belong to labels of shape {labels.shape}: expected (C, *{labels.shape})."

@@ -1,5 +1,7 @@
 """`calibrant.metrics` against brute force in float64 and against torchmetrics."""
 
+import inspect
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -75,6 +77,50 @@ def test_a_calibrated_model_scores_its_floor() -> None:
     floor = metrics.ace_floor(probs)
     assert metrics.ace(probs, labels) == pytest.approx(floor, rel=0.5)
     assert (metrics.ace_floor(probs[:, :2000]) > 2 * floor).all()
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_sum_adds_up_histograms(images: int, seed: int) -> None:
+    """`sum` of the histograms of parts is the histogram of the whole."""
+    probs, labels = drawn(seed, 3, 120)
+    parts = np.array_split(np.arange(120), images)
+    pooled = sum(metrics.reliability_histogram(probs[:, part], labels[part]) for part in parts)
+    whole = metrics.reliability_histogram(probs, labels)
+    assert isinstance(pooled, metrics.ReliabilityHistogram)
+    np.testing.assert_array_equal(pooled.count, whole.count)
+    np.testing.assert_array_equal(pooled.sum_y, whole.sum_y)
+    np.testing.assert_allclose(pooled.sum_p, whole.sum_p)
+
+
+@pytest.mark.parametrize("name", ["ace", "ece", "mce", "ace_floor", "brier", "nll", "reliability_histogram"])
+def test_help_opens_with_a_short_line(name: str) -> None:
+    """The signature names its types instead of spelling them out."""
+    assert len(str(inspect.signature(getattr(metrics, name)))) < 160
+
+
+@given(st.one_of(st.integers(-5, 0), st.floats(0, 30), st.booleans(), st.none(), st.text(max_size=3)))
+def test_bins_are_a_whole_number(bins: object) -> None:
+    """Any other `bins` is an error that says what is expected."""
+    probs, labels = drawn(6, 3, 50)
+    for function in (metrics.ace, metrics.ece, metrics.mce, metrics.reliability_histogram):
+        with pytest.raises(ValueError, match="expected a whole number, at least 1"):
+            function(probs, labels, bins=bins)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected a whole number, at least 1"):
+        metrics.ace_floor(probs, bins=bins)  # type: ignore[arg-type]
+    of_numpy = metrics.ace(probs, labels, bins=np.int16(7))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(of_numpy, metrics.ace(probs, labels, bins=7))
+
+
+@given(st.floats(0, 1), st.sampled_from([np.complex64, np.complex128]))
+def test_one_number_and_complex_ones_are_refused(value: float, dtype: type) -> None:
+    """What has no axis of classes, or an imaginary part, is no set of probabilities."""
+    for function in (metrics.ace, metrics.ece, metrics.mce, metrics.brier, metrics.nll):
+        with pytest.raises(InvalidProbabilities, match="one number"):
+            function(value, 0)
+        with pytest.raises(InvalidProbabilities, match="real numbers"):
+            function(np.array([[value], [1 - value]], dtype), [0])
+    with pytest.raises(InvalidProbabilities, match="real numbers"):
+        metrics.ace_floor(np.array([[value], [1 - value]], dtype))
 
 
 def test_tensors_and_lists_are_taken() -> None:

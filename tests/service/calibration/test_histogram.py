@@ -242,6 +242,26 @@ def test_the_empty_histogram_changes_nothing(image: Image) -> None:
     assert_same(histogram + ReliabilityHistogram.empty(len(image[0])), histogram)
 
 
+@given(*[st.tuples(st.integers(1, 4), st.integers(1, 20))] * 2)
+def test_histograms_of_other_shapes_do_not_add_up(first: tuple[int, int], second: tuple[int, int]) -> None:
+    """Other classes or bins are an error, never a broadcast."""
+    here, there = (ReliabilityHistogram.empty(*shape) for shape in (first, second))
+    if first == second:
+        assert (here + there).count.shape == first
+    else:
+        with pytest.raises(InvalidProbabilities, match="expected the same shape"):
+            here + there
+
+
+@given(images(), st.integers(1, 9))
+def test_a_histogram_is_added_to_0_alone(image: Image, number: int) -> None:
+    """`sum` begins with 0; another number is a TypeError."""
+    histogram = ReliabilityHistogram.from_probabilities(*image)
+    assert sum([histogram]) is histogram
+    with pytest.raises(TypeError):
+        number + histogram
+
+
 @given(images(), st.randoms(use_true_random=False))
 def test_the_order_of_voxels_is_irrelevant(image: Image, random: Random) -> None:
     """Shuffled voxels give the same sums."""
