@@ -5,8 +5,9 @@ hard binning first in Barfoot et al., MICCAI 2024, arXiv 2403.06759. Names, argu
 those of the authors' code. Shapes: B images, C classes, N voxels, M bins.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from monai.losses import DiceCELoss
@@ -22,6 +23,8 @@ BINS: Final = 20
 """M, that of `service.calibration` (a test compares them): this package imports nothing outside itself."""
 
 _MOST_BINS = 253  # a bin, and two more, fit into a byte
+_ROUNDING = 1e-5  # by which a probability may leave [0, 1]
+_WITHOUT_RANGE = (torch.uint16, torch.uint32, torch.uint64)  # of which torch finds no minimum
 
 
 class _L1ACELoss(_Loss):
@@ -73,6 +76,9 @@ class _L1ACELoss(_Loss):
         if not 1 <= num_bins <= _MOST_BINS:
             msg = f"num_bins is {num_bins}; expected 1 to {_MOST_BINS}."
             raise ValueError(msg)
+        if reduction not in get_args(Reduction):
+            msg = f"reduction is {reduction!r}; expected mean, sum or none."
+            raise ValueError(msg)
         if weight is not None and min(weight) < 0:
             msg = "weight holds a negative factor; expected at least 0."
             raise ValueError(msg)
@@ -95,21 +101,40 @@ class _L1ACELoss(_Loss):
             target: (B, 1, ...) labels with `to_onehot_y`, else (B, C, ...) in [0, 1].
 
         Raises:
-            ValueError: shapes that disagree, or values that are not finite.
+            ValueError: shapes that disagree, values that are not finite, without an activation values outside [0, 1], or
+                labels outside 0 .. C-1 other than `ignore_index`.
         """
         with torch.autocast(input.device.type, enabled=False):
             p = input if input.dtype == torch.float64 else input.float()
             p = (self.activation(p) if self.activation else p).flatten(2)
-            if not torch.isfinite(p.detach().sum()):
-                msg = "The network's output is not finite (NaN or infinite): lower the learning rate or clip gradients."
-                raise ValueError(msg)
             y, ignored = self._target(p, target)
+            self._check(p.detach(), target.flatten(1), ignored)
             p = p[:, self.first :]
             return self._reduced(self._gaps(p, y, ignored), self._present(p, y), input.dim())
 
     def _gaps(self, p: torch.Tensor, y: Row, ignored: torch.Tensor | None) -> torch.Tensor:
         """Return the mean gap of each row, (B, C)."""
         raise NotImplementedError
+
+    def _check(self, p: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor | None) -> None:
+        """Raise ValueError for values out of range; all figures come from the device at once, so a GPU waits once."""
+        if not p.numel():
+            return
+        figures = [*p.aminmax()]
+        if self.to_onehot_y:
+            labels = labels.float() if labels.dtype in _WITHOUT_RANGE else labels
+            figures += (labels if ignored is None else labels.masked_fill(ignored, 0)).aminmax()
+        low, high, *of_labels = torch.stack([figure.to(p.dtype) for figure in figures]).tolist()
+        if not math.isfinite(low) or not math.isfinite(high):
+            msg = "The network's output is not finite (NaN or infinite): lower the learning rate or clip gradients."
+            raise ValueError(msg)
+        if self.activation is None and (low < -_ROUNDING or high > 1 + _ROUNDING):
+            msg = f"The input spans {low:.3g} to {high:.3g}; expected probabilities: set softmax or sigmoid."
+            raise ValueError(msg)
+        classes = p.shape[1]
+        if of_labels and not (of_labels[0] >= 0 and of_labels[1] < classes):
+            msg = f"Labels span {of_labels[0]:g} to {of_labels[1]:g}; expected 0 to {classes - 1} for {classes} classes, or ignore_index."
+            raise ValueError(msg)
 
     def _target(self, p: torch.Tensor, target: torch.Tensor) -> tuple[Row, torch.Tensor | None]:
         shape = (p.shape[0], 1, p.shape[2]) if self.to_onehot_y else p.shape
@@ -188,10 +213,17 @@ class ACEDiceCELoss(_Loss):
             binning: which mL1-ACE.
             ace_weight: its weight beside 1 for Dice and 1 for cross-entropy; 0 leaves Dice + CE alone. It may be
                 set anew between steps.
+
+        Raises:
+            ValueError: there is no such binning.
         """
         super().__init__()
+        losses = {"hard": HardL1ACELoss, "soft": SoftL1ACELoss}
+        if binning not in losses:
+            msg = f"binning is {binning!r}; expected hard or soft."
+            raise ValueError(msg)
         self.dice_ce = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
-        self.ace = {"hard": HardL1ACELoss, "soft": SoftL1ACELoss}[binning](softmax=True, to_onehot_y=True)
+        self.ace = losses[binning](softmax=True, to_onehot_y=True)
         self.ace_weight = ace_weight
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 Edges and weights as in the authors' code (cai4cai/Average-Calibration-Losses): linspace(0, 1 + eps, M + 1).
 """
 
+import re
+import warnings
 from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch.nn.functional import one_hot
 
@@ -235,6 +239,94 @@ def test_logits_that_are_not_finite_are_refused(loss: Loss, value: float) -> Non
 
     with pytest.raises(ValueError, match=r"output is not finite.*lower the learning rate or clip gradients"):
         loss(softmax=True, to_onehot_y=True)(logits, labels)
+
+
+@EITHER
+@given(st.text(max_size=8).filter(lambda text: text not in {"mean", "sum", "none"}))
+@example("average")
+def test_an_unknown_reduction_is_refused(loss: Loss, reduction: str) -> None:
+    """A typing mistake does not become a mean."""
+    with pytest.raises(ValueError, match=r"^reduction is .*; expected mean, sum or none\.$"):
+        loss(reduction=reduction)  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=8).filter(lambda text: text not in {"hard", "soft"}))
+@example("sft")
+def test_an_unknown_binning_is_refused(binning: str) -> None:
+    """The message names both."""
+    with pytest.raises(ValueError, match=r"^binning is .*; expected hard or soft\.$"):
+        ACEDiceCELoss(binning, 1.0)  # type: ignore[arg-type]
+
+
+@EITHER
+@given(st.floats(-9, 9), st.integers(0, 11), st.sampled_from([torch.float16, torch.float32, torch.float64]))
+@example(1 + 2**-23, 0, torch.float32)
+@example(-(2.0**-23), 0, torch.float32)
+@example(-0.001, 5, torch.float64)
+def test_logits_without_an_activation_are_refused(loss: Loss, value: float, place: int, dtype: torch.dtype) -> None:
+    """A value outside [0, 1] by more than rounding is an error that names the remedy; with one the same input is taken."""
+    p = torch.full((1, 2, 6), 0.5, dtype=dtype)
+    p.view(-1)[place] = value
+    y = torch.ones(1, 2, 6)
+    low, high = float(p.min()), float(p.max())
+    if low >= -1e-6 and high <= 1 + 1e-6:
+        assert loss()(p, y) >= 0
+    elif low < -2e-5 or high > 1 + 2e-5:
+        with pytest.raises(ValueError, match=re.escape(f"The input spans {low:.3g} to {high:.3g}; expected prob")):
+            loss()(p, y)
+    assert loss(softmax=True)(p, y) >= 0
+    assert loss(sigmoid=True)(p, y) >= 0
+
+
+@EITHER
+@given(
+    st.integers(-3, 300),
+    st.integers(0, 11),
+    st.sampled_from([None, -1, 2, 255]),
+    st.sampled_from([torch.uint8, torch.uint16, torch.int32, torch.int64, torch.float32]),
+)
+def test_labels_that_are_no_class_are_refused(
+    loss: Loss, label: int, place: int, ignore_index: int | None, dtype: torch.dtype
+) -> None:
+    """A label outside 0 .. C-1 is an error unless it is the one to ignore, in any type of label."""
+    unsigned = dtype in (torch.uint8, torch.uint16)
+    label %= 256 if unsigned else 1000
+    labels = torch.arange(12).remainder(3)
+    labels[place] = label
+    labels = labels.view(1, 1, 12).to(dtype)
+    ignored = ignore_index if ignore_index != -1 or not unsigned else None
+    function = loss(softmax=True, to_onehot_y=True, ignore_index=ignored)
+    logits = torch.zeros(1, 3, 12)
+    if label < 3 or label == ignored:
+        assert function(logits, labels) >= 0
+    else:
+        with pytest.raises(ValueError, match=rf"^Labels span 0 to {label}; expected 0 to 2 for 3 classes"):
+            function(logits, labels)
+
+
+def test_a_negative_label_is_refused() -> None:
+    """-1 is no class unless it is the one to ignore."""
+    labels = torch.tensor([[[0, 1, -1, 1]]])
+    with pytest.raises(ValueError, match="Labels span -1 to 1; expected 0 to 1"):
+        SoftL1ACELoss(softmax=True, to_onehot_y=True)(torch.zeros(1, 2, 4), labels)
+    assert SoftL1ACELoss(softmax=True, to_onehot_y=True, ignore_index=-1)(torch.zeros(1, 2, 4), labels) >= 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@EITHER
+def test_the_checks_wait_for_the_gpu_once(loss: Loss) -> None:
+    """Finding values out of range reads the device's memory once."""
+    p, labels = torch.rand(1, 3, 64, device="cuda"), torch.randint(3, (1, 64), device="cuda")
+    function = loss(to_onehot_y=True, ignore_index=255)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function._check(p, labels, labels == 255)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in caught if "called a synchronizing" in str(each.message)]) == 1
 
 
 @EITHER
