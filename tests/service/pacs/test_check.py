@@ -38,7 +38,7 @@ def test_a_pacs_without_dicomweb_passes(orthanc: Orthanc) -> None:
 def test_a_wrong_address_differs_from_a_missing_right(stub: Stub) -> None:
     """Each has its own advice."""
     gone = f"http://127.0.0.1:{free_port()}/dicom-web"
-    assert "no connection" in examine(url=gone)["QIDO-RS"][1]
+    assert "refused or dropped the connection" in examine(url=gone)["QIDO-RS"][1]
 
     stub.says(200, b"<html>", "text/html")
     assert "DICOMweb root" in examine(url=stub.url)["QIDO-RS"][1]

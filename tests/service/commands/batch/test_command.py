@@ -61,7 +61,7 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path, segmenter: FakeSegme
     assert (code, segmenter.calls) == (0, [])
     assert "b.nii" in said
     assert "a.nii" not in said
-    assert "left out: no scan" in said
+    assert "left out: not a scan" in said
     assert "3 cases, 1 files left out." in said
     assert not (tmp_path / "out").exists()
 
