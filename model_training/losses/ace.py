@@ -236,7 +236,7 @@ class ACEDiceCELoss(_Loss):
         Args:
             logits: (B, C, ...), or one such tensor for each scale of a deeply supervised network, finest first: their
                 losses count 1, 1/2, 1/4 ..., each at its own scale, as in MONAI's `DeepSupervisionLoss`.
-            labels: (B, 1, ...) at the finest scale.
+            labels: (B, 1, ...) at the finest scale, 0 .. C-1: for others the Dice term fails first, with MONAI's error.
         """
         scales = [logits] if isinstance(logits, torch.Tensor) else logits
         terms = [self._terms_at_one_scale(scale, labels) for scale in scales]

@@ -49,8 +49,8 @@ class AsyncClient:
         """Return the installed models."""
         return await self._talk(calls.models())
 
-    async def upload(self, scan: Path) -> Scan:
-        """Store a scan at the service and return it with its id, its SHA-256."""
+    async def upload(self, scan: Path | str) -> Scan:
+        """Store a scan, a file, at the service and return it with its id, its SHA-256."""
         return await self._talk(calls.upload(scan))
 
     async def segment(

@@ -101,9 +101,9 @@ def models() -> Talk[Models]:
     return read(Models, (yield Call("GET", "/v1/models")))
 
 
-def upload(scan: Path) -> Talk[Scan]:
+def upload(scan: Path | str) -> Talk[Scan]:
     """Store a scan at the service."""
-    return read(Scan, (yield _with_body(Call("POST", "/v1/scans"), scan)))
+    return read(Scan, (yield _with_body(Call("POST", "/v1/scans"), Path(scan))))
 
 
 def submit(order: Order, headers: Mapping[str, str] | None = None) -> Talk[Job]:

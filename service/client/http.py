@@ -61,8 +61,8 @@ class Client:
         """Return the installed models."""
         return self._talk(calls.models())
 
-    def upload(self, scan: Path) -> Scan:
-        """Store a scan at the service and return it with its id, its SHA-256."""
+    def upload(self, scan: Path | str) -> Scan:
+        """Store a scan, a file, at the service and return it with its id, its SHA-256."""
         return self._talk(calls.upload(scan))
 
     def segment(

@@ -2,6 +2,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.client.calls import Order, address_of
+from service.client.calls import Order, address_of, upload
 from service.errors import ClientError, ServerUnreachable
 
 MakeJob = Callable[..., dict[str, Any]]
@@ -50,6 +51,16 @@ def test_an_address_without_http_is_refused(address: str) -> None:
         address_of(address)
     if address and "/" not in address:
         assert address_of(f"http://{address}").host == address.partition(":")[0]
+
+
+@given(st.binary(max_size=30), st.sampled_from([Path, str]))
+def test_a_file_to_upload_may_be_a_str(content: bytes, kind: type[Path] | type[str]) -> None:
+    """An upload is always a file, so its path may be a str as well."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "scan.nii.gz"
+        path.write_bytes(content)
+        call = next(upload(kind(path)))
+    assert (call.body, call.headers["Content-Length"]) == (path, str(len(content)))
 
 
 def test_orders_have_keys_of_their_own(scan: Path) -> None:
