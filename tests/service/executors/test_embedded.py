@@ -395,7 +395,7 @@ def test_a_bundle_that_was_replaced_on_the_disk_does_not_run_as_the_earlier_one(
     reseal(description.root)
     executor.forget(description)
 
-    with pytest.raises(BundleIntegrity, match="Another version"):
+    with pytest.raises(BundleIntegrity, match="another version"):
         case()
 
 

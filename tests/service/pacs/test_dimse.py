@@ -152,7 +152,7 @@ def test_an_aborted_association_is_unreachable() -> None:
 
     pacs.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_ECHO, hang)])
     try:
-        with pytest.raises(PacsUnreachable, match="middle"):
+        with pytest.raises(PacsUnreachable, match="closed"):
             connect(port, "SILENT").echo()
     finally:
         pacs.shutdown()
