@@ -9,6 +9,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,16 @@ def test_a_confined_process_reads_the_scan_and_nothing_else(scan: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads; the child uses none
         child = os.fork()
     if child == 0:
-        sandbox._confine(scan, Limits(memory_bytes=1 << 40))  # the fork has inherited all memory of earlier tests
         try:
-            Path("/etc/passwd").read_bytes()
-        except PermissionError:
+            # The fork has inherited the memory and the open files of all earlier tests.
+            os.closerange(3, 1 << 16)
+            sandbox._confine(scan, Limits(memory_bytes=1 << 40))
+            with suppress(PermissionError):
+                Path("/etc/passwd").read_bytes()
+                os._exit(200)
             os._exit(len(scan.read_bytes()) % 100)
-        os._exit(200)
+        finally:
+            os._exit(201)  # whatever went wrong: a fork must not go on as a second pytest
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == scan.stat().st_size % 100
 
