@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -32,7 +34,7 @@ POINTS = {
     "preprocess": ("service.pipeline.run", "preprocess"),
     "infer": ("service.pipeline.run", "infer_within_memory"),  # whatever the engine
     "calibrate": ("service.pipeline.run", "segment"),
-    "encode": ("service.pipeline.run", "encode_mask"),
+    "encode": ("service.result.outputs", "encode_mask"),
     "store": ("service.result.store", "write_durably"),  # of several files the first
     "store, complete": ("service.pipeline.run", "complete"),
     "scan kept": ("service.storage.local", "Upload.keep"),
@@ -228,6 +230,12 @@ def _stat(pid: int) -> tuple[str, int]:
     except (FileNotFoundError, ProcessLookupError):
         return "", 0
     return state, int(parent)
+
+
+@pytest.mark.parametrize(("module", "function"), POINTS.values(), ids=POINTS)
+def test_every_place_to_stop_exists(module: str, function: str) -> None:
+    """A function that has moved would leave a service that never starts a job."""
+    assert callable(attrgetter(function)(import_module(module)))
 
 
 @pytest.fixture(scope="module")
