@@ -1,6 +1,5 @@
 """Compares a mask with the reference that a manifest names: DSC by structure."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from service.derived.reference import reject_other_grid
 from service.errors import GeometryMismatch, ScanError, SourceError
-from service.intake.sandbox import decode_sandboxed
+from service.intake.decode import decode_scan
 from service.schemas import Summary
 
 
@@ -28,13 +27,14 @@ def dsc_of(mask: bytes, reference: Path, summary: Summary) -> dict[str, float | 
     with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
         file.write(mask)
         file.flush()
-        predicted = decode_sandboxed(Path(file.name))
-    if not os.access(reference, os.R_OK):
-        msg = "The reference cannot be read. Check its path and permissions."
-        raise SourceError(msg)
+        predicted = decode_scan(Path(file.name))
     try:
-        volume = decode_sandboxed(reference)
+        # Not in a sandbox: the file is the caller's own, and the batch blocks the signals that end a waiting one.
+        volume = decode_scan(reference)
         reject_other_grid(volume, predicted.shape, predicted.affine)
+    except OSError as error:
+        msg = f"The reference cannot be read ({type(error).__name__}). Check its path and permissions."
+        raise SourceError(msg) from error
     except (ScanError, GeometryMismatch) as error:
         msg = f"The reference cannot be compared. {error.detail}"
         raise SourceError(msg) from error
