@@ -73,15 +73,7 @@ class _L1ACELoss(_Loss):
         if ignore_index is not None and not to_onehot_y:
             msg = "ignore_index needs labels: set to_onehot_y."
             raise ValueError(msg)
-        if not 1 <= num_bins <= _MOST_BINS:
-            msg = f"num_bins is {num_bins}; expected 1 to {_MOST_BINS}."
-            raise ValueError(msg)
-        if reduction not in get_args(Reduction):
-            msg = f"reduction is {reduction!r}; expected mean, sum or none."
-            raise ValueError(msg)
-        if weight is not None and min(weight) < 0:
-            msg = "weight holds a negative factor; expected at least 0."
-            raise ValueError(msg)
+        _reject_out_of_range(num_bins, reduction, weight)
         self.num_bins = num_bins
         self.first = 0 if include_background else 1
         self.to_onehot_y = to_onehot_y
@@ -125,15 +117,15 @@ class _L1ACELoss(_Loss):
             labels = labels.float() if labels.dtype in _WITHOUT_RANGE else labels
             figures += (labels if ignored is None else labels.masked_fill(ignored, 0)).aminmax()
         low, high, *of_labels = torch.stack([figure.to(p.dtype) for figure in figures]).tolist()
+        self._reject_values(low, high)
+        _reject_labels(of_labels, p.shape[1])
+
+    def _reject_values(self, low: float, high: float) -> None:
         if not math.isfinite(low) or not math.isfinite(high):
             msg = "The network's output is not finite (NaN or infinite): lower the learning rate or clip gradients."
             raise ValueError(msg)
         if self.activation is None and (low < -_ROUNDING or high > 1 + _ROUNDING):
             msg = f"The input spans {low:.3g} to {high:.3g}; expected probabilities: set softmax or sigmoid."
-            raise ValueError(msg)
-        classes = p.shape[1]
-        if of_labels and not (of_labels[0] >= 0 and of_labels[1] < classes):
-            msg = f"Labels span {of_labels[0]:g} to {of_labels[1]:g}; expected 0 to {classes - 1} for {classes} classes, or ignore_index."
             raise ValueError(msg)
 
     def _target(self, p: torch.Tensor, target: torch.Tensor) -> tuple[Row, torch.Tensor | None]:
@@ -172,6 +164,25 @@ class _L1ACELoss(_Loss):
             return losses.sum()
         number = present.sum().clamp(min=1) if self.leave_out_empty_classes else losses.numel()
         return losses.sum() / number
+
+
+def _reject_out_of_range(num_bins: int, reduction: str, weight: Sequence[float] | None) -> None:
+    if not 1 <= num_bins <= _MOST_BINS:
+        msg = f"num_bins is {num_bins}; expected 1 to {_MOST_BINS}."
+        raise ValueError(msg)
+    if reduction not in get_args(Reduction):
+        msg = f"reduction is {reduction!r}; expected mean, sum or none."
+        raise ValueError(msg)
+    if weight is not None and min(weight) < 0:
+        msg = "weight holds a negative factor; expected at least 0."
+        raise ValueError(msg)
+
+
+def _reject_labels(span: Sequence[float], classes: int) -> None:
+    """Raise ValueError if the smallest or the largest label, if there are any, is no class."""
+    if span and not (span[0] >= 0 and span[1] < classes):
+        msg = f"Labels span {span[0]:g} to {span[1]:g}; expected 0 to {classes - 1} for {classes} classes, or ignore_index."
+        raise ValueError(msg)
 
 
 class HardL1ACELoss(_L1ACELoss):
