@@ -42,7 +42,7 @@ _CLIENT: Final = ("AsyncClient", "Client", "Order", "Result")
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - classes and modules alike
-    """Load what is asked for the first time that it is asked for (PEP 562)."""
+    """Import an exported name when it is first used (PEP 562)."""
     if name not in __all__:
         msg = f"module 'calibrant' has no attribute {name!r}"
         raise AttributeError(msg)
