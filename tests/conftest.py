@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from service.bundle.manifest import sha256_of, write_manifest
 from service.bundle.schema import Label, Landmark, Locator, Network, Part, ServiceConfig, ZScore
 from service.calibration.cohort import CaseSums
 from service.calibration.histogram import ReliabilityHistogram
+
+if TYPE_CHECKING:
+    import torch
 
 # Tiny networks run faster on one thread: 2 s instead of 16 s for test_train.py on a busy machine.
 # It must be set before anything imports torch.
@@ -53,6 +57,22 @@ SLOW_FIXTURES = {"guarded", "http", "labelling", "locator_run", "running_orthanc
 """They start a server or train a network; so do tests that need real scans."""
 
 REAL_SCANS = {"acdc", "brain_label_maps", "chaos", "hippocampus", "real_hippocampus", "real_series", "whole_head"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let tests marked `gpu` be rehearsed on another device."""
+    parser.addoption("--gpu-device", help="torch device of tests marked gpu, e.g. cpu to rehearse them")
+
+
+@pytest.fixture(scope="session")
+def gpu_device(request: pytest.FixtureRequest) -> "torch.device":
+    """Return the device of tests marked `gpu`: that of `--gpu-device`, else the first CUDA device; without one, skip."""
+    import torch
+
+    name = request.config.getoption("--gpu-device")
+    if name is None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(name or "cuda:0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -123,6 +123,9 @@ class _DecoderChild:
 _REHEARSED: Final = (256, 256, 8)
 """Shape of the sample scan that a process decodes to warm up."""
 
+_DYING_S: Final = 1.0
+"""Seconds within which a process whose pipe has closed tells its exit code."""
+
 _PREPARING: Final = "calibrant-sandbox"
 _NEXT: "Final[queue.Queue[_DecoderChild]]" = queue.Queue(maxsize=1)
 
@@ -150,8 +153,27 @@ def _next_child() -> _DecoderChild:
 
 
 def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
-    """Return the child's answer; its voxels, if asked for, are in the shared memory, which the child can no longer write."""
+    """Return a child's answer; its voxels, if asked for, are in the shared memory, which the child can no longer write.
+
+    A child that dies is replaced once: not the file but a lack of memory on the machine may have ended it.
+    """
     _warn_without_landlock()
+    try:
+        answer = _ask_child(path, limits, shared)
+    except DecoderCrashed:
+        answer = _ask_child(path, limits, shared)
+    if "code" in answer:
+        raise from_code(answer["code"], answer["detail"])
+    return answer
+
+
+def _ask_child(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
+    """Return the answer of one child, which may be an error's code and detail.
+
+    Raises:
+        DecoderCrashed: the child died.
+        DecoderDeadline: it took too long.
+    """
     child = _next_child()
     overdue, harmless = threading.Event(), False
 
@@ -168,6 +190,8 @@ def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(child.pipe.recv_bytes())
         harmless = shared is None or _sealed(shared)
     except (EOFError, OSError) as error:
+        child.process.join(_DYING_S)
+        _LOG.warning("decoding process died, exit code %s", child.process.exitcode)
         raise _death(limits, late=overdue.is_set()) from error
     finally:
         alarm.cancel()
@@ -175,8 +199,6 @@ def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
             child.end()
         # In a thread: the kernel takes longer to end a process than many files take to decode.
         threading.Thread(target=_prepare_next, args=[child if harmless else None], name=_PREPARING, daemon=True).start()
-    if "code" in answer:
-        raise from_code(answer["code"], answer["detail"])
     return answer
 
 

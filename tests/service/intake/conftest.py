@@ -91,7 +91,17 @@ def decoding_(watched: Watched, slow_scan: Path) -> Iterator[tuple[int, list[Bas
     pid = watched.started[0].pid
     assert pid is not None
     yield pid, raised
-    thread.join()
+    while thread.is_alive():
+        kill_decoders(watched)
+        thread.join(0.05)
+
+
+def kill_decoders(watched: Watched) -> None:
+    """Kill every decoding process that is alive, also one that waits for the next file."""
+    for process in list(watched.started):
+        with suppress(ValueError):  # its thread has closed it
+            if process.pid is not None:
+                process.kill()
 
 
 def limits_of(pid: int) -> dict[str, list[str]]:

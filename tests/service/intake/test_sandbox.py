@@ -24,7 +24,7 @@ from service.intake.decode import decode_scan
 from service.intake.landlock import landlock_version
 from service.intake.sandbox import Limits, check_sandboxed, decode_sandboxed
 from tests.dicom_checks import program
-from tests.service.intake.conftest import Watched, limits_of, settle
+from tests.service.intake.conftest import Watched, kill_decoders, limits_of, settle
 
 Hostile = tuple[bytes, type[errors.CalibrantError]]
 
@@ -218,18 +218,39 @@ def test_a_decoder_that_takes_too_long_is_stopped(slow_scan: Path, watched: Watc
         watched.started[0].is_alive()
 
 
-def test_a_decoder_that_dies_is_reported(decoding: tuple[int, list[BaseException]]) -> None:
-    """A killed process counts as a fault of the file, not of the service."""
+def test_a_decoder_that_dies_twice_is_reported(
+    decoding: tuple[int, list[BaseException]], watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file whose decoder was killed is decoded again; a second death counts as a fault of the file."""
     pid, raised = decoding
 
     os.kill(pid, signal.SIGKILL)
-
-    deadline = time.monotonic() + 20
     while not raised:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        kill_decoders(watched)
+        time.sleep(0.05)
+
     assert type(raised[0]) is errors.DecoderCrashed
     assert raised[0].status == 422
+    assert [record.getMessage() for record in caplog.records] == ["decoding process died, exit code -9"] * 2
+
+
+def test_a_scan_outlives_the_death_of_its_decoder(scan: Path, watched: Watched) -> None:
+    """A process that is killed while it decodes is replaced, and its voxels are those of the file."""
+    killed: list[int] = []
+
+    def kill_first() -> None:
+        while not watched.started or watched.started[0].pid is None:
+            time.sleep(0.001)
+        os.kill(watched.started[0].pid, signal.SIGKILL)
+        killed.append(watched.started[0].pid)
+
+    killer = threading.Thread(target=kill_first)
+    killer.start()
+    decoded = decode_sandboxed(scan)
+    killer.join()
+
+    assert killed
+    assert np.array_equal(decoded.array_CDHW, decode_scan(scan).array_CDHW)
 
 
 def test_the_limits_are_those_of_the_process(decoding: tuple[int, list[BaseException]]) -> None:
@@ -241,13 +262,11 @@ def test_the_limits_are_those_of_the_process(decoding: tuple[int, list[BaseExcep
     assert limits["Max file size"] == ["0"] * 2
     assert limits["Max open files"] == ["64"] * 2
     assert limits["Max core file size"] == ["0"] * 2
-    os.kill(decoding[0], signal.SIGKILL)
 
 
 def test_what_a_decoder_prints_goes_nowhere(decoding: tuple[int, list[BaseException]]) -> None:
     """Standard output and error are the null device, since a library's message could repeat the file."""
     opened = [Path(f"/proc/{decoding[0]}/fd/{n}").readlink() for n in (1, 2)]
-    os.kill(decoding[0], signal.SIGKILL)
 
     assert opened == [Path(os.devnull)] * 2
 
