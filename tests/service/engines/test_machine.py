@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -5,16 +6,29 @@ import torch
 
 from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.engines import machine
-from service.engines.machine import available
+from service.engines.machine import available, device_kind, prepare
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+FLOAT32 = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]  # torch's types lack it
+
+
+@pytest.fixture(name="restored")
+def restored_() -> Iterator[None]:
+    """Restore what `prepare` sets for the whole process."""
+    cudnn = torch.backends.cudnn
+    precisions = [operations.fp32_precision for operations in FLOAT32]
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    yield
+    for operations, precision in zip(FLOAT32, precisions, strict=True):
+        operations.fp32_precision = precision
+    cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
 
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that the machine has bfloat16 and OpenVINO."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(machine, "find_spec", lambda name: name)
 
 
@@ -50,3 +64,31 @@ def test_torch_and_linux_agree_about_bfloat16(monkeypatch: pytest.MonkeyPatch) -
     flags = Path("/proc/cpuinfo").read_text().split()
 
     assert (EngineKind("torch", "bf16") in available(CPU)) == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
+def test_a_device_kind_names_what_rounds_alike() -> None:
+    """All CPUs are one kind; GPUs are told apart by their compute capability."""
+    assert device_kind(CPU) == "cpu"
+    assert device_kind(GPU) == "cuda-9.0"
+
+
+@pytest.mark.usefixtures("restored")
+def test_float32_on_a_gpu_is_float32() -> None:
+    """TF32 is off for convolutions and products, and no timing chooses an algorithm."""
+    torch.backends.cudnn.benchmark = True
+
+    prepare(GPU)
+
+    assert [operations.fp32_precision for operations in FLOAT32] == ["ieee", "ieee"]
+    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.deterministic
+
+
+@pytest.mark.usefixtures("restored")
+def test_on_a_cpu_nothing_is_set() -> None:
+    """A process that computes on the CPU keeps torch's defaults."""
+    torch.backends.cudnn.benchmark = True
+
+    prepare(CPU)
+
+    assert torch.backends.cudnn.benchmark
