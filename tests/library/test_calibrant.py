@@ -82,7 +82,7 @@ OFFERED = {"_version", "calibration", "client", "errors", "losses", "metrics", "
 INSIDE = sorted(
     {path.stem for folder in ("service", "model_training") for path in (ROOT / folder).iterdir()}
     - OFFERED
-    - {"__init__", "__main__"}
+    - {"__init__", "__main__", "__pycache__"}
 )
 
 
