@@ -17,7 +17,7 @@ from service.bundle.reader import load_bundle
 from service.engines import openvino_ir
 from service.engines.check import example_window
 from service.engines.long_axis import with_long_axis_last
-from service.engines.torch_bf16 import HalvedOnCPU
+from service.engines.torch_cast import Cast
 
 ROUNDS = 15
 FORMS = ("as it is", "layers replaced", "axes swapped, too")
@@ -29,8 +29,8 @@ def forms_of(network: nn.Module, window: torch.Tensor) -> dict[str, dict[str, nn
     networks: dict[str, dict[str, nn.Module]] = {
         "torch-fp32": {FORMS[0]: network, FORMS[2]: swapped},
         "torch-bf16": {
-            FORMS[0]: HalvedOnCPU(network, torch.contiguous_format),
-            FORMS[2]: HalvedOnCPU(swapped, torch.contiguous_format),
+            FORMS[0]: Cast(network, torch.bfloat16, torch.contiguous_format),
+            FORMS[2]: Cast(swapped, torch.bfloat16, torch.contiguous_format),
         },
     }
     with patch.object(openvino_ir, "rewritten", lambda network, _window: network):

@@ -182,7 +182,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
 
     chosen = _recipe(recipe)
     if bundle is not None:
-        _verify(bundle, chosen, data, engine, state)
+        _verify(bundle, chosen, data, engine, state, "cpu")
         return
     if runs is None or out is None:
         typer.echo("--runs and --out are needed to fit a temperature.", err=True)
@@ -230,7 +230,7 @@ def evaluate(
     if out is not None:
         for path in (*write_results(out, evaluation), write_report(out / "report.html", evaluation)):
             typer.echo(f"  {path}")
-    stated = loaded.description.card.measurement(measurement.engine, measurement.precision)
+    stated = loaded.description.card.measurement(measurement.engine, measurement.precision, measurement.device)
     if name == chosen.validation_split and stated is not None:
         raise typer.Exit(disagrees(measurement, stated))
 
@@ -252,9 +252,12 @@ def verify_engine(
             help="State directory of the service, where the measurement is kept.", envvar="CALIBRANT_STATE_DIR"
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="torch device that serves, e.g. cpu or cuda:0.", envvar="CALIBRANT_DEVICE")
+    ] = "cpu",
 ) -> None:
     """Measure an engine that a bundle's card does not cover on the card's cases, so that it may serve the bundle here."""
-    _verify(bundle, _recipe(recipe), data, engine, state)
+    _verify(bundle, _recipe(recipe), data, engine, state, device)
 
 
 @app.command()
@@ -320,15 +323,17 @@ def _report(runs: Path, picture: Path | None) -> None:
         picture.write_bytes(draw_front(comparison, "svg" if picture.suffix == ".svg" else "png"))
 
 
-def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, state: Path | None) -> None:
-    """Measure a bundle with each engine that its card does not cover, or with the one that was named."""
+def _verify(
+    bundle: Path, recipe: "Recipe", data: Path, engine: str | None, state: Path | None, device_name: str
+) -> None:
+    """Measure a bundle with each engine that its card does not cover on a device, or with the one that was named."""
     import torch
 
     from model_training.evaluation.console import print_scores
     from model_training.evaluation.verify import verify
     from service.bundle.description import describe_bundle
     from service.bundle.engine_kind import ENGINE_KINDS
-    from service.engines.machine import available
+    from service.engines.machine import available, device_kind, prepare
 
     if state is None:
         typer.echo("--state, or CALIBRANT_STATE_DIR, must name the service's state directory.", err=True)
@@ -336,14 +341,17 @@ def _verify(bundle: Path, recipe: "Recipe", data: Path, engine: str | None, stat
     if engine is not None and engine not in ENGINE_KINDS:
         typer.echo(f"There is no engine {engine}; there are: {', '.join(ENGINE_KINDS)}.", err=True)
         raise typer.Exit(2)
-    card = describe_bundle(bundle).card
-    missing = [engine_kind for engine_kind in available(torch.device("cpu")) if card.measurement(*engine_kind) is None]
+    device = torch.device(device_name)
+    prepare(device)
+    card, kind = describe_bundle(bundle).card, device_kind(device)
+    missing = [engine_kind for engine_kind in available(device) if card.measurement(*engine_kind, kind) is None]
     for engine_kind in [ENGINE_KINDS[engine]] if engine else missing:
-        measurement, moved = verify(bundle, recipe, data, engine_kind, state, _show)
+        measurement, moved = verify(bundle, recipe, data, engine_kind, state, _show, device=device)
         print_scores(recipe.validation_split, measurement)
         furthest = max(moved, key=lambda name: moved[name])
         typer.echo(
-            f"{engine_kind.name} may be served; furthest from the card's float32: {furthest}, by {moved[furthest]:.2g}"
+            f"{engine_kind.name} may be served on {kind}; furthest from the card's float32: {furthest}, by "
+            f"{moved[furthest]:.2g}"
         )
 
 

@@ -1,6 +1,7 @@
 """Write the JSON schemas of the bundle's files from their pydantic models: `python scripts/write_schemas.py`.
 
-Version 1.0 is frozen: a difference that `git diff` shows here is a new version of the format, not a correction.
+A version is frozen: a difference that `git diff` shows here is a new version of the format, not a correction. What an
+earlier version's file says, e.g. of the card 1.0, stays as it is; no model writes it any more.
 """
 
 import json
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from service.bundle.card import CalibrationCard
 from service.bundle.schema import ServiceConfig
 
-SCHEMAS: dict[str, type[BaseModel]] = {"calibration-card-1.0.json": CalibrationCard, "service-1.0.json": ServiceConfig}
+SCHEMAS: dict[str, type[BaseModel]] = {"calibration-card-1.1.json": CalibrationCard, "service-1.0.json": ServiceConfig}
 FOLDER = Path(__file__).parents[1] / "service" / "bundle" / "schemas"
 
 

@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import CalibrantError, ServerProblem
 
@@ -53,7 +53,7 @@ class Statement(Wire):
     """How far the model can be trusted: a statement about a population, never about this image."""
 
     status: Literal["holds", "withdrawn"]
-    """withdrawn: the scan is unlike those that the card was measured on, so that the card does not apply."""
+    """withdrawn: the card does not apply, because the scan is unlike its cases, or the device was never measured."""
     text: str
     reasons: list[str]
     """Why the statement is withdrawn; empty if it holds."""
@@ -66,6 +66,8 @@ class Statement(Wire):
     date: dt.date
     engine: str
     precision: str
+    device: str = Field(default="cpu", exclude_if=lambda device: device == "cpu")
+    """Kind of device that was measured, e.g. cuda-9.0 of the compute capability; left out if it is cpu."""
     figures: dict[str, Figure] | None
     """Foreground DSC, ACE with its floor and excess, ECE, MCE, Brier and NLL on that population; null when withdrawn."""
 
@@ -317,10 +319,12 @@ class LabelDetail(Wire):
 
 
 class CardMeasurement(Wire):
-    """Scores of one engine at one precision on the card's cases."""
+    """Scores of one engine at one precision on one kind of device, on the card's cases."""
 
     engine: str
     precision: str
+    device: str = "cpu"
+    """cpu, or cuda with the compute capability, e.g. cuda-9.0."""
     platform: str
     scores: dict[str, Figure]
     """Means over the foreground structures."""

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     """Address of the PostgreSQL database of the jobs; without it, a SQLite file in the state directory."""
     device: str = "cpu"
     """torch device of the inference process, e.g. cpu or cuda:0."""
-    engine: Literal["auto", "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16"] = "auto"
+    engine: Literal["auto", "torch-fp32", "torch-bf16", "torch-fp16", "openvino-fp32", "openvino-bf16"] = "auto"
     """Engine that runs the networks; by default the fastest that the machine has and the card covers."""
     max_upload_bytes: PositiveInt = 2 << 30
     """Largest accepted body, in bytes."""

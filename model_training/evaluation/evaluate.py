@@ -25,9 +25,12 @@ from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig, StructureChannels
 from service.calibration.cohort import measure_case
 from service.calibration.scores import ace
+from service.engines.machine import device_kind, device_of
 from service.pipeline.infer import infer
 from service.pipeline.predict import probabilities
 from service.pipeline.preprocess import preprocess
+
+CPU: Final = torch.device("cpu")
 
 TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
 """Allowed difference of a figure between processors, which round differently: docs/engines.md."""
@@ -144,7 +147,7 @@ def measure(
     """Measure the network on the cases, on their native grids.
 
     Args:
-        network: in evaluation mode.
+        network: in evaluation mode, on the device that computes.
         config: how the bundle is served.
         cases: labelled cases that the network was not trained on.
         done: called after each case.
@@ -163,7 +166,8 @@ def measure(
             look(prediction)
         done(case)
     structures = [structure.name for structure in config.structures]
-    return Measurement.of(*engine_kind, this_platform(), records, structures)
+    device = device_of(network)
+    return Measurement.of(*engine_kind, this_platform(device), records, structures, device_kind(device))
 
 
 def measure_one(
@@ -240,10 +244,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def this_platform() -> str:
-    """Return processor, instruction set and torch version of this machine.
+def this_platform(device: torch.device = CPU) -> str:
+    """Return processor, instruction set and torch version of this machine, and the GPU if that computes.
 
     Family and model number distinguish processor generations with the same name, for which engines choose other kernels.
+
+    Args:
+        device: that computes.
     """
     try:
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
@@ -251,4 +258,18 @@ def this_platform() -> str:
         model = f"{cpu['model name']} (family {cpu['cpu family']}, model {cpu['model']})"
     except (OSError, KeyError):  # not Linux, or not x86
         model = platform.processor()
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    parts = [model, torch.backends.cpu.get_cpu_capability(), *_gpu(device), f"torch {torch.__version__}"]
+    return ", ".join(parts)
+
+
+def _gpu(device: torch.device) -> list[str]:
+    """Return name and compute capability of a GPU, its libraries, and how it computes float32; nothing for a CPU."""
+    if device.type != "cuda":
+        return []
+    float32 = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch's types lack it
+    return [
+        f"{torch.cuda.get_device_name(device)} ({device_kind(device)})",
+        f"CUDA {torch.version.cuda}",
+        f"cuDNN {torch.backends.cudnn.version()}",
+        f"float32 as {float32}",
+    ]

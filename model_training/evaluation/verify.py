@@ -8,7 +8,7 @@ import torch
 
 from model_training.config import Recipe
 from model_training.data.case import Case, DataError
-from model_training.evaluation.evaluate import measure
+from model_training.evaluation.evaluate import CPU, measure
 from service.bundle.card import Measurement, Precision
 from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
@@ -21,8 +21,15 @@ TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 
 """Allowed difference of a cohort figure from the card's float32: docs/engines.md."""
 
 
-def verify(
-    root: Path, recipe: Recipe, data: Path, engine_kind: EngineKind, state: Path, done: Callable[[Case], None]
+def verify(  # noqa: PLR0913 - what is measured, on what, and where it goes
+    root: Path,
+    recipe: Recipe,
+    data: Path,
+    engine_kind: EngineKind,
+    state: Path,
+    done: Callable[[Case], None],
+    *,
+    device: torch.device = CPU,
 ) -> tuple[Measurement, dict[str, float]]:
     """Measure a bundle with an engine and keep the measurement in the state directory, so that the engine may serve it.
 
@@ -33,18 +40,19 @@ def verify(
         engine_kind: engine and precision.
         state: state directory of the service.
         done: called after each case.
+        device: that computes, in a process that was prepared for it.
 
     Returns:
-        The measurement, and the difference of each cohort figure from the card's float32.
+        The measurement, and the difference of each cohort figure from the card's float32 on a CPU.
 
     Raises:
-        BundleUnsupported: this machine does not have the engine, or a figure differs by more than the tolerance;
-            nothing is kept.
+        BundleUnsupported: the device does not have the engine, or a figure differs by more than the tolerance; nothing
+            is kept.
         DataError: the data set does not hold the card's cases.
     """
-    bundle = load_bundle(root, torch.device("cpu"))
-    if engine_kind not in available(bundle.device):
-        msg = f"This machine does not have {engine_kind.name}; it has {', '.join(kind.name for kind in available(bundle.device))}."
+    bundle = load_bundle(root, device)
+    if engine_kind not in available(device):
+        msg = f"{device} of this machine does not have {engine_kind.name}; it has {', '.join(kind.name for kind in available(device))}."
         raise BundleUnsupported(msg)
     stated = bundle.description.card.measurement(*REFERENCE)
     cases = recipe.cases(data)[recipe.validation_split]

@@ -173,6 +173,7 @@ def _card(card: CalibrationCard) -> Card:
             CardMeasurement(
                 engine=measurement.engine,
                 precision=measurement.precision,
+                device=measurement.device,
                 platform=measurement.platform,
                 scores=_figures(measurement.scores),
                 class_scores={name: _figures(scores) for name, scores in measurement.class_scores.items()},

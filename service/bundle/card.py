@@ -2,24 +2,26 @@
 
 The sums per case are the only stored truth: every score can be computed from them again by
 `service.calibration.cohort`. Version 1 is frozen as committed in `service/bundle/schemas`; a later minor version may
-add fields.
+add fields. 1.1 adds the device of a measurement; a card without one stays 1.0, so that older programs read it.
 """
 
 import datetime as dt
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from service.bundle.schema import Declaration
 from service.calibration.cohort import BootstrapEstimate, CaseSums, class_scores, cohort_scores
 from service.calibration.histogram import BINS, ReliabilityHistogram
 
-SCHEMA_VERSION: Final = "1.0"
-"""Version of the card that this module reads and writes."""
+CPU: Final = "cpu"
+"""The kind of device of every measurement that names none."""
 
 Engine = Literal["torch", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
+DeviceKind = Annotated[str, Field(pattern=r"^[a-z]+(-[0-9]+\.[0-9]+)?$")]
+"""Kind of device: cpu, or cuda with the compute capability, e.g. cuda-9.0."""
 
 
 class Interval(Declaration):
@@ -100,12 +102,13 @@ class CaseRecord(Declaration):
 
 
 class Measurement(Declaration):
-    """The scores of one engine at one precision on the card's cases."""
+    """The scores of one engine at one precision on one kind of device, on the card's cases."""
 
     engine: Engine
     precision: Precision
+    device: DeviceKind = Field(default=CPU, exclude_if=lambda device: device == CPU)
     platform: str
-    """Processor and library versions of the measuring machine."""
+    """Processor, GPU, its float32 and library versions of the measuring machine."""
     cases: list[CaseRecord]
     scores: dict[str, Interval]
     """Foreground figures; keys as in `service.calibration.cohort.cohort_scores`."""
@@ -114,7 +117,13 @@ class Measurement(Declaration):
 
     @classmethod
     def of(
-        cls, engine: Engine, precision: Precision, platform: str, cases: list[CaseRecord], structures: list[str]
+        cls,
+        engine: Engine,
+        precision: Precision,
+        platform: str,
+        cases: list[CaseRecord],
+        structures: list[str],
+        device: str = CPU,
     ) -> "Measurement":
         """Return the measurement of these cases with its scores.
 
@@ -124,11 +133,13 @@ class Measurement(Declaration):
             platform: processor and library versions.
             cases: the per-case sums.
             structures: names of the rows 1 .. C-1.
+            device: kind of device that computed.
         """
         sums = [case.sums() for case in cases]
         return cls(
             engine=engine,
             precision=precision,
+            device=device,
             platform=platform,
             cases=cases,
             scores={name: Interval.of(figure) for name, figure in cohort_scores(sums).items()},
@@ -219,7 +230,7 @@ class Locating(Declaration):
 class CalibrationCard(Declaration):
     """The whole card."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1"] = "1.0"
     model: str
     model_version: str
     date: dt.date
@@ -242,6 +253,14 @@ class CalibrationCard(Declaration):
     locating: Locating | None = None
     """Null for a bundle without a locator. All measurements above are of crops placed by experts."""
 
-    def measurement(self, engine: Engine, precision: Precision) -> Measurement | None:
-        """Return the measurement of this engine at this precision, None if there is none."""
-        return next((m for m in self.measurements if (m.engine, m.precision) == (engine, precision)), None)
+    @model_validator(mode="after")
+    def _reject_device_before_version_1_1(self) -> Self:
+        if self.schema_version == "1.0" and any(measurement.device != CPU for measurement in self.measurements):
+            msg = "a card of schema 1.0 names a device: expected schema_version 1.1"
+            raise ValueError(msg)
+        return self
+
+    def measurement(self, engine: Engine, precision: Precision, device: str = CPU) -> Measurement | None:
+        """Return the measurement of this engine at this precision on this kind of device, None if there is none."""
+        key = (engine, precision, device)
+        return next((m for m in self.measurements if (m.engine, m.precision, m.device) == key), None)

@@ -25,6 +25,7 @@ ENGINE_KINDS: Final = {
     for engine_kind in (
         EngineKind("openvino", "bf16"),
         EngineKind("torch", "bf16"),
+        EngineKind("torch", "fp16"),
         EngineKind("openvino", "fp32"),
         REFERENCE,
     )

@@ -13,7 +13,7 @@ from service.bundle.description import LOCATOR, WEIGHTS, BundleDescription, desc
 from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.network import build_network
 from service.bundle.schema import Network
-from service.errors import BundleInvalid
+from service.errors import BundleIntegrity, BundleInvalid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +26,7 @@ class LoadedBundle:
         device: that computes.
         locator: run by torch in float32; None if the bundle has none.
         engine_kind: engine and precision of the network.
-        measurement: of `engine_kind`, if made on this machine; None if the card's applies.
+        measurement: of `engine_kind` on this kind of device, if made on this machine; None if the card's applies.
     """
 
     description: BundleDescription
@@ -35,6 +35,20 @@ class LoadedBundle:
     locator: nn.Module | None = None
     engine_kind: EngineKind = REFERENCE
     measurement: Measurement | None = None
+
+    def on_cpu(self) -> "LoadedBundle":
+        """Return the same bundle on the CPU, run by torch in float32, for a case that a GPU's memory does not hold.
+
+        It is read again, so that nothing of this one moves.
+
+        Raises:
+            BundleError: as `load_bundle`; or the disk holds another version by now.
+        """
+        bundle = load_bundle(self.description.root, torch.device("cpu"))
+        if bundle.description.identity != self.description.identity:
+            msg = "The disk holds another version of the model than the one in service. An administrator can load it."
+            raise BundleIntegrity(msg)
+        return bundle
 
 
 def load_bundle(root: Path, device: torch.device) -> LoadedBundle:

@@ -1,8 +1,8 @@
 """The statement in every summary: what the card says about its population, or why it is withdrawn."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
-from service.bundle.card import CalibrationCard, Interval, Measurement
+from service.bundle.card import CalibrationCard, Engine, Interval, Measurement, Precision
 from service.schemas import Figure, Statement
 
 MARGIN: Final = 1.25
@@ -12,8 +12,24 @@ FEATURES: Final = ("extent_mm_1", "extent_mm_2", "extent_mm_3", "spacing_mm_1", 
 """Features by which a scan is compared: field of view and voxel size along the axes of the bundle's orientation."""
 
 
-def statement_of(card: CalibrationCard, measurement: Measurement, reasons: list[str]) -> Statement:
-    """Return the card's statement about its population, withdrawn if there are reasons.
+class Unmeasured(NamedTuple):
+    """An engine on a kind of device on which it was never measured, so that no figure is known of its results."""
+
+    engine: Engine
+    precision: Precision
+    device: str
+
+    @property
+    def reason(self) -> str:
+        """Why the statement is withdrawn, and what to run."""
+        return (
+            f"Nothing was measured on {self.device}, the kind of device of this service; to measure it, run on it: "
+            f"calibrant verify-engine BUNDLE --recipe RECIPE --data DIR --device {self.device.partition('-')[0]}."
+        )
+
+
+def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, reasons: list[str]) -> Statement:
+    """Return the card's statement about its population, withdrawn if there are reasons or no measurement.
 
     Args:
         card: of the bundle.
@@ -25,15 +41,19 @@ def statement_of(card: CalibrationCard, measurement: Measurement, reasons: list[
         f"{population.n_cases} cases of {population.n_persons} persons "
         f"({population.dataset}, {population.split}; {card.date})"
     )
+    scores = {} if isinstance(measurement, Unmeasured) else measurement.scores
     if reasons:
         text = f"Withdrawn: this scan is unlike the {cases} that the calibration card was measured on."
+    elif isinstance(measurement, Unmeasured):
+        text = f"Withdrawn: the calibration card was measured on {cases}, but not on {measurement.device}."
     else:
-        scores = measurement.scores
         text = (
             f"On {cases} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
             f"of which {_spelt(scores['ace_floor'])} is the floor for images of this size (means over persons' cases with "
             "95 % intervals). This describes that population, not this image."
         )
+    if isinstance(measurement, Unmeasured):
+        reasons = [*reasons, measurement.reason]
     return Statement(
         status="withdrawn" if reasons else "holds",
         text=text,
@@ -46,7 +66,8 @@ def statement_of(card: CalibrationCard, measurement: Measurement, reasons: list[
         date=card.date,
         engine=measurement.engine,
         precision=measurement.precision,
-        figures=None if reasons else {name: Figure(**score.model_dump()) for name, score in measurement.scores.items()},
+        device=measurement.device,
+        figures=None if reasons else {name: Figure(**score.model_dump()) for name, score in scores.items()},
     )
 
 

@@ -1,9 +1,11 @@
-"""Find the engines that a device has, and prepare its process for computing."""
+"""What a device has and how it is asked: engines, kind, preparation of its process, waiting, copies."""
 
+import math
 from importlib.util import find_spec
 from typing import Final
 
 import torch
+from torch import nn
 
 from service.bundle.engine_kind import ENGINE_KINDS, EngineKind
 
@@ -12,6 +14,10 @@ _BF16_FROM: Final = (8, 0)
 
 _FP16_FROM: Final = (7, 0)
 """Compute capability of the first GPUs whose tensor cores take float16 (Volta)."""
+
+_MOST_WINDOWS: Final = 8
+_VOXELS_AT_A_TIME: Final = 4 * 96**3
+"""Voxels of the windows that a GPU computes at a time: fewer leave it idle, more need memory without gain."""
 
 
 def device_kind(device: torch.device) -> str:
@@ -38,6 +44,38 @@ def prepare(device: torch.device) -> None:
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch's types lack it
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network; one without torch tensors computes on the CPU."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
+def windows_at_a_time(device: torch.device, patch_size: tuple[int, ...]) -> int:
+    """Return how many windows of (D, H, W) voxels a device computes at a time.
+
+    It follows from device type and window size alone: with the free memory of the moment it would change the last bits
+    of results. OpenVINO's networks are compiled for one window.
+    """
+    if device.type == "cpu":
+        return 1
+    return max(1, min(_MOST_WINDOWS, _VOXELS_AT_A_TIME // math.prod(patch_size)))
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all that it was sent; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def to_host(array: torch.Tensor) -> torch.Tensor:
+    """Return an array in the CPU's memory, with the same strides: the array itself if it is there.
+
+    From a GPU it is copied to page-locked memory, at several times the speed.
+    """
+    if array.device.type != "cuda":
+        return array.cpu()
+    return torch.empty_like(array, device="cpu", pin_memory=True).copy_(array)
 
 
 def available(device: torch.device) -> list[EngineKind]:

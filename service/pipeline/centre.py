@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from service.bundle.schema import Part, ServiceConfig
+from service.engines.machine import device_of
 from service.errors import ConstantVolume
 from service.pipeline.grid import Grid, PartGrid, to_axes_of
 from service.pipeline.infer import sliding_window_logits
@@ -136,7 +137,6 @@ def _middle(network: nn.Module, cropped: Volume, config: ServiceConfig) -> Point
         image, _ = preprocess(cropped, config)
     except ConstantVolume:
         return None
-    device = next(network.parameters()).device
-    logits = sliding_window_logits(network, image.to(device), config)
+    logits = sliding_window_logits(network, image.to(device_of(network)), config)
     foreground = np.argwhere(logits.argmax(dim=0).cpu().numpy() > 0)
     return None if not len(foreground) else (foreground.min(axis=0) + foreground.max(axis=0)) / 2

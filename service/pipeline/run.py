@@ -11,9 +11,12 @@ from typing import TypeVar, get_args
 
 import torch
 
-from service.bundle.card import Measurement
+from service.bundle.card import CPU, Measurement
+from service.bundle.engine_kind import REFERENCE
 from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig
+from service.bundle.statement import Unmeasured
+from service.engines.machine import device_kind
 from service.errors import BundleUnsupported
 from service.intake.sandbox import decode_sandboxed
 from service.pipeline.centre import Placement, place
@@ -119,13 +122,19 @@ def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report
     return logits[0][None] if len(logits) == 1 else torch.stack(logits), placements[-1]
 
 
-def covering_measurement(bundle: LoadedBundle) -> Measurement:
+def covering_measurement(bundle: LoadedBundle) -> Measurement | Unmeasured:
     """Return the measurement of the engine that runs the bundle: made on this machine, or the card's.
+
+    A kind of GPU on which nothing was measured runs the reference, which was compared with the CPU when it was loaded:
+    it gives mask and confidence, and no statement.
 
     Raises:
         BundleUnsupported: this engine was never measured at this precision, so its results would have no statement.
     """
-    measurement = bundle.measurement or bundle.description.card.measurement(*bundle.engine_kind)
+    kind = device_kind(bundle.device)
+    measurement = bundle.measurement or bundle.description.card.measurement(*bundle.engine_kind, kind)
+    if measurement is None and bundle.engine_kind == REFERENCE and kind != CPU:
+        return Unmeasured(*REFERENCE, kind)
     if measurement is None:
         msg = f"The calibration card has no measurement of {bundle.engine_kind.engine} at {bundle.engine_kind.precision}, the engine of this service."
         raise BundleUnsupported(msg)

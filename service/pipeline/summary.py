@@ -8,7 +8,7 @@ import numpy.typing as npt
 from service.bundle.card import Measurement
 from service.bundle.description import BundleDescription
 from service.bundle.schema import Label
-from service.bundle.statement import FEATURES, reasons_to_withdraw, statement_of
+from service.bundle.statement import FEATURES, Unmeasured, reasons_to_withdraw, statement_of
 from service.calibration.histogram import BINS, bin_index
 from service.pipeline.centre import Placement
 from service.pipeline.grid import Grid
@@ -33,7 +33,7 @@ def summarise(
     volume: Volume,
     grid: Grid,
     bundle: BundleDescription,
-    measurement: Measurement,
+    measurement: Measurement | Unmeasured,
     placement: Placement | None = None,
 ) -> Summary:
     """Return the summary of one segmented scan.
@@ -43,7 +43,7 @@ def summarise(
         volume: the scan.
         grid: of the scan and the network.
         bundle: the model and its card.
-        measurement: the card's figures for the engine and precision that ran.
+        measurement: the figures of the engine, precision and kind of device that ran.
         placement: of the located parts; None if the whole scan was segmented.
     """
     labels_of_result = (bundle.config.located if placement else bundle.config).labels[1:]

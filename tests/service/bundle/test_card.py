@@ -84,6 +84,29 @@ def test_a_measurement_is_found_by_engine_and_precision(card: CalibrationCard) -
     assert card.measurement("openvino", "fp32") is None
 
 
+def test_a_measurement_is_found_by_its_kind_of_device(card: CalibrationCard) -> None:
+    """A measurement of a CPU does not substitute for a GPU's, nor one GPU's for another's."""
+    of_gpu = card.measurements[0].model_copy(update={"device": "cuda-9.0"})
+    both = card.model_copy(update={"schema_version": "1.1", "measurements": [*card.measurements, of_gpu]})
+
+    assert both.measurement("torch", "fp32") is card.measurements[0]
+    assert both.measurement("torch", "fp32", "cuda-9.0") is of_gpu
+    assert both.measurement("torch", "fp32", "cuda-8.6") is None
+    assert CalibrationCard.model_validate_json(both.model_dump_json()) == both
+
+
+def test_a_card_without_gpus_stays_readable_for_earlier_versions(card: CalibrationCard) -> None:
+    """It names schema 1.0 and no device; one that names a device must say 1.1."""
+    written = card.model_dump_json()
+
+    assert '"schema_version":"1.0"' in written
+    assert '"device"' not in written
+    document = json.loads(written)
+    document["measurements"][0]["device"] = "cuda-9.0"
+    with pytest.raises(ValidationError, match=r"expected schema_version 1\.1"):
+        CalibrationCard.model_validate_json(json.dumps(document))
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -97,6 +120,7 @@ def test_a_measurement_is_found_by_engine_and_precision(card: CalibrationCard) -
         pytest.param(["population", "n_persons"], 0, id="nobody"),
         pytest.param(["population", "split_unit"], "image", id="a split by image"),
         pytest.param(["measurements", 0, "engine"], "onnx", id="an unknown engine"),
+        pytest.param(["measurements", 0, "device"], "../cuda-9.0", id="a device that is none"),
     ],
 )
 def test_a_card_of_another_form_is_refused(card: CalibrationCard, path: list[str | int], value: object) -> None:

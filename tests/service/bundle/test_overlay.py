@@ -38,6 +38,41 @@ def test_an_overlay_never_replaces_the_card(tiny_bundle: Path, tmp_path: Path) -
     assert measurements_of(bundle, tmp_path)[REFERENCE].platform == stated.platform
 
 
+def test_each_kind_of_device_has_its_own_measurement(tiny_bundle: Path, measured: Measurement, tmp_path: Path) -> None:
+    """Neither the card's measurements nor a CPU's overlay are those of a GPU."""
+    bundle = describe_bundle(tiny_bundle)
+    of_gpu = measured.model_copy(update={"device": "cuda-8.6"})
+
+    files = [write_overlay(tmp_path, bundle, each) for each in (measured, of_gpu)]
+
+    assert [file.name for file in files] == ["torch-bf16.json", "torch-bf16-cuda-8.6.json"]
+    assert measurements_of(bundle, tmp_path, "cuda-8.6") == {BF16: of_gpu}
+    assert measurements_of(bundle, tmp_path, "cuda-9.0") == {}
+    assert measurements_of(bundle, tmp_path)[BF16] == measured
+
+
+def test_an_overlay_of_an_earlier_version_is_of_a_cpu(tiny_bundle: Path, measured: Measurement, tmp_path: Path) -> None:
+    """Without a device it was measured on a CPU, and one of a CPU is written as earlier versions wrote it."""
+    bundle = describe_bundle(tiny_bundle)
+
+    file = write_overlay(tmp_path, bundle, measured)
+
+    assert "device" not in file.read_text()
+    assert measurements_of(bundle, tmp_path)[BF16].device == "cpu"
+
+
+def test_an_overlay_in_the_place_of_another_device_is_refused(
+    tiny_bundle: Path, measured: Measurement, tmp_path: Path
+) -> None:
+    """A copied file does not make a CPU's measurement one of a GPU."""
+    bundle = describe_bundle(tiny_bundle)
+    file = write_overlay(tmp_path, bundle, measured)
+    file.rename(file.with_name("torch-bf16-cuda-9.0.json"))
+
+    with pytest.raises(BundleInvalid, match="another bundle, engine or device"):
+        measurements_of(bundle, tmp_path, "cuda-9.0")
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [('"bundle":"tiny@', '"bundle":"other@'), ('"precision":"bf16"', '"precision":"fp16"'), ("{", "")]
 )

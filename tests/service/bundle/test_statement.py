@@ -6,7 +6,7 @@ import pytest
 from service.bundle.card import CalibrationCard, Interval, ShiftReference
 from service.bundle.description import describe_bundle
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED
-from service.bundle.statement import FEATURES, MARGIN, reasons_to_withdraw, statement_of
+from service.bundle.statement import FEATURES, MARGIN, Unmeasured, reasons_to_withdraw, statement_of
 
 
 @pytest.fixture
@@ -59,6 +59,35 @@ def test_a_withdrawn_statement_gives_no_figure(card: CalibrationCard) -> None:
     assert statement.reasons == ["extent along axis 2: 9.0 mm"]
     assert statement.text.startswith("Withdrawn: this scan is unlike the 2 cases of 2 persons")
     assert "DSC" not in statement.text
+
+
+def test_on_a_device_that_was_never_measured_nothing_is_stated(card: CalibrationCard) -> None:
+    """The statement is withdrawn, names the device, and one sentence says what to run."""
+    statement = statement_of(card, Unmeasured("torch", "fp32", "cuda-9.0"), [])
+
+    assert statement.status == "withdrawn"
+    assert statement.figures is None
+    assert statement.text.startswith("Withdrawn: the calibration card was measured on 2 cases of 2 persons")
+    assert statement.text.endswith("but not on cuda-9.0.")
+    assert (statement.engine, statement.precision, statement.device) == ("torch", "fp32", "cuda-9.0")
+    (reason,) = statement.reasons
+    assert "calibrant verify-engine BUNDLE --recipe RECIPE --data DIR --device cuda." in reason
+
+
+def test_an_unlike_scan_on_such_a_device_has_both_reasons(card: CalibrationCard) -> None:
+    """One reason does not hide the other."""
+    statement = statement_of(card, Unmeasured("torch", "fp32", "cuda-9.0"), ["extent along axis 2: 9.0 mm"])
+
+    assert statement.text.startswith("Withdrawn: this scan is unlike")
+    assert len(statement.reasons) == 2
+
+
+def test_a_statement_of_a_cpu_is_written_as_before(card: CalibrationCard) -> None:
+    """The device is named only where it is a GPU."""
+    of_gpu = card.measurements[0].model_copy(update={"device": "cuda-8.0"})
+
+    assert '"device"' not in statement_of(card, card.measurements[0], []).model_dump_json()
+    assert '"device":"cuda-8.0"' in statement_of(card, of_gpu, []).model_dump_json()
 
 
 @pytest.mark.parametrize("value", [40.0, 60.0, 40.0 / MARGIN, 60.0 * MARGIN])

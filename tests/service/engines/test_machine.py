@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.bundle.card import Precision
 from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.engines import machine
-from service.engines.machine import available, device_kind, prepare
+from service.engines.machine import available, device_kind, prepare, synchronise, to_host, windows_at_a_time
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 FLOAT32 = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]  # torch's types lack it
@@ -53,9 +54,51 @@ def test_a_cpu_without_bfloat16_runs_float32_only(monkeypatch: pytest.MonkeyPatc
     assert available(CPU) == [EngineKind("openvino", "fp32"), REFERENCE]
 
 
-def test_a_gpu_runs_torch_only() -> None:
-    """OpenVINO is used on the CPU."""
-    assert available(GPU) == [EngineKind("torch", "bf16"), REFERENCE]
+@pytest.mark.parametrize(
+    ("capability", "precisions"),
+    [((9, 0), ["bf16", "fp16"]), ((8, 0), ["bf16", "fp16"]), ((7, 5), ["fp16"]), ((7, 0), ["fp16"]), ((6, 1), [])],
+    ids=str,
+)
+def test_a_gpu_runs_what_its_arithmetic_units_have(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precisions: list[Precision]
+) -> None:
+    """OpenVINO is used on the CPU; Turing and Volta have float16 but emulate bfloat16, and older ones have neither."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability if device == GPU else None)
+
+    assert available(GPU) == [*(EngineKind("torch", precision) for precision in precisions), REFERENCE]
+
+
+def test_a_gpu_computes_several_windows_at_a_time() -> None:
+    """Four of 96^3 voxels, up to eight smaller ones, one larger; a CPU one."""
+    edges = (40, 80, 96, 128, 256)
+    assert [windows_at_a_time(GPU, (n, n, n)) for n in edges] == [8, 6, 4, 1, 1]
+    assert windows_at_a_time(CPU, (8, 8, 8)) == 1
+
+
+def test_a_cpu_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a GPU returns before it has computed; what is in the CPU's memory is not copied."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    array = torch.zeros(3)
+
+    synchronise(CPU)
+    synchronise(GPU)
+
+    assert waited == [GPU]
+    assert to_host(array) is array
+
+
+@pytest.mark.gpu
+def test_a_copy_in_page_locked_memory_is_equal(gpu_device: torch.device) -> None:
+    """Values and strides are those of the array on the device."""
+    array = torch.arange(24, device=gpu_device).view(2, 3, 4).permute(2, 1, 0)
+
+    copied = to_host(array)
+
+    assert copied.device == CPU
+    assert copied.is_pinned() == (gpu_device.type == "cuda")
+    assert copied.stride() == array.stride()
+    assert torch.equal(copied, array.cpu())
 
 
 def test_torch_and_linux_agree_about_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

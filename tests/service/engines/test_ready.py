@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,12 +6,16 @@ import structlog
 import torch
 from torch import nn
 
+from service.bundle.card import Measurement
 from service.bundle.description import describe_bundle
 from service.bundle.engine_kind import ENGINE_KINDS, REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
+from service.bundle.reader import load_bundle
+from service.bundle.statement import Unmeasured
 from service.engines import ready
 from service.engines.ready import ready_bundle
 from service.errors import BundleUnsupported, EngineDisagrees
+from service.pipeline import run
 from service.pipeline.run import covering_measurement
 
 CPU = torch.device("cpu")
@@ -45,13 +50,84 @@ def test_by_default_the_fastest_that_was_measured_is_used(tiny_bundle: Path, sta
     bundle = ready_bundle(tiny_bundle, CPU, state=state)
 
     assert bundle.engine_kind == BF16
-    assert covering_measurement(bundle).platform == "here"
+    measured = covering_measurement(bundle)
+    assert isinstance(measured, Measurement)
+    assert measured.platform == "here"
 
 
 def test_an_engine_that_was_not_measured_is_refused(tiny_bundle: Path, state: Path) -> None:
     """The message says how to measure it."""
     with pytest.raises(BundleUnsupported, match=r"verify-engine BUNDLE .* --engine openvino-fp32"):
         ready_bundle(tiny_bundle, CPU, "openvino-fp32", state)
+
+
+@pytest.fixture(name="gpu")
+def gpu_(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that the CPU is a GPU of compute capability 7.5."""
+    for module in (ready, run):
+        monkeypatch.setattr(module, "device_kind", lambda _device: "cuda-7.5")
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("engine", ["auto", "torch-fp32"])
+def test_on_a_gpu_without_a_measurement_the_reference_runs(tiny_bundle: Path, state: Path, engine: str) -> None:
+    """What was measured on a CPU does not count: the log says so, and the statement will be withdrawn."""
+    with structlog.testing.capture_logs() as logs:
+        bundle = ready_bundle(tiny_bundle, CPU, engine, state)
+
+    assert bundle.engine_kind == REFERENCE
+    assert [line["device"] for line in logs] == ["cuda-7.5"]
+    assert covering_measurement(bundle) == Unmeasured("torch", "fp32", "cuda-7.5")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_any_other_engine_must_be_measured(tiny_bundle: Path, state: Path) -> None:
+    """The message says how."""
+    with pytest.raises(BundleUnsupported, match=r"bf16 on cuda-7.5: .* --engine torch-bf16 --device cuda\.$"):
+        ready_bundle(tiny_bundle, CPU, "torch-bf16", state)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_the_measurement_of_its_kind_counts(tiny_bundle: Path, state: Path) -> None:
+    """A measurement of the same kind of device enables the engine there."""
+    description = describe_bundle(tiny_bundle)
+    update = {"precision": "fp16", "device": "cuda-7.5", "platform": "the GPU"}
+    write_overlay(state, description, description.card.measurements[0].model_copy(update=update))
+
+    bundle = ready_bundle(tiny_bundle, CPU, state=state)
+
+    assert bundle.engine_kind == EngineKind("torch", "fp16")
+    assert covering_measurement(bundle) == bundle.measurement
+    assert bundle.measurement is not None
+    assert bundle.measurement.platform == "the GPU"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_whose_float32_is_wrong_does_not_serve(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference on a GPU is compared with the CPU's; nothing else is left to serve with."""
+    monkeypatch.setattr(
+        ready, "load_bundle", lambda root, device: replace(load_bundle(root, device), network=Drifting())
+    )
+
+    with pytest.raises(EngineDisagrees):
+        ready_bundle(tiny_bundle, CPU)
+
+
+class Drifting(nn.Module):
+    """A network whose every copy computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1, 1))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Drifting":
+        drifted = Drifting()
+        drifted.weight.data += torch.tensor([0.0, 0.1, 0.0]).view(1, 3, 1, 1, 1)
+        return drifted
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return (N, 3, *window)."""
+        return windows * self.weight
 
 
 def test_an_engine_that_the_machine_lacks_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +142,7 @@ def test_an_engine_that_computes_something_else_is_left_out(
     tiny_bundle: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default the next engine is used, with a log message; a requested engine is refused."""
-    monkeypatch.setattr(ready, "in_bf16", lambda _network, _window: nn.Conv3d(1, 3, 1))
+    monkeypatch.setattr(ready, "cast", lambda _network, _windows, _precision: nn.Conv3d(1, 3, 1))
 
     with structlog.testing.capture_logs() as logs:
         bundle = ready_bundle(tiny_bundle, CPU, state=state)

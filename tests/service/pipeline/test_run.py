@@ -18,7 +18,7 @@ from service.bundle.description import describe_bundle
 from service.bundle.engine_kind import EngineKind
 from service.bundle.reader import LoadedBundle, load_bundle
 from service.bundle.schema import Window
-from service.engines.torch_bf16 import HalvedOnCPU
+from service.engines.torch_cast import Cast
 from service.errors import BundleUnsupported, ConstantVolume, PayloadTruncated
 from service.intake.decode import decode_scan
 from service.pipeline.predict import segment
@@ -185,14 +185,14 @@ def test_the_measurement_is_that_of_this_engine(tiny_bundle: Path, reseal: Calla
 
     measurement = covering_measurement(load_bundle(tiny_bundle, torch.device("cpu")))
 
-    assert (measurement.engine, measurement.precision) == ("torch", "fp32")
+    assert measurement.device == "cpu"
     assert measurement == describe_bundle(tiny_bundle).card.measurements[1]
 
 
 def test_a_result_names_the_engine_that_ran(scan: Path, bundle: LoadedBundle, out: Path) -> None:
     """Result and statement name the engine and precision, whose measurement is used."""
     measured = bundle.description.card.measurements[0].model_copy(update={"precision": "bf16"})
-    network = HalvedOnCPU(bundle.network, torch.contiguous_format)
+    network = Cast(bundle.network, torch.bfloat16, torch.contiguous_format)
 
     result = run_case(
         scan,
