@@ -36,6 +36,8 @@ STOPPED_S = (0.5, 8.0)
 """Range of the time for which a child is stopped; the deadline lies within it."""
 BETWEEN_FAULTS_S = (0.05, 8.0)
 SETTLE_S = 600
+LOG_CHARACTERS = 20_000
+"""Of the service's log, printed if anything was lost."""
 FAULTS = {"kill api": 5, "kill inference": 3, "stop inference": 1, "terminate api": 1}
 """Relative frequency of each fault."""
 
@@ -282,6 +284,8 @@ def main() -> int:
         figures = verdict(service, tally, expected, states)
         service.process.terminate()
         service.process.wait()
+        if figures["bad"]:  # the log holds nothing that was sent, and says why a process died
+            print(_read(Path(folder) / "serve.log")[-LOG_CHARACTERS:], file=sys.stderr)
     figures["seconds"] = round(time.monotonic() - started)
     print(json.dumps(figures, indent=2))
     kills = arguments.kills
