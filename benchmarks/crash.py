@@ -75,8 +75,8 @@ class Service:
     def await_ready(self) -> None:
         """Wait for the line with the service's address; the process may be killed meanwhile."""
         for line in self.process.stdout or ():
-            if " is ready at " in line:
-                self.url = line.split()[5]
+            if " listens at " in line:
+                self.url = line.split()[4]
                 return
 
     def inference(self) -> int | None:

@@ -84,7 +84,7 @@ def running() -> Iterator[Service]:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         ) as process:
-            url = next(line.split()[5] for line in process.stdout or () if " is ready at " in line)
+            url = next(line.split()[4] for line in process.stdout or () if " listens at " in line)
             try:
                 with httpx.Client(base_url=url, timeout=600) as client:
                     yield Service(client, process.pid)

@@ -20,8 +20,8 @@ from service.api.monailabel import login as monailabel_login
 from service.api.monailabel.door import Door
 from service.api.openapi import describe
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
-from service.executors.embedded import EmbeddedExecutor
 from service.executors.on_demand import derive_dicom
+from service.executors.pool import ExecutorPool
 from service.intake.sandbox import start_sandbox
 from service.jobs.database import open_database
 from service.jobs.pacs.arrivals import Arrivals
@@ -45,7 +45,9 @@ _ROUTES = (
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; the job queue and the inference process start and end with it.
+    """Return the application; the job queue and the inference processes start and end with it.
+
+    Its `state.executor` may be started before, to see whether the devices compute.
 
     Raises:
         SettingsError: another service uses the state directory, the folder of bundles does not exist, or the database
@@ -62,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         servers=[{"url": "/"}],
         lifespan=lambda app: _lifespan(app, services),
     )
+    app.state.executor = services.jobs.executor
     if not settings.behind_proxy and services.keys is None:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     problems.install(app)
@@ -83,14 +86,7 @@ def _services(settings: Settings) -> Services:
     registry = Registry.scan(*folders, unloaded=state.unloaded)
     metrics = Metrics()
     pacs_file = read_pacs_file(settings.pacs_file)
-    executor = EmbeddedExecutor(
-        device=settings.device,
-        deadline_s=settings.case_deadline_s,
-        memory_bytes=settings.memory_bytes,
-        engine=settings.engine,
-        state=settings.state_dir,
-        warm=registry.ready.get(DEFAULT_MODEL),
-    )
+    executor = ExecutorPool.of(settings, warm=registry.ready.get(DEFAULT_MODEL))
     jobs = SegmentationJobs(state, registry, executor, metrics, database)
     dicom = PacsJobs(jobs, state, pacs_file, derive_dicom, settings.case_deadline_s)
     arrivals = Arrivals(dicom, pacs_file, registry, state)

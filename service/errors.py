@@ -325,6 +325,10 @@ class InferenceOutOfMemory(ExecutionError, title="The case needs too much memory
     """The case needs more memory than inference may use."""
 
 
+class DeviceUnavailable(ExecutionError, title="The device cannot be used", status=503):
+    """The device that should compute is missing, or fails before a case has begun."""
+
+
 class JobCancelled(ExecutionError, title="The job was cancelled", status=409):
     """The job was cancelled."""
 
@@ -365,14 +369,10 @@ class ServerProblem(ClientError, title="The server refused the request"):
         title: str = "",
         retry_after_s: float | None = None,
     ) -> None:
-        """Keep what the server answered.
+        """Keep detail, HTTP status, type and title of a problem document, or of the problem of a failed job.
 
-        Args:
-            detail: of the problem document.
-            status: HTTP status of the answer, or of the problem of a failed job.
-            problem_type: `type` of the problem document: `/problems/` and the code of one of these errors.
-            title: of the problem document.
-            retry_after_s: seconds after which the server asks to be tried again.
+        Its `type` is `/problems/` and the code of one of these errors; after `retry_after_s` seconds the server asks to be
+        tried again.
         """
         super().__init__(detail)
         self.status = status

@@ -54,15 +54,15 @@ class Settings(BaseSettings):
     database_url: Annotated[SecretStr | None, AfterValidator(_reject_other_databases)] = None
     """Address of the PostgreSQL database of the jobs; without it, a SQLite file in the state directory."""
     device: str = "cpu"
-    """torch device of the inference process, e.g. cpu or cuda:0."""
+    """Devices that compute, with a process for each: cpu, cuda:0, several with commas between them, cpu*2, or auto."""
     engine: Literal["auto", "torch-fp32", "torch-bf16", "torch-fp16", "openvino-fp32", "openvino-bf16"] = "auto"
     """Engine that runs the networks; by default the fastest that the machine has and the card covers."""
     max_upload_bytes: PositiveInt = 2 << 30
     """Largest accepted body, in bytes."""
     case_deadline_s: PositiveFloat = 600.0
     """Seconds after which a case is given up and its process killed."""
-    memory_bytes: PositiveInt | None = None
-    """Memory that the inference process may use on the CPU; by default that of the machine or container."""
+    memory_bytes: Annotated[int, Field(ge=1 << 30)] | None = None
+    """Memory that each inference process may use on the CPU; by default they share that of the machine or container."""
     max_wait_s: PositiveFloat = 60.0
     """Longest time, in seconds, for which a request with `Prefer: wait` is held."""
     keys_file: Path | None = None

@@ -16,10 +16,15 @@ async def is_live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/ready", operation_id="isReady", responses={503: {"description": 'Not ready: `{"ready": false}`'}})
-async def is_ready(services: ServicesDep, response: Response) -> dict[str, bool]:
-    """Return whether a model is in service, the inference process is alive and the database answers; 503 if not."""
-    ready = bool(services.registry.ready) and services.jobs.ready
-    if not ready:
-        response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-    return {"ready": ready}
+@router.get(
+    "/ready",
+    operation_id="isReady",
+    responses={503: {"description": 'Not ready: `{"ready": false, "why_not": "..."}`'}},
+)
+async def is_ready(services: ServicesDep, response: Response) -> dict[str, bool | str]:
+    """Return whether a model is in service, a device has computed and the database answers; 503 and why, if not."""
+    why_not = services.jobs.why_not if services.registry.ready else "No model is in service."
+    if not why_not:
+        return {"ready": True}
+    response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    return {"ready": False, "why_not": why_not}

@@ -8,10 +8,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from service import __version__
-from service.errors import CalibrantError, ServerProblem, ServerUnreachable
+from service.errors import CalibrantError, DeviceUnavailable, ServerProblem, ServerUnreachable
 
 EXIT_ERROR, EXIT_UNREACHABLE, EXIT_INPUT = 1, 3, 6
-"""Internal or configuration error; no server or one that is not ready; invalid scan or request."""
+"""Internal or configuration error; the service or device that is needed is not there; invalid scan or request."""
 
 NOT_READY = (429, 502, 503, 504)
 """HTTP statuses of a server, or of a proxy in front of it, that is still busy or starting after the client's retries."""
@@ -36,7 +36,9 @@ def main() -> None:
 def _fail(error: CalibrantError) -> NoReturn:
     typer.echo(f"{error.title}: {error.detail}", err=True)
     input_at_fault = 400 <= error.status < 500  # noqa: PLR2004 - HTTP's range of the client's errors
-    gone = isinstance(error, ServerUnreachable) or (isinstance(error, ServerProblem) and error.status in NOT_READY)
+    gone = isinstance(error, ServerUnreachable | DeviceUnavailable) or (
+        isinstance(error, ServerProblem) and error.status in NOT_READY
+    )
     sys.exit(EXIT_UNREACHABLE if gone else EXIT_INPUT if input_at_fault else EXIT_ERROR)
 
 
@@ -154,7 +156,7 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
 ) -> None:
     """Segment many scans into one folder with one table; run it again to go on where it stopped.
 
-    Exit code: 0 all succeeded, 1 configuration or internal error, 2 wrong command line, 3 no service, 4 some failed, 5 all
+    Exit code: 0 all succeeded, 1 configuration or internal error, 2 wrong command line, 3 no service or device, 4 some failed, 5 all
     failed, 6 no case found, 130 interrupted.
     """
     from rich.console import Console

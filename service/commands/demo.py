@@ -195,8 +195,8 @@ def _server() -> Iterator[str]:
 def _address(process: "subprocess.Popen[str]") -> str:
     deadline = time.monotonic() + START_S
     for line in process.stdout or ():
-        if " is ready at " in line:
-            return line.split()[5]
+        if " listens at " in line:
+            return line.split()[4]
         if time.monotonic() > deadline:
             break
     msg = "The demo's server did not start. Run calibrant serve to see why."

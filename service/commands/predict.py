@@ -2,7 +2,7 @@
 
 import tempfile
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -74,19 +74,29 @@ def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
     """Segment the scan in this process, and write the files.
 
     Raises:
-        CalibrantError: whatever `service.pipeline.run.run_case` raises.
+        DeviceUnavailable: CALIBRANT_DEVICE is missing, or failed.
+        InferenceOutOfMemory: the scan needs more memory than there is.
+        CalibrantError: whatever else `service.pipeline.run.run_case` raises.
     """
-    import torch
-
     from service.engines.ready import ready_bundle
+    from service.executors.devices import claim, devices_of
+    from service.executors.faults import explain
+    from service.executors.memory import machine_memory_bytes
     from service.pipeline.run import run_case
     from service.result.files import CONFIDENCE, MASK, SUMMARY
 
-    settings = Settings.read()
-    bundle = ready_bundle(installed(model).root, torch.device("cpu"), settings.engine, settings.state_dir)
+    settings, description = Settings.read(), installed(model)
+    first = replace(devices_of(settings.device)[0], threads=None)  # no other process shares the cores
+    device = claim(first)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run_case(scan, bundle, work, lambda _stage, _done: None)
+        try:
+            bundle = ready_bundle(description.root, device, settings.engine, settings.state_dir)
+            run_case(scan, bundle, work, lambda _stage, _done: None)
+        except Exception as error:
+            if (explained := explain(error, device, first.name, machine_memory_bytes())) is None or explained is error:
+                raise
+            raise explained from error
         summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
         return Prediction.write(scan, out, (work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
 

@@ -1,4 +1,4 @@
-"""`calibrant serve`: checks the address, runs the application in uvicorn and prints where it listens."""
+"""`calibrant serve`: checks address and devices, runs the application in uvicorn and prints where it listens."""
 
 import os
 import socket
@@ -11,6 +11,7 @@ import uvicorn
 from service import __version__
 from service.app import LOOPBACK_HOSTS, create_app
 from service.errors import SettingsError
+from service.executors.pool import ExecutorPool
 from service.observability.log import configure_logging
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
@@ -24,6 +25,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
 
     Raises:
         SettingsError: other machines could reach the address without a key, or the port is taken.
+        DeviceUnavailable: none of the devices computes.
     """
     reachable = f"[{host}]" not in LOOPBACK_HOSTS and host not in LOOPBACK_HOSTS and not settings.behind_proxy
     if reachable and settings.monailabel_secret:
@@ -39,9 +41,11 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         )
         raise SettingsError(msg)
     configure_logging()
+    app = create_app(settings)
+    _await_devices(app.state.executor)
     # No access log: paths and query strings hold what the user sent.
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host,
         port,
         log_config=None,
@@ -49,7 +53,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
-    server = _AnnouncingServer(config, settings)
+    server = _AnnouncingServer(config, settings, app.state.executor.names)
     # uvicorn has its own exit codes; here, a server that does not start exits with 1.
     with suppress(SystemExit):
         server.run()
@@ -60,12 +64,23 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         sys.exit(1)
 
 
+def _await_devices(executor: ExecutorPool) -> None:
+    """Wait until a GPU computes: a service without one would only fail later, job by job."""
+    try:
+        executor.start()
+        executor.await_verdict()
+    except BaseException:
+        executor.stop()
+        raise
+
+
 class _AnnouncingServer(uvicorn.Server):
     """Prints its address as soon as it listens; with port 0 it is not known before."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, devices: tuple[str, ...]) -> None:
         super().__init__(config)
         self._settings = settings
+        self._devices = ", ".join(devices)
         self.refusal: OSError | None = None
         """Why it cannot listen; uvicorn only logs it."""
 
@@ -80,8 +95,8 @@ class _AnnouncingServer(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         sys.stdout.write(
-            f"Calibrant {__version__} is ready at {address} (routes: {address}/docs)\n"
-            f"  device {self._settings.device}; state in {self._settings.state_dir}; no telemetry\n"
+            f"Calibrant {__version__} listens at {address} (routes: {address}/docs)\n"
+            f"  devices: {self._devices}; state in {self._settings.state_dir}; no telemetry\n"
             f"  {RESEARCH_USE_ONLY}\n"
         )
         sys.stdout.flush()

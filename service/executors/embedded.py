@@ -1,40 +1,30 @@
-"""One resident child process that keeps the networks in memory and computes one case at a time.
+"""One device and the resident child process that computes on it, one case at a time.
 
-A crash, a hang or a leak in the child does not affect the API. The child writes into a folder of its own and publishes
-nothing, so that one that was given up and comes back to life cannot damage a result.
+A crash, a hang or a leak in the child does not affect the API. A device that fails again and again rests, and is then tried
+again: a case that has not begun waits meanwhile.
 """
 
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import connection
+from dataclasses import dataclass
+from multiprocessing import connection, process
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final, get_args
 
 import structlog
 
 from service.bundle.description import BundleDescription
 from service.bundle.engine_kind import AUTO
-from service.errors import (
-    BundleIntegrity,
-    CalibrantError,
-    InferenceCrashed,
-    InferenceDeadline,
-    InferenceOutOfMemory,
-    JobCancelled,
-    from_code,
-)
-from service.executors.memory import limit_memory, machine_memory_bytes, ran_out_of_memory
-from service.observability.log import configure_logging
-from service.schemas import CaseResult, Output, Report, Stage
-
-if TYPE_CHECKING:
-    from service.bundle.reader import LoadedBundle
+from service.errors import CalibrantError, DeviceUnavailable, InferenceCrashed, InferenceDeadline, from_code
+from service.executors.devices import CPU, Device
+from service.executors.memory import machine_memory_bytes
+from service.executors.resident import CANCEL, FAILED, FAULT, FORGET, READY, RUN, STAGE, UNUSABLE, Terms, serve
+from service.schemas import CaseResult, Output, Report
 
 log = structlog.get_logger(__name__)
 
@@ -50,15 +40,35 @@ ENVIRONMENT: Final = {
 }
 """Environment variables of the child, unless the parent's environment sets them."""
 
-
-_RUN, _CANCEL, _FORGET = "run", "cancel", "forget"
-"""Messages to the child, each followed by its arguments."""
-
 START_DEADLINE_S: Final = 120.0
-"""Seconds within which a child must have loaded its libraries."""
+"""Seconds within which a child must have loaded its libraries and computed something."""
 
 START_ATTEMPTS: Final = 5
-"""Children that are started in a row before a case is given up."""
+"""Children that are started in a row before the device rests."""
+
+KILL_S: Final = 10.0
+"""Seconds within which a killed child must be gone; one that is stuck in a driver may never be."""
+
+LOOK_S: Final = 0.5
+"""Seconds between two looks at a child that is silent, or at one that may have died while idle."""
+
+MAX_FAULTS: Final = 3
+"""Times in a row a device may fail before it rests."""
+
+REST_S: Final = (10.0, 300.0)
+"""Seconds of the first rest of a device and of the longest; each is twice as long as the one before."""
+
+
+class ExecutorStopped(BaseException):
+    """The service ends during a case. Not an `Exception`, so that nothing takes it for the outcome of the case."""
+
+
+class _ChildLost(Exception):
+    """The child died; or it was silent at the deadline."""
+
+    def __init__(self, *, late: bool) -> None:
+        super().__init__()
+        self.late = late
 
 
 @dataclass(slots=True)
@@ -67,37 +77,50 @@ class _Child:
     pipe: "connection.Connection[Any, Any]"
     ready: bool = False
 
-    def become_ready(self) -> bool:
-        """Wait until the child has loaded its libraries; return whether it has."""
+    def receive(self, seconds: float, rejects_stop: Callable[[], None]) -> tuple[Any, ...]:
+        """Return the next message.
+
+        A killed child that is stuck in a driver keeps its end of the pipe open: only a look at the clock ends the wait.
+
+        Raises:
+            _ChildLost: the child died, or said nothing for so many seconds.
+            ExecutorStopped: by `rejects_stop`.
+        """
+        deadline = time.monotonic() + seconds
         try:
-            self.ready = self.ready or (self.pipe.poll(START_DEADLINE_S) and self.pipe.recv() == ("ready",))
-        except (EOFError, OSError):
-            self.ready = False
-        return self.ready
+            while (left := deadline - time.monotonic()) > 0:
+                if self.pipe.poll(min(left, LOOK_S)):
+                    return self.pipe.recv()
+                rejects_stop()
+        except (EOFError, OSError) as error:
+            raise _ChildLost(late=False) from error
+        raise _ChildLost(late=True)
 
-    def kill(self) -> None:
-        """Kill the child, even a suspended one, and wait until it is gone. Any thread may call this."""
+    def kill(self) -> bool:
+        """Kill the child, even a suspended one, and return whether it is gone. Any thread may call this."""
         self.process.kill()
-        self.process.join()
+        deadline = time.monotonic() + KILL_S
+        while self.process.is_alive() and time.monotonic() < deadline:
+            self.process.join(LOOK_S)
+        return not self.process.is_alive()
 
-    def end(self) -> None:
-        """Kill the child and close its pipe. Only the thread that holds `_turn` may call this."""
-        self.kill()
+    def end(self) -> bool:
+        """Kill the child, close its pipe and return whether it is gone. Only the thread that holds `_turn` may call this."""
+        gone = self.kill()
         self.pipe.close()
-
-
-class ExecutorStopped(BaseException):
-    """The service ends during a case. Not an `Exception`, so that nothing takes it for the outcome of the case."""
+        if not gone:  # Python would wait for it when this process ends
+            process._children.discard(self.process)  # type: ignore[attr-defined]  # noqa: SLF001
+        return gone
 
 
 class EmbeddedExecutor:
-    """Owns the child process and restarts it when it has died."""
+    """Owns the child process of one device and restarts it when it has died."""
 
     def __init__(
         self,
         *,
-        device: str,
         deadline_s: float,
+        device: Device = CPU,
         memory_bytes: int | None = None,
         engine: str = AUTO,
         state: Path | None = None,
@@ -106,39 +129,46 @@ class EmbeddedExecutor:
         """Prepare without starting.
 
         Args:
-            device: torch device of the child.
             deadline_s: seconds after which a case is given up and the child killed.
+            device: that computes.
             memory_bytes: memory that the child may use on the CPU; by default all of the machine.
             engine: engine that runs the networks, as for `service.engines.ready.ready_bundle`.
             state: directory of measurements and prepared networks; None for none.
             warm: bundle that every child loads before its first case, so that its preparation delays no case.
         """
-        self._engine = engine
-        self._state = state
-        self._warm = None if warm is None else (warm.root, warm.identity)
-        self._device = device
+        self.device = device
+        self.why_not: str | None = None
+        """A sentence, if the device cannot be used at the moment and rests."""
+        self.judged = threading.Event()
+        """Set once the device was found to compute, or not to."""
+        root = None if warm is None else (warm.root, warm.identity)
+        self._terms = Terms(device, memory_bytes or machine_memory_bytes(), engine, state, root)
         self._deadline_s = deadline_s
-        self._memory_bytes = memory_bytes or machine_memory_bytes()
-        self._stopped = False
+        self._stopped = threading.Event()
         self._turn = threading.Lock()
         self._child: _Child | None = None
+        self._faults = 0
+        self._rests = 0
+        self._rests_until = 0.0
 
     def start(self) -> None:
-        """Start the child; it imports torch in the background."""
+        """Start the child, which imports torch in the background, and a thread that replaces it whenever it dies."""
         with self._turn:
             self._living_child()
+        threading.Thread(target=self._keep, name=f"keeper of {self.device.name}", daemon=True).start()
 
     def stop(self) -> None:
         """Kill the child for good; its running case raises `ExecutorStopped`."""
-        self._stopped = True
+        self._stopped.set()
+        self.judged.set()
         if self._child is not None:
             self._child.kill()
 
     @property
     def ready(self) -> bool:
-        """Whether the child is alive."""
+        """Whether the child lives and its device has computed."""
         child = self._child
-        return child is not None and child.process.is_alive()
+        return child is not None and child.ready and child.process.is_alive() and self.why_not is None
 
     def run(
         self,
@@ -160,197 +190,139 @@ class EmbeddedExecutor:
             outputs: outputs to keep; all by default.
 
         Raises:
+            DeviceUnavailable: no child could be started; the case has not begun.
             JobCancelled: the case was cancelled.
-            InferenceCrashed: the child died.
+            InferenceCrashed: the child died, or its device failed.
             InferenceDeadline: the child took too long and was killed.
-            InferenceOutOfMemory: the case needs more memory than the child may use.
+            InferenceOutOfMemory: the case needs more memory than the child may use, or than the device has.
             BundleIntegrity: the bundle on the disk has changed.
             ExecutorStopped: `stop` was called meanwhile.
             CalibrantError: whatever else `run_case` raised.
         """
         with self._turn:
             child = self._ready_child()
-            overdue = threading.Event()
-
-            def stop() -> None:
-                overdue.set()
-                child.process.kill()
-
-            alarm = threading.Timer(self._deadline_s, stop)
-            alarm.start()
             try:
-                child.pipe.send((_RUN, (scan, bundle.root, bundle.identity, out, outputs)))
-                return _listen(child, report, cancelled)
-            except (EOFError, OSError) as error:
-                child.end()
+                with suppress(OSError):  # a child that has died is noticed when it is listened to
+                    child.pipe.send((RUN, (scan, bundle.root, bundle.identity, out, outputs)))
+                end, *content = self._listen(child, report, cancelled)
+            except (_ChildLost, ExecutorStopped) as error:
+                self._end(child)
                 self._reject_stopped()
-                raise self._death(late=overdue.is_set()) from error
-            finally:
-                alarm.cancel()
+                raise self._death(late=isinstance(error, _ChildLost) and error.late) from error
+            if end == FAULT:
+                self._end(child)
+                self._note_fault(content[0])
+                raise InferenceCrashed(content[0])
+            self._faults = self._rests = 0
+            if end == FAILED:
+                raise from_code(*content)
+            return CaseResult.model_validate_json(content[0])
 
     def forget(self, bundle: BundleDescription) -> None:
         """Free a bundle's memory in the child, once the running case has ended."""
         with self._turn:
             if self._child is not None:
                 with suppress(OSError):  # a child that has died has forgotten everything
-                    self._child.pipe.send((_FORGET, bundle.root))
+                    self._child.pipe.send((FORGET, bundle.root))
+
+    def _listen(self, child: _Child, report: Report, cancelled: Callable[[], bool]) -> tuple[Any, ...]:
+        """Pass reports on and return the message about the end of the case."""
+        deadline = time.monotonic() + self._deadline_s
+        notified = False
+        while True:
+            message, *content = child.receive(deadline - time.monotonic(), self._reject_stopped)
+            if message != STAGE:
+                return message, *content
+            report(*content)
+            if not notified and cancelled():
+                with suppress(OSError):  # as above
+                    child.pipe.send((CANCEL, None))
+                notified = True
 
     def _death(self, *, late: bool) -> CalibrantError:
         if late:
             return InferenceDeadline(f"The case took longer than {self._deadline_s:.0f} s and was stopped.")
         return InferenceCrashed("The process that computed the case died.")
 
+    def _keep(self) -> None:
+        """Replace the child whenever it has died, so that the service is ready again before the next case comes."""
+        while not self._stopped.is_set():
+            if not self.ready and time.monotonic() >= self._rests_until:
+                with suppress(DeviceUnavailable, ExecutorStopped), self._turn:
+                    self._ready_child()
+            self._stopped.wait(LOOK_S)
+
     def _ready_child(self) -> _Child:
         # Loading is not part of the case: neither its time nor the death of a child during it counts.
+        why = f"The process that computes on {self.device.name} could not be started. Tell the operator."
         for _ in range(START_ATTEMPTS):
             child = self._living_child()
-            if child.become_ready():
+            if child.ready:
                 return child
-            child.end()
-        msg = "The inference process could not be started. Tell the operator."
-        raise InferenceCrashed(msg)
+            try:
+                message, *content = child.receive(START_DEADLINE_S, self._reject_stopped)
+            except _ChildLost:
+                self._end(child)
+                continue
+            if message == READY:
+                child.ready, self.why_not = True, None
+                self.judged.set()
+                log.info("ready to compute", device=self.device.name)
+                return child
+            self._end(child)
+            if message == UNUSABLE:  # the next child would say the same
+                why = content[0]
+                break
+        self._rest(why)
+        raise DeviceUnavailable(why)
+
+    def _end(self, child: _Child) -> None:
+        child.ready = False
+        if not child.end():
+            self._rest(f"The process that computes on {self.device.name} cannot be ended: it is stuck in the driver.")
+
+    def _note_fault(self, why: str) -> None:
+        self._faults += 1
+        log.warning("device failed", device=self.device.name)
+        if self._faults >= MAX_FAULTS:
+            self._rest(f"{why} That happened {self._faults} times in a row.")
+
+    def _rest(self, why: str) -> None:
+        first, longest = REST_S
+        seconds = min(first * 2**self._rests, longest)
+        self._rests += 1
+        self._rests_until = time.monotonic() + seconds
+        self.why_not = why
+        if self.judged.is_set():  # who waits for the first judgement says what it was
+            log.error("device rests", device=self.device.name, seconds=seconds)
+        self.judged.set()
 
     def _reject_stopped(self) -> None:
-        if self._stopped:
+        if self._stopped.is_set():
             raise ExecutorStopped
 
     def _living_child(self) -> _Child:
         self._reject_stopped()
-        if self._child is None or not self._child.process.is_alive():
-            if self._child is not None:
-                self._child.pipe.close()
-                log.warning("inference process restarted")
-            ours, theirs = _PROCESSES.Pipe()
-            os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-            process = _PROCESSES.Process(
-                target=_serve,
-                args=(theirs, self._device, self._memory_bytes, self._engine, self._state, self._warm),
-                name="calibrant-inference",
-            )
-            process.start()
-            theirs.close()
-            self._child = _Child(process, ours)
-            if self._stopped:  # stop() may have been called before this child was stored
-                self._child.end()
+        former = self._child
+        if former is not None and former.process.is_alive():
+            if not former.pipe.closed:
+                return former
+            why = f"The process that computes on {self.device.name} cannot be ended: it is stuck in the driver."
+            self._rest(why)
+            raise DeviceUnavailable(why)
+        if former is not None:
+            former.pipe.close()
+            log.warning("inference process restarted", device=self.device.name)
+        self._child = self._new_child()
+        if self._stopped.is_set():  # stop() may have been called before this child was stored
+            self._child.end()
         self._reject_stopped()
         return self._child
 
-
-def _listen(child: _Child, report: Report, cancelled: Callable[[], bool]) -> CaseResult:
-    notified = False
-    while True:
-        message, *content = child.pipe.recv()
-        if message == "stage":
-            report(*content)
-            if not notified and cancelled():
-                child.pipe.send((_CANCEL, None))
-                notified = True
-        elif message == "failed":
-            code, detail = content
-            raise from_code(code, detail)
-        else:
-            return CaseResult.model_validate_json(content[0])
-
-
-def _serve(
-    pipe: "connection.Connection[Any, Any]",
-    device: str,
-    memory_bytes: int,
-    engine: str,
-    state: Path | None,
-    warm: tuple[Path, str] | None,
-) -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    configure_logging()
-    if device == "cpu":  # a GPU driver maps more memory than it uses
-        limit_memory(memory_bytes)
-
-    from service.pipeline.run import run_case
-
-    networks = _Networks(device, engine, state)
-
-    def compute(scan: Path, root: Path, identity: str, out: Path, outputs: tuple[Output, ...]) -> str:
-        return run_case(scan, networks.load(root, identity), out, partial(_report, pipe), outputs).model_dump_json()
-
-    if warm is not None:
-        # The first case of the bundle meets the same error and reports it.
-        _outcome(lambda: networks.load(*warm).description.identity, memory_bytes)
-    pipe.send(("ready",))
-    while True:
-        try:
-            message, order = pipe.recv()
-        except EOFError:
-            return
-        if message == _FORGET:
-            networks.forget(order)
-        if message != _RUN:  # a cancellation that came too late: its case has ended
-            continue
-        pipe.send(_outcome(partial(compute, *order), memory_bytes))
-
-
-@dataclass(slots=True)
-class _Networks:
-    """The bundles that the child keeps in memory."""
-
-    device: str
-    engine: str
-    state: Path | None
-    _loaded: "dict[Path, LoadedBundle]" = field(default_factory=dict)
-
-    def load(self, root: Path, identity: str) -> "LoadedBundle":
-        """Return the bundle of this identity, from the disk unless it was loaded before."""
-        import torch
-
-        from service.engines.ready import ready_bundle
-
-        bundle = self._loaded.get(root)
-        if bundle is None or bundle.description.identity != identity:
-            bundle = ready_bundle(root, torch.device(self.device), self.engine, self.state)
-            if bundle.description.identity != identity:
-                msg = (
-                    "The disk holds another version of the model than the one in service. An administrator can load it."
-                )
-                raise BundleIntegrity(msg)
-            self._loaded[root] = bundle
-        return bundle
-
-    def forget(self, root: Path) -> None:
-        """Free the memory of a bundle."""
-        self._loaded.pop(root, None)
-
-
-def _outcome(work: Callable[[], str], memory_bytes: int) -> tuple[str, ...]:
-    """Do the work and return the message about its end."""
-    try:
-        return "done", work()
-    except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
-        return "failed", *_failure(error, memory_bytes)
-
-
-def _failure(error: Exception, memory_bytes: int) -> tuple[str, str]:
-    """Return code and detail of the error that ended a case."""
-    if isinstance(error, CalibrantError):
-        return error.code, error.detail
-    if ran_out_of_memory(error):
-        return InferenceOutOfMemory.code, (
-            f"The case needs more than the {memory_bytes / (1 << 30):.1f} GiB that inference may use. "
-            "Crop or downsample the scan, or ask the operator for more (CALIBRANT_MEMORY_BYTES)."
-        )
-    # The message may hold what the user sent; the type does not.
-    log.error("case failed", error=type(error).__name__)
-    return CalibrantError.code, f"The computation failed ({type(error).__name__})."
-
-
-def _report(pipe: "connection.Connection[Any, Any]", stage: Stage, done: float) -> None:
-    """Report progress to the parent, and end the case if it was cancelled."""
-    pipe.send(("stage", stage, done))
-    if pipe.poll() and pipe.recv()[0] == _CANCEL:
-        msg = "The job was cancelled while it ran."
-        raise JobCancelled(msg)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    def _new_child(self) -> _Child:
+        ours, theirs = _PROCESSES.Pipe()
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        child = _PROCESSES.Process(target=serve, args=(theirs, self._terms), name="calibrant-inference")
+        child.start()
+        theirs.close()
+        return _Child(child, ours)

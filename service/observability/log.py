@@ -13,8 +13,8 @@ import structlog
 FIELDS: Final = frozenset(
     {
         "event", "level", "logger", "timestamp", "line",
-        "engine", "error", "job", "method", "milliseconds", "model", "owner", "problem", "route", "seconds", "stage", "state",
-        "status", "removed", "where",
+        "device", "engine", "error", "job", "method", "milliseconds", "model", "owner", "problem", "route", "seconds", "stage",
+        "state", "status", "removed", "where",
     }
 )  # fmt: skip
 """All fields that a line may have."""

@@ -17,5 +17,5 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        yield next(line.split()[5] for line in process.stdout if " is ready at " in line)
+        yield next(line.split()[4] for line in process.stdout if " listens at " in line)
         process.terminate()

@@ -132,7 +132,7 @@ def serve(state: Path, port: int) -> Iterator["subprocess.Popen[str]"]:
     command = [*CALIBRANT, "serve", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        assert any(" is ready at " in line for line in process.stdout)
+        assert any(" listens at " in line for line in process.stdout)
         try:
             yield process
         finally:

@@ -40,7 +40,7 @@ def service_(tiny_bundle: Path, tmp_path: Path) -> Iterator[tuple[httpx.Client, 
     ):
         assert process.stdout is not None
         try:
-            url = next(line.split()[5] for line in process.stdout if " is ready at " in line)
+            url = next(line.split()[4] for line in process.stdout if " listens at " in line)
             with httpx.Client(base_url=url, timeout=280) as http:
                 yield http, log, state
         finally:

@@ -44,7 +44,7 @@ def http_(state: Path) -> Iterator[httpx.Client]:
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        url = next(line.split()[5] for line in process.stdout if " is ready at " in line)
+        url = next(line.split()[4] for line in process.stdout if " listens at " in line)
         with httpx.Client(base_url=url, timeout=120) as http:
             yield http
         process.terminate()

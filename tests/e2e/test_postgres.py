@@ -104,10 +104,10 @@ class Service:
         with self.log.open("ab") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         assert self.process.stdout is not None
-        ready = next((line for line in self.process.stdout if " is ready at " in line), "")
+        ready = next((line for line in self.process.stdout if " listens at " in line), "")
         assert ready, self.log.read_text()
         self.http = httpx.Client(
-            base_url=ready.split()[5], timeout=120, event_hooks={"response": [_reject_shown_password]}
+            base_url=ready.split()[4], timeout=120, event_hooks={"response": [_reject_shown_password]}
         )
 
     def __enter__(self) -> Self:

@@ -48,7 +48,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     ):
         assert process.stdout is not None
         try:
-            url = next(line.split()[5] for line in process.stdout if " is ready at " in line)
+            url = next(line.split()[4] for line in process.stdout if " listens at " in line)
             with httpx.Client(base_url=url, timeout=60, headers={"User-Agent": NAME}, cookies={"seen": "DOE"}) as http:
                 yield Service(http, log, state)
         finally:

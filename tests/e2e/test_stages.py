@@ -131,7 +131,7 @@ class Service:
         with self._log.open("ab") as log:
             self.api = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=self._environment)
         assert self.api.stdout is not None
-        self.url = next(line.split()[5] for line in self.api.stdout if " is ready at " in line)
+        self.url = next(line.split()[4] for line in self.api.stdout if " listens at " in line)
         self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_S)
 
     def stop_at(self, point: str) -> None:

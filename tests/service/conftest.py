@@ -461,7 +461,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as process,
     ):
         try:
-            yield _address(process, log), log, root / "state"
+            url = _address(process, log)
+            _await_ready(url)
+            yield url, log, root / "state"
         finally:
             process.terminate()
 
@@ -470,10 +472,18 @@ def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         for line in log.read_text().splitlines():
-            if " is ready at " in line:
-                return line.split()[5]
+            if " listens at " in line:
+                return line.split()[4]
         time.sleep(0.05)
     pytest.fail(f"calibrant serve did not start: {log.read_text()}")
+
+
+def _await_ready(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while not (answer := httpx.get(f"{url}/v2/health/ready")).is_success:
+        if time.monotonic() > deadline:
+            pytest.fail(f"calibrant serve did not become ready: {answer.text}")
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

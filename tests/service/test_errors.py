@@ -83,6 +83,7 @@ execution-failed 500 The computation failed
 inference-crashed 500 The inference process died
 inference-deadline 500 The inference took too long
 inference-out-of-memory 500 The case needs too much memory
+device-unavailable 503 The device cannot be used
 job-cancelled 409 The job was cancelled
 job-abandoned 500 The job was given up
 insufficient-storage 507 No space is left for the scan

@@ -37,7 +37,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"STATE_DIR": "/s", "BUNDLE_DIR": "/b", "DEVICE": "cuda:1", "MAX_UPLOAD_BYTES": "7"}
     values |= {"CASE_DEADLINE_S": "0.5", "MAX_WAIT_S": "2", "BEHIND_PROXY": "true", "UNKNOWN": "1"}
     values |= {"KEYS_FILE": "/k.json", "SESSION_HOURS": "0.5", "RETENTION_DAYS": "30", "LOGITS_RETENTION_DAYS": "1.5"}
-    values |= {"MEMORY_BYTES": "9"}
+    values |= {"MEMORY_BYTES": str(1 << 30)}
     for name, value in values.items():
         monkeypatch.setenv(f"CALIBRANT_{name}", value)
     monkeypatch.setenv("STATE_DIR", "/elsewhere")
@@ -48,7 +48,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.behind_proxy is True
     assert (settings.keys_file, settings.session_hours) == (Path("/k.json"), 0.5)
     assert (settings.retention_days, settings.logits_retention_days) == (30, 1.5)
-    assert settings.memory_bytes == 9
+    assert settings.memory_bytes == 1 << 30
 
 
 def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from service.errors import (
     CalibrantError,
     ClientError,
     DecoderCrashed,
+    DeviceUnavailable,
     Forbidden,
     ModelNotFound,
     ServerProblem,
@@ -47,7 +48,7 @@ _LISTENS_S: Final = 0.5
 """Seconds between two looks for a signal: a library's thread may get it, but only the main thread runs its handler."""
 
 # Errors that every case would meet: the batch ends, and goes on when it is run again.
-_ENDS_ALL: Final = (ServerUnreachable, BundleError, ModelNotFound, SettingsError)
+_ENDS_ALL: Final = (ServerUnreachable, DeviceUnavailable, BundleError, ModelNotFound, SettingsError)
 _PROBLEMS_THAT_END_ALL: Final = {f"/problems/{error.code}" for error in (Unauthorized, Forbidden, ModelNotFound)}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -12,8 +13,8 @@ from service.client.calls import Order
 from service.client.http import Client
 from service.commands.batch.results import Segmented
 from service.commands.predict import installed
-from service.errors import BundleError, ModelNotFound
-from service.executors.embedded import EmbeddedExecutor
+from service.errors import BundleError, DeviceUnavailable, InferenceCrashed, ModelNotFound
+from service.executors.pool import MAX_ATTEMPTS, ExecutorPool
 from service.result.files import CONFIDENCE, MASK, SUMMARY
 from service.schemas import Job, Output, Summary
 from service.settings import Settings
@@ -86,10 +87,10 @@ class Remote:
 
 
 class Local:
-    """Segments in an inference process on this machine, whose crash does not end the batch."""
+    """Segments in a process for each device of this machine; the crash of one does not end the batch."""
 
     def __init__(self, model: str | None) -> None:
-        """Find the model; the first case starts the process.
+        """Find the model; the first case starts the processes.
 
         Raises:
             ModelNotFound: the model is not installed here.
@@ -98,14 +99,12 @@ class Local:
         settings = Settings.read()
         self._bundle = installed(model)
         self.identity = self._bundle.identity
-        self._executor = EmbeddedExecutor(
-            device=settings.device,
-            deadline_s=settings.case_deadline_s,
-            memory_bytes=settings.memory_bytes,
-            engine=settings.engine,
-            state=settings.state_dir,
-            warm=self._bundle,
-        )
+        self._executor = ExecutorPool.of(settings, warm=self._bundle)
+
+    @property
+    def size(self) -> int:
+        """Number of cases that can be computed at once."""
+        return self._executor.size
 
     def __enter__(self) -> Self:
         return self
@@ -116,14 +115,27 @@ class Local:
         self._executor.stop()
 
     def segment(self, scan: Path, key: str, show: Show) -> Segmented:
-        """Run the pipeline, one case at a time."""
+        """Run the pipeline on a free device; a case that kills its process is tried again, as a service does."""
         del key
         show("waiting for the model")
+        self._executor.start()
+        self._executor.await_verdict()
+        for _ in range(MAX_ATTEMPTS - 1):
+            with suppress(InferenceCrashed):
+                return self._compute(scan, show)
+        return self._compute(scan, show)
+
+    def _compute(self, scan: Path, show: Show) -> Segmented:
         with tempfile.TemporaryDirectory(prefix="calibrant-") as folder:
             work = Path(folder)
-            self._executor.run(scan, self._bundle, work, lambda stage, _: show(stage))
+            with self._executor.lend(self._reject_no_device) as device:
+                device.run(scan, self._bundle, work, lambda stage, _: show(stage))
             summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
             return Segmented((work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
+
+    def _reject_no_device(self) -> None:
+        if (why_not := self._executor.why_not) is not None:
+            raise DeviceUnavailable(why_not)
 
 
 def _identity(client: Client, model: str | None) -> str:

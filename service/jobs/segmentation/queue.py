@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.bundle.registry import Registry
 from service.errors import IdempotencyKeyReused, InvalidRequest, JobFinished, JobNotFound
-from service.executors.embedded import EmbeddedExecutor
+from service.executors.pool import ExecutorPool
 from service.jobs.database import JobDatabase
 from service.jobs.segmentation.ends import Ends
 from service.jobs.segmentation.records import QUEUE, STATUSES, WORKFLOW, Cursor, newest_first
@@ -66,7 +66,7 @@ class SegmentationJobs:
 
     state: StateDirectory
     registry: Registry
-    executor: EmbeddedExecutor
+    executor: ExecutorPool
     metrics: Metrics
     database: JobDatabase
     worker: Worker = field(init=False)
@@ -114,7 +114,7 @@ class SegmentationJobs:
         DBOS.launch()
         self._sweep()
         self._queue = DBOS.register_queue(
-            QUEUE, worker_concurrency=1, polling_interval_sec=POLL_S, on_conflict="always_update"
+            QUEUE, worker_concurrency=self.executor.size, polling_interval_sec=POLL_S, on_conflict="always_update"
         )
 
     def _sweep(self) -> None:
@@ -131,9 +131,11 @@ class SegmentationJobs:
         self.database.release()
 
     @property
-    def ready(self) -> bool:
-        """Whether the inference process lives and the database answers."""
-        return self.executor.ready and self.database.reachable
+    def why_not(self) -> str:
+        """Why no job can be computed at the moment; empty if a device computes and the database answers."""
+        if self.executor.ready:
+            return "" if self.database.reachable else "The database of the jobs does not answer."
+        return self.executor.why_not or "The inference process is still starting."
 
     def submit(self, order: WorkflowInput, *, priority: Priority = "normal", idempotency_key: str | None = None) -> Job:
         """Return the job for a stored scan; from here on it survives any crash.
@@ -330,7 +332,8 @@ class SegmentationJobs:
         waiting.sort(key=lambda other: (not self._runs(other), other.status != "PENDING", other.priority or 0))
         order = [other.workflow_id for other in waiting]
         ahead = order.index(status.workflow_id) if status.workflow_id in order else 0
-        return Place(ahead, None if mean_s is None else (ahead + 1) * mean_s)
+        rounds = ahead // max(self.executor.working, 1) + 1
+        return Place(ahead, None if mean_s is None else rounds * mean_s)
 
     def _runs(self, status: WorkflowStatus) -> bool:
         """Return whether a job is being computed, or has been and is not yet recorded as finished."""

@@ -1,4 +1,4 @@
-"""Computes the jobs that have left the queue, one at a time, and publishes their results."""
+"""Computes the jobs that have left the queue, one on each device at a time, and publishes their results."""
 
 import threading
 import time
@@ -11,8 +11,15 @@ from typing import Any, Final
 import structlog
 
 from service.bundle.registry import Registry
-from service.errors import CalibrantError, InferenceCrashed, InferenceDeadline, JobCancelled, StorageFull
-from service.executors.embedded import EmbeddedExecutor
+from service.errors import (
+    CalibrantError,
+    DeviceUnavailable,
+    InferenceCrashed,
+    InferenceDeadline,
+    JobCancelled,
+    StorageFull,
+)
+from service.executors.pool import MAX_ATTEMPTS, ExecutorPool
 from service.jobs.segmentation.ends import Ends
 from service.jobs.segmentation.records import reject_cancelled
 from service.jobs.segmentation.status import Live, WorkflowInput
@@ -29,9 +36,6 @@ AHEAD_S: Final = 0.2
 Otherwise a poll interval of the queue separates consecutive cases.
 """
 
-MAX_ATTEMPTS: Final = 3
-"""Times a case may kill or hang the inference process before its job fails."""
-
 Outcome = dict[str, Any]
 """Output of the workflow: ``{"attempts": n, "failure": None or {"code": ..., "detail": ...}}``."""
 
@@ -45,12 +49,12 @@ class Worker:
         registry: of the bundles.
         executor: computes the cases.
         metrics: counts how the jobs end.
-        take: sets how many jobs may be out of the queue. With two, one waits until the running case has ended.
+        take: sets how many jobs may be out of the queue. One that is out without a device waits for one.
     """
 
     state: StateDirectory
     registry: Registry
-    executor: EmbeddedExecutor
+    executor: ExecutorPool
     metrics: Metrics
     take: Callable[[int], None]
     live: dict[str, Live] = field(default_factory=dict)
@@ -64,8 +68,13 @@ class Worker:
     ends: Ends = field(default_factory=Ends)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Durations of the cases that succeeded last."""
-    _computing: threading.Lock = field(default_factory=threading.Lock)
-    _taken: int = 1
+    _ending: set[str] = field(default_factory=set)
+    """Jobs whose cases end within AHEAD_S, as it seems."""
+    _taken: int = field(init=False)
+    _taking: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._taken = self.executor.size
 
     def run(self, identifier: str, order: WorkflowInput) -> Outcome:
         """Publish the result, or return the failure; safe to repeat after a crash at any point."""
@@ -92,7 +101,8 @@ class Worker:
                 self.live.pop(identifier, None)
                 self.cancelled.discard(identifier)
             self.ends.tell()
-        self._take(1)
+        self._ending.discard(identifier)
+        self._take()
         self._log(identifier, order, failure)
         return {"attempts": live.attempt, "failure": failure}
 
@@ -104,45 +114,56 @@ class Worker:
         self.ends.tell()
 
     def _compute(self, identifier: str, order: WorkflowInput, live: Live) -> None:
+        """Compute the case until a result is published."""
         bundle = self.registry.find(order.model)
         self.state.find_scan(order.owner, order.scan)
         scan = self.state.scan(order.owner, order.scan)
+        started = 0.0
 
         def report(stage: Stage, progress: float) -> None:
             live.stage, live.progress = stage, progress
             taken = time.monotonic() - started
             if stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
-                self._take(2)
+                self._ending.add(identifier)
+                self._take()
 
-        def cancelled() -> bool:
-            return identifier in self.cancelled
-
-        for live.attempt in range(1, MAX_ATTEMPTS + 1):
+        while True:
             folder = self.state.begin_attempt(identifier)
             try:
-                with self._computing:
+                with self.executor.lend(lambda: self._reject_cancelled(identifier, "before it began")) as device:
                     live.waiting = False
-                    if cancelled():
-                        msg = "The job was cancelled before it began."
-                        raise JobCancelled(msg)
                     started = time.monotonic()
-                    self.executor.run(scan, bundle, folder, report, cancelled, order.outputs)
-            except (InferenceCrashed, InferenceDeadline):
-                if live.attempt == MAX_ATTEMPTS:
-                    raise
+                    device.run(scan, bundle, folder, report, lambda: identifier in self.cancelled, order.outputs)
+            except (DeviceUnavailable, InferenceCrashed, InferenceDeadline) as error:
+                self._prepare_another_attempt(live, error)
             else:
                 with self.turn:
-                    if cancelled():
-                        msg = "The job was cancelled when it was done."
-                        raise JobCancelled(msg)
+                    self._reject_cancelled(identifier, "when it was done")
                     self.state.publish(identifier, folder)
                 self.seconds.append(time.monotonic() - started)
                 return
 
-    def _take(self, jobs: int) -> None:
-        if self._taken != jobs:
-            self._taken = jobs
-            self.take(jobs)
+    def _prepare_another_attempt(self, live: Live, error: CalibrantError) -> None:
+        """Let the case wait for a device that computes; raise the error if it was tried often enough."""
+        if isinstance(error, DeviceUnavailable):  # it has not begun
+            live.waiting = True
+            return
+        if live.attempt == MAX_ATTEMPTS:
+            raise error
+        live.attempt += 1
+        live.waiting = self.executor.why_not is not None
+
+    def _reject_cancelled(self, identifier: str, when: str) -> None:
+        if identifier in self.cancelled:
+            msg = f"The job was cancelled {when}."
+            raise JobCancelled(msg)
+
+    def _take(self) -> None:
+        with self._taking:
+            jobs = self.executor.size + len(self._ending)
+            if self._taken != jobs:
+                self._taken = jobs
+                self.take(jobs)
 
     def _log(self, identifier: str, order: WorkflowInput, failure: dict[str, str] | None) -> None:
         """Count and log how a job ended."""

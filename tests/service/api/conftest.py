@@ -57,11 +57,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     ):
         try:
             deadline = time.monotonic() + 60
-            while not (lines := [line for line in log.read_text().splitlines() if " is ready at " in line]):
+            while not (lines := [line for line in log.read_text().splitlines() if " listens at " in line]):
                 assert time.monotonic() < deadline, log.read_text()
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
-            guarded_service = Guarded(lines[0].split()[5].replace("0.0.0.0", "127.0.0.1"), log, keys, root / "state")  # noqa: S104 - as above
+            guarded_service = Guarded(lines[0].split()[4].replace("0.0.0.0", "127.0.0.1"), log, keys, root / "state")  # noqa: S104 - as above
             yield guarded_service
             for client in guarded_service.clients:
                 client.close()

@@ -17,6 +17,7 @@ from service.commands.doctor import Finding, Verdict
 from service.errors import (
     CalibrantError,
     ConstantVolume,
+    DeviceUnavailable,
     InferenceCrashed,
     ModelNotFound,
     ServerProblem,
@@ -107,6 +108,7 @@ def test_a_predicted_scan_is_reported(calibrant: Command, hippocampus: Path, ser
         (ServerProblem("x", 500), 1),
         (ServerProblem("x", 503), 3),
         (ServerProblem("x", 429), 3),
+        (DeviceUnavailable("x"), 3),
         (InferenceCrashed("x"), 1),
         (SettingsError("x"), 1),
         (CalibrantError("x"), 1),
@@ -115,7 +117,7 @@ def test_a_predicted_scan_is_reported(calibrant: Command, hippocampus: Path, ser
 def test_exit_codes_tell_who_is_at_fault(
     calibrant: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: CalibrantError, code: int
 ) -> None:
-    """3 means no server, 6 the scan or the request, 1 everything else; title and detail are one line."""
+    """3 means no server or device, 6 the scan or the request, 1 everything else; title and detail are one line."""
 
     def fail(*_: object) -> None:
         raise error

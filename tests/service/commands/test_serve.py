@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -36,7 +37,7 @@ def _serve(state: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
 
 def _address(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
-    return next(line for line in process.stdout if " is ready at " in line).split()[5]
+    return next(line for line in process.stdout if " listens at " in line).split()[4]
 
 
 def _descendants(pid: int) -> list[int]:
@@ -114,13 +115,46 @@ def test_a_killed_server_leaves_no_process(tmp_path: Path) -> None:
         assert _address(process).startswith("http://127.0.0.1:")
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:0,MIG-1"])
+@pytest.mark.parametrize("command", ["serve", "predict", "batch"])
+def test_a_device_that_is_missing_is_exit_code_3(
+    tmp_path: Path, write_nifti: Callable[..., None], command: str, device: str
+) -> None:
+    """Without the GPU that is asked for nothing listens, and nothing is computed: one sentence says so, without a traceback."""
+    write_nifti(tmp_path / "s.nii", np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32))
+    arguments = {
+        "serve": ["--port", "0"],
+        "predict": [str(tmp_path / "s.nii"), "--out", str(tmp_path / "out")],
+        "batch": [str(tmp_path / "s.nii"), "--out", str(tmp_path / "out"), "--local"],
+    }
+    environment = os.environ | {
+        "CALIBRANT_STATE_DIR": str(tmp_path / "state"),
+        "CALIBRANT_DEVICE": device,
+        "CUDA_VISIBLE_DEVICES": "",  # on a machine that has one, too
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", command, *arguments[command]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    *logged, last = ended.stderr.splitlines()
+    assert ended.returncode == 3
+    assert last.startswith("The device cannot be used: cuda:0 cannot be used: torch ")
+    assert "Set CALIBRANT_DEVICE to cpu" in last
+    assert all(line.startswith("{") for line in logged)
+    assert "listens at" not in ended.stdout
+
+
 def test_a_port_that_is_taken_is_exit_code_1(tmp_path: Path, server_url: str) -> None:
     """A server that cannot listen exits with 1 and a sentence, without a traceback."""
     with _serve(tmp_path / "state", "--port", server_url.rpartition(":")[2]) as process:
         out, err = process.communicate(timeout=60)
 
     assert process.returncode == 1
-    assert "is ready at" not in out
+    assert "listens at" not in out
     assert "cannot be listened on (Address already in use)" in err
     assert "--port" in err
     assert "Traceback" not in err
@@ -132,7 +166,9 @@ def test_an_address_beyond_this_machine_needs_keys_or_a_proxy(
 ) -> None:
     """Keys or a proxy allow other addresses; a missing key file is an error."""
     asked: list[str] = []
-    monkeypatch.setattr("service.commands.serve.create_app", lambda _: FastAPI())
+    app = FastAPI()
+    app.state.executor = SimpleNamespace(start=lambda: None, await_verdict=lambda: None, names=("cpu",))
+    monkeypatch.setattr("service.commands.serve.create_app", lambda _: app)
     monkeypatch.setattr("uvicorn.Server.run", lambda server: asked.append(server.config.host))
     settings = Settings(state_dir=tmp_path / "state", **options)  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from service.bundle.description import BundleDescription, describe_bundle
 from service.errors import (
     BundleIntegrity,
     CalibrantError,
+    DeviceUnavailable,
     InferenceCrashed,
     InferenceDeadline,
     InferenceOutOfMemory,
@@ -43,8 +44,8 @@ def executors() -> Iterator[list[EmbeddedExecutor]]:
 @pytest.fixture
 def executor(executors: list[EmbeddedExecutor]) -> EmbeddedExecutor:
     """Return an executor that was not stopped."""
-    if not executors or executors[-1]._stopped:
-        executors.append(EmbeddedExecutor(device="cpu", deadline_s=100.0))
+    if not executors or executors[-1]._stopped.is_set():
+        executors.append(EmbeddedExecutor(deadline_s=100.0))
         executors[-1].start()
     return executors[-1]
 
@@ -259,10 +260,10 @@ def test_a_child_that_cannot_start_is_given_up(
 ) -> None:
     """After several children that die while loading, the case fails with advice for the operator."""
     monkeypatch.setattr("service.executors.embedded.START_ATTEMPTS", 2)
-    monkeypatch.setattr("service.executors.embedded._serve", os._exit)  # takes one argument: the child dies at once
-    unlucky = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+    monkeypatch.setattr("service.executors.embedded.serve", os._exit)  # takes one argument: the child dies at once
+    unlucky = EmbeddedExecutor(deadline_s=1.0)
 
-    with pytest.raises(InferenceCrashed, match="could not be started"):
+    with pytest.raises(DeviceUnavailable, match="on cpu could not be started"):
         unlucky.run(scan, description, Path(), lambda _stage, _done: None)
 
     unlucky.stop()
@@ -319,10 +320,10 @@ def test_stopping_interrupts_a_running_case(case: Case, executor: EmbeddedExecut
 
 def test_stopping_while_the_child_loads_ends_it(description: BundleDescription, scan: Path) -> None:
     """A case that waits for its first child gets ExecutorStopped at once, and the child is gone."""
-    executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+    executor = EmbeddedExecutor(deadline_s=1.0)
     executor.start()
     pid = _pid(executor)
-    assert executor.ready
+    assert not executor.ready
     threading.Timer(0.3, executor.stop).start()
 
     with pytest.raises(ExecutorStopped):
@@ -335,7 +336,7 @@ def test_stopping_while_a_child_is_started_leaves_no_child(
     description: BundleDescription, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop between the check and the start of a child does not leave the child behind."""
-    executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+    executor = EmbeddedExecutor(deadline_s=1.0)
     check = executor._reject_stopped
 
     def stopped_just_after() -> None:
@@ -354,7 +355,7 @@ def test_stopping_while_a_child_is_started_leaves_no_child(
 
 def test_an_executor_that_never_started_can_be_stopped() -> None:
     """Stopping without a child works, and starting afterwards is refused."""
-    executor = EmbeddedExecutor(device="cpu", deadline_s=1.0)
+    executor = EmbeddedExecutor(deadline_s=1.0)
     assert not executor.ready
     executor.stop()
 
@@ -405,7 +406,7 @@ def test_a_case_that_needs_too_much_memory_fails_by_itself(
     """The error gives the limit and what to do; the child lives on and computes the next case."""
     large = tmp_path / "large.nii"
     write_nifti(large, np.arange(256**3, dtype=np.uint16).reshape(256, 256, 256))
-    executor = EmbeddedExecutor(device="cpu", deadline_s=100.0, memory_bytes=600 << 20)
+    executor = EmbeddedExecutor(deadline_s=100.0, memory_bytes=600 << 20)
     try:
         executor.run(scan, description, tmp_path, lambda _stage, _done: None)
         pid = _pid(executor)
@@ -424,7 +425,7 @@ def test_a_warm_bundle_is_loaded_before_its_first_case(
     description: BundleDescription, scan: Path, tmp_path: Path
 ) -> None:
     """A ready child has loaded the bundle, so that its first case does not need the files."""
-    executor = EmbeddedExecutor(device="cpu", deadline_s=100.0, warm=description)
+    executor = EmbeddedExecutor(deadline_s=100.0, warm=description)
     try:
         executor._ready_child()
         (description.root / "models" / "model.safetensors").unlink()

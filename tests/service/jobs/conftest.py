@@ -12,6 +12,7 @@ from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.errors import CalibrantError, JobCancelled
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
+from service.executors.pool import ExecutorPool
 from service.jobs.database import open_database
 from service.jobs.segmentation.queue import SegmentationJobs
 from service.jobs.segmentation.status import WorkflowInput
@@ -60,23 +61,24 @@ class FakeExecutor(EmbeddedExecutor):
     """
 
     def __init__(self) -> None:
-        super().__init__(device="cpu", deadline_s=1.0)
+        super().__init__(deadline_s=1.0)
         self.errors: dict[str, list[CalibrantError]] = {}
         self.calls: list[str] = []
         self.folders: list[Path] = []
         self.released = threading.Event()
         self.entered = threading.Event()
+        self.works = True
         self.progress = 0.25
         self.before_end: Callable[[], None] = lambda: None
 
     @property
     def ready(self) -> bool:
-        """Whether it was not stopped."""
-        return not self._stopped
+        """Whether it works and was not stopped."""
+        return self.works and not self._stopped.is_set()
 
     def stop(self) -> None:
         """Interrupt the waiting case."""
-        self._stopped = True
+        self._stopped.set()
         self.released.set()
 
     def run(
@@ -101,7 +103,7 @@ class FakeExecutor(EmbeddedExecutor):
                 if cancelled() and text.startswith("slow"):
                     msg = "The job was cancelled while it ran."
                     raise JobCancelled(msg)
-        if self._stopped:
+        if self._stopped.is_set():
             raise ExecutorStopped
         if errors := self.errors.get(text):
             raise errors.pop(0)
@@ -126,7 +128,8 @@ class Service:
         if self.queue is None:
             self.executor = FakeExecutor()
             self.queue = SegmentationJobs(
-                self.state, self.registry, self.executor, Metrics(), open_database(self.state, self._url)
+                *(self.state, self.registry, ExecutorPool([self.executor]), Metrics()),
+                open_database(self.state, self._url),
             )
             self.queue.launch()
         return self.queue
@@ -182,16 +185,18 @@ def queue(service: Service) -> Iterator[SegmentationJobs]:
     executor.entered.clear()
     executor.released.clear()
     executor.progress = 0.25
+    executor.works = True
     executor.before_end = lambda: None
     yield queue
+    executor.works = True
     executor.released.set()
 
 
 @pytest.fixture
-def executor(queue: SegmentationJobs) -> FakeExecutor:
+def executor(service: Service, queue: SegmentationJobs) -> FakeExecutor:
     """Return the executor of the running queue, whose outcomes a test controls."""
-    assert isinstance(queue.executor, FakeExecutor)
-    return queue.executor
+    assert service.queue is queue
+    return service.executor
 
 
 @pytest.fixture

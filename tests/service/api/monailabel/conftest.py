@@ -72,11 +72,11 @@ def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labelling]:
     ):
         try:
             deadline = time.monotonic() + 240
-            while not (lines := [line for line in log.read_text().splitlines() if " is ready at " in line]):
+            while not (lines := [line for line in log.read_text().splitlines() if " listens at " in line]):
                 assert time.monotonic() < deadline, log.read_text()
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
-            yield Labelling(lines[0].split()[5], log, root / "state", keys, orthanc)
+            yield Labelling(lines[0].split()[4], log, root / "state", keys, orthanc)
         finally:
             process.terminate()
 

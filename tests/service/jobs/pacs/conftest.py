@@ -13,6 +13,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from service.bundle.registry import DEFAULT_MODEL, Registry
 from service.executors.embedded import EmbeddedExecutor
+from service.executors.pool import ExecutorPool
 from service.jobs.database import open_database
 from service.jobs.pacs.queue import PacsJobs
 from service.jobs.pacs.series import PacsRequest
@@ -37,7 +38,7 @@ class Computes(EmbeddedExecutor):
     """Computes nothing, counts the cases and may be held back."""
 
     def __init__(self) -> None:
-        super().__init__(device="cpu", deadline_s=1.0)
+        super().__init__(deadline_s=1.0)
         self.cases = 0
         self.released = threading.Event()
         self.released.set()
@@ -103,7 +104,8 @@ class Site:
 
     def begin(self) -> None:
         """Start the service on whatever an earlier one left."""
-        queue = SegmentationJobs(self.state, self.registry, self.executor, Metrics(), open_database(self.state, None))
+        pool = ExecutorPool([self.executor])
+        queue = SegmentationJobs(self.state, self.registry, pool, Metrics(), open_database(self.state, None))
         self.jobs = PacsJobs(queue, self.state, self.file, build, 10)
         queue.launch(self.jobs.register)
         self.jobs.start()
