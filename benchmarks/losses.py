@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,20 @@ def seconds(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> float:
     loss(leaf, labels).backward()
     _synchronise(leaf)
     return time.perf_counter() - started
+
+
+def synchronisations(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> int:
+    """Return how often one forward and backward pass on a GPU makes the program wait for it."""
+    leaf = logits.clone().requires_grad_()
+    seconds(loss, logits, labels)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            loss(leaf, labels).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(each.message) for each in caught)
 
 
 def _synchronise(tensor: torch.Tensor) -> None:

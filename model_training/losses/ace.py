@@ -7,6 +7,7 @@ those of the authors' code. Shapes: B images, C classes, N voxels, M bins.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Literal, get_args
 
 import torch
@@ -14,7 +15,9 @@ from monai.losses import DiceCELoss
 from torch.nn.functional import interpolate
 from torch.nn.modules.loss import _Loss
 
-from .binning import HardGap, Row, SoftGap, rows_of
+from .binning import HardGap, Rows, SoftGap
+from .deferred import Deferred
+from .sums import blocks_of
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 Reduction = Literal["mean", "sum", "none"]
@@ -84,6 +87,7 @@ class _L1ACELoss(_Loss):
         self.ignore_empty_classes = ignore_empty_classes
         self.leave_out_empty_classes = leave_out_empty_classes
         self.ignore_index = ignore_index
+        self._deferred = Deferred()
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # noqa: A002 - MONAI's losses name it so
         """Return the loss, in [0, 1] with reduction "mean" and no weight.
@@ -94,7 +98,8 @@ class _L1ACELoss(_Loss):
 
         Raises:
             ValueError: shapes that disagree, values that are not finite, without an activation values outside [0, 1], or
-                labels outside 0 .. C-1 other than `ignore_index`.
+                labels outside 0 .. C-1 other than `ignore_index`. On a GPU it is raised by one of the next calls, or by
+                `check`, for reading the values at once would make every step wait for the device.
         """
         with torch.autocast(input.device.type, enabled=False):
             p = input if input.dtype == torch.float64 else input.float()
@@ -104,21 +109,29 @@ class _L1ACELoss(_Loss):
             p = p[:, self.first :]
             return self._reduced(self._gaps(p, y, ignored), self._present(p, y), input.dim())
 
-    def _gaps(self, p: torch.Tensor, y: Row, ignored: torch.Tensor | None) -> torch.Tensor:
+    def _gaps(self, p: torch.Tensor, y: Rows, ignored: torch.Tensor | None) -> torch.Tensor:
         """Return the mean gap of each row, (B, C)."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Wait for a GPU and raise ValueError if the values of an earlier call were out of range; on a CPU the call raised."""
+        self._deferred.wait()
+
     def _check(self, p: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor | None) -> None:
-        """Raise ValueError for values out of range; all figures come from the device at once, so a GPU waits once."""
+        """Raise ValueError for values out of range, at once on a CPU; on a GPU in one of the next calls."""
         if not p.numel():
             return
         figures = [*p.aminmax()]
         if self.to_onehot_y:
             labels = labels.float() if labels.dtype in _WITHOUT_RANGE else labels
             figures += (labels if ignored is None else labels.masked_fill(ignored, 0)).aminmax()
-        low, high, *of_labels = torch.stack([figure.to(p.dtype) for figure in figures]).tolist()
+        read = partial(self._reject_figures, p.shape[1])
+        self._deferred.read(torch.stack([figure.to(p.dtype) for figure in figures]), read)
+
+    def _reject_figures(self, classes: int, figures: Sequence[float]) -> None:
+        low, high, *of_labels = figures
         self._reject_values(low, high)
-        _reject_labels(of_labels, p.shape[1])
+        _reject_labels(of_labels, classes)
 
     def _reject_values(self, low: float, high: float) -> None:
         if not math.isfinite(low) or not math.isfinite(high):
@@ -128,27 +141,36 @@ class _L1ACELoss(_Loss):
             msg = f"The input spans {low:.3g} to {high:.3g}; expected probabilities: set softmax or sigmoid."
             raise ValueError(msg)
 
-    def _target(self, p: torch.Tensor, target: torch.Tensor) -> tuple[Row, torch.Tensor | None]:
+    def _target(self, p: torch.Tensor, target: torch.Tensor) -> tuple[Rows, torch.Tensor | None]:
         shape = (p.shape[0], 1, p.shape[2]) if self.to_onehot_y else p.shape
         flat = target.flatten(2)
         if flat.shape != shape:
             msg = f"Target of shape {tuple(target.shape)} does not fit: expected {tuple(shape)} with the spatial axes flattened."
             raise ValueError(msg)
         if not self.to_onehot_y:
-            return lambda b, c: flat[b, c + self.first].to(p.dtype), None
+            return lambda b, c: flat[b, self._of_all(c)].to(p.dtype), None
         labels = flat[:, 0]
-        if self.ignore_index is None:
-            return lambda b, c: (labels[b] == c + self.first).to(p.dtype), None
-        ignored = labels == self.ignore_index
-        # A class whose own label is ignored has no voxel that counts: it is absent.
-        return lambda b, c: ((labels[b] == c + self.first) & ~ignored[b]).to(p.dtype), ignored
+        ignored = None if self.ignore_index is None else labels == self.ignore_index
 
-    def _present(self, p: torch.Tensor, y: Row) -> torch.Tensor:
+        def y(b: int, c: slice) -> torch.Tensor:
+            belongs = p.new_empty((c.stop - c.start, p.shape[2]))
+            for row, label in zip(belongs, range(*self._of_all(c).indices(p.shape[1])), strict=True):
+                torch.eq(labels[b], label, out=row)
+            # A class whose own label is ignored has no voxel that counts: it is absent.
+            return belongs if ignored is None else belongs.masked_fill_(ignored[b], 0)
+
+        return y, ignored
+
+    def _of_all(self, counted: slice) -> slice:
+        """Return the slice of all classes that a slice of the counted ones is."""
+        return slice(counted.start + self.first, counted.stop + self.first)
+
+    def _present(self, p: torch.Tensor, y: Rows) -> torch.Tensor:
         """Return whether any voxel of the target belongs to the class, (B, C)."""
         present = torch.ones(p.shape[:2], dtype=torch.bool, device=p.device)
         if self.ignore_empty_classes:
-            for b, c in rows_of(p):
-                present[b, c] = y(b, c).any()
+            for b, c in blocks_of(p):
+                present[b, c] = y(b, c).any(dim=1)
         return present
 
     def _reduced(self, gaps: torch.Tensor, present: torch.Tensor, dimensions: int) -> torch.Tensor:
@@ -157,7 +179,8 @@ class _L1ACELoss(_Loss):
             if len(self.weight) != losses.shape[1]:
                 msg = f"{len(self.weight)} weights for {losses.shape[1]} counted classes: expected one per class."
                 raise ValueError(msg)
-            losses = losses * losses.new_tensor(self.weight)
+            # Factor by factor: a tensor of them would be copied to a GPU, and the program would wait.
+            losses = torch.stack([losses[:, c] * factor for c, factor in enumerate(self.weight)], dim=1)
         if self.reduction == "none":
             return losses.reshape(*losses.shape, *(1 for _ in range(dimensions - 2)))
         if self.reduction == "sum":
@@ -191,7 +214,7 @@ class HardL1ACELoss(_L1ACELoss):
     Bins are right-closed, (k/M, (k+1)/M], as in `service.calibration`, unless `right`.
     """
 
-    def _gaps(self, p: torch.Tensor, y: Row, ignored: torch.Tensor | None) -> torch.Tensor:
+    def _gaps(self, p: torch.Tensor, y: Rows, ignored: torch.Tensor | None) -> torch.Tensor:
         return _differentiable(HardGap.apply(p, y, ignored, self.num_bins, self.right))
 
 
@@ -201,7 +224,7 @@ class SoftL1ACELoss(_L1ACELoss):
     A bin that collected less than 0.01 voxels counts as empty. Soft bins have no edges: `right` changes nothing.
     """
 
-    def _gaps(self, p: torch.Tensor, y: Row, ignored: torch.Tensor | None) -> torch.Tensor:
+    def _gaps(self, p: torch.Tensor, y: Rows, ignored: torch.Tensor | None) -> torch.Tensor:
         return _differentiable(SoftGap.apply(p, y, ignored, self.num_bins))
 
 
@@ -236,6 +259,10 @@ class ACEDiceCELoss(_Loss):
         self.dice_ce = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-5)
         self.ace = losses[binning](softmax=True, to_onehot_y=True)
         self.ace_weight = ace_weight
+
+    def check(self) -> None:
+        """Raise ValueError if the values of an earlier call were out of range, as the losses' own `check`."""
+        self.ace.check()
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of the terms, a scalar; fits into MONAI's `DeepSupervisionLoss`."""

@@ -1,10 +1,11 @@
 """Binned calibration gaps with their gradients: the core of the mL1-ACE losses, one pass and little memory.
 
 For row (b, c) and bin k: n_k voxels (soft: their weight), D_k = sum of p - y over them, gap |D_k| / n_k. The loss of a
-row is the mean gap over its K filled bins. Rows are worked off one after the other. Beside p, which softmax keeps
-anyway, one byte a voxel is kept for the backward pass, where the gradient is a look-up by bin.
+row is the mean gap over its K filled bins. Rows are worked off one after the other, on a GPU several at once. Beside p,
+which softmax keeps anyway, one byte a voxel is kept for the backward pass, where the gradient is a look-up by bin.
 
-Sums are float64: float32 loses up to a quarter of a small gap at 96^3 voxels, and with it the sign of the gradient.
+Sums are float64 (`sums`): float32 loses up to a quarter of a small gap at 96^3 voxels, and with it the sign of the
+gradient. On a GPU nothing here waits for the device.
 Equations: Barfoot et al., arXiv 2506.03942, section 2. Shapes: B images, C classes, N voxels, M bins.
 """
 
@@ -14,11 +15,13 @@ from typing import Any, Final
 import torch
 from torch.autograd.function import once_differentiable
 
+from .sums import BinSums, blocks_of
+
 EMPTY_WEIGHT: Final = 0.01
 """A soft bin that collected less weight than this counts as empty."""
 
-Row = Callable[[int, int], torch.Tensor]
-"""(b, c) -> y of that row, (N,), 0 where the class is not."""
+Rows = Callable[[int, slice], torch.Tensor]
+"""(b, classes) -> y of these rows, (K, N), 0 where the class is not."""
 
 
 class HardGap(torch.autograd.Function):
@@ -29,7 +32,7 @@ class HardGap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, p: torch.Tensor, y: Row, ignored: torch.Tensor | None, bins: int, right: bool
+        ctx: Any, p: torch.Tensor, y: Rows, ignored: torch.Tensor | None, bins: int, right: bool
     ) -> torch.Tensor:
         """Return the loss of each row.
 
@@ -43,14 +46,14 @@ class HardGap(torch.autograd.Function):
         """
         losses, slope = p.new_zeros(p.shape[:2]), p.new_zeros((*p.shape[:2], bins + 1))
         index = torch.empty(p.shape, dtype=torch.uint8, device=p.device)
-        for b, c in rows_of(p):
+        for b, c in blocks_of(p):
             row = hard_index(p[b, c], bins, right=right)
             if ignored is not None:
-                row[ignored[b]] = bins
+                row.masked_fill_(ignored[b], bins)
             index[b, c] = row
-            n = torch.bincount(row, minlength=bins + 1)[:bins].double()
-            d = torch.bincount(row, weights=(p[b, c] - y(b, c)).double(), minlength=bins + 1)[:bins]
-            losses[b, c], slope[b, c, :bins] = _mean_gap(n, d, least=1)
+            sums = BinSums(row, bins + 1)
+            d = sums.of((p[b, c] - y(b, c)).double())
+            losses[b, c], slope[b, c, :bins] = _mean_gap(sums.count()[:, :bins], d[:, :bins], least=1)
         ctx.save_for_backward(index, slope)
         return losses
 
@@ -61,8 +64,8 @@ class HardGap(torch.autograd.Function):
         index, slope = ctx.saved_tensors
         table = slope * grad[..., None]
         out = torch.empty(index.shape, dtype=slope.dtype, device=index.device)
-        for b, c in rows_of(index):
-            torch.index_select(table[b, c], 0, index[b, c].int(), out=out[b, c])
+        for b, c in blocks_of(index):
+            torch.index_select(table[b, c].flatten(), 0, _entries(index[b, c], table.shape[-1]), out=out[b, c].view(-1))
         return out, None, None, None, None
 
 
@@ -76,18 +79,19 @@ class SoftGap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, p: torch.Tensor, y: Row, ignored: torch.Tensor | None, bins: int) -> torch.Tensor:
+    def forward(ctx: Any, p: torch.Tensor, y: Rows, ignored: torch.Tensor | None, bins: int) -> torch.Tensor:
         """Return the loss of each row; arguments as `HardGap`."""
         losses, tables = p.new_zeros(p.shape[:2]), p.new_zeros((*p.shape[:2], 3, bins + 2))
         index = torch.empty(p.shape, dtype=torch.uint8, device=p.device)
-        for b, c in rows_of(p):
+        for b, c in blocks_of(p):
             row, w = soft_index(p[b, c], bins)
             if ignored is not None:
-                row[ignored[b]] = bins + 1
+                row.masked_fill_(ignored[b], bins + 1)
             index[b, c] = row
-            d = p[b, c] - y(b, c)
-            n = _share(row, w.double(), None, bins)
-            total = _share(row, w.double(), d.double(), bins)
+            sums, w = BinSums(row, bins + 2), w.double()
+            n = _share(sums.count(), sums.of(w))
+            d = (p[b, c] - y(b, c)).double()
+            total = _share(sums.of(d), sums.of(w.mul_(d)))
             losses[b, c], slope = _mean_gap(n, total, least=EMPTY_WEIGHT)
             tables[b, c] = _soft_tables(slope, total / n.clamp(min=EMPTY_WEIGHT), bins)
         ctx.y, ctx.bins = y, bins
@@ -100,10 +104,11 @@ class SoftGap(torch.autograd.Function):
         """Return the gradient of p: three look-ups by bin."""
         p, index, tables = ctx.saved_tensors
         out = torch.empty_like(p)
-        for b, c in rows_of(p):
-            row = index[b, c].int()
-            slope, step, drift = (table.index_select(0, row) for table in tables[b, c] * grad[b, c])
-            w = p[b, c].mul(ctx.bins).add_(0.5).sub_(row).clamp_(0, 1)
+        for b, c in blocks_of(p):
+            entries = _entries(index[b, c], tables.shape[-1])
+            scaled = (tables[b, c] * grad[b, c, None, None]).movedim(1, 0)
+            slope, step, drift = (table.flatten().index_select(0, entries).view_as(p[b, c]) for table in scaled)
+            w = p[b, c].mul(ctx.bins).add_(0.5).sub_(index[b, c]).clamp_(0, 1)
             w.add_(p[b, c] - ctx.y(b, c), alpha=ctx.bins)
             torch.addcmul(slope, w, step, out=out[b, c])
             out[b, c].sub_(drift)
@@ -127,36 +132,41 @@ def soft_index(row: torch.Tensor, bins: int) -> tuple[torch.Tensor, torch.Tensor
     return index.to(torch.uint8), position.sub_(index).clamp_(0, 1)
 
 
-def rows_of(tensor: torch.Tensor) -> list[tuple[int, int]]:
-    """Return every (b, c) of a (B, C, ...) tensor."""
-    return [(b, c) for b in range(tensor.shape[0]) for c in range(tensor.shape[1])]
+def _entries(index: torch.Tensor, width: int) -> torch.Tensor:
+    """Return where the entry of each voxel lies in the flat tables of K rows, (K N) int32."""
+    rows = torch.arange(0, len(index) * width, width, dtype=torch.int32, device=index.device)
+    return torch.add(index, rows[:, None]).flatten() if len(index) > 1 else index[0].int()
 
 
-def _share(row: torch.Tensor, w: torch.Tensor, values: torch.Tensor | None, bins: int) -> torch.Tensor:
-    """Return the weighted sums of the values (1 if None) per bin, (M,) float64, each value given to l and r."""
-    whole = torch.bincount(row, weights=values, minlength=bins + 2).double()
-    right = torch.bincount(row, weights=w if values is None else w * values, minlength=bins + 2)
-    # Entry j of `whole` holds the voxels between the centres of bins j - 1 and j; entries 0 and M have one bin only.
-    left = whole[1 : bins + 1] - right[1 : bins + 1]
-    left[-1] = whole[bins]
-    left[1:] += right[1:bins]
-    left[0] += whole[0]
+def _share(whole: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the sums per bin, (K, M) float64, of values that are each given to l and r.
+
+    Args:
+        whole: (K, M + 2) sums of the values by l + 1. Entry j holds the voxels between the centres of bins j - 1 and j;
+            entries 0 and M have one bin only.
+        right: the same of the shares that r receives.
+    """
+    bins = whole.shape[1] - 2
+    left = whole[:, 1 : bins + 1] - right[:, 1 : bins + 1]
+    left[:, -1] = whole[:, bins]
+    left[:, 1:] += right[:, 1:bins]
+    left[:, 0] += whole[:, 0]
     return left
 
 
 def _mean_gap(n: torch.Tensor, d: torch.Tensor, *, least: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean gap over the filled bins and the slope ``sign(D_k) / (K n_k)`` of each bin."""
+    """Return the mean gap of each row over the filled bins, (K,), and the slope ``sign(D_k) / (K n_k)`` of each bin."""
     filled = n >= least
-    number = filled.sum().clamp(min=1)
+    number = filled.sum(dim=1, keepdim=True).clamp(min=1)
     inverse = torch.where(filled, 1 / n.clamp(min=least), 0.0)
-    return (d.abs() * inverse).sum() / number, d.sign() * inverse / number
+    return (d.abs() * inverse).sum(dim=1) / number[:, 0], d.sign() * inverse / number
 
 
 def _soft_tables(slope: torch.Tensor, gap: torch.Tensor, bins: int) -> torch.Tensor:
-    """Return, by l + 1, the slope A_l, the step A_r - A_l and M times the step of A G, (3, M + 2)."""
-    tables = slope.new_zeros((3, bins + 2))
-    tables[0, 1 : bins + 1] = slope
-    tables[0, 0] = slope[0]
-    tables[1, 1:bins] = slope.diff()
-    tables[2, 1:bins] = (slope * gap).diff() * bins
+    """Return, by l + 1, the slope A_l, the step A_r - A_l and M times the step of A G, (K, 3, M + 2)."""
+    tables = slope.new_zeros((len(slope), 3, bins + 2))
+    tables[:, 0, 1 : bins + 1] = slope
+    tables[:, 0, 0] = slope[:, 0]
+    tables[:, 1, 1:bins] = slope.diff()
+    tables[:, 2, 1:bins] = (slope * gap).diff() * bins
     return tables

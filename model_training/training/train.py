@@ -92,8 +92,9 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
         set_learning_rate(optimiser, recipe.schedule, step)
         loss_of.ace_weight = _ace_weight(recipe, step)
         with _reported_out_of_memory(recipe, group):
-            terms = _descend(shared, optimiser, loss_of, _moved(batch, group.device), mixed=mixed)
+            terms = descend(shared, optimiser, loss_of, _moved(batch, group.device), mixed=mixed)
         values = _mean_over(group, terms)
+        loss_of.check()
         watcher.step(step, step * recipe.schedule.batch_size / len(samples), values)
         if step % recipe.schedule.validate_every == 0 or step == batches.steps[-1]:
             scores = validation_scores(network, validation, recipe.service, group)
@@ -192,10 +193,18 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _descend(
+def descend(
     network: nn.Module, optimiser: torch.optim.Optimizer, loss_of: ACEDiceCELoss, batch: Batch, *, mixed: bool
 ) -> dict[str, Tensor]:
-    """Take one gradient step on a batch and return the terms of its loss before the step."""
+    """Take one gradient step on a batch and return the terms of its loss before the step.
+
+    Args:
+        network: on the device of the batch.
+        optimiser: of its parameters.
+        loss_of: logits and labels -> terms.
+        batch: images (B, C, D, H, W) and labels (B, 1, D, H, W).
+        mixed: compute the network in bfloat16, its weights staying float32.
+    """
     images, labels = batch
     with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
         logits = network(images)
@@ -226,7 +235,8 @@ def _reported_out_of_memory(recipe: Recipe, group: Group) -> Iterator[None]:
 
 def _mean_over(group: Group, terms: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the mean of each loss term over the processes, which have equal shares of the batch."""
-    gathered = group.gathered({name: term.item() for name, term in terms.items()})
+    read = torch.stack([term.detach() for term in terms.values()]).tolist()  # a GPU is waited for once
+    gathered = group.gathered(dict(zip(terms, read, strict=True)))
     return {name: float(np.mean([values[name] for values in gathered])) for name in terms}
 
 

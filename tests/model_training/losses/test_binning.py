@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_training.losses.binning import hard_index, rows_of, soft_index
+from model_training.losses.binning import hard_index, soft_index
 from service.calibration.histogram import bin_index
 
 probabilities = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50)
@@ -27,8 +27,3 @@ def test_soft_bins_by_hand() -> None:
     index, w = soft_index(torch.tensor([0.1, 0.125, 0.5, 0.95]), 4)
     assert index.tolist() == [0, 1, 2, 4]
     torch.testing.assert_close(w[1:3], torch.tensor([0.0, 0.5]))
-
-
-def test_rows_are_every_image_and_class() -> None:
-    """Two images of three classes have six rows, image by image."""
-    assert rows_of(torch.zeros(2, 3, 5)) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]

@@ -229,13 +229,12 @@ def test_no_voxels_have_an_empty_histogram() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_reduces_what_lies_on_it(config: Callable[..., ServiceConfig]) -> None:
+def test_a_gpu_reduces_what_lies_on_it(config: Callable[..., ServiceConfig], gpu_device: torch.device) -> None:
     """Mask and confidence from logits on the device equal those on the CPU except for ties."""
     grid = Grid((14, 11, 9), np.array([[0, 1], [1, 1], [2, 1]], float), (14, 11, 9), (5, 6, 7), (3.2, 2, 1.3))
     logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
 
-    actual, expected = segment(logits.cuda(), grid, config()), segment(logits, grid, config())
+    actual, expected = segment(logits.to(gpu_device), grid, config()), segment(logits, grid, config())
 
     assert (actual.mask != expected.mask).mean() < 1e-3
     np.testing.assert_allclose(actual.confidence, expected.confidence, atol=1e-5)
