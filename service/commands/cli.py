@@ -1,5 +1,6 @@
 """The command `calibrant`. Heavy libraries are imported inside the commands, so that --help is fast."""
 
+import logging
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -163,7 +164,9 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
 
     from service.commands.batch.command import BatchRequest, run_command
     from service.commands.batch.journal import Shard
+    from service.observability.log import configure_logging
 
+    configure_logging(logging.WARNING)
     try:
         part = Shard.parse(shard)
     except ValueError as error:
@@ -246,7 +249,9 @@ def doctor(
 ) -> None:
     """Check everything that serving needs, and say what to do where something is missing. Exit code 1 if anything is missing."""
     from service.commands.doctor import examine, report
+    from service.observability.log import configure_logging
 
+    configure_logging(logging.CRITICAL)  # what is wrong is a finding
     findings = examine()
     typer.echo(report(findings, as_json=as_json))
     if any(finding.verdict == "fail" for finding in findings):

@@ -17,6 +17,8 @@ from pydantic import BaseModel, TypeAdapter
 from service import __version__
 from service.commands.predict import registry
 from service.errors import CalibrantError
+from service.executors.devices import Device, devices_of
+from service.executors.embedded import START_DEADLINE_S, EmbeddedExecutor
 from service.executors.memory import machine_memory_bytes
 from service.settings import Settings
 from service.storage.keys import read_keys
@@ -111,24 +113,27 @@ def _versions() -> Iterator[Finding]:
 def _device(settings: Settings) -> Iterator[Finding]:
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cuda = f"CUDA {torch.version.cuda}: {', '.join(gpus)}" if gpus else "no CUDA device"
     try:
-        torch.zeros(1, device=settings.device)
-    except (RuntimeError, AssertionError) as error:  # torch's errors for an unknown device, or one it was not built for
-        found = f"{settings.device} cannot be used ({type(error).__name__}); {cuda}"
-        yield Finding(
-            check="device",
-            verdict="fail",
-            found=found,
-            do="Set CALIBRANT_DEVICE to cpu or to a device of this machine.",
-        )
+        devices = tuple(dict.fromkeys(devices_of(settings.device)))
+    except CalibrantError as error:
+        yield Finding(check="device", verdict="fail", found=f"{settings.device} names no device", do=error.detail)
         return
-    found = f"{settings.device}; {cuda}"
-    if gpus and settings.device == "cpu":
-        yield Finding(check="device", verdict="warn", found=found, do="CALIBRANT_DEVICE=cuda:0 would use the GPU.")
-    else:
-        yield Finding(check="device", verdict="ok", found=found)
+    yield from map(_judged, devices)
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    if gpus and all(device.is_cpu for device in devices):
+        found = f"unused: {', '.join(gpus)}"
+        yield Finding(check="device", verdict="warn", found=found, do="CALIBRANT_DEVICE=auto would use every GPU.")
+
+
+def _judged(device: Device) -> Finding:
+    """Let a process of its own compute on the device, as the service does."""
+    executor = EmbeddedExecutor(device=device, deadline_s=START_DEADLINE_S)
+    executor.start()
+    executor.judged.wait()
+    executor.stop()
+    if executor.why_not is None:
+        return Finding(check="device", verdict="ok", found=f"{device.name}: {executor.description}")
+    return Finding(check="device", verdict="fail", found=f"{device.name} does not compute", do=executor.why_not)
 
 
 def _machine() -> Iterator[Finding]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from service.errors import DeviceUnavailable, SettingsError
@@ -16,6 +17,10 @@ AUTO: Final = "auto"
 
 _ENTRY: Final = re.compile(r"(cpu|cuda(?::\d+)?|(?:MIG|GPU)-[0-9A-Za-z/-]+)(?:\*([1-9]\d?))?")
 _MIG: Final = re.compile(r"UUID: (MIG-[0-9A-Za-z/-]+)")
+
+_DRIVER: Final = re.compile(r"Kernel Module.*?\s(\d+\.\d[\d.]*)")
+DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
+"""Linux's file of the driver's version; the toolkit for containers shows it in them, too."""
 
 _LIST: Final = "import torch; print(torch.cuda.device_count())"
 LIST_DEADLINE_S: Final = 120.0
@@ -145,6 +150,21 @@ def claim(device: Device) -> "torch.device":
         msg = f"{device.name} computes wrongly: a convolution of ones summed up to {total}, not {_expected_total()}. Do not use it."
         raise DeviceUnavailable(msg)
     return place
+
+
+def describe(place: "torch.device") -> str:
+    """Return what a device is that this process has claimed: name, compute capability, memory and versions of a GPU."""
+    import torch
+
+    if place.type != "cuda":
+        return f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads"
+    free, total = (size / (1 << 30) for size in torch.cuda.mem_get_info(place))
+    major, minor = torch.cuda.get_device_capability(place)
+    driver = _DRIVER.search(DRIVER_FILE.read_text()) if DRIVER_FILE.is_file() else None
+    return (
+        f"{torch.cuda.get_device_name(place)}, compute capability {major}.{minor}, {free:.1f} of {total:.1f} GiB free, "
+        f"driver {driver[1] if driver else 'unknown'}, CUDA {torch.version.cuda}"
+    )
 
 
 def _expected_total() -> int:

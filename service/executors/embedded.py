@@ -139,6 +139,8 @@ class EmbeddedExecutor:
         self.device = device
         self.why_not: str | None = None
         """A sentence, if the device cannot be used at the moment and rests."""
+        self.description = ""
+        """What the device is, once it has computed: name, compute capability, memory, driver."""
         self.judged = threading.Event()
         """Set once the device was found to compute, or not to."""
         root = None if warm is None else (warm.root, warm.identity)
@@ -265,7 +267,7 @@ class EmbeddedExecutor:
                 self._end(child)
                 continue
             if message == READY:
-                child.ready, self.why_not = True, None
+                child.ready, self.why_not, self.description = True, None, content[0]
                 self.judged.set()
                 log.info("ready to compute", device=self.device.name)
                 return child

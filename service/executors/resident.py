@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from service.errors import BundleIntegrity, CalibrantError, DeviceUnavailable, JobCancelled
-from service.executors.devices import Device, claim
+from service.executors.devices import Device, claim, describe
 from service.executors.faults import device_failed, device_ran_out_of_memory, explain
 from service.executors.memory import limit_memory
 from service.observability.log import configure_logging
@@ -33,7 +33,7 @@ RUN, CANCEL, FORGET = "run", "cancel", "forget"
 """Messages to the child, each followed by its arguments."""
 
 READY, UNUSABLE = "ready", "unusable"
-"""The child's first message: its device computes, or does not; the second with a sentence."""
+"""The child's first message: its device computes, with what the device is; or it does not, with a sentence."""
 
 STAGE, DONE, FAILED, FAULT = "stage", "done", "failed", "fault"
 """Messages about a case: progress; the result; code and detail of an error; a sentence about the device, which ends the child."""
@@ -70,7 +70,7 @@ def serve(pipe: "connection.Connection[Any, Any]", terms: Terms) -> None:
     except DeviceUnavailable as error:
         pipe.send((UNUSABLE, error.detail))
         return
-    pipe.send((READY,))
+    pipe.send((READY, describe(case.networks.device)))
     while True:
         try:
             message, order = pipe.recv()

@@ -22,8 +22,12 @@ FIELDS: Final = frozenset(
 _OURS: Final = ("service", "model_training")
 
 
-def configure_logging() -> None:
-    """Send every log record of this process to stderr as JSON."""
+def configure_logging(least: int = logging.INFO) -> None:
+    """Send the log records of this process to stderr as JSON.
+
+    Args:
+        least: least level of our own records; those of libraries are warnings or worse.
+    """
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -44,7 +48,7 @@ def configure_logging() -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("service").setLevel(logging.INFO)
+    logging.getLogger("service").setLevel(least)
 
 
 def _only_where_of_others(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

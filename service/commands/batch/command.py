@@ -83,7 +83,7 @@ def _run(cases: list[BatchCase], segmenter: Segmenter, request: BatchRequest, co
         describe_folder(request.out)
         try:
             with display(console, len(cases)) as shown:
-                jobs = segmenter.size if isinstance(segmenter, Local) else request.jobs
+                jobs = segmenter.size or request.jobs
                 batch = Batch(request.out, segmenter, journal, shown, jobs, request.retry_failed)
                 return batch.run(cases)
         except BaseException:

@@ -30,6 +30,8 @@ class Segmenter(Protocol):
 
     identity: str
     """name@sha256 of the bundle."""
+    size: int | None
+    """Number of cases that it can compute at once; None if that is not known here."""
 
     def segment(self, scan: Path, key: str, show: Show) -> Segmented:
         """Segment a scan and return the results.
@@ -53,6 +55,8 @@ class Segmenter(Protocol):
 
 class Remote:
     """Segments by a running service."""
+
+    size: int | None = None
 
     def __init__(self, url: str, model: str | None) -> None:
         """Ask the service for the model.
@@ -100,11 +104,7 @@ class Local:
         self._bundle = installed(model)
         self.identity = self._bundle.identity
         self._executor = ExecutorPool.of(settings, warm=self._bundle)
-
-    @property
-    def size(self) -> int:
-        """Number of cases that can be computed at once."""
-        return self._executor.size
+        self.size: int | None = self._executor.size
 
     def __enter__(self) -> Self:
         return self

@@ -51,9 +51,24 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_device_that_is_not_there_is_a_failure() -> None:
-    """A GPU that does not exist is reported."""
-    assert only(doctor._device(Settings(device="cuda:77"))).verdict == "fail"
+    """A GPU that does not exist is reported, and does not hide a device that does."""
+    missing, there = doctor._device(Settings(device="cuda:77,cpu"))
+
+    assert (missing.verdict, missing.found) == ("fail", "cuda:77 does not compute")
+    assert missing.do.startswith("cuda:77 cannot be used: torch ")
+    assert there.verdict == "ok"
+    assert there.found.startswith("cpu: ")
     assert only(doctor._device(Settings(device="nonsense"))).verdict == "fail"
+
+
+def test_a_gpu_that_is_not_used_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is shown, and the setting that would use it."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H100")
+    *_, warning = doctor._device(Settings(device="cpu"))
+
+    assert (warning.verdict, warning.found) == ("warn", "unused: NVIDIA H100")
+    assert "CALIBRANT_DEVICE=auto" in warning.do
 
 
 def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

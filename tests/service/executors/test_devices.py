@@ -1,5 +1,6 @@
 import os
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from service.errors import DeviceUnavailable, SettingsError
 from service.executors import devices
-from service.executors.devices import CPU, Device, claim, devices_of
+from service.executors.devices import CPU, Device, claim, describe, devices_of
 
 UUID = "MIG-5d1a3f54-5e2c-5b0a-9b3a-0c6a2e4f1b77"
 
@@ -139,3 +140,26 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(DeviceUnavailable, match=r"summed up to 702\.0, not 729"):
         claim(CPU)
+
+
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Name, compute capability, memory and versions; a driver that does not say its version is unknown."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (3 << 30, 80 << 30))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr(devices, "DRIVER_FILE", tmp_path / "version")
+    gpu = "NVIDIA H100, compute capability 9.0, 3.0 of 80.0 GiB free, driver {}, CUDA 13.0"
+    assert describe(torch.device("cuda:0")) == gpu.format("unknown")
+
+    for text in (
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Apr  2 10:00:00 UTC 2026\n",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n",
+    ):
+        (tmp_path / "version").write_text(text)
+        assert describe(torch.device("cuda:0")) == gpu.format("580.159.04")
+
+
+def test_the_processor_is_described() -> None:
+    """Cores and threads."""
+    assert describe(torch.device("cpu")) == f"4 cores, {torch.get_num_threads()} threads"

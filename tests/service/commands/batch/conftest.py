@@ -20,6 +20,7 @@ class FakeSegmenter:
     """Returns the scan's bytes as the mask; a scan that begins with an error's name raises that error."""
 
     identity = IDENTITY
+    size: int | None = 1
 
     def __init__(self, summary: Summary) -> None:
         self.summary = summary
