@@ -29,6 +29,9 @@ def serve_faulty(pipe: Any, terms: resident.Terms) -> None:  # noqa: ANN401 - as
         if scan.stem in ERRORS:
             report("infer", 0.0)
             raise ERRORS[scan.stem]
+        if scan.stem == "poison":
+            report("infer", 0.0)
+            _poison(bundle.device)
         return compute(scan, bundle, out, report, outputs)
 
     run.run_case = run_case  # type: ignore[assignment]
@@ -52,6 +55,14 @@ def serve_broken_bundle(pipe: Any, terms: resident.Terms) -> None:  # noqa: ANN4
     """Serve with a first model that cannot be loaded; the device is sound."""
     resident._computes_a_window = _raise_ours  # type: ignore[assignment]
     resident.serve(pipe, terms)
+
+
+def _poison(device: torch.device) -> None:
+    """Let a kernel fail, as a faulty one does: CUDA then refuses everything else in this process. Other devices pretend."""
+    if device.type != "cuda":
+        raise ERRORS["illegal"]
+    far = torch.tensor([1 << 40], device=device)
+    torch.ones(1, device=device)[far].cpu()
 
 
 def _raise_illegal(_: object) -> bool:

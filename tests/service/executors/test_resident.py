@@ -1,5 +1,6 @@
 """Cases on devices that fail: real child processes with planted errors, so that none of it needs a GPU."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from service.bundle.description import BundleDescription, describe_bundle
 from service.errors import (
@@ -18,11 +20,12 @@ from service.errors import (
     InferenceOutOfMemory,
 )
 from service.executors import embedded
+from service.executors.devices import Device
 from service.executors.embedded import EmbeddedExecutor
 from service.schemas import CaseResult
 from tests.service.executors import planted
 
-Case = Callable[[str], CaseResult]
+Case = Callable[..., CaseResult]
 
 
 @pytest.fixture
@@ -47,11 +50,11 @@ def case(
 ) -> Case:
     """Return the function that runs a case of a scan with a name."""
 
-    def run(name: str) -> CaseResult:
+    def run(name: str, hook: Callable[[], None] = lambda: None) -> CaseResult:
         scan, out = tmp_path / f"{name}.nii", tmp_path / f"out-{time.monotonic_ns()}"
         write_nifti(scan, np.random.default_rng(0).normal(size=(12, 10, 9)).astype(np.float32))
         out.mkdir()
-        return executor.run(scan, description, out, lambda _stage, _done: None)
+        return executor.run(scan, description, out, lambda _stage, _done: hook())
 
     return run
 
@@ -185,3 +188,28 @@ def test_a_child_that_cannot_be_ended_is_given_up(
     _eventually(lambda: not executor._child or not executor._child.process.is_alive())
     assert case("good").device == "cpu"
     assert _pid(executor) != pid
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_a_device_serves_on_after_a_kill_and_after_a_fault(
+    executor: EmbeddedExecutor, case: Case, gpu_device: torch.device
+) -> None:
+    """A case on the device; kill -9 during one; a kernel that fails. Each time the next case has the result of the first."""
+    executor.device = Device(str(gpu_device))
+    executor._terms = dataclasses.replace(executor._terms, device=executor.device)
+    executor.start()
+    first = case("good")
+    assert first.device == str(gpu_device)
+    assert executor.description
+
+    pid = _pid(executor)
+    with pytest.raises(InferenceCrashed, match="died"):
+        case("good", lambda: os.kill(pid, signal.SIGKILL))
+    assert case("good").files["mask.nii.gz"] == first.files["mask.nii.gz"]
+
+    pid = _pid(executor)
+    with pytest.raises(InferenceCrashed, match=f"{gpu_device} failed during the case"):
+        case("poison")
+    assert not Path(f"/proc/{pid}").exists()
+    assert case("good").files["mask.nii.gz"] == first.files["mask.nii.gz"]
