@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from torch import nn
 
 from service.bundle.schema import Part, ServiceConfig
@@ -111,10 +112,10 @@ def place(network: nn.Module, volume: Volume, boxes: Boxes, config: ServiceConfi
 def _centred(network: nn.Module, volume: Volume, box: Box, config: ServiceConfig) -> Volume | str:
     """Return the crop of the scan in the box at rest, or the reason why there is none."""
     shape = voxels_of(box.part.search_mm, config)
-    centre_mm = box.centre_mm
+    centre_mm, device = box.centre_mm, device_of(network)
     for _ in range(MOVES):
         affine = box_affine(centre_mm, box.axes, shape, config)
-        cropped, inside = crop(volume, affine, shape)
+        cropped, inside = crop(volume, affine, shape, device)
         if inside < LEAST_INSIDE:
             return f"{inside:.0%} of its box lies in the scan"
         middle = _middle(network, cropped, config)
@@ -127,7 +128,7 @@ def _centred(network: nn.Module, volume: Volume, box: Box, config: ServiceConfig
         if rests:
             return cropped
         shape, centre_mm = voxels_of(box.part.size_mm, config), middle_mm
-    cropped, inside = crop(volume, box_affine(centre_mm, box.axes, shape, config), shape)
+    cropped, inside = crop(volume, box_affine(centre_mm, box.axes, shape, config), shape, device)
     return cropped if inside >= LEAST_INSIDE else f"{inside:.0%} of its box lies in the scan"
 
 
@@ -138,5 +139,8 @@ def _middle(network: nn.Module, cropped: Volume, config: ServiceConfig) -> Point
     except ConstantVolume:
         return None
     logits = sliding_window_logits(network, image.to(device_of(network)), config)
-    foreground = np.argwhere(logits.argmax(dim=0).cpu().numpy() > 0)
-    return None if not len(foreground) else (foreground.min(axis=0) + foreground.max(axis=0)) / 2
+    marked = logits.argmax(dim=0) > 0
+    # Which planes hold something, along all three axes, comes back in one copy.
+    filled = torch.cat([marked.any(dim=others) for others in ((1, 2), (0, 2), (0, 1))]).cpu().numpy()
+    planes = [np.flatnonzero(along) for along in np.split(filled, np.cumsum(marked.shape)[:-1])]
+    return np.array([(along[0] + along[-1]) / 2 for along in planes]) if filled.any() else None

@@ -4,27 +4,28 @@ Windows overlap. Their logits are averaged with Gaussian weights: a voxel counts
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise, product
-from typing import Literal
+from typing import Final
 
 import torch
 from torch import nn
 from torch.nn.functional import pad
 
 from service.bundle.schema import ServiceConfig
+from service.engines.machine import device_of, windows_at_a_time
+from service.pipeline.memory import ComputedOn, within_memory
 
 Progress = Callable[[float], None]
 """Receives the fraction done, in (0, 1]."""
-
-ComputedOn = Literal["device", "device, sums on the CPU", "CPU"]
-"""Where a case was computed: wholly on the device; the network there but the sums on the CPU; or wholly on the CPU."""
 
 _SIGMA_PER_WINDOW = 0.125
 _LEAST_WEIGHT = 1e-3
 
 _SLAB_PLANES = 32
+
+_AHEAD: Final = 2
+"""Batches of windows that a GPU may be sent before it has computed them: enough to keep it busy."""
 
 
 def _unheard(_: float) -> None:
@@ -45,30 +46,52 @@ def infer(
         config: window size and overlap.
         progress: called after each window.
     """
-    return _half_logits(network, image.to(_device_of(network)), config, progress)
+    device = device_of(network)
+    return _half_logits(network, image.to(device), config, progress, windows_at_a_time(device, config.patch_size))
 
 
 def infer_within_memory(
-    network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress = _unheard
+    network: nn.Module,
+    images: Sequence[torch.Tensor],
+    config: ServiceConfig,
+    on_cpu: Callable[[], nn.Module],
+    progress: Progress = _unheard,
 ) -> tuple[torch.Tensor, ComputedOn]:
-    """Return what `infer` returns and where it was computed: fall back one step each time memory runs out.
+    """Return the logits of images of equal shape, (images, C, D, H, W) float16, and where they were computed.
 
-    A GPU that is too small for the sums over a large scan often still holds a window, so the sums move to the CPU
-    first. As a last resort the network moves to the CPU, too, for this case.
+    Each time a GPU's memory runs out, all images are computed with less of it: window by window; with the sums on the
+    CPU, because a GPU that is too small for those of a large scan often still holds a window; at last by another network.
+
+    Args:
+        network: in evaluation mode, on the device that computes.
+        images: each (channels, D, H, W) float32, as `preprocess` returns it.
+        config: window size and overlap.
+        on_cpu: returns the network that computes on the CPU if nothing else is left.
+        progress: called after each window; starts again with each attempt.
     """
-    device = _device_of(network)
-    if device.type == "cpu":
-        return infer(network, image, config, progress), "device"
-    with suppress(torch.OutOfMemoryError):
-        return infer(network, image, config, progress), "device"
-    torch.cuda.empty_cache()
-    with suppress(torch.OutOfMemoryError):
-        return _half_logits(network, image.cpu(), config, progress), "device, sums on the CPU"
-    torch.cuda.empty_cache()
-    try:
-        return _half_logits(network.cpu(), image.cpu(), config, progress), "CPU"
-    finally:
-        network.to(device)
+    device, cpu = device_of(network), torch.device("cpu")
+
+    def attempt(network: nn.Module, sums: torch.device, at_a_time: int) -> torch.Tensor:
+        logits = [
+            _half_logits(network, image.to(sums), config, _part_of(progress, n, len(images)), at_a_time)
+            for n, image in enumerate(images)
+        ]
+        # A view for a single image, which may be large: stacking would copy it.
+        return logits[0][None] if len(logits) == 1 else torch.stack(logits)
+
+    return within_memory(
+        device,
+        [
+            ("device", lambda: attempt(network, device, windows_at_a_time(device, config.patch_size))),
+            ("device", lambda: attempt(network, device, 1)),
+            ("device, sums on the CPU", lambda: attempt(network, cpu, 1)),
+            ("CPU", lambda: attempt(on_cpu(), cpu, 1)),
+        ],
+    )
+
+
+def _part_of(progress: Progress, n: int, parts: int) -> Progress:
+    return lambda done: progress((n + done) / parts)
 
 
 def sliding_window_logits(
@@ -79,13 +102,16 @@ def sliding_window_logits(
     The network may be on another device than the image; windows and logits are copied between them. An image smaller
     than the window is padded with 0, the mean intensity after z-scoring.
     """
-    return torch.cat([planes for _, planes in _finished_planes(network, image, config, progress)], dim=1)
+    at_a_time = windows_at_a_time(device_of(network), config.patch_size)
+    return torch.cat([planes for _, planes in _finished_planes(network, image, config, progress, at_a_time)], dim=1)
 
 
-def _half_logits(network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress) -> torch.Tensor:
+def _half_logits(
+    network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress, at_a_time: int
+) -> torch.Tensor:
     """Return `sliding_window_logits` as float16 without ever holding all float32 sums in memory."""
     logits = torch.empty((len(config.labels), *image.shape[1:]), dtype=torch.float16, device=image.device)
-    for window, planes in _finished_planes(network, image, config, progress):
+    for window, planes in _finished_planes(network, image, config, progress, at_a_time):
         logits[:, window] = planes
         del planes  # frees the memory before the next planes are summed
     return logits
@@ -93,7 +119,7 @@ def _half_logits(network: nn.Module, image: torch.Tensor, config: ServiceConfig,
 
 @torch.inference_mode()
 def _finished_planes(
-    network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress
+    network: nn.Module, image: torch.Tensor, config: ServiceConfig, progress: Progress, at_a_time: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield planes of the image along its first axis with their logits, as soon as no further window covers them.
 
@@ -103,23 +129,75 @@ def _finished_planes(
     d, h, w = (slice(start, start + n) for start, n in zip(before, image.shape[1:], strict=True))
     weights = gaussian_weights(config.patch_size).to(image.device)
     windows = window_slices(tuple(padded.shape[1:]), config)
-    waiting = deque(_slabs(windows))
-    device = _device_of(network)
+    waiting = deque(_slabs(windows, _SLAB_PLANES if image.device.type == "cpu" else padded.shape[1]))
+    computed = _logits_of(network, padded, windows, at_a_time)
+    pace = _Pace(device_of(network), len(windows), _AHEAD * at_a_time, progress)
     begun: deque[_Sums] = deque()
-    done = 0
     for planes, row in groupby(windows, key=lambda window: window[0]):
         while begun and begun[0].planes.stop <= planes.start:
             yield from begun.popleft().finished(d, h, w)
         while waiting and waiting[0].stop <= planes.stop:
             begun.append(_Sums(waiting.popleft(), len(config.labels), padded))
         for window in row:
-            logits = network(padded[(slice(None), *window)][None].to(device))[0].float().to(image.device)
+            logits = next(computed)
             for sums in begun:
                 sums.add(window, logits, weights)
-            done += 1
-            progress(done / len(windows))
+            pace.sent_one()
     while begun:
         yield from begun.popleft().finished(d, h, w)
+    pace.finish()
+
+
+def _logits_of(
+    network: nn.Module, image: torch.Tensor, windows: list[tuple[slice, ...]], at_a_time: int
+) -> Iterator[torch.Tensor]:
+    """Yield the logits of each window, (C, *window) float32 on the image's device; so many are computed at a time."""
+    device = device_of(network)
+    for start in range(0, len(windows), at_a_time):
+        cut = [image[(slice(None), *window)] for window in windows[start : start + at_a_time]]
+        batch = cut[0][None] if len(cut) == 1 else torch.stack(cut)
+        yield from network(batch.to(device)).float().to(image.device)
+
+
+class _Pace:
+    """Reports windows when the device has computed them, and lets it run only so far ahead of the report.
+
+    A GPU returns before it has computed: without this the progress would run ahead, and a case that is cancelled would
+    still compute to its end. An event is waited for, not the device.
+    """
+
+    def __init__(self, device: torch.device, windows: int, ahead: int, progress: Progress) -> None:
+        self._device, self._windows, self._ahead, self._progress = device, windows, ahead, progress
+        self._under_way: deque[torch.cuda.Event] = deque()
+        self._done = 0
+
+    def sent_one(self) -> None:
+        """Note that everything about one more window was sent to the device."""
+        if self._device.type == "cuda":
+            self._under_way.append(_event_on(self._device))
+            self._wait(self._ahead)
+        else:
+            self._report()
+
+    def finish(self) -> None:
+        """Report all windows."""
+        self._wait(0)
+
+    def _wait(self, ahead: int) -> None:
+        while len(self._under_way) > ahead:
+            self._under_way.popleft().synchronize()
+            self._report()
+
+    def _report(self) -> None:
+        self._done += 1
+        self._progress(self._done / self._windows)
+
+
+def _event_on(device: torch.device) -> torch.cuda.Event:
+    """Return an event that comes when the device has done all that it was sent so far."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 class _Sums:
@@ -154,18 +232,13 @@ class _Sums:
             yield slice(first - d.start, last - d.start), logits
 
 
-def _slabs(windows: list[tuple[slice, ...]]) -> list[slice]:
+def _slabs(windows: list[tuple[slice, ...]], thickest: int) -> list[slice]:
     """Split the planes into thin slabs, in order, so that each window covers a slab wholly or not at all.
 
     The sums of a slab are freed once its logits are written: both are never whole in memory.
     """
     ends = {end for window in windows for end in (window[0].start, window[0].stop)}
-    return [slice(*pair) for pair in pairwise(sorted(ends | set(range(0, max(ends), _SLAB_PLANES))))]
-
-
-def _device_of(network: nn.Module) -> torch.device:
-    """Return the device of a network; a network without torch tensors, e.g. of OpenVINO, computes on the CPU."""
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    return [slice(*pair) for pair in pairwise(sorted(ends | set(range(0, max(ends), thickest))))]
 
 
 def window_slices(shape: tuple[int, ...], config: ServiceConfig) -> list[tuple[slice, ...]]:

@@ -6,17 +6,19 @@ are accepted only where they lie as in a head: scale and residual of the fit are
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from nibabel.orientations import io_orientation
 from torch import nn
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import interpolate
 
 from service.bundle.schema import Locator, Part
+from service.engines.machine import device_of
 from service.errors import AnatomyNotFound
+from service.pipeline.resample import resampled
 from service.volume import Volume
 
 Points = npt.NDArray[np.float64]
@@ -37,6 +39,8 @@ _PERCENTILES: Final = (0.5, 99.5)
 
 _SAMPLES: Final = 12
 """Sample points along each edge of a box, to estimate how much of it lies in the scan."""
+
+_CPU: Final = torch.device("cpu")
 
 _HALF: Final = 0.5
 """A voxel extends half an index to each side of its centre."""
@@ -111,7 +115,7 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
     """Return the box of each part, in the order of `locator.parts`.
 
     Args:
-        network: the locator's, in evaluation mode.
+        network: the locator's, in evaluation mode, on the device that computes.
         volume: the scan; its first channel is searched.
         locator: landmarks, limits and parts.
 
@@ -119,7 +123,7 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
         AnatomyNotFound: too few landmarks, landmarks that do not lie as in the training heads, or no part in the scan.
     """
     axes = np.eye(3)
-    small = averaged(volume, locator.spacing_mm)
+    small = averaged(volume, locator.spacing_mm, device_of(network))
     for _ in range(LOOKS):
         image, affine = along(*small, locator.spacing_mm, axes)
         landmarks = landmarks_of(network, image, affine, locator)
@@ -153,13 +157,18 @@ def coarse(volume: Volume, spacing_mm: float, axes: Points | None = None) -> tup
     return along(*averaged(volume, spacing_mm), spacing_mm, np.eye(3) if axes is None else axes)
 
 
-def averaged(volume: Volume, spacing_mm: float) -> tuple[torch.Tensor, Points]:
+def averaged(volume: Volume, spacing_mm: float, device: torch.device = _CPU) -> tuple[torch.Tensor, Points]:
     """Average the first channel to about the coarse grid's voxel size along the scan's own axes; return it and its affine.
 
     Averaging keeps details finer than the coarse grid from aliasing. Intensities between the 0.5 and the 99.5
     percentile are mapped to [0, 1].
+
+    Args:
+        volume: the scan.
+        spacing_mm: of the coarse grid.
+        device: that averages, and holds the averaged image.
     """
-    array = torch.from_numpy(np.ascontiguousarray(volume.array_CDHW[0], np.float32))[None, None]
+    array = _first_channel(volume, device)[None, None]
     target = [max(round(n * mm / spacing_mm), 1) for n, mm in zip(volume.shape, volume.spacing_mm, strict=True)]
     shape = [min(n, t) for n, t in zip(volume.shape, target, strict=True)]
     small = interpolate(array, size=shape, mode="area")
@@ -186,27 +195,6 @@ def along(small: torch.Tensor, affine: Points, spacing_mm: float, axes: Points) 
     return resampled(small, np.linalg.inv(affine) @ grid, tuple(size)), grid
 
 
-def resampled(
-    image: torch.Tensor, to_index: Points, size: tuple[int, ...], outside: Literal["zeros", "border"] = "zeros"
-) -> torch.Tensor:
-    """Resample an image to another grid by trilinear interpolation.
-
-    Args:
-        image: (1, C, D, H, W).
-        to_index: (4, 4) index of the new grid to index of the image.
-        size: (3,) voxels of the new grid.
-        outside: values beyond the image: zero, or those of its border.
-    """
-    n = np.array(image.shape[2:])
-    index = np.indices(size).reshape(3, -1)
-    at = to_index[:3, :3] @ index + to_index[:3, 3:]
-    normalised = 2 * at / np.maximum(n - 1, 1)[:, None] - 1
-    # An axis of a single plane: within half a voxel the plane itself is taken.
-    normalised[n == 1] = 2 * at[n == 1] * (np.abs(at[n == 1]) > 0.5)  # noqa: PLR2004
-    places = torch.from_numpy(normalised[::-1].T.reshape(*size, 3).astype(np.float32).copy())[None]
-    return grid_sample(image, places, mode="bilinear", padding_mode=outside, align_corners=True)
-
-
 @torch.inference_mode()
 def landmarks_of(network: nn.Module, image: torch.Tensor, affine: Points, locator: Locator) -> Landmarks:
     """Return the landmarks that the network marks in an image of `coarse`.
@@ -221,24 +209,29 @@ def landmarks_of(network: nn.Module, image: torch.Tensor, affine: Points, locato
         affine: (4, 4) of the image.
         locator: usual and acceptable volume of each landmark.
     """
-    device = next(network.parameters()).device
-    logits = network(padded(image, multiple_of(locator)).to(device)).float()[0].cpu().double()
+    device = device_of(network)
+    logits = network(padded(image, multiple_of(locator)).to(device)).float()[0].double()
     logits = logits[(slice(None), *(slice(n) for n in image.shape[2:]))]
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     usual_ml = torch.tensor([landmark.usual_ml for landmark in locator.landmarks]).double()
-    logits[1:] += (usual_ml / (math.prod(image.shape[2:]) * voxel_ml)).log().view(-1, 1, 1, 1)
+    prior = (usual_ml / (math.prod(image.shape[2:]) * voxel_ml)).log()
+    logits[1:] += prior.to(device, non_blocking=True).view(-1, 1, 1, 1)
     probs = logits.softmax(dim=0)
-    index = torch.from_numpy(np.indices(tuple(image.shape[2:])).reshape(3, -1)).double()
-    centres, volumes = [], []
-    for channel, landmark in enumerate(locator.landmarks, start=1):
-        p = probs[channel].reshape(-1)
-        volume_ml = float(p.sum()) * voxel_ml
-        low, high = landmark.volume_ml
+    index = torch.from_numpy(np.indices(tuple(image.shape[2:])).reshape(3, -1)).double().to(device, non_blocking=True)
+
+    def sums(p: torch.Tensor) -> torch.Tensor:
         # The cube suppresses faint marks far away, which would pull the centroid.
         weight = p**3
-        total = float(weight.sum())
+        return torch.stack([p.sum(), weight.sum(), *(index @ weight)])
+
+    # All sums come back in one copy.
+    of_all = torch.stack([sums(p) for p in probs[1:].flatten(1)]).cpu().numpy()
+    centres, volumes = [], []
+    for (sum_p, total, *weighted), landmark in zip(of_all, locator.landmarks, strict=True):
+        volume_ml = float(sum_p) * voxel_ml
+        low, high = landmark.volume_ml
         found = low <= volume_ml <= high and total > 0
-        centre = (index @ weight / max(total, 1e-12)).numpy() if found else np.full(3, np.nan)
+        centre = np.array(weighted) / max(float(total), 1e-12) if found else np.full(3, np.nan)
         centres.append(affine[:3, :3] @ centre + affine[:3, 3])
         volumes.append(volume_ml)
     return Landmarks(np.array(centres), np.array(volumes))
@@ -330,9 +323,20 @@ def not_found(locator: Locator, why: str) -> AnatomyNotFound:
     return AnatomyNotFound(msg)
 
 
+def _first_channel(volume: Volume, device: torch.device) -> torch.Tensor:
+    """Return the first channel of a scan, (D, H, W) float32."""
+    array = volume.array_CDHW[0]
+    if device.type == "cpu":
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    # Copied as it lies in memory, and reordered on the device.
+    in_memory = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
+    copied = torch.from_numpy(np.array(array.transpose(in_memory), np.float32, order="C")).to(device)
+    return copied.permute(*np.argsort(in_memory).tolist())
+
+
 def _scaled(image: torch.Tensor) -> torch.Tensor:
     # numpy's percentiles: torch's quantile refuses more than 2^24 values.
-    low, high = np.percentile(image.numpy(), _PERCENTILES)
+    low, high = np.percentile(image.cpu().numpy(), _PERCENTILES)
     return ((image - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1)
 
 

@@ -1,7 +1,9 @@
 """Boxes in the patient -> input images for the network, and their logits back onto the voxels of the scan."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +11,11 @@ import torch
 
 from service.bundle.schema import ServiceConfig
 from service.pipeline.grid import PartGrid, Shape
-from service.pipeline.locate import Points, resampled
+from service.pipeline.locate import Points
+from service.pipeline.resample import positions, resampled
 from service.volume import Volume
+
+_CPU: Final = torch.device("cpu")
 
 _HALF = 0.5
 """A voxel extends half an index to each side of its centre."""
@@ -49,7 +54,7 @@ def voxels_of(size_mm: tuple[float, float, float], config: ServiceConfig) -> Sha
     return d, h, w
 
 
-def crop(volume: Volume, affine: Points, shape: Shape) -> tuple[Volume, float]:
+def crop(volume: Volume, affine: Points, shape: Shape, device: torch.device = _CPU) -> tuple[Volume, float]:
     """Crop a box out of a scan by trilinear interpolation; also return the fraction of the box inside the scan.
 
     Outside the scan its nearest voxel is repeated.
@@ -58,6 +63,7 @@ def crop(volume: Volume, affine: Points, shape: Shape) -> tuple[Volume, float]:
         volume: the scan.
         affine: (4, 4) voxel index of the box to RAS millimetres.
         shape: voxels of the box.
+        device: that interpolates.
     """
     to_index = np.linalg.inv(volume.affine) @ affine
     corners = (
@@ -69,11 +75,12 @@ def crop(volume: Volume, affine: Points, shape: Shape) -> tuple[Volume, float]:
     near = volume.array_CDHW[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))]
     shifted = to_index.copy()
     shifted[:3, 3] -= low
-    index = to_index[:3, :3] @ np.indices(shape).reshape(3, -1) + to_index[:3, 3:]
-    inside = ((index >= -_HALF) & (index <= n[:, None] - _HALF)).all(axis=0).mean()
-    image = torch.from_numpy(np.ascontiguousarray(near, np.float32))[None]
-    array = resampled(image, shifted, shape, "border")[0].numpy()
-    return Volume(array, affine, volume.header, volume.warnings), float(inside)
+    index = positions(to_index, shape, device)
+    last = torch.from_numpy(n - _HALF).to(device, non_blocking=True)[:, None]
+    inside = ((index >= -_HALF) & (index <= last)).all(dim=0).sum()
+    image = torch.from_numpy(np.array(near, np.float32, order="C"))[None].to(device)
+    array = resampled(image, shifted, shape, "border")[0].cpu().numpy()
+    return Volume(array, affine, volume.header, volume.warnings), int(inside) / math.prod(shape)
 
 
 def part_probability_slabs(
@@ -81,7 +88,8 @@ def part_probability_slabs(
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """Yield the calibrated probabilities of a scan of which only parts were segmented, slab by slab.
 
-    Outside of the boxes the background has probability 1. Yields as `service.pipeline.predict.probability_slabs`.
+    Outside of the boxes the background has probability 1. Where boxes overlap, which those of two sides do not, the voxel
+    belongs to the part that is listed first. Yields as `service.pipeline.predict.probability_slabs`.
 
     Args:
         logits: (C, D, H, W) float16 of each part.
@@ -93,54 +101,74 @@ def part_probability_slabs(
     planes, height, width = shape
     classes = len(config.labels)
     thickness = max(1, values // (classes * height * width))
-    temperature = torch.tensor(config.temperature)
-    # A whole part at once: it is small, and slabs of it would round differently.
-    part_probs = [
-        (part.channels, *_probabilities(part_logits, part, shape, temperature[list(part.channels)]))
-        for part, part_logits in zip(parts, logits, strict=True)
-    ]
+    part_probs = part_probabilities(logits, parts, shape, config)
     for start in range(0, planes, thickness):
         window = slice(start, min(start + thickness, planes))
         probs = np.zeros((classes, window.stop - start, height, width), np.float32)
         probs[0] = 1
-        # Where boxes overlap, which those of two sides do not, the voxel belongs to the part that is listed first.
         for channels, index, p_CN in reversed(part_probs):
             in_slab = (index[0] >= window.start) & (index[0] < window.stop)
             d, h, w = index[:, in_slab]
             probs[:, d - start, h, w] = 0
-            for channel, p in zip(channels, p_CN, strict=True):
+            for channel, p in zip(channels, p_CN.cpu().numpy(), strict=True):
                 probs[channel, d - start, h, w] = p[in_slab]
         yield window, probs
 
 
-def _probabilities(
-    logits: torch.Tensor, part: PartGrid, shape: Shape, temperature: torch.Tensor
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the (3, N) indices of the scan's voxels inside a part, and their (C, N) probabilities."""
-    index, at = _inside(part, shape)
-    return index, (trilinear(logits, at) / temperature[:, None]).softmax(dim=0).numpy()
+class PartProbabilities(NamedTuple):
+    """The calibrated probabilities of the scan's voxels inside a part.
+
+    Args:
+        channels: class of the result for each of the C channels of the network.
+        voxels: (3, N) their indices in the scan, in the network's axis order.
+        p_CN: (C, N) float32, on the device of the logits.
+    """
+
+    channels: tuple[int, ...]
+    voxels: npt.NDArray[np.int64]
+    p_CN: torch.Tensor
+
+
+def part_probabilities(
+    logits: Iterable[torch.Tensor], parts: tuple[PartGrid, ...], shape: Shape, config: ServiceConfig
+) -> list[PartProbabilities]:
+    """Return the probabilities inside each part at once: a part is small, and slabs of it would round differently.
+
+    Args:
+        logits: (C, D, H, W) float16 of each part.
+        parts: the grid of each part.
+        shape: of the scan in the network's axis order.
+        config: of the result: the temperature of each class.
+    """
+    temperature = torch.tensor(config.temperature)
+
+    def inside(part: PartGrid, part_logits: torch.Tensor) -> PartProbabilities:
+        index, at = _inside(part, shape)
+        of_channels = temperature[list(part.channels)].to(part_logits.device, non_blocking=True)
+        scaled = trilinear(part_logits, at) / of_channels[:, None]
+        return PartProbabilities(part.channels, index, scaled.softmax(dim=0))
+
+    return [inside(part, part_logits) for part, part_logits in zip(parts, logits, strict=True)]
 
 
 def trilinear(array_CDHW: torch.Tensor, at: npt.NDArray[np.float64]) -> torch.Tensor:
     """Interpolate an array at fractional voxel indices, (C, N) float32; a value does not depend on the others asked for.
 
     Args:
-        array_CDHW: any floating type.
+        array_CDHW: any floating type, on any device.
         at: (3, N) indices; beyond the edge the value at the edge is repeated.
     """
-    n = np.array(array_CDHW.shape[1:])[:, None]
-    at = np.clip(at, 0, n - 1)
-    below = np.minimum(np.floor(at).astype(np.int64), np.maximum(n - 2, 0))
-    fraction = torch.from_numpy((at - below).astype(np.float32))
-    strides = (int(n[1, 0] * n[2, 0]), int(n[2, 0]), 1)
+    shape = array_CDHW.shape[1:]
+    at_edge = torch.from_numpy(np.clip(at, 0, np.array(shape)[:, None] - 1)).to(array_CDHW.device)
+    below = torch.stack([axis.floor().long().clamp_(max=max(n - 2, 0)) for axis, n in zip(at_edge, shape, strict=True)])
+    fraction = (at_edge - below).float()
     flat = array_CDHW.reshape(len(array_CDHW), -1)
-    total = torch.zeros((len(array_CDHW), at.shape[1]))
+    total = torch.zeros((len(array_CDHW), at.shape[1]), device=array_CDHW.device)
     for corner in itertools.product((0, 1), repeat=3):
-        index = np.minimum(below + np.array(corner)[:, None], n - 1)
-        weight = torch.ones(at.shape[1])
+        places, weight = torch.zeros_like(below[0]), torch.ones_like(fraction[0])
         for axis, upper in enumerate(corner):
+            places = places * shape[axis] + (below[axis] + upper).clamp_(max=shape[axis] - 1)
             weight = weight * (fraction[axis] if upper else 1 - fraction[axis])
-        places = torch.from_numpy(sum(i * stride for i, stride in zip(index, strides, strict=True)))
         total += flat[:, places].float() * weight
     return total
 

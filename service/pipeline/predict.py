@@ -10,9 +10,10 @@ import torch
 
 from service.bundle.schema import ServiceConfig
 from service.calibration.histogram import BINS, ReliabilityHistogram
+from service.engines.machine import to_host
 from service.errors import InvalidProbabilities
-from service.pipeline.grid import Grid
-from service.pipeline.parts import part_probability_slabs
+from service.pipeline.grid import Grid, Shape
+from service.pipeline.parts import part_probabilities, part_probability_slabs
 from service.pipeline.preprocess import SLAB_VALUES, to_scan_axes, to_scan_slabs
 
 
@@ -42,18 +43,16 @@ def probability_slabs(
         grid: leads back to the scan's grid.
         config: holds the temperature of each class.
     """
+    if grid.parts:
+        yield from part_probability_slabs(logits.cpu(), grid.parts, _three(grid.oriented_shape), config, SLAB_VALUES)
+        return
     for window, probs in _slabs(logits, grid, config):
         yield window, probs.cpu().numpy()
 
 
 def _slabs(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield `probability_slabs` as tensors on the device of the logits; parts, which are small, on the CPU."""
-    if grid.parts:
-        d, h, w = grid.oriented_shape
-        for window, probs in part_probability_slabs(logits.cpu(), grid.parts, (d, h, w), config, SLAB_VALUES):
-            yield window, torch.from_numpy(probs)
-        return
-    temperature = torch.tensor(config.temperature, device=logits.device).view(-1, 1, 1, 1)
+    """Yield `probability_slabs` of a scan that was segmented whole as tensors on the device of the logits."""
+    temperature = torch.tensor(config.temperature).to(logits.device, non_blocking=True).view(-1, 1, 1, 1)
     for window, slab in to_scan_slabs(logits, grid):
         yield window, slab.div_(temperature).softmax(dim=0)
 
@@ -68,18 +67,74 @@ def segment(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmenta
     """Return the most probable label and its probability at each voxel; the first listed wins a tie.
 
     Args:
+        logits: (C, D, H, W) float16 on the network's grid; for several parts (parts, C, D, H, W).
+        grid: leads back to the scan's grid.
+        config: holds label value and temperature of each class.
+    """
+    values = [label.value for label in config.labels]
+    if grid.parts:
+        return _segment_parts(logits, grid, config)
+    if logits.device.type != "cpu":
+        return segment_on_device(logits, grid, config)
+    mask, confidence, views = _empty(grid)
+    for window, probs in _slabs(logits, grid, config):
+        for view, slab in zip(views, most_probable(probs, values), strict=True):
+            view[window] = slab.numpy()
+    return Segmentation(mask, confidence)
+
+
+def _empty(
+    grid: Grid,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], list[npt.NDArray[np.uint8] | npt.NDArray[np.float32]]]:
+    """Return mask and confidence in the file's axes, to be filled through views in the network's: nothing is reoriented."""
+    mask, confidence = np.empty(grid.scan_shape, np.uint8, order="F"), np.empty(grid.scan_shape, np.float32, order="F")
+    views = [nib.orientations.apply_orientation(array, grid.orientation) for array in (mask, confidence)]
+    return mask, confidence, views
+
+
+def _segment_parts(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmentation:
+    """Return what `segment` returns for located parts: only the voxels inside them are computed."""
+    mask, confidence, views = _empty(grid)
+    mask.fill(config.labels[0].value)
+    confidence.fill(1)
+    within = part_probabilities(logits, grid.parts, _three(grid.oriented_shape), config)
+    for channels, voxels, p_CN in reversed(within):
+        found = most_probable(p_CN, [config.labels[channel].value for channel in channels])
+        for view, of_part in zip(views, found, strict=True):
+            view[tuple(voxels)] = of_part.cpu().numpy()
+    return Segmentation(mask, confidence)
+
+
+def segment_on_device(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmentation:
+    """Return what `segment` returns for a scan that was segmented whole, reoriented where the logits are.
+
+    Mask and confidence come back in two copies, whatever the number of slabs.
+
+    Args:
         logits: (C, D, H, W) float16 on the network's grid.
         grid: leads back to the scan's grid.
         config: holds label value and temperature of each class.
     """
-    mask, confidence = (np.empty(grid.scan_shape, dtype, order="F") for dtype in (np.uint8, np.float32))
-    # The arrays have the file's axes; slabs are written through views in the network's axes, so nothing is reoriented.
-    views = [nib.orientations.apply_orientation(array, grid.orientation) for array in (mask, confidence)]
-    values = [label.value for label in config.labels]
+    reversed_shape = grid.scan_shape[::-1]  # the file's axes, in its order of memory
+    arrays = [
+        torch.empty(reversed_shape, dtype=dtype, device=logits.device).permute(2, 1, 0)
+        for dtype in (torch.uint8, torch.float32)
+    ]
+    network_axis = [int(axis) for axis in grid.orientation[:, 0]]
+    flipped = [axis for axis, flip in enumerate(grid.orientation[:, 1]) if flip < 0]
+    across = network_axis.index(0)
+    planes = grid.oriented_shape[0]
     for window, probs in _slabs(logits, grid, config):
-        for view, slab in zip(views, most_probable(probs, values), strict=True):
-            view[window] = slab.cpu().numpy()
+        there = slice(planes - window.stop, planes - window.start) if across in flipped else window
+        for array, slab in zip(arrays, most_probable(probs, [label.value for label in config.labels]), strict=True):
+            array.narrow(across, there.start, there.stop - there.start).copy_(slab.permute(network_axis).flip(flipped))
+    mask, confidence = (to_host(array).numpy() for array in arrays)
     return Segmentation(mask, confidence)
+
+
+def _three(shape: tuple[int, ...]) -> Shape:
+    d, h, w = shape
+    return d, h, w
 
 
 def most_probable(probs: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

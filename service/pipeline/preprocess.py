@@ -25,6 +25,12 @@ SLAB_VALUES: Final = 1 << 22
 Smaller slabs interpolate border planes twice and write files in shorter runs; larger ones leave the processor's cache.
 """
 
+_LARGEST_SLAB: Final = 1 << 28
+"""Values per slab on a GPU: 1 GiB of float32."""
+
+_BYTES_PER_VALUE: Final = 48
+"""Memory of a GPU per value of a slab: several float32 copies of it, and as much again for others."""
+
 _FLOAT32_COUNTS = 1 << 24
 _PIECE = 1 << 16
 """Values that are normalised at a time, as float64: they fit into a processor's innermost caches."""
@@ -101,7 +107,7 @@ def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.T
 
 
 def to_scan_slabs(
-    array_CDHW: torch.Tensor, grid: Grid, values: int = SLAB_VALUES
+    array_CDHW: torch.Tensor, grid: Grid, values: int | None = None
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Resample an array from the network's grid to the scan's voxels by trilinear interpolation, slab by slab.
 
@@ -112,7 +118,7 @@ def to_scan_slabs(
     Args:
         array_CDHW: on the network's grid, any floating type.
         grid: leads back to the scan.
-        values: maximum number of values in a slab of more than one plane.
+        values: maximum number of values in a slab of more than one plane; by default what suits the array's device.
     """
     at = [
         _positions(n, 1 / step, available)
@@ -122,7 +128,16 @@ def to_scan_slabs(
     def read(planes: slice) -> torch.Tensor:
         return array_CDHW[:, planes].to(torch.float32, copy=True)  # a copy, because the caller may change it in place
 
-    yield from _sampled(read, tuple(array_CDHW.shape), at, values)
+    yield from _sampled(read, tuple(array_CDHW.shape), at, values or _slab_values(array_CDHW.device))
+
+
+def _slab_values(device: torch.device) -> int:
+    """Return the number of values per slab: on a GPU a slab takes a good part of the free memory."""
+    if device.type != "cuda":
+        return SLAB_VALUES
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(SLAB_VALUES, min(_LARGEST_SLAB, (free + unused) // _BYTES_PER_VALUE))
 
 
 def to_scan_axes(array_DHW: npt.NDArray[_Scalar], grid: Grid) -> npt.NDArray[_Scalar]:
@@ -188,7 +203,9 @@ def _in_plane(array_CDHW: torch.Tensor, rows: torch.Tensor, columns: torch.Tenso
         return array_CDHW
     # In grid_sample's coordinates -1 and 1 are the centres of the first and the last voxel.
     y, x = (2 * at / max(n - 1, 1) - 1 for at, n in ((rows, height), (columns, width)))
-    coordinates = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].to(array_CDHW)
+    coordinates = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].to(array_CDHW, non_blocking=True)
+    if array_CDHW.device.type != "cpu":
+        return in_all_planes(array_CDHW, coordinates)
     interpolated = array_CDHW.new_empty((channels, planes, len(rows), len(columns)))
     for plane in range(planes):  # one by one, because all at once would leave the processor's cache
         interpolated[:, plane] = grid_sample(
@@ -197,17 +214,25 @@ def _in_plane(array_CDHW: torch.Tensor, rows: torch.Tensor, columns: torch.Tenso
     return interpolated
 
 
+def in_all_planes(array_CDHW: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    """Interpolate all planes at once at coordinates (1, rows, columns, 2) of `grid_sample`, as suits a GPU."""
+    planes = array_CDHW.transpose(0, 1)
+    everywhere = coordinates.expand(len(planes), -1, -1, -1)
+    interpolated = grid_sample(planes, everywhere, mode="bilinear", padding_mode="border", align_corners=True)
+    return interpolated.transpose(0, 1)
+
+
 def _between(
     array_CDHW: torch.Tensor, below: torch.Tensor, above: torch.Tensor, fraction: torch.Tensor
 ) -> torch.Tensor:
     """Interpolate linearly, at fractions of the way from planes below to planes above."""
     if not fraction.any() and _every_voxel(below, array_CDHW.shape[1]):
         return array_CDHW
-    lower = array_CDHW.index_select(1, below.to(array_CDHW.device))
+    lower = array_CDHW.index_select(1, below.to(array_CDHW.device, non_blocking=True))
     if not fraction.any():
         return lower
-    upper = array_CDHW.index_select(1, above.to(array_CDHW.device))
-    return lower + (upper - lower) * fraction.to(array_CDHW).view(1, -1, 1, 1)
+    upper = array_CDHW.index_select(1, above.to(array_CDHW.device, non_blocking=True))
+    return lower + (upper - lower) * fraction.to(array_CDHW, non_blocking=True).view(1, -1, 1, 1)
 
 
 def _every_voxel(at: torch.Tensor, n: int) -> bool:

@@ -4,11 +4,14 @@ The service, the batch and the command line all call it; it knows no HTTP, no jo
 """
 
 import datetime as dt
+import math
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Final, NamedTuple, TypeVar, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from service.bundle.card import CPU, Measurement
@@ -16,14 +19,15 @@ from service.bundle.engine_kind import REFERENCE
 from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig
 from service.bundle.statement import Unmeasured
-from service.engines.machine import device_kind
-from service.errors import BundleUnsupported
+from service.engines.machine import device_kind, synchronise, to_host
+from service.errors import BundleUnsupported, EngineDisagrees
 from service.intake.sandbox import decode_sandboxed
 from service.pipeline.centre import Placement, place
 from service.pipeline.grid import Grid, frame_of
-from service.pipeline.infer import ComputedOn, infer_within_memory
+from service.pipeline.infer import infer_within_memory
 from service.pipeline.locate import locate, shows_more
-from service.pipeline.predict import segment
+from service.pipeline.memory import ComputedOn, within_memory
+from service.pipeline.predict import Segmentation, segment
 from service.pipeline.preprocess import preprocess
 from service.pipeline.summary import summarise
 from service.result.files import LOGITS
@@ -32,6 +36,9 @@ from service.result.outputs import FinishedCase, encode_files
 from service.result.store import Store, complete
 from service.schemas import CaseResult, Output, Report, Stage
 from service.volume import Volume
+
+_ON_DEVICE: Final[tuple[Stage, ...]] = ("locate", "infer", "calibrate")
+"""Stages that use the device: at the end of each it is waited for, once, or the next stage would be given its time."""
 
 _T = TypeVar("_T")
 
@@ -55,7 +62,7 @@ def run_case(
         ScanError: the scan cannot be segmented.
         BundleUnsupported: the card does not cover the engine that would run.
     """
-    watch = _Stopwatch(report)
+    watch = _Stopwatch(report, bundle.device)
     description, config = bundle.description, bundle.description.config
     measurement = covering_measurement(bundle)
 
@@ -64,13 +71,15 @@ def run_case(
     if config.locator is not None and shows_more(volume, config.locator):
         placement = watch.stage("locate", lambda: locate_parts(bundle, volume))
     images, grid = watch.stage("preprocess", lambda: _inputs(volume, placement, config))
-    logits, computed_on = watch.stage("infer", lambda: _infer_each(bundle, images, report))
-    logits = logits if placement else logits[0]
+    inferred = watch.stage("infer", lambda: _infer_each(bundle, images, report, keep="probabilities" in outputs))
+    if inferred.computed_on == "CPU":  # by another engine, which was measured by itself
+        bundle = bundle.on_cpu()
+        measurement = covering_measurement(bundle)
     config = config.located if placement else config
     with Store(out) as store:
-        if "probabilities" in outputs:  # by far the largest file: compressed while the rest is computed
-            store.begin(LOGITS, encode_logits(logits.cpu().numpy()))
-        segmentation = watch.stage("calibrate", lambda: segment(logits, grid, config))
+        if inferred.kept is not None:  # by far the largest file: compressed while the rest is computed
+            store.begin(LOGITS, encode_logits(inferred.kept if placement else inferred.kept[0]))
+        segmentation, computed_on = watch.stage("calibrate", lambda: _segment(inferred, grid, config))
         case = FinishedCase(
             volume,
             segmentation.mask,
@@ -93,6 +102,14 @@ def locate_parts(bundle: LoadedBundle, volume: Volume) -> Placement:
         AnatomyNotFound: no part was found.
         ValueError: the bundle has no locator.
     """
+    placement, _ = within_memory(
+        bundle.device,
+        [("device", lambda: _located_by(bundle, volume)), ("CPU", lambda: _located_by(bundle.on_cpu(), volume))],
+    )
+    return placement
+
+
+def _located_by(bundle: LoadedBundle, volume: Volume) -> Placement:
     config = bundle.description.config
     if bundle.locator is None or config.locator is None:
         msg = f"{config.name} has no locator"
@@ -108,18 +125,49 @@ def _inputs(volume: Volume, placement: Placement | None, config: ServiceConfig) 
     return [preprocess(part.volume, config)[0] for part in placement.placed], placement.grid(volume, config)
 
 
-def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report) -> tuple[torch.Tensor, ComputedOn]:
-    """Return the logits of images of equal shape, (images, C, D, H, W) float16, and where they were computed."""
+class _Inferred(NamedTuple):
+    """The logits of a case.
 
-    def infer_one(n: int, image: torch.Tensor) -> tuple[torch.Tensor, ComputedOn]:
-        def progress(done: float) -> None:
-            report("infer", (n + done) / len(images))
+    Args:
+        logits: (images, C, D, H, W) float16, where they were summed.
+        kept: the same in the CPU's memory, if they are to be stored.
+        computed_on: where.
+    """
 
-        return infer_within_memory(bundle.network, image, bundle.description.config, progress)
+    logits: torch.Tensor
+    kept: npt.NDArray[np.float16] | None
+    computed_on: ComputedOn
 
-    logits, placements = zip(*(infer_one(n, image) for n, image in enumerate(images)), strict=True)
-    # A view for a single image, which may be large: stacking would copy it.
-    return logits[0][None] if len(logits) == 1 else torch.stack(logits), placements[-1]
+
+def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report, *, keep: bool) -> _Inferred:
+    """Infer images of equal shape, one for the scan or one for each located part.
+
+    Raises:
+        EngineDisagrees: values left the range of float16.
+    """
+
+    def progress(done: float) -> None:
+        report("infer", done)
+
+    config = bundle.description.config
+    logits, computed_on = infer_within_memory(bundle.network, images, config, lambda: bundle.on_cpu().network, progress)
+    if bundle.engine_kind.precision == "fp16" and not all(math.isfinite(extreme) for extreme in logits.aminmax()):
+        msg = "The network's values left the range of float16 for this scan. Set CALIBRANT_ENGINE to torch-fp32."
+        raise EngineDisagrees(msg)
+    return _Inferred(logits, to_host(logits).numpy() if keep else None, computed_on)
+
+
+def _segment(inferred: _Inferred, grid: Grid, config: ServiceConfig) -> tuple[Segmentation, ComputedOn]:
+    """Return mask and confidence, and where the case was computed, now that all of it was."""
+    logits = inferred.logits if grid.parts else inferred.logits[0]
+    segmentation, computed_on = within_memory(
+        logits.device,
+        [
+            ("device", lambda: segment(logits, grid, config)),
+            ("device, sums on the CPU", lambda: segment(logits.cpu(), grid, config)),
+        ],
+    )
+    return segmentation, computed_on if inferred.computed_on == "device" else inferred.computed_on
 
 
 def covering_measurement(bundle: LoadedBundle) -> Measurement | Unmeasured:
@@ -160,15 +208,17 @@ def _result_of(
 
 
 class _Stopwatch:
-    """Reports each stage and records its duration in seconds."""
+    """Reports each stage and records its duration in seconds, of which a GPU's are a part."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, device: torch.device) -> None:
         self.seconds: dict[Stage, float] = {}
-        self._report = report
+        self._report, self._device = report, device
 
     def stage(self, name: Stage, work: Callable[[], _T]) -> _T:
         self._report(name, 0.0)
         started = time.monotonic()
         result = work()
+        if name in _ON_DEVICE:
+            synchronise(self._device)
         self.seconds[name] = round(time.monotonic() - started, 4)
         return result

@@ -143,3 +143,13 @@ def test_where_no_part_is_there_nothing_is_found(config: ServiceConfig) -> None:
     """The error names both parts."""
     with pytest.raises(AnatomyNotFound, match=r"left: the network marks nothing.*right: the network marks nothing"):
         place(Bright(), scan(centres={}), near(config), config)
+
+
+@pytest.mark.gpu
+def test_a_gpu_centres_alike(config: ServiceConfig, gpu_device: torch.device) -> None:
+    """Crops and segmentations on the device move each box to where the CPU's rests."""
+    actual, expected = (place(Bright().to(device), scan(), near(config), config) for device in (gpu_device, "cpu"))
+
+    assert len(actual.placed) == len(expected.placed) == 2
+    for placed, other in zip(actual.placed, expected.placed, strict=True):
+        assert np.abs(placed.centre_mm - other.centre_mm).max() < 0.1

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 from monai.inferers.utils import sliding_window_inference
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
+from service.engines.machine import prepare
 from service.pipeline import infer as infer_module
 from service.pipeline.infer import (
+    Progress,
     gaussian_weights,
     infer,
     infer_within_memory,
@@ -188,57 +192,228 @@ def test_progress_is_reported_after_each_window(config: Callable[..., ServiceCon
 
 
 class OnAFullGPU(Constant):
-    """A network that claims to be on a GPU until it is moved."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.device = "cuda:0"
+    """A network that claims to be on a GPU."""
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: ARG002, FBT001, FBT002 - torch's own
-        """Yield an object with the current device."""
-        yield SimpleNamespace(device=torch.device(self.device))  # type: ignore[misc]
-
-    def cpu(self) -> "OnAFullGPU":
-        """Move to the CPU."""
-        self.device = "cpu"
-        return self
-
-    def to(self, device: object) -> "OnAFullGPU":  # type: ignore[override]
-        """Move to a device."""
-        self.device = str(device)
-        return self
+        """Yield an object with the device."""
+        yield SimpleNamespace(device=torch.device("cuda:0"))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("failing", "placement"), [(0, "device"), (1, "device, sums on the CPU"), (2, "CPU")], ids=str)
+class Image:
+    """An image that notes which device it was last copied to."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def to(self, device: torch.device) -> "Image":
+        """Return a copy on a device."""
+        return Image(str(device))
+
+
+@pytest.mark.parametrize(
+    ("failing", "placement"), [(0, "device"), (1, "device"), (2, "device, sums on the CPU"), (3, "CPU")], ids=str
+)
+@pytest.mark.parametrize("images", [1, 2])
 def test_computation_moves_to_the_cpu_step_by_step(
-    monkeypatch: pytest.MonkeyPatch, config: Callable[..., ServiceConfig], failing: int, placement: str
+    monkeypatch: pytest.MonkeyPatch, config: Callable[..., ServiceConfig], failing: int, placement: str, images: int
 ) -> None:
-    """Each time the GPU's memory runs out more moves to the CPU: first the sums, then the network, for this case only."""
-    network, image = OnAFullGPU(), torch.zeros(1, 8, 8, 8)
-    ran_on: list[str] = []
+    """Each time a GPU's memory runs out less of it is used, for all images of the case: none is left on another device.
 
-    def compute(net: OnAFullGPU, scan: torch.Tensor, *_: object) -> torch.Tensor:
-        ran_on.append(net.device)
-        if len(ran_on) <= failing:
+    First fewer windows at a time, then no sums, then another network; the GPU's own never moves.
+    """
+    network, spare = OnAFullGPU(), Constant()
+    attempts: list[tuple[str, str, int]] = []
+
+    def compute(net: nn.Module, image: Image, _config: object, progress: Progress, at_a_time: int) -> torch.Tensor:
+        attempts.append(("GPU" if net is network else "CPU", image.device, at_a_time))
+        if len({*attempts}) <= failing:
             raise torch.OutOfMemoryError
-        return torch.ones(3, *scan.shape[1:])
+        progress(1)
+        return torch.ones(3, 2, 2, 2)
 
-    monkeypatch.setattr(infer_module, "infer", compute)
     monkeypatch.setattr(infer_module, "_half_logits", compute)
+    heard: list[float] = []
 
-    logits, actual = infer_within_memory(network, image, config())
+    logits, actual = infer_within_memory(network, [Image()] * images, config(), lambda: spare, heard.append)  # type: ignore[list-item]
 
+    steps = [("GPU", "cuda:0", 8), ("GPU", "cuda:0", 1), ("GPU", "cpu", 1), ("CPU", "cpu", 1)]
     assert actual == placement
-    assert logits.shape == (3, 8, 8, 8)
-    assert ran_on == ["cuda:0", "cuda:0", "cpu"][: failing + 1]
-    assert network.device == "cuda:0"
+    assert logits.shape == (images, 3, 2, 2, 2)
+    assert attempts == steps[:failing] + steps[failing : failing + 1] * images
+    assert heard == [(n + 1) / images for n in range(images)]
+
+
+def test_an_error_that_is_not_about_memory_ends_the_case(
+    monkeypatch: pytest.MonkeyPatch, config: Callable[..., ServiceConfig]
+) -> None:
+    """It would only come again, and a poisoned device must be noticed."""
+
+    def fail(*_: object) -> torch.Tensor:
+        msg = "CUDA error: an illegal memory access was encountered"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(infer_module, "_half_logits", fail)
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        infer_within_memory(OnAFullGPU(), [Image()], config(), Constant)  # type: ignore[list-item]
 
 
 def test_on_the_cpu_there_is_no_further_step(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
-    """On the CPU the logits are those of `infer`."""
-    image = torch.randn(1, 9, 8, 8, generator=torch.Generator().manual_seed(3))
+    """On the CPU the logits are those of `infer`, a single image's without a copy."""
+    images = torch.randn(2, 1, 9, 8, 8, generator=torch.Generator().manual_seed(3))
 
-    logits, placement = infer_within_memory(network, image, config())
+    logits, placement = infer_within_memory(network, [*images], config(), lambda: network)
 
     assert placement == "device"
-    assert torch.equal(logits, infer(network, image, config()))
+    assert torch.equal(logits, torch.stack([infer(network, image, config()) for image in images]))
+    assert torch.equal(infer_within_memory(network, [images[0]], config(), lambda: network)[0], logits[:1])
+
+
+@pytest.mark.parametrize("at_a_time", [2, 3, 8, 100])
+@pytest.mark.parametrize("shape", IMAGE_SHAPES, ids=str)
+def test_windows_may_be_computed_several_at_a_time(
+    shape: tuple[int, ...],
+    at_a_time: int,
+    network: nn.Module,
+    config: Callable[..., ServiceConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU takes a batch, whose windows need not lie in one row: the logits are those of one after another."""
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3))
+    expected = sliding_window_logits(network, image, config())
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _network, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(infer_module, "windows_at_a_time", lambda _device, _patch: at_a_time)
+
+    actual = sliding_window_logits(network, image, config())
+
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    assert set(sizes[:-1]) <= {at_a_time}
+
+
+class Event:
+    """What a GPU has computed: an event comes only if it is waited for."""
+
+    def __init__(self, come: list["Event"]) -> None:
+        self._come = come
+
+    def synchronize(self) -> None:
+        """Wait for the event."""
+        self._come.append(self)
+
+
+def test_progress_does_not_run_ahead_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window is reported when it was computed; two more may be under way; at the end all are reported."""
+    come: list[Event] = []
+    heard: list[tuple[float, int]] = []
+    monkeypatch.setattr(infer_module, "_event_on", lambda _device: Event(come))
+    pace = infer_module._Pace(torch.device("cuda"), 4, 2, lambda done: heard.append((done, len(come))))
+
+    for _ in range(4):
+        pace.sent_one()
+    in_between = list(heard)
+    pace.finish()
+
+    assert in_between == [(0.25, 1), (0.5, 2)]
+    assert heard == [(0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)]
+
+
+SYNCHRONISES = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.masked_select", "aten.unique2"}
+"""Operations for which a GPU must have finished: their result is a number on the CPU, or their size depends on values."""
+
+
+class Waits(TorchDispatchMode):
+    """Lists the operations that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's own
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        name = str(func.overloadpacket)
+        if name in SYNCHRONISES:
+            self.seen.append(name)
+        return func(*args, **kwargs or {})
+
+
+def test_nothing_is_asked_of_the_device_on_the_way(network: nn.Module, config: Callable[..., ServiceConfig]) -> None:
+    """Windows are sent without reading a value: the one wait is at the end of the stage."""
+    with Waits() as waits:
+        infer(network, torch.randn(1, 12, 12, 8), config())
+
+    assert waits.seen == []
+    with Waits() as waits:
+        float(torch.ones(2).sum())
+    assert waits.seen == ["aten._local_scalar_dense"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(8, 8, 8), (21, 13, 8), (40, 40, 40)], ids=str)
+def test_a_gpu_infers_alike(
+    shape: tuple[int, ...], network: nn.Module, config: Callable[..., ServiceConfig], gpu_device: torch.device
+) -> None:
+    """Batches, sums and rounding on the device give the CPU's logits within float32's precision, then float16's."""
+    prepare(gpu_device)
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3))
+    expected = infer(network, image, config())
+    heard: list[float] = []
+
+    actual = infer(network.to(gpu_device), image, config(), heard.append)
+
+    assert actual.device.type == gpu_device.type
+    torch.testing.assert_close(actual.cpu(), expected, rtol=2e-3, atol=2e-3)
+    assert heard == sorted(heard)
+    assert heard[-1] == 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_waits_for_events_only(
+    network: nn.Module, config: Callable[..., ServiceConfig], gpu_device: torch.device
+) -> None:
+    """Between the copy to the device and the end no operation synchronises: CUDA itself would raise an error."""
+    image = torch.randn(1, 40, 40, 40).to(gpu_device)
+    network.to(gpu_device)
+    expected = infer(network, image, config())
+    weights = gaussian_weights(config().patch_size).to(gpu_device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer_module, "gaussian_weights", lambda _patch_size: weights)
+        if gpu_device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            actual = infer(network, image, config())
+        finally:
+            if gpu_device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_room_for_the_sums_leaves_them_to_the_cpu(
+    network: nn.Module, config: Callable[..., ServiceConfig], gpu_device: torch.device
+) -> None:
+    """With a real limit on the device's memory the case is computed with less of it, and then again without."""
+    prepare(gpu_device)
+    image, declared = torch.randn(1, 128, 128, 128), config(patch_size=(64, 64, 64))
+    expected = infer(network, image, declared)
+    network.to(gpu_device)
+    if gpu_device.type == "cuda":
+        infer(network, image[:, :64, :64, :64], declared)  # loads the libraries, which need memory, too
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(gpu_device).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu_device) + (24 << 20)) / total)
+    try:
+        logits, placement = infer_within_memory(network, [image], declared, lambda: network)
+    finally:
+        if gpu_device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+    assert placement == ("device" if gpu_device.type == "cpu" else "device, sums on the CPU")
+    torch.testing.assert_close(logits[0].cpu(), expected, rtol=2e-3, atol=2e-3)
+    assert infer_within_memory(network, [image], declared, lambda: network)[1] == "device"

@@ -8,8 +8,9 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from service.bundle.schema import Label, ServiceConfig
-from service.pipeline.grid import PartGrid
+from service.pipeline.grid import Grid, PartGrid
 from service.pipeline.parts import box_affine, crop, part_probability_slabs, trilinear, voxels_of
+from service.pipeline.predict import probabilities, segment
 from service.volume import Volume
 
 Points = npt.NDArray[np.float64]
@@ -130,6 +131,39 @@ def test_the_thickness_of_a_slab_changes_nothing(located: ServiceConfig, parts: 
         return np.concatenate([probs for _, probs in slabs], axis=1)
 
     assert np.array_equal(whole(1), whole(10**9))
+
+
+@pytest.mark.parametrize("orientation", [[[0, 1], [1, 1], [2, 1]], [[2, -1], [0, 1], [1, -1]]], ids=["as is", "turned"])
+def test_only_voxels_inside_parts_are_computed(
+    located: ServiceConfig, parts: tuple[PartGrid, ...], orientation: list[list[int]]
+) -> None:
+    """Mask and confidence are argmax and maximum of the pasted probabilities, bit for bit, also where parts overlap."""
+    logits = torch.randn(2, 3, 9, 8, 8, generator=torch.Generator().manual_seed(2)).half()
+    same = tuple(PartGrid(part.channels, part.to_part, (9, 8, 8)) for part in parts)
+    oriented = (20, 12, 10)
+    scan_shape = tuple(oriented[axis] for axis, _ in orientation)
+    grid = Grid(scan_shape, np.array(orientation, float), oriented, oriented, (1, 1, 1), same)
+    values = np.array([label.value for label in located.labels])
+
+    actual, probs = segment(logits, grid, located), probabilities(logits, grid, located)
+
+    assert (actual.mask > 0).any()
+    assert np.array_equal(actual.mask, values[probs.argmax(axis=0)])
+    assert np.array_equal(actual.confidence, probs.max(axis=0))
+
+
+@pytest.mark.gpu
+def test_a_gpu_pastes_alike(located: ServiceConfig, parts: tuple[PartGrid, ...], gpu_device: torch.device) -> None:
+    """Parts whose logits lie on the device lead to the same voxels."""
+    logits = torch.randn(2, 3, 9, 8, 8, generator=torch.Generator().manual_seed(2)).half()
+    same = tuple(PartGrid(part.channels, part.to_part, (9, 8, 8)) for part in parts)
+    upright = np.array([[0, 1], [1, 1], [2, 1]], float)
+    grid = Grid((20, 12, 10), upright, (20, 12, 10), (20, 12, 10), (1, 1, 1), same)
+
+    actual, expected = segment(logits.to(gpu_device), grid, located), segment(logits, grid, located)
+
+    assert np.mean(actual.mask != expected.mask) < 1e-3
+    np.testing.assert_allclose(actual.confidence, expected.confidence, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 5, 6), (4, 1, 1)])

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 from service.bundle.schema import Label, ServiceConfig
 from service.calibration.histogram import ReliabilityHistogram
 from service.errors import InvalidProbabilities
+from service.pipeline import preprocess as preprocess_module
 from service.pipeline.grid import Grid
-from service.pipeline.predict import most_probable, probabilities, reliability_histogram, segment
+from service.pipeline.predict import most_probable, probabilities, reliability_histogram, segment, segment_on_device
 from service.pipeline.preprocess import preprocess
 from service.volume import Volume
 
@@ -109,6 +111,47 @@ def test_the_mask_at_once_is_that_of_the_probabilities(
 
     assert np.array_equal(actual.mask, probs.argmax(axis=0))
     assert np.array_equal(actual.confidence, probs.max(axis=0))
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [
+        np.array(list(zip(axes, flips, strict=True)))
+        for axes in permutations(range(3))
+        for flips in product((1, -1), repeat=3)
+    ],
+    ids=lambda orientation: " ".join(str(pair) for pair in orientation.tolist()),
+)
+def test_a_gpu_reorients_as_the_cpu_does(
+    orientation: np.ndarray, config: Callable[..., ServiceConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all 48 axis orders and directions, with slabs of one plane, what is written on the device is what comes back."""
+    scan_shape = (9, 14, 11)
+    oriented = tuple(scan_shape[axis] for axis in np.argsort(orientation[:, 0]))
+    grid = Grid(scan_shape, orientation.astype(float), oriented, (5, 6, 7), (2, 2.2, 1.7))
+    logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(1)).half()
+    monkeypatch.setattr(preprocess_module, "SLAB_VALUES", 1)
+
+    actual, expected = segment_on_device(logits, grid, config()), segment(logits, grid, config())
+
+    assert actual.mask.flags.f_contiguous
+    assert np.array_equal(actual.mask, expected.mask)
+    assert np.array_equal(actual.confidence, expected.confidence)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("classes", [3, 16])
+def test_a_gpu_calibrates_alike(classes: int, config: Callable[..., ServiceConfig], gpu_device: torch.device) -> None:
+    """Mask and confidence of logits on the device are those of the CPU within float32's precision."""
+    grid = Grid((40, 61, 52), np.array([[2, -1], [0, 1], [1, -1]], float), (61, 52, 40), (30, 25, 42), (2, 2.1, 0.95))
+    logits = torch.randn(classes, 30, 25, 42, generator=torch.Generator().manual_seed(1)).half()
+    labels = [Label(value=value, name=str(value), color=(0, 0, 0)) for value in range(classes)]
+    declared = config(labels=labels, temperature=[1.3] * classes)
+
+    actual, expected = segment(logits.to(gpu_device), grid, declared), segment(logits, grid, declared)
+
+    assert np.mean(actual.mask != expected.mask) < 1e-4
+    np.testing.assert_allclose(actual.confidence, expected.confidence, rtol=0, atol=1e-5)
 
 
 @given(data=st.data(), classes=st.integers(2, 16))

@@ -18,8 +18,11 @@ from monai.transforms.intensity.array import ScaleIntensityRange
 from service.bundle.schema import ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, ScanError
 from service.intake.decode import decode_scan
+from service.pipeline import preprocess as preprocess_module
 from service.pipeline.grid import Grid
 from service.pipeline.preprocess import (
+    SLAB_VALUES,
+    in_all_planes,
     labels_to_network_grid,
     preprocess,
     to_network_grid,
@@ -342,6 +345,35 @@ def test_the_way_back_does_not_depend_on_the_slabs(values: int) -> None:
     slabs = torch.cat([slab for _, slab in to_scan_slabs(array, grid, values)], dim=1)
 
     assert np.array_equal(slabs.numpy(), whole)
+
+
+def test_all_planes_at_once_are_those_one_by_one() -> None:
+    """A GPU interpolates within all planes of a slab at once: the values are those of the CPU."""
+    array = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    rows, columns = torch.linspace(0, 5, 9, dtype=torch.float64), torch.linspace(0, 4, 7, dtype=torch.float64)
+    y, x = 2 * rows / 5 - 1, 2 * columns / 4 - 1
+    coordinates = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None].float()
+
+    actual = in_all_planes(array, coordinates)
+
+    torch.testing.assert_close(actual, preprocess_module._in_plane(array, rows, columns), rtol=0, atol=1e-6)
+
+
+def test_a_slab_on_a_gpu_is_as_large_as_its_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """48 bytes per value of the memory that the driver or torch holds free, from a CPU's slab to 1 GiB of float32."""
+    device, held = torch.device("cuda:0"), {"reserved": 3 << 30, "allocated": 1 << 30}
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: held["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: held["allocated"])
+
+    def values(free: int) -> int:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 80 << 30))
+        return preprocess_module._slab_values(device)
+
+    assert values(4 << 30) == (6 << 30) // 48
+    assert values(70 << 30) == 1 << 28
+    held["allocated"] = held["reserved"]
+    assert values(0) == SLAB_VALUES
+    assert preprocess_module._slab_values(torch.device("cpu")) == SLAB_VALUES
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

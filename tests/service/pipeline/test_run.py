@@ -2,8 +2,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import count, permutations, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -15,12 +16,18 @@ import torch
 from torch import nn
 
 from service.bundle.description import describe_bundle
-from service.bundle.engine_kind import EngineKind
+from service.bundle.engine_kind import ENGINE_KINDS, REFERENCE, EngineKind
+from service.bundle.overlay import write_overlay
 from service.bundle.reader import LoadedBundle, load_bundle
 from service.bundle.schema import Window
+from service.engines.machine import available, device_kind, prepare
+from service.engines.ready import ready_bundle
 from service.engines.torch_cast import Cast
-from service.errors import BundleUnsupported, ConstantVolume, PayloadTruncated
+from service.errors import BundleUnsupported, ConstantVolume, EngineDisagrees, PayloadTruncated
 from service.intake.decode import decode_scan
+from service.pipeline import infer as infer_module
+from service.pipeline import memory
+from service.pipeline import run as run_module
 from service.pipeline.predict import segment
 from service.pipeline.preprocess import preprocess
 from service.pipeline.run import covering_measurement, run_case
@@ -222,6 +229,195 @@ def test_only_requested_outputs_are_kept(
     run_case(scan, bundle, out, silent, outputs)
 
     assert {path.name for path in out.iterdir()} == files | {"frame.json", "result.json"}
+
+
+def test_a_device_is_waited_for_once_at_the_end_of_each_stage_that_used_it(
+    scan: Path, bundle: LoadedBundle, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that wait the next stage would be given the device's time; more would leave the device idle."""
+    happened: list[str] = []
+    monkeypatch.setattr(run_module, "synchronise", lambda device: happened.append(f"wait for {device}"))
+
+    result = run_case(scan, bundle, out, lambda stage, done: happened.append(stage) if done == 0 else None)
+
+    waited = "wait for cpu"
+    assert happened == ["decode", "preprocess", "infer", waited, "calibrate", waited, "encode", "store"]
+    assert set(result.seconds) == set(STAGES)
+
+
+def test_the_wait_belongs_to_the_stage(
+    scan: Path, bundle: LoadedBundle, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that needs a second for the windows that it was sent makes infer a second longer, not calibrate."""
+    now = [0.0]
+    monkeypatch.setattr("service.pipeline.run.time", SimpleNamespace(monotonic=lambda: now[0]))
+    waits = iter([1.0, 0.25])
+    monkeypatch.setattr(run_module, "synchronise", lambda _device: now.__setitem__(0, now[0] + next(waits)))
+
+    result = run_case(scan, bundle, out, silent)
+
+    assert (result.seconds["infer"], result.seconds["calibrate"]) == (1.0, 0.25)
+
+
+@pytest.fixture(name="small_gpu")
+def small_gpu_(bundle: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> LoadedBundle:
+    """Return the tiny bundle as if on a GPU: the ladder of attempts is climbed down although torch has none."""
+    real = memory.within_memory
+
+    def on_a_gpu(_device: torch.device, attempts: Any) -> Any:  # noqa: ANN401 - of any stage
+        return real(torch.device("cuda:0"), attempts)
+
+    for module in (run_module, infer_module):
+        monkeypatch.setattr(module, "within_memory", on_a_gpu)
+    measured = bundle.description.card.measurements[0].model_copy(update={"precision": "bf16", "device": "cuda-8.0"})
+    network = Cast(bundle.network, torch.bfloat16, torch.contiguous_format)
+    return replace(bundle, network=network, engine_kind=EngineKind("torch", "bf16"), measurement=measured)
+
+
+def failing(times: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, which first finds no memory so many times."""
+    calls = count()
+
+    def work(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - those of the function
+        if next(calls) < times:
+            raise torch.OutOfMemoryError
+        return function(*arguments, **named)
+
+    return work
+
+
+def test_a_case_that_a_gpu_cannot_hold_says_who_computed_it(
+    scan: Path,
+    small_gpu: LoadedBundle,
+    bundle: LoadedBundle,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the CPU it is another engine: its files are those of torch-fp32, and so are result and statement."""
+    (tmp_path / "cpu").mkdir()
+    expected = run_case(scan, bundle, tmp_path / "cpu", silent)
+    monkeypatch.setattr(infer_module, "_half_logits", failing(3, infer_module._half_logits))
+
+    result = run_case(scan, small_gpu, out, silent)
+
+    assert result.placement == "CPU"
+    assert (result.engine, result.precision, result.device) == ("torch", "fp32", "cpu")
+    assert result.files == expected.files
+    assert {parameter.dtype for parameter in small_gpu.network.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("times", "placement"), [(0, "device"), (1, "device"), (2, "device, sums on the CPU")])
+def test_a_gpu_with_less_memory_states_its_own_measurement(
+    scan: Path, small_gpu: LoadedBundle, out: Path, monkeypatch: pytest.MonkeyPatch, times: int, placement: str
+) -> None:
+    """As long as the network runs on the GPU, the statement is that of the GPU's engine."""
+    monkeypatch.setattr(infer_module, "_half_logits", failing(times, infer_module._half_logits))
+
+    result = run_case(scan, small_gpu, out, silent)
+
+    statement = Summary.model_validate_json((out / "summary.json").read_bytes()).statement
+    assert (result.placement, result.precision) == (placement, "bf16")
+    assert (statement.precision, statement.device, statement.status) == ("bf16", "cuda-8.0", "holds")
+
+
+def test_calibration_moves_to_the_cpu_if_memory_runs_out(
+    scan: Path, small_gpu: LoadedBundle, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mask and confidence are then computed there, and the result says so."""
+    monkeypatch.setattr(run_module, "segment", failing(1, segment))
+
+    assert run_case(scan, small_gpu, out, silent).placement == "device, sums on the CPU"
+
+
+def test_stacking_parts_is_a_step_of_the_ladder(small_gpu: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If memory runs out when the logits of two parts are put together, both are computed with less of it."""
+    images = [torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)]
+    monkeypatch.setattr(torch, "stack", failing(2, torch.stack))
+
+    inferred = run_module._infer_each(small_gpu, images, silent, keep=False)
+
+    assert inferred.computed_on == "device, sums on the CPU"
+    assert inferred.logits.shape == (2, 3, 8, 8, 8)
+
+
+def test_locating_moves_to_the_cpu_if_memory_runs_out(small_gpu: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second attempt has the networks of the bundle on the CPU; those of the GPU stay where they are."""
+    located: list[LoadedBundle] = []
+
+    def with_networks_of(bundle: LoadedBundle, _volume: object) -> str:
+        located.append(bundle)
+        if len(located) == 1:
+            raise torch.OutOfMemoryError
+        return "placement"
+
+    monkeypatch.setattr(run_module, "_located_by", with_networks_of)
+
+    placement = run_module.locate_parts(small_gpu, None)  # type: ignore[arg-type]
+
+    assert str(placement) == "placement"
+    assert located[0] is small_gpu
+    assert located[1].engine_kind == REFERENCE
+    assert {parameter.dtype for parameter in located[1].network.parameters()} == {torch.float32}
+
+
+def test_values_beyond_float16_are_no_result(
+    scan: Path, bundle: LoadedBundle, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan may leave the range that the check's window kept; the message names the engine to choose."""
+    measured = bundle.description.card.measurements[0].model_copy(update={"precision": "fp16"})
+    overflowing = replace(bundle, engine_kind=EngineKind("torch", "fp16"), measurement=measured)
+    real = infer_module._half_logits
+    monkeypatch.setattr(infer_module, "_half_logits", lambda *arguments: real(*arguments) * torch.inf)
+
+    with pytest.raises(EngineDisagrees, match="torch-fp32"):
+        run_case(scan, overflowing, out, silent)
+
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["torch-fp32", "torch-bf16", "torch-fp16"])
+def test_a_gpu_answers_alike(
+    scan: Path, tiny_bundle: Path, out: Path, tmp_path: Path, gpu_device: torch.device, engine: str
+) -> None:
+    """With each engine of the device mask and mean confidence are those of float32 on the CPU, and the statement is its own."""
+    prepare(gpu_device)
+    engine_kind = ENGINE_KINDS[engine]
+    if engine_kind not in available(gpu_device):
+        assert gpu_device.type == "cpu" or engine_kind.precision == "bf16"
+        return
+    description = describe_bundle(tiny_bundle)
+    update = {"precision": engine_kind.precision, "device": device_kind(gpu_device)}
+    write_overlay(tmp_path / "state", description, description.card.measurements[0].model_copy(update=update))
+    (tmp_path / "cpu").mkdir()
+    run_case(scan, load_bundle(tiny_bundle, torch.device("cpu")), tmp_path / "cpu", silent)
+
+    result = run_case(scan, ready_bundle(tiny_bundle, gpu_device, engine, tmp_path / "state"), out, silent)
+
+    masks, confidences = (
+        [np.asarray(load(folder / name).dataobj) for folder in (out, tmp_path / "cpu")]
+        for name in ("mask.nii.gz", "confidence.nii.gz")
+    )
+    statement = Summary.model_validate_json((out / "summary.json").read_bytes()).statement
+    assert np.mean(masks[0] == masks[1]) > (0.999 if engine == "torch-fp32" else 0.98)
+    assert np.abs(confidences[0] - confidences[1]).mean() < (2e-3 if engine == "torch-fp32" else 5e-3)
+    assert (result.device, result.placement, result.engine) == (str(gpu_device), "device", "torch")
+    assert (statement.precision, statement.device) == (engine_kind.precision, device_kind(gpu_device))
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_was_never_measured_states_nothing(
+    scan: Path, tiny_bundle: Path, out: Path, gpu_device: torch.device
+) -> None:
+    """It gives mask and confidence, and the statement's reason says what to run."""
+    prepare(gpu_device)
+
+    run_case(scan, ready_bundle(tiny_bundle, gpu_device), out, silent)
+
+    statement = Summary.model_validate_json((out / "summary.json").read_bytes()).statement
+    assert statement.status == ("holds" if gpu_device.type == "cpu" else "withdrawn")
+    assert (gpu_device.type == "cpu") == (not any("verify-engine" in reason for reason in statement.reasons))
 
 
 class Threshold(nn.Module):
