@@ -81,8 +81,9 @@ class Service:
 
     def inference(self) -> int | None:
         """Return the process id of the inference child, if there is one."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        for pid in [int(p) for p in _read(children).split()]:
+        # Linux keeps a list for each thread, and the one that replaces a child is not the main one.
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        for pid in [int(p) for one in children for p in _read(one).split()]:
             if "spawn_main" in _read(Path(f"/proc/{pid}/cmdline")):
                 return pid
         return None

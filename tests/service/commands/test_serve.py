@@ -41,7 +41,7 @@ def _address(process: "subprocess.Popen[str]") -> str:
 
 
 def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = [child for one in Path(f"/proc/{pid}/task").glob("*/children") for child in one.read_text().split()]
     return [pid for child in map(int, children) for pid in (child, *_descendants(child))]
 
 
