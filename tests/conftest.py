@@ -29,6 +29,7 @@ settings.load_profile("calibrant")
 
 
 SLOW = (
+    "architecture/test_gpu_day.py",
     "architecture/test_results.py",
     "e2e",
     "library/test_calibrant.py",
