@@ -253,7 +253,8 @@ def verify_engine(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="torch device that serves, e.g. cpu or cuda:0.", envvar="CALIBRANT_DEVICE")
+        str,
+        typer.Option(help="Device that serves, e.g. cpu or cuda:0; the first of several.", envvar="CALIBRANT_DEVICE"),
     ] = "cpu",
 ) -> None:
     """Measure an engine that a bundle's card does not cover on the card's cases, so that it may serve the bundle here."""
@@ -327,13 +328,11 @@ def _verify(
     bundle: Path, recipe: "Recipe", data: Path, engine: str | None, state: Path | None, device_name: str
 ) -> None:
     """Measure a bundle with each engine that its card does not cover on a device, or with the one that was named."""
-    import torch
-
     from model_training.evaluation.console import print_scores
-    from model_training.evaluation.verify import verify
+    from model_training.evaluation.verify import serving_device, verify
     from service.bundle.description import describe_bundle
     from service.bundle.engine_kind import ENGINE_KINDS
-    from service.engines.machine import available, device_kind, prepare
+    from service.engines.machine import available, device_kind
 
     if state is None:
         typer.echo("--state, or CALIBRANT_STATE_DIR, must name the service's state directory.", err=True)
@@ -341,8 +340,7 @@ def _verify(
     if engine is not None and engine not in ENGINE_KINDS:
         typer.echo(f"There is no engine {engine}; there are: {', '.join(ENGINE_KINDS)}.", err=True)
         raise typer.Exit(2)
-    device = torch.device(device_name)
-    prepare(device)
+    device = serving_device(device_name)
     card, kind = describe_bundle(bundle).card, device_kind(device)
     missing = [engine_kind for engine_kind in available(device) if card.measurement(*engine_kind, kind) is None]
     for engine_kind in [ENGINE_KINDS[engine]] if engine else missing:

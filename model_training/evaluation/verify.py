@@ -10,12 +10,12 @@ from model_training.config import Recipe
 from model_training.data.case import Case, DataError
 from model_training.evaluation.evaluate import CPU, measure
 from service.bundle.card import Measurement, Precision
-from service.bundle.engine_kind import REFERENCE, EngineKind
+from service.bundle.engine_kind import AUTO, REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
 from service.bundle.reader import load_bundle
-from service.engines.machine import available
+from service.engines.machine import available, prepare
 from service.engines.ready import FOLDER, run_by
-from service.errors import BundleUnsupported
+from service.errors import BundleUnsupported, DeviceUnavailable
 
 TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 5e-3}
 """Allowed difference of a cohort figure from the card's float32: docs/engines.md."""
@@ -69,6 +69,28 @@ def verify(  # noqa: PLR0913 - what is measured, on what, and where it goes
         raise BundleUnsupported(msg)
     write_overlay(state, bundle.description, measured)
     return measured, moved
+
+
+def serving_device(setting: str) -> torch.device:
+    """Return the first of the devices that CALIBRANT_DEVICE names, prepared: a service has one kind of device.
+
+    Args:
+        setting: e.g. cpu, cuda:0, cuda:0,cuda:1, cpu*2 or auto.
+
+    Raises:
+        DeviceUnavailable: it is missing.
+    """
+    name = setting.split(",", maxsplit=1)[0].partition("*")[0].strip()
+    if name == AUTO:
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        prepare(device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's errors for an unknown device, or one it was not built for
+        msg = f"{name} cannot be used by torch {torch.__version__} here. Give --device a device that calibrant doctor shows."
+        raise DeviceUnavailable(msg) from error
+    return device
 
 
 def distances(measured: Measurement, stated: Measurement) -> dict[str, float]:

@@ -1,9 +1,12 @@
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import structlog
 import torch
+from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
 from service.bundle.card import Measurement
@@ -11,9 +14,12 @@ from service.bundle.description import describe_bundle
 from service.bundle.engine_kind import ENGINE_KINDS, REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
 from service.bundle.reader import load_bundle
+from service.bundle.schema import ServiceConfig
 from service.bundle.statement import Unmeasured
 from service.engines import ready
-from service.engines.ready import ready_bundle
+from service.engines.check import MEAN_TOLERANCE, example_window
+from service.engines.machine import available, prepare
+from service.engines.ready import ready_bundle, run_by
 from service.errors import BundleUnsupported, EngineDisagrees
 from service.pipeline import run
 from service.pipeline.run import covering_measurement
@@ -174,3 +180,27 @@ def test_openvino_keeps_what_it_prepared(tiny_bundle: Path, tmp_path: Path) -> N
 
     assert bundle.engine_kind == EngineKind("openvino", "fp32")
     assert list((tmp_path / "state" / "engines" / description.sha256).glob("openvino-*/model.xml"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["UNet", "SegResNet"])
+def test_every_engine_of_a_gpu_is_near_float64(name: str, tiny_config: ServiceConfig, gpu_device: torch.device) -> None:
+    """Mean |dp| from torch in float64 on the CPU: float32 is not TF32, the others stay within their tolerance."""
+    prepare(gpu_device)
+    torch.manual_seed(0)
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "UNet": lambda: UNet(3, 1, 3, [16, 32, 64], [2, 2], num_res_units=2),
+        "SegResNet": lambda: SegResNet(3, 16, 1, 3, blocks_down=(1, 2, 2), blocks_up=(1, 1)),
+    }
+    network = networks[name]().eval()
+    config = tiny_config.model_copy(update={"patch_size": (32, 32, 32)})
+    window = example_window(1, config.patch_size, CPU)
+    with torch.inference_mode():
+        expected = copy.deepcopy(network).double()(window.double()).softmax(dim=1)
+    network.to(gpu_device)
+
+    for engine_kind in available(gpu_device):
+        with torch.inference_mode():
+            probs = run_by(engine_kind, network, config)(window.to(gpu_device)).softmax(dim=1).cpu()
+        difference = float((probs - expected).abs().mean())
+        assert difference < (2e-6 if engine_kind == REFERENCE else MEAN_TOLERANCE[engine_kind.precision]), engine_kind
