@@ -69,8 +69,13 @@ class Service:
 
 
 @contextmanager
-def running() -> Iterator[Service]:
-    """Yield a service with a fresh state directory that holds this machine's measurements."""
+def running(device: str = "cpu", threads: int = 1) -> Iterator[Service]:
+    """Yield a service with a fresh state directory that holds this machine's measurements.
+
+    Args:
+        device: CALIBRANT_DEVICE.
+        threads: of each process that computes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         shutil.copytree(STATE, state)
@@ -78,7 +83,8 @@ def running() -> Iterator[Service]:
         environment = os.environ | {
             "CALIBRANT_STATE_DIR": str(state),
             "CALIBRANT_BUNDLE_DIR": str(CACHE / "bundles"),
-            "OMP_NUM_THREADS": "1",
+            "CALIBRANT_DEVICE": device,
+            "OMP_NUM_THREADS": str(threads),
         }
         command = [sys.executable, "-m", "service", "serve", "--port", "0"]
         with subprocess.Popen(

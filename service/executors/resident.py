@@ -153,7 +153,8 @@ class _Case:
 
         report = partial(_report, self.pipe)
         try:
-            return DONE, run_case(scan, self.networks.load(root, identity), out, report, outputs).model_dump_json()
+            bundle = self.networks.load(root, identity)
+            return DONE, run_case(scan, bundle, out, report, outputs, device=self.terms.device.name).model_dump_json()
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
             return self._failure(error)
 

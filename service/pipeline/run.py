@@ -44,7 +44,13 @@ _T = TypeVar("_T")
 
 
 def run_case(
-    scan: Path, bundle: LoadedBundle, out: Path, report: Report, outputs: Collection[Output] = get_args(Output)
+    scan: Path,
+    bundle: LoadedBundle,
+    out: Path,
+    report: Report,
+    outputs: Collection[Output] = get_args(Output),
+    *,
+    device: str | None = None,
 ) -> CaseResult:
     """Segment a scan and write the files of its result and, last, `result.json`.
 
@@ -57,12 +63,14 @@ def run_case(
         out: folder for the files.
         report: called with each stage and the fraction done.
         outputs: which files are kept; all by default.
+        device: name of the bundle's device in the result, e.g. its UUID; by default torch's name.
 
     Raises:
         ScanError: the scan cannot be segmented.
         BundleUnsupported: the card does not cover the engine that would run.
     """
     watch = _Stopwatch(report, bundle.device)
+    device = device or str(bundle.device)
     description, config = bundle.description, bundle.description.config
     measurement = covering_measurement(bundle)
 
@@ -74,7 +82,7 @@ def run_case(
     inferred = watch.stage("infer", lambda: _infer_each(bundle, images, report, keep="probabilities" in outputs))
     if inferred.computed_on == "CPU":  # by another engine, which was measured by itself
         bundle = bundle.on_cpu()
-        measurement = covering_measurement(bundle)
+        measurement, device = covering_measurement(bundle), str(bundle.device)
     config = config.located if placement else config
     with Store(out) as store:
         if inferred.kept is not None:  # by far the largest file: compressed while the rest is computed
@@ -90,7 +98,7 @@ def run_case(
         files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))
 
-    result = _result_of(bundle, computed_on, watch.seconds, hashes)
+    result = _result_of(bundle, device, computed_on, watch.seconds, hashes)
     complete(out, result)
     return result
 
@@ -190,12 +198,12 @@ def covering_measurement(bundle: LoadedBundle) -> Measurement | Unmeasured:
 
 
 def _result_of(
-    bundle: LoadedBundle, computed_on: ComputedOn, seconds: dict[Stage, float], hashes: dict[str, str]
+    bundle: LoadedBundle, device: str, computed_on: ComputedOn, seconds: dict[Stage, float], hashes: dict[str, str]
 ) -> CaseResult:
     description = bundle.description
     return CaseResult(
         model=description.identity,
-        device=str(bundle.device),
+        device=device,
         placement=computed_on,
         engine=bundle.engine_kind.engine,
         precision=bundle.engine_kind.precision,

@@ -25,14 +25,21 @@ def serve_faulty(pipe: Any, terms: resident.Terms) -> None:  # noqa: ANN401 - as
     """Serve, but raise the error that a scan's name asks for; the device says that it has 80 GiB, of which 3 are free."""
     compute = run.run_case
 
-    def run_case(scan: Path, bundle: Any, out: Path, report: Any, outputs: Any) -> CaseResult:  # noqa: ANN401 - as there
+    def run_case(
+        scan: Path,
+        bundle: Any,  # noqa: ANN401 - as there
+        out: Path,
+        report: Any,  # noqa: ANN401 - as there
+        outputs: Any,  # noqa: ANN401 - as there
+        device: str,
+    ) -> CaseResult:
         if scan.stem in ERRORS:
             report("infer", 0.0)
             raise ERRORS[scan.stem]
         if scan.stem == "poison":
             report("infer", 0.0)
             _poison(bundle.device)
-        return compute(scan, bundle, out, report, outputs)
+        return compute(scan, bundle, out, report, outputs, device=device)
 
     run.run_case = run_case  # type: ignore[assignment]
     torch.cuda.mem_get_info = lambda _=None: (FREE, TOTAL)  # type: ignore[assignment]  # its name is not used

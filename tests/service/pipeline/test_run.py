@@ -91,6 +91,7 @@ def test_a_result_says_how_it_was_computed(scan: Path, bundle: LoadedBundle, out
     assert (result.device, result.engine, result.precision) == ("cpu", "torch", "fp32")
     assert list(result.seconds) == STAGES
     assert all(seconds >= 0 for seconds in result.seconds.values())
+    assert run_case(scan, bundle, out, silent, device="MIG-1").device == "MIG-1"
 
 
 def test_stages_are_announced_in_order(scan: Path, bundle: LoadedBundle, out: Path) -> None:
