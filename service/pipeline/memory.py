@@ -42,4 +42,5 @@ def within_memory(
 
 def ran_out(error: RuntimeError) -> bool:
     """Return whether an error says that a GPU's memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _LIBRARIES)
+    full = isinstance(error, torch.AcceleratorError) and "out of memory" in str(error)
+    return full or isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _LIBRARIES)

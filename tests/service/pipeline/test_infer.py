@@ -373,6 +373,7 @@ def test_a_gpu_infers_alike(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_waits_for_events_only(
     network: nn.Module, config: Callable[..., ServiceConfig], gpu_device: torch.device
 ) -> None:

@@ -400,7 +400,7 @@ def test_a_gpu_answers_alike(
         for name in ("mask.nii.gz", "confidence.nii.gz")
     )
     statement = Summary.model_validate_json((out / "summary.json").read_bytes()).statement
-    assert np.mean(masks[0] == masks[1]) > (0.999 if engine == "torch-fp32" else 0.98)
+    assert np.mean(masks[0] == masks[1]) > (0.999 if engine == "torch-fp32" else 0.95)
     assert np.abs(confidences[0] - confidences[1]).mean() < (2e-3 if engine == "torch-fp32" else 5e-3)
     assert (result.device, result.placement, result.engine) == (str(gpu_device), "device", "torch")
     assert (statement.precision, statement.device) == (engine_kind.precision, device_kind(gpu_device))
