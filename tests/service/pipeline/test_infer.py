@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from service.bundle.network import build_network
 from service.bundle.schema import ServiceConfig
 from service.engines.machine import prepare
+from service.engines.torch_cast import Cast
 from service.pipeline import infer as infer_module
 from service.pipeline.infer import (
     Progress,
@@ -351,6 +352,21 @@ def test_nothing_is_asked_of_the_device_on_the_way(network: nn.Module, config: C
     with Waits() as waits:
         float(torch.ones(2).sum())
     assert waits.seen == ["aten._local_scalar_dense"]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+def test_a_device_that_gives_no_value_away_infers(
+    dtype: torch.dtype | None, network: nn.Module, config: Callable[..., ServiceConfig]
+) -> None:
+    """Torch's device `meta` computes shapes, and reading from it, or mixing it with the CPU, is an error: nothing does."""
+    image = torch.randn(1, 21, 12, 8)
+    engine = Cast(network, dtype, torch.channels_last_3d) if dtype else network
+
+    logits = infer(engine.to("meta"), image, config())
+
+    assert (logits.dtype, logits.device.type, tuple(logits.shape)) == (torch.float16, "meta", (3, 21, 12, 8))
+    with pytest.raises(NotImplementedError):
+        infer_module._half_logits(engine, image, config(), lambda _done: None, 1)  # sums on the CPU
 
 
 @pytest.mark.gpu

@@ -139,6 +139,28 @@ def test_a_gpu_reorients_as_the_cpu_does(
     assert np.array_equal(actual.confidence, expected.confidence)
 
 
+def test_only_mask_and_confidence_come_back(
+    config: Callable[..., ServiceConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies, however many slabs: torch's device `meta` lets nothing else be read on the way."""
+    grid = Grid((9, 14, 11), np.array([[2, -1], [0, 1], [1, -1]], float), (14, 11, 9), (5, 6, 7), (3.2, 2, 1.3))
+    copied: list[torch.Tensor] = []
+    monkeypatch.setattr(preprocess_module, "SLAB_VALUES", 1)
+
+    def to_host(array: torch.Tensor) -> torch.Tensor:
+        copied.append(array)
+        return torch.zeros(array.shape, dtype=array.dtype)
+
+    monkeypatch.setattr("service.pipeline.predict.to_host", to_host)
+
+    segment(torch.zeros(3, 5, 6, 7, dtype=torch.float16, device="meta"), grid, config())
+
+    assert [(array.device.type, array.dtype, tuple(array.shape)) for array in copied] == [
+        ("meta", torch.uint8, (9, 14, 11)),
+        ("meta", torch.float32, (9, 14, 11)),
+    ]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("classes", [3, 16])
 def test_a_gpu_calibrates_alike(classes: int, config: Callable[..., ServiceConfig], gpu_device: torch.device) -> None:
