@@ -114,6 +114,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     locator: Annotated[
         Path | None, typer.Option(help="Folder of a trained and measured locator; no locator by default.", exists=True)
     ] = None,
+    device: Annotated[str, typer.Option(help="GPU whose engines are measured beside the CPU's, e.g. cuda:0.")] = "cpu",
 ) -> None:
     """Measure a trained network on persons it never saw, and write the bundle with its calibration card."""
     from model_training.evaluation.temperature import Temperatures
@@ -125,11 +126,12 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
         chosen = chosen.with_temperature(
             fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
         )
-    import torch
-
+    from model_training.evaluation.evaluate import CPU
+    from model_training.evaluation.verify import serving_device
     from service.engines.machine import available
 
-    identity = write_bundle(chosen, data, run, out, _show, locator, engine_kinds=available(torch.device("cpu")))
+    gpu = None if (chosen_device := serving_device(device)) == CPU else chosen_device
+    identity = write_bundle(chosen, data, run, out, _show, locator, engine_kinds=available(CPU), gpu=gpu)
     typer.echo(f"{identity} is in {out}, read back and checked.")
 
 

@@ -1,5 +1,6 @@
 """Writes the bundle of a training run with its calibration card, reads it back and checks it."""
 
+import copy
 import datetime as dt
 import json
 import shutil
@@ -20,7 +21,7 @@ from model_training.export.monai_bundle import inference_config, metadata
 from model_training.locator.train import DECLARATION, LOCATING
 from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
 from model_training.training import train
-from service.bundle.card import CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference
+from service.bundle.card import CPU, CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference
 from service.bundle.description import CARD, CONFIG, LOCATOR, WEIGHTS
 from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.manifest import sha256_of, write_manifest
@@ -28,6 +29,7 @@ from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.bundle.schema import Locator, ServiceConfig
 from service.bundle.statement import FEATURES
+from service.engines.machine import available
 from service.engines.ready import run_by
 from service.errors import BundleInvalid, EngineDisagrees
 
@@ -41,6 +43,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     locator: Path | None = None,
     *,
     engine_kinds: Sequence[EngineKind] = (REFERENCE,),
+    gpu: torch.device | None = None,
 ) -> str:
     """Write the bundle of a run, optionally with a locator, to the folder `out`; return its identity.
 
@@ -54,7 +57,8 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
         out: folder of the bundle, which must not exist.
         done: called after each case.
         locator: folder of a trained and measured locator.
-        engine_kinds: engines to measure.
+        engine_kinds: engines to measure on the CPU.
+        gpu: every engine of it is measured, too, in a process that was prepared for it.
 
     Raises:
         BundleInvalid: the folder exists, the locator was not measured, or the bundle read back computes something else
@@ -67,7 +71,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     # Written beside its place until it is checked: a folder named `out` is always a valid bundle.
     with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
         draft = Path(folder) / "bundle"
-        identity = _write(recipe, data, run, draft, done, locator, engine_kinds)
+        identity = _write(recipe, data, run, draft, done, locator, engine_kinds, gpu)
         draft.rename(out)
     return identity
 
@@ -85,6 +89,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
     done: Callable[[Case], None],
     locator: Path | None,
     engine_kinds: Sequence[EngineKind],
+    gpu: torch.device | None,
 ) -> str:
     (out / WEIGHTS).parent.mkdir(parents=True)
     shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
@@ -95,14 +100,18 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
     network.load_state_dict(load_file(out / WEIGHTS))
     cases = recipe.cases(data)[recipe.validation_split]
     measurement = measure(network.eval(), recipe.service, cases, done)
+    further = _further(network, recipe, cases, done, [kind for kind in engine_kinds if kind != REFERENCE])
+    if gpu is not None:
+        further += _further(copy.deepcopy(network).to(gpu), recipe, cases, done, available(gpu))
     card = CalibrationCard(
+        schema_version="1.0" if all(each.device == CPU for each in further) else "1.1",
         model=recipe.service.name,
         model_version=recipe.service.version,
         date=dt.datetime.now(dt.UTC).date(),
         weights_sha256=sha256_of(out / WEIGHTS),
         config_sha256=sha256_of(out / CONFIG),
         population=recipe.population(cases),
-        measurements=[measurement, *_further(network, recipe, cases, done, engine_kinds)],
+        measurements=[measurement, *further],
         shift_references=_shift_references(measurement.cases),
         locating=located,
     )
@@ -119,11 +128,9 @@ def _further(
     done: Callable[[Case], None],
     engine_kinds: Sequence[EngineKind],
 ) -> list[Measurement]:
-    """Return the measurements with other engines than the reference; engines that fail their check are left out."""
+    """Return the measurements with these engines on the network's device; engines that fail their check are left out."""
     measurements = []
     for engine_kind in engine_kinds:
-        if engine_kind == REFERENCE:
-            continue
         with suppress(EngineDisagrees):
             engine = run_by(engine_kind, network, recipe.service)
             measurements.append(measure(engine, recipe.service, cases, done, engine_kind=engine_kind))

@@ -1,7 +1,9 @@
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import nibabel as nib
@@ -19,6 +21,7 @@ from model_training.evaluation.evaluate import differences, measure
 from model_training.export import bundle as module
 from model_training.export.bundle import export
 from service.bundle.card import Locating, Measurement
+from service.bundle.description import describe_bundle
 from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
@@ -104,6 +107,31 @@ def test_each_further_engine_is_measured(
     ]
     assert [[case.case for case in measurement.cases] for measurement in measurements] == [["c1"], ["c1"]]
     assert measurements[0].cases != measurements[1].cases
+
+
+def test_engines_of_a_gpu_are_measured_beside_the_cpus(
+    recipe: Recipe, trained: Path, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference, too, is measured there; a card that names a device says schema 1.1 and follows its committed schema."""
+    devices = iter(["cpu", "cuda-9.0", "cpu"])  # the last one reads the bundle back
+
+    def measured(*arguments: Any, **named: Any) -> Measurement:  # noqa: ANN401 - those of `measure`
+        return measure(*arguments, **named).model_copy(update={"device": next(devices)})
+
+    monkeypatch.setattr(module, "measure", measured)
+    monkeypatch.setattr(module, "available", lambda _device: [REFERENCE])
+
+    export(recipe, tiny_msd, trained, tmp_path / "bundle", quiet, gpu=torch.device("cpu"))
+
+    card = describe_bundle(tmp_path / "bundle").card
+    schemas = Path(__file__).parents[3] / "service" / "bundle" / "schemas"
+    schema = json.loads((schemas / "calibration-card-1.1.json").read_text())
+    jsonschema.validate(json.loads((tmp_path / "bundle" / "calibration.json").read_text()), schema)
+    assert card.schema_version == "1.1"
+    assert [(each.engine, each.precision, each.device) for each in card.measurements] == [
+        ("torch", "fp32", "cpu"),
+        ("torch", "fp32", "cuda-9.0"),
+    ]
 
 
 def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> None:
