@@ -44,6 +44,8 @@ class Compiled(nn.Module):
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 "NUM_STREAMS": 1,
+                # Pinned, every process would compute on the first cores, however many are idle.
+                "ENABLE_CPU_PINNING": False,
             },
         )
         self._request = compiled.create_infer_request()

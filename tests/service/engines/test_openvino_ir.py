@@ -66,6 +66,13 @@ def test_its_device_is_the_cpu(network: nn.Module) -> None:
     assert next(compiled(network, WINDOW, "fp32", None).parameters()).device.type == "cpu"
 
 
+def test_its_threads_may_run_on_any_core(network: nn.Module) -> None:
+    """Pinned, the processes of a service with several would all compute on the first core."""
+    model = compiled(network, WINDOW, "fp32", None)._request.get_compiled_model()
+
+    assert model.get_property("ENABLE_CPU_PINNING") is False
+
+
 def test_no_telemetry_is_sent(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """A conversion does not start the package's telemetry."""
     telemetry = pytest.importorskip("openvino_telemetry")
