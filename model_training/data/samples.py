@@ -1,6 +1,7 @@
 """Preprocessed cases of a run, stored on disk: all are checked before training starts and read when needed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,22 @@ def stored_samples(cases: Sequence[Case], config: ServiceConfig, folder: Path) -
             sample = load_sample(case, config)
             _write(image, sample.image)
             _write(label, sample.label)
-        samples.append(Sample(case, _mapped(image), _mapped(label)))
+        samples.append(_opened(case, image, label))
     return samples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredSample(Sample):
+    """A sample that another process opens again from its files, instead of receiving a copy of it."""
+
+    files: tuple[Path, Path]
+
+    def __reduce__(self) -> tuple[Callable[..., Sample], tuple[object, ...]]:
+        return _opened, (self.case, *self.files)
+
+
+def _opened(case: Case, image: Path, label: Path) -> Sample:
+    return StoredSample(case, _mapped(image), _mapped(label), (image, label))
 
 
 def _write(file: Path, tensor: torch.Tensor) -> None:

@@ -53,8 +53,22 @@ class Batches(Dataset[Batch]):
     def loader(self) -> DataLoader[Batch]:
         """Return the batches in order; for a GPU, worker processes draw them ahead."""
         cuda = self._group.device.type == "cuda"
-        workers = min(_MAX_WORKERS, (os.cpu_count() or 1) // self._group.size) if cuda else 0
-        return DataLoader(self, batch_size=None, shuffle=False, num_workers=workers, pin_memory=cuda)
+        workers = min(_MAX_WORKERS, (os.cpu_count() or 1) // self._group.size, len(self)) if cuda else 0
+        return self.drawn_by(workers, pinned=cuda)
+
+    def drawn_by(self, workers: int, *, pinned: bool = False) -> DataLoader[Batch]:
+        """Return the batches in order, drawn by so many worker processes, or by this one.
+
+        Workers are spawned: a process that has begun to use CUDA must not fork.
+        """
+        return DataLoader(
+            self,
+            batch_size=None,
+            shuffle=False,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            pin_memory=pinned,
+        )
 
 
 def draw_batch(samples: Sequence[Sample], augment: Compose, batch_size: int, *, seed: int, step: int) -> Batch:

@@ -15,6 +15,7 @@ from gpu_day.faults import strike_faults
 from gpu_day.ladder import climb_down
 from gpu_day.machine import bandwidth, described, products
 from gpu_day.report import Finding, Report
+from service.engines.machine import prepare
 
 ROOT = Path(__file__).parents[2]
 TESTS_DEADLINE_S = 300.0
@@ -27,6 +28,7 @@ MARK = "@pytest.mark.gpu"
 
 def check(report: Report, device: torch.device, *, short: bool) -> None:
     """Print what the device is and can, and how far tests, engines and faults come out as they should."""
+    prepare(device)
     report.row("device", lambda: described(device))
     tests = _Tests(device, ROOT / "tests" / (SHORT_TESTS if short else ""))
     strike_faults(report, device)

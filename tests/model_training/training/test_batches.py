@@ -1,11 +1,17 @@
+import pickle
 from pathlib import Path
 
+import pytest
 import torch
 
+from model_training.config import Recipe
 from model_training.data.case import load_sample
 from model_training.data.layouts.msd import read_msd
+from model_training.data.samples import stored_samples
 from model_training.data.transforms import one_model_for_both_sides, small_affine_about_foreground
-from model_training.training.batches import draw_batch
+from model_training.recipes import RECIPES
+from model_training.training.batches import Batches, draw_batch
+from model_training.training.parallel import ALONE
 from service.bundle.schema import ServiceConfig
 
 
@@ -32,3 +38,26 @@ def test_a_batch_holds_every_patch_of_its_images(tiny_msd: Path, tiny_config: Se
     for image, label in zip(images, labels, strict=True):
         means = [float(image[label == value].mean()) for value in label.unique()]
         assert means == sorted(means)
+
+
+def test_spawned_workers_draw_the_same_batches(
+    recipe: Recipe, tiny_msd: Path, tiny_config: ServiceConfig, tmp_path: Path
+) -> None:
+    """Two processes, which open the samples from their files, draw what this one draws, in order."""
+    samples = stored_samples(read_msd(tiny_msd, str)["fold1"], tiny_config, tmp_path)
+    batches = Batches(samples, recipe, 3, ALONE, range(1, 5))
+
+    here, there = list(batches.drawn_by(0)), list(batches.drawn_by(2))
+
+    assert len(here) == len(there) == 4
+    for (images, labels), (theirs, their_labels) in zip(here, there, strict=True):
+        assert torch.equal(images, theirs)
+        assert torch.equal(labels, their_labels)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_sent_to_a_worker(name: str) -> None:
+    """A spawned worker receives the augmentation of each recipe as bytes."""
+    batches = Batches([], RECIPES[name], 0, ALONE, range(1, 2))
+
+    assert len(pickle.loads(pickle.dumps(batches))) == 1  # noqa: S301 - made here

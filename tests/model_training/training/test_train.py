@@ -15,11 +15,12 @@ from model_training.data.layouts.msd import read_msd
 from model_training.data.transforms import small_affine_about_foreground
 from model_training.evaluation.evaluate import measure
 from model_training.training.checkpoint import NAME as CHECKPOINT
-from model_training.training.parallel import ALONE
+from model_training.training.parallel import ALONE, Group
 from model_training.training.progress import Progress
 from model_training.training.train import OutOfMemory, learning_rate_factor, train
 from service.bundle.network import build_network
 from service.bundle.schema import Network, ServiceConfig
+from service.engines.machine import prepare
 
 Run = Callable[..., Path]
 
@@ -46,6 +47,22 @@ def killed_at(step: int) -> Callable[..., None]:
             raise KeyboardInterrupt
 
     return killed
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_to_the_same_weights_again(
+    recipe: Recipe, tiny_msd: Path, tmp_path: Path, gpu_device: torch.device
+) -> None:
+    """Two steps on the device, the losses' sums included, end at the same bits twice, and near the CPU's."""
+    prepare(gpu_device)
+    schedule = dataclasses.replace(recipe.schedule, steps=2, validate_every=2)
+    recipe = dataclasses.replace(recipe, schedule=schedule, ace_after=0)
+    for name, device in (("a", gpu_device), ("b", gpu_device), ("cpu", torch.device("cpu"))):
+        train(recipe, tiny_msd, tmp_path / name, seed=1, group=Group(0, 1, device))
+    first, again, on_cpu = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b", "cpu"))
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.allclose(first[name], on_cpu[name], atol=0.05) for name in first)
 
 
 def test_the_same_seed_gives_the_same_weights(run: Run) -> None:
