@@ -9,13 +9,14 @@ import torch
 from model_training.config import Recipe
 from model_training.data.case import Case, DataError
 from model_training.evaluation.evaluate import CPU, measure
+from model_training.training.parallel import usable_device
 from service.bundle.card import Measurement, Precision
 from service.bundle.engine_kind import AUTO, REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
 from service.bundle.reader import load_bundle
-from service.engines.machine import available, prepare
+from service.engines.machine import available
 from service.engines.ready import FOLDER, run_by
-from service.errors import BundleUnsupported, DeviceUnavailable
+from service.errors import BundleUnsupported
 
 TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 5e-3}
 """Allowed difference of a cohort figure from the card's float32: docs/engines.md."""
@@ -83,14 +84,7 @@ def serving_device(setting: str) -> torch.device:
     name = setting.split(",", maxsplit=1)[0].partition("*")[0].strip()
     if name == AUTO:
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        prepare(device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's errors for an unknown device, or one it was not built for
-        msg = f"{name} cannot be used by torch {torch.__version__} here. Give --device a device that calibrant doctor shows."
-        raise DeviceUnavailable(msg) from error
-    return device
+    return usable_device(name)
 
 
 def distances(measured: Measurement, stated: Measurement) -> dict[str, float]:

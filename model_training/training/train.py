@@ -27,6 +27,7 @@ from model_training.training.precision import trains_in_bf16
 from model_training.training.progress import Watcher, Watchers
 from model_training.training.validation import validation_scores
 from service.bundle.network import build_network
+from service.engines.machine import device_kind
 from service.errors import CalibrantError
 
 WEIGHTS: Final = "model.safetensors"
@@ -244,6 +245,7 @@ def _write_run(
     run: Path, network: nn.Module, recipe: Recipe, position: TrainingPosition, *, seed: int, train_cases: int
 ) -> None:
     """Write weights and record, and remove what only an unfinished run needs."""
+    device = next(network.parameters()).device
     save_file(
         {name: tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}, run / f"{WEIGHTS}.part"
     )
@@ -254,6 +256,8 @@ def _write_run(
         "ace_weight": recipe.ace_weight,
         "ace_after": recipe.ace_after,
         "torch": torch.__version__,
+        "device": device_kind(device),
+        "tf32": device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision != "ieee",  # type: ignore[attr-defined]  # torch's types lack it
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "seed": seed,
         "train_cases": train_cases,

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,19 @@ def test_train_export_evaluate_lead_from_data_to_a_reproduced_card(tiny: str, ti
     code, output = call("evaluate", bundle, "--recipe", tiny, "--data", tiny_msd, "--split", "test")
     assert code == 0
     assert output.startswith("test: 1 cases of 1 persons")
+
+
+def test_training_on_a_device_that_is_missing_ends_with_a_sentence(tiny_msd: Path, tmp_path: Path) -> None:
+    """One line, no traceback, the exit code of a device that is not there, and no folder."""
+    command = [sys.executable, "-m", "service", "train", "hippocampus", "--device", "cuda:9"]
+    command += ["--data", str(tiny_msd), "-o", str(tmp_path / "run")]
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("The device cannot be used: cuda:9 cannot be used by torch")
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_can_be_watched_in_tensorboard(tiny: str, tiny_msd: Path, tmp_path: Path) -> None:

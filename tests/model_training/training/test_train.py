@@ -98,6 +98,7 @@ def test_the_record_says_how_the_weights_came_about(run: Run) -> None:
     assert (record["recipe"], record["seed"], record["steps"], record["train_cases"]) == ("tiny", 7, 3, 3)
     assert (record["train_splits"], record["binning"]) == (["fold1"], "soft")
     assert (record["ace_weight"], record["ace_after"]) == (0.5, 1)
+    assert (record["device"], record["tf32"]) == ("cpu", False)
     assert [entry["step"] for entry in record["history"]] == [2, 3]
     assert all(0 <= entry[f"validation_{name}"] <= 1 for entry in record["history"] for name in ("dsc", "ace"))
 
