@@ -114,7 +114,7 @@ class SegmentationJobs:
         DBOS.launch()
         self._sweep()
         self._queue = DBOS.register_queue(
-            QUEUE, worker_concurrency=self.executor.size, polling_interval_sec=POLL_S, on_conflict="always_update"
+            QUEUE, worker_concurrency=self.worker.places, polling_interval_sec=POLL_S, on_conflict="always_update"
         )
 
     def _sweep(self) -> None:

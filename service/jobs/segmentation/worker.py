@@ -73,8 +73,18 @@ class Worker:
     _taken: int = field(init=False)
     _taking: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def places(self) -> int:
+        """Number of jobs that may be out of the queue at any time.
+
+        With several devices one job more than devices: cases end so often that one should always be at hand, and it
+        begins so soon that no urgent one waits long behind it.
+        """
+        size = self.executor.size
+        return size if size == 1 else size + 1
+
     def __post_init__(self) -> None:
-        self._taken = self.executor.size
+        self._taken = self.places
 
     def run(self, identifier: str, order: WorkflowInput) -> Outcome:
         """Publish the result, or return the failure; safe to repeat after a crash at any point."""
@@ -160,7 +170,7 @@ class Worker:
 
     def _take(self) -> None:
         with self._taking:
-            jobs = self.executor.size + len(self._ending)
+            jobs = self.places + len(self._ending)
             if self._taken != jobs:
                 self._taken = jobs
                 self.take(jobs)
