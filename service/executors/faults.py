@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _OF_THE_DEVICE: Final = ("CUDA error", "CUDA driver error", "CUBLAS", "cuBLAS", "CUDNN", "cuDNN", "CUFFT", "cuFFT")
 """Parts of the messages of torch's errors."""
 
-_OF_ITS_MEMORY: Final = "out of memory"
+_OF_ITS_MEMORY: Final = ("out of memory", "ALLOC_FAILED")
+"""Parts of the messages that say that its memory ran out, also that of CUDA's libraries."""
 
 
 def explain(error: Exception, device: "torch.device", name: str, memory_bytes: int) -> CalibrantError | None:
@@ -54,7 +55,8 @@ def device_ran_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, torch.AcceleratorError) and _OF_ITS_MEMORY in str(error)
+    # AcceleratorError is a RuntimeError.
+    return isinstance(error, RuntimeError) and _is_of(error, _OF_THE_DEVICE) and _is_of(error, _OF_ITS_MEMORY)
 
 
 def _is_fault(error: BaseException) -> bool:
@@ -64,7 +66,11 @@ def _is_fault(error: BaseException) -> bool:
         return False
     if isinstance(error, torch.AcceleratorError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _OF_THE_DEVICE)
+    return isinstance(error, RuntimeError) and _is_of(error, _OF_THE_DEVICE)
+
+
+def _is_of(error: BaseException, words: tuple[str, ...]) -> bool:
+    return any(word in str(error) for word in words)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -82,9 +88,12 @@ def _release(error: BaseException) -> None:
 def _device_is_full(device: "torch.device", name: str) -> str:
     import torch
 
-    torch.cuda.empty_cache()
-    free, total = (size / (1 << 30) for size in torch.cuda.mem_get_info(device))
+    found = ""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = (size / (1 << 30) for size in torch.cuda.mem_get_info(device))
+        found = f": {free:.1f} of its {total:.1f} GiB are free between cases"
     return (
-        f"The case needs more memory than {name} has: {free:.1f} of its {total:.1f} GiB are free between cases. "
+        f"The case needs more memory than {name} has{found}. "
         "Crop or downsample the scan, or ask the operator for a device that has more, or that other programs do not use."
     )

@@ -4,7 +4,7 @@ import torch
 from service.errors import CalibrantError, ConstantVolume, DeviceUnavailable, InferenceOutOfMemory
 from service.executors.faults import device_failed, device_ran_out_of_memory, explain
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 OF_THE_DEVICE = [
     torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
@@ -17,6 +17,8 @@ OF_THE_DEVICE = [
 OF_ITS_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
 ]
 
 
@@ -49,7 +51,7 @@ def test_an_error_of_the_device_is_recognised_behind_another() -> None:
 def test_a_full_device_is_not_a_failed_one(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence gives the device's memory, and no setting of the processor's."""
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (3 << 30, 80 << 30))
-    explained = explain(error, CPU, "cuda:0", 1 << 30)
+    explained = explain(error, GPU, "cuda:0", 1 << 30)
 
     assert device_ran_out_of_memory(error)
     assert not device_failed(error)
@@ -73,7 +75,7 @@ def test_a_full_device_lets_go_of_what_the_case_held(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(torch.OutOfMemoryError) as caught:
         compute()
-    explained = explain(caught.value, CPU, "cuda:0", 1 << 30)
+    explained = explain(caught.value, GPU, "cuda:0", 1 << 30)
 
     assert explained is not None
     assert "1.0 of its 80.0 GiB" in explained.detail
