@@ -14,7 +14,7 @@ from monai.inferers.utils import sliding_window_inference
 from safetensors.torch import load_file
 from subjects import phantom, phantom_recipe
 
-from gpu_day.machine import bandwidth, described, peak_mib, products, seconds, start_peak, wait
+from gpu_day.machine import bandwidth, described, peak_mib, products, seconds, start_peak, tensor_float_32, wait
 from gpu_day.phantoms import crop, head, make_bundle, save, vouch
 from gpu_day.report import Finding, Report
 from model_training.losses.ace import ACEDiceCELoss
@@ -59,11 +59,12 @@ def bench(report: Report, device: torch.device, *, short: bool) -> None:
         if not short:
             steps = 6 if small else 300
             report.row("training, phantom CT 48^3", lambda: _trained(device, this.folder, weights, steps=steps))
-        _bench_ct(this, weights, (96, 96, 40) if short else (256, 256, 50) if small else (512, 512, 100))
-        _bench_shipped(this, short=short)
+        shape = (96, 96, 40) if short else (256, 256, 50) if small else (512, 512, 100)
+        report.part("CT", lambda: _bench_ct(this, weights, shape))
+        report.part("shipped", lambda: _bench_shipped(this, short=short))
         if not small:
-            _bench_heart(this)
-    _bench_losses(report, device, short=short)
+            report.part("heart", lambda: _bench_heart(this))
+    report.part("losses", lambda: _bench_losses(report, device, short=short))
     for name in (
         () if short else ("hippocampus", "acdc17-small") if small else ("hippocampus", "acdc17-small", "acdc17")
     ):
@@ -125,7 +126,10 @@ def _bench_ct(bench: _Bench, weights: list[Path], shape: tuple[int, ...]) -> Non
         engine = run_by(engine_kind, network, config)
         return _timed(lambda: infer(engine, image, config), device, bench.rounds)
 
-    bench.report.row(f"infer {grid}, stock fp32", lambda: _timed(stock, device, bench.rounds))
+    for tf32 in (False, True) if device.type == "cuda" else (False,):
+        with tensor_float_32(on=tf32):
+            name = f"infer {grid}, stock {'tf32, its default' if tf32 else 'fp32'}"
+            bench.report.row(name, lambda: _timed(stock, device, bench.rounds))
     for engine_kind in available(device):
         if device.type == "cuda" or engine_kind == REFERENCE:
             bench.report.row(f"infer {grid}, {engine_kind.name}", lambda kind=engine_kind: ours(kind))  # type: ignore[misc]

@@ -31,10 +31,10 @@ def check(report: Report, device: torch.device, *, short: bool) -> None:
     prepare(device)
     report.row("device", lambda: described(device))
     tests = _Tests(device, ROOT / "tests" / (SHORT_TESTS if short else ""))
-    strike_faults(report, device)
-    compare_engines(report, device, short=short)
+    report.part("faults", lambda: strike_faults(report, device))
+    report.part("engines", lambda: compare_engines(report, device, short=short))
     report.row("tests marked gpu", lambda: tests.outcome(report))
-    climb_down(report, device)
+    report.part("memory ladder", lambda: climb_down(report, device))
     report.row("bandwidth", lambda: bandwidth(device))
     report.row("matrix product", lambda: products(device))
 

@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,13 @@ class Report:
         self._rows.append((name, finding))
         self.say(f"[{time.monotonic() - self._started:5.0f} s] {_line(name, finding)}")
 
+    def part(self, name: str, work: Callable[[], None]) -> None:
+        """Do work that adds rows itself; an error outside them becomes a row that failed."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - as above
+            self.row(name, partial(_raise, error))
+
     def say(self, text: str) -> None:
         """Print a line and write it to the file."""
         print(text, flush=True)
@@ -64,6 +72,10 @@ class Report:
         self.say(f"{time.monotonic() - self._started:.0f} s")
         self.say(f"{passed} passed, {failed} failed, {self.skipped} skipped")
         return int(bool(failed or self.skipped))
+
+
+def _raise(error: Exception) -> Finding:
+    raise error
 
 
 def _line(name: str, finding: Finding) -> str:
