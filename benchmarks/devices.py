@@ -18,8 +18,8 @@ from serving import WAIT_S, Service, running
 
 from service.bundle.description import describe_bundle
 
-CLIENTS = 4
-"""Enough that a case waits for every process."""
+CLIENTS = 3
+"""One more than processes, so that a case is always at hand."""
 
 WARM_UP = 8
 

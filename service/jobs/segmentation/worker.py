@@ -133,7 +133,7 @@ class Worker:
         def report(stage: Stage, progress: float) -> None:
             live.stage, live.progress = stage, progress
             taken = time.monotonic() - started
-            if stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
+            if self.places == 1 and stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
                 self._ending.add(identifier)
                 self._take()
 
