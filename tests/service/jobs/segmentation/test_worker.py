@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 from dbos import DBOS
 
+from service.bundle.registry import Registry
 from service.errors import (
     DeviceUnavailable,
     InferenceCrashed,
     InferenceDeadline,
 )
-from service.executors.pool import MAX_ATTEMPTS
+from service.executors.pool import MAX_ATTEMPTS, ExecutorPool
 from service.jobs.segmentation import queue as segment
 from service.jobs.segmentation import worker
 from service.jobs.segmentation.queue import POLL_S, SegmentationJobs
 from service.jobs.segmentation.records import QUEUE, WORKFLOW, reject_cancelled
 from service.jobs.segmentation.worker import AHEAD_S
+from service.observability.metrics import Metrics
 from service.result.files import RESULT, SUMMARY
 from service.storage.local import StateDirectory
 from tests.service.jobs.conftest import FakeExecutor, Submit
@@ -189,3 +191,13 @@ def test_a_job_waits_until_a_device_computes(queue: SegmentationJobs, executor: 
     done = queue.wait("local", job.id, 20)
     assert (done.state, done.attempts) == ("succeeded", 1)
     assert executor.calls == ["good", "good"]
+
+
+@pytest.mark.parametrize(("devices", "places"), [(1, 1), (2, 3), (4, 5)])
+def test_with_several_devices_one_job_more_is_at_hand(
+    state: StateDirectory, registry: Registry, devices: int, places: int
+) -> None:
+    """With one device none waits outside the queue, where no urgent job overtakes it, until shortly before its turn."""
+    pool = ExecutorPool([FakeExecutor() for _ in range(devices)])
+
+    assert worker.Worker(state, registry, pool, Metrics(), lambda _: None).places == places
