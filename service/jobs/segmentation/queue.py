@@ -208,26 +208,33 @@ class SegmentationJobs:
             check: called before each look at the job; it ends the wait by raising.
         """
         deadline = time.monotonic() + seconds
+        job = None
         while True:
             check()
-            ended = self.ends.next
-            job, left = self.find(owner, identifier), deadline - time.monotonic()
-            if job.state in FINISHED or left <= 0:
-                return job
+            ended, left = self.ends.next, deadline - time.monotonic()
+            if job is None or left <= 0 or self._may_have_ended(identifier):
+                job = self.find(owner, identifier)
+                if job.state in FINISHED or left <= 0:
+                    return job
             concurrent.futures.wait([ended], min(left, self._pause_s(identifier)))
 
     async def wait_async(self, owner: str, identifier: str, seconds: float) -> Job:
         """Return the same as `wait`, without holding a thread meanwhile."""
         deadline = time.monotonic() + seconds
+        job = None
         while True:
-            ended = self.ends.next
-            job = await to_thread.run_sync(self.find, owner, identifier)
-            left = deadline - time.monotonic()
-            if job.state in FINISHED or left <= 0:
-                return job
+            ended, left = self.ends.next, deadline - time.monotonic()
+            if job is None or left <= 0 or self._may_have_ended(identifier):
+                job = await to_thread.run_sync(self.find, owner, identifier)
+                if job.state in FINISHED or left <= 0:
+                    return job
             waiter = asyncio.wrap_future(ended)
             await asyncio.wait([waiter], timeout=min(left, self._pause_s(identifier)))
             waiter.cancel()
+
+    def _may_have_ended(self, identifier: str) -> bool:
+        """Return False for a job that is being computed: the end of another one is no reason to read the database."""
+        return identifier not in self.worker.live or identifier in self.worker.cancelled
 
     def _pause_s(self, identifier: str) -> float:
         return RECORDING_S if identifier in self.worker.ended else LOOK_S

@@ -146,7 +146,7 @@ def test_the_database_is_kept_as_it_was_decided(queue: SegmentationJobs, finish:
 def test_who_waits_is_woken_by_the_end(
     queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wait looks at the database once while the job runs, and a few times around the ends of jobs."""
+    """A wait looks at the database once while the job runs, also if others end, and a few times around its own end."""
     monkeypatch.setattr(segment, "LOOK_S", 60)
     looks: list[float] = []
     find = SegmentationJobs.find
@@ -164,6 +164,8 @@ def test_who_waits_is_woken_by_the_end(
         released.append(time.monotonic())
         executor.released.set()
 
+    for seconds in (0.1, 0.2, 0.3):
+        threading.Timer(seconds, queue.ends.tell).start()
     threading.Timer(0.5, release).start()
     ended = queue.wait("local", job.id, 30)
 
