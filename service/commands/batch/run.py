@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from service.commands.batch.progress import Display
 from service.commands.batch.reference import dsc_of
 from service.commands.batch.results import Segmented, write_results
 from service.commands.batch.segmenter import OUTPUTS, Segmenter
+from service.commands.batch.signals import INTERRUPTS, block_interrupts
 from service.errors import (
     BundleError,
     CalibrantError,
@@ -41,8 +41,6 @@ OPTIONS: Final[dict[str, object]] = {"outputs": list(OUTPUTS)}
 """Everything besides scan and model that changes the files of a case."""
 
 EXIT_SOME_FAILED, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 4, 5, 130
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _LISTENS_S: Final = 0.5
 """Seconds between two looks for a signal: a library's thread may get it, but only the main thread runs its handler."""
@@ -109,7 +107,7 @@ class Batch:
         Raises:
             CalibrantError: an error that ends the batch, e.g. an unreachable server; finished cases are recorded.
         """
-        with self._interruptible(), ThreadPoolExecutor(self.jobs, initializer=_block_signals) as pool:
+        with self._interruptible(), ThreadPoolExecutor(self.jobs, initializer=block_interrupts) as pool:
             futures = [pool.submit(self._do, case) for case in cases]
             try:
                 done, pending = wait(futures, timeout=_LISTENS_S, return_when=FIRST_EXCEPTION)
@@ -191,7 +189,7 @@ class Batch:
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Let Ctrl-C or SIGTERM end the batch after the cases in flight, and a second one end it at once."""
-        before = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._interrupt) for number in INTERRUPTS}
         try:
             yield
         finally:
@@ -218,12 +216,3 @@ def _compared(case: BatchCase, segmented: Segmented) -> dict[str, Any]:
         return {"dsc": dsc_of(segmented.mask, case.reference, segmented.summary)}
     except SourceError as error:
         return {"note": error.detail}
-
-
-def _block_signals() -> None:
-    """Block signals in this thread and the processes that it starts, because a Ctrl-C reaches the whole process group.
-
-    multiprocessing unblocks them when it starts its resource tracker, so that this must already run.
-    """
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

@@ -12,8 +12,10 @@ from service.bundle.registry import DEFAULT_MODEL
 from service.client.calls import Order
 from service.client.http import Client
 from service.commands.batch.results import Segmented
+from service.commands.batch.signals import interrupts_blocked
 from service.commands.predict import installed
 from service.errors import BundleError, DeviceUnavailable, InferenceCrashed, ModelNotFound
+from service.executors.devices import CPU
 from service.executors.pool import MAX_ATTEMPTS, ExecutorPool
 from service.result.files import CONFIDENCE, MASK, SUMMARY
 from service.schemas import Job, Output, Summary
@@ -94,7 +96,7 @@ class Local:
     """Segments in a process for each device of this machine; the crash of one does not end the batch."""
 
     def __init__(self, model: str | None) -> None:
-        """Find the model; the first case starts the processes.
+        """Find the model; the first case starts the processes, or, where a GPU might be missing, entering does.
 
         Raises:
             ModelNotFound: the model is not installed here.
@@ -107,6 +109,19 @@ class Local:
         self.size: int | None = self._executor.size
 
     def __enter__(self) -> Self:
+        """Start the processes, if one of them needs a GPU.
+
+        Raises:
+            DeviceUnavailable: no device computes.
+        """
+        if CPU.name not in self._executor.names:
+            with interrupts_blocked():
+                self._executor.start()
+            try:
+                self._executor.await_verdict()
+            except BaseException:
+                self._executor.stop()
+                raise
         return self
 
     def __exit__(

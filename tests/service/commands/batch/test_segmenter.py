@@ -8,7 +8,14 @@ import pytest
 from service.bundle.registry import DEFAULT_MODEL
 from service.commands.batch.segmenter import Local, Remote, Segmenter
 from service.commands.predict import predict_here
-from service.errors import BundleError, ConstantVolume, ModelNotFound, ServerProblem, ServerUnreachable
+from service.errors import (
+    BundleError,
+    ConstantVolume,
+    DeviceUnavailable,
+    ModelNotFound,
+    ServerProblem,
+    ServerUnreachable,
+)
 
 
 class SegmenterContract:
@@ -48,6 +55,12 @@ class TestLocal(SegmenterContract):
             with pytest.raises(ConstantVolume):
                 segmenter.segment(tmp_path / "flat.nii", "k", lambda _: None)
             assert segmenter.segment(tmp_path / "good.nii", "k", lambda _: None).mask.startswith(b"\x1f\x8b")
+
+    def test_a_gpu_that_is_not_there_is_said_before_any_case_begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No machine has so many."""
+        monkeypatch.setenv("CALIBRANT_DEVICE", "cuda:99")
+        with pytest.raises(DeviceUnavailable, match="cuda:99 cannot be used"), Local(None):
+            pytest.fail("the batch began")
 
     def test_a_model_that_is_not_there_is_said(self) -> None:
         """Before anything is started."""
