@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,3 +215,15 @@ def test_a_device_serves_on_after_a_kill_and_after_a_fault(
         case("poison")
     assert not Path(f"/proc/{pid}").exists()
     assert case("good").files["mask.nii.gz"] == first.files["mask.nii.gz"]
+
+
+def test_a_child_imports_nothing_that_no_case_needs() -> None:
+    """MONAI's networks load without the libraries for pictures, tables and statistics."""
+    code = (
+        "import sys; from service.executors.resident import LEFT_OUT, leave_out\n"
+        "leave_out(); import service.pipeline.run, monai.networks.nets\n"
+        "print(sum(found is not None and name.startswith(LEFT_OUT) for name, found in sys.modules.items()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "0\n"
