@@ -158,6 +158,7 @@ def _write(path: Path, keys: list[Key]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)  # a leftover of a crash may be readable by others
         part.touch(mode=0o600)
+        part.chmod(0o600)  # whatever the umask took away
         write_durably(part, (_File(keys=keys).model_dump_json(indent=2) + "\n").encode())
         part.replace(path)
     except OSError as error:
