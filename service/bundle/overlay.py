@@ -1,7 +1,4 @@
-"""Measurements of a bundle beside its card, because a bundle itself never changes.
-
-Those made on this machine lie in the state directory. Those that we made of the shipped bundles on devices that their
-cards lack lie beside this module; one of this machine goes before.
+"""Measurements of a bundle made on this machine, kept in the state directory because a bundle itself never changes.
 
 Path: measurements/<sha256 of the bundle>/<engine>-<precision>[-<kind of device>].json; without one it is the CPU.
 """
@@ -19,9 +16,6 @@ from service.bundle.schema import Declaration
 from service.errors import BundleInvalid
 
 FOLDER: Final = "measurements"
-
-SHIPPED: Final = Path(__file__).parent
-"""Folder that holds our own."""
 
 
 class Overlay(Declaration):
@@ -46,7 +40,7 @@ def write_overlay(state: Path, bundle: BundleDescription, measurement: Measureme
 
 
 def measurements_of(bundle: BundleDescription, state: Path | None, device: str = CPU) -> dict[EngineKind, Measurement]:
-    """Return the card's measurements and, for engine kinds that it lacks, those of a state directory, then our own.
+    """Return the card's measurements and, for engine kinds that it lacks, those of a state directory.
 
     Args:
         bundle: that was measured.
@@ -54,21 +48,20 @@ def measurements_of(bundle: BundleDescription, state: Path | None, device: str =
         device: kind of device whose measurements are wanted.
 
     Raises:
-        BundleInvalid: a file is damaged or belongs to another bundle.
+        BundleInvalid: a file in the state directory is damaged or belongs to another bundle.
     """
     of_card = {
         EngineKind(measurement.engine, measurement.precision): measurement
         for measurement in bundle.card.measurements
         if measurement.device == device
     }
-    lacking = [engine_kind for engine_kind in ENGINE_KINDS.values() if engine_kind not in of_card]
-    beside = {
+    if state is None:
+        return of_card
+    return of_card | {
         engine_kind: _read(file, bundle, engine_kind, device)
-        for folder in (SHIPPED, *([state] if state else []))
-        for engine_kind in lacking
-        if (file := _file(folder, bundle, engine_kind, device)).is_file()
+        for engine_kind in ENGINE_KINDS.values()
+        if engine_kind not in of_card and (file := _file(state, bundle, engine_kind, device)).is_file()
     }
-    return of_card | beside
 
 
 def _read(file: Path, bundle: BundleDescription, engine_kind: EngineKind, device: str) -> Measurement:

@@ -2,12 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from service.bundle import overlay
 from service.bundle.card import Measurement
 from service.bundle.description import describe_bundle
 from service.bundle.engine_kind import REFERENCE, EngineKind
-from service.bundle.overlay import Overlay, measurements_of, write_overlay
-from service.bundle.registry import SHIPPED, Registry
+from service.bundle.overlay import measurements_of, write_overlay
 from service.errors import BundleInvalid
 
 BF16 = EngineKind("torch", "bf16")
@@ -51,32 +49,6 @@ def test_each_kind_of_device_has_its_own_measurement(tiny_bundle: Path, measured
     assert measurements_of(bundle, tmp_path, "cuda-8.6") == {BF16: of_gpu}
     assert measurements_of(bundle, tmp_path, "cuda-9.0") == {}
     assert measurements_of(bundle, tmp_path)[BF16] == measured
-
-
-def test_our_own_measurements_of_a_device_count_until_the_machine_has_its_own(
-    tiny_bundle: Path, measured: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kind of GPU on which we measured a shipped bundle needs no measurement by whoever serves it there."""
-    bundle = describe_bundle(tiny_bundle)
-    monkeypatch.setattr(overlay, "SHIPPED", tmp_path / "ours")
-    ours, theirs = (measured.model_copy(update={"device": "cuda-9.0", "platform": name}) for name in ("ours", "theirs"))
-    write_overlay(tmp_path / "ours", bundle, ours)
-
-    before = [measurements_of(bundle, state, "cuda-9.0")[BF16] for state in (None, tmp_path / "state")]
-    write_overlay(tmp_path / "state", bundle, theirs)
-
-    assert before == [ours, ours]
-    assert measurements_of(bundle, tmp_path / "state", "cuda-9.0")[BF16] == theirs
-    assert BF16 not in measurements_of(bundle, None)
-
-
-def test_what_we_ship_is_of_the_shipped_bundles() -> None:
-    """Each of our own measurements can be read, and belongs to a bundle that lies in this tree."""
-    for file in (overlay.SHIPPED / overlay.FOLDER).glob("*/*.json"):
-        (bundle,) = [each for each in Registry.scan(SHIPPED).ready.values() if each.sha256 == file.parent.name]
-        measurement = Overlay.model_validate_json(file.read_bytes()).measurement
-        kind = EngineKind(measurement.engine, measurement.precision)
-        assert measurements_of(bundle, None, measurement.device)[kind] == measurement
 
 
 def test_an_overlay_of_an_earlier_version_is_of_a_cpu(tiny_bundle: Path, measured: Measurement, tmp_path: Path) -> None:
