@@ -29,6 +29,8 @@ bench: setup
 	$(BIN)/python benchmarks/pipeline.py --write
 	$(BIN)/python benchmarks/logits.py --write
 	$(BIN)/python benchmarks/serving.py --write
+	$(BIN)/python benchmarks/devices.py --write
+	$(BIN)/python benchmarks/start.py --write
 
 crash: setup
 	$(BIN)/python benchmarks/crash.py --kills 100

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from service.engines.devices import Device, claim, describe
 from service.errors import BundleIntegrity, CalibrantError, DeviceUnavailable, JobCancelled
-from service.executors.devices import Device, claim, describe
 from service.executors.faults import device_failed, device_ran_out_of_memory, explain
 from service.executors.memory import limit_memory
 from service.observability.log import configure_logging
@@ -40,8 +40,7 @@ STAGE, DONE, FAILED, FAULT = "stage", "done", "failed", "fault"
 """Messages about a case: progress; the result; code and detail of an error; a sentence about the device, which ends the child."""
 
 LEFT_OUT: Final = ("matplotlib", "pandas", "sklearn", "scipy.signal", "scipy.stats")
-"""Libraries that MONAI imports if they are there, and that no case needs: a third of the time that a child takes to start,
-and 128 MiB of its memory."""
+"""Libraries that MONAI imports if they are there, and that no case needs (docs/results/speed.md: what they cost)."""
 
 
 @dataclass(frozen=True, slots=True)
