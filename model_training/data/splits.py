@@ -47,10 +47,7 @@ def _as_listed(file: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
     except (ValueError, KeyError, TypeError) as error:
         msg = f"{file} cannot be used ({error!r}): expected {{folds: [[name]], test: [name]}}."
         raise DataError(msg) from error
-    by_name: dict[str, list[Case]] = {}
-    for case in cases:
-        for name in {case.name, case.person}:
-            by_name.setdefault(name, []).append(case)
+    by_name = _by_name(cases)
     for names in names_of.values():
         if missing := next((name for name in names if name not in by_name), None):
             msg = f"{file} lists {missing}, but the data set holds no such case: restore its files or take it out of the split."
@@ -60,6 +57,15 @@ def _as_listed(file: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
         split: list(dict.fromkeys(case for name in names for case in by_name[name]))
         for split, names in names_of.items()
     }
+
+
+def _by_name(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """Return the cases by their own names and by those of the persons."""
+    by_name: dict[str, list[Case]] = {}
+    for case in cases:
+        for name in {case.name, case.person}:
+            by_name.setdefault(name, []).append(case)
+    return by_name
 
 
 def _drawn(cases: Sequence[Case], test: Sequence[Case]) -> dict[str, list[Case]]:

@@ -94,8 +94,7 @@ def train(  # noqa: PLR0913 - what, from where, to where, and how
         loss_of.ace_weight = _ace_weight(recipe, step)
         with _reported_out_of_memory(recipe, group):
             terms = descend(shared, optimiser, loss_of, _moved(batch, group.device), mixed=mixed)
-        values = _mean_over(group, terms)
-        loss_of.check()
+        values = _mean_over(group, terms, loss_of)
         watcher.step(step, step * recipe.schedule.batch_size / len(samples), values)
         if step % recipe.schedule.validate_every == 0 or step == batches.steps[-1]:
             scores = validation_scores(network, validation, recipe.service, group)
@@ -234,9 +233,14 @@ def _reported_out_of_memory(recipe: Recipe, group: Group) -> Iterator[None]:
         raise OutOfMemory(msg) from error
 
 
-def _mean_over(group: Group, terms: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the mean of each loss term over the processes, which have equal shares of the batch."""
+def _mean_over(group: Group, terms: Mapping[str, Tensor], loss_of: ACEDiceCELoss) -> dict[str, float]:
+    """Return the mean of each loss term over the processes, which have equal shares of the batch.
+
+    Raises:
+        ValueError: the loss was given values out of range.
+    """
     read = torch.stack([term.detach() for term in terms.values()]).tolist()  # a GPU is waited for once
+    loss_of.check()
     gathered = group.gathered(dict(zip(terms, read, strict=True)))
     return {name: float(np.mean([values[name] for values in gathered])) for name in terms}
 

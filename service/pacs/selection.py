@@ -66,11 +66,12 @@ class Selection(BaseModel):
         """Return whether a series matches; with an unknown number of instances it matches no range."""
         same = (self.modality or series.modality).upper() == series.modality.upper()
         same &= (self.body_part or series.body_part).upper() == series.body_part.upper()
-        if not same or (self.description is not None and not _found(self.description, series.description)):
-            return False
+        described = self.description is None or _found(self.description, series.description)
+        return same and described and self._in_range(series.instances)
+
+    def _in_range(self, count: int | None) -> bool:
         if self.min_instances is None and self.max_instances is None:
             return True
-        count = series.instances
         return count is not None and (self.min_instances or 0) <= count <= (self.max_instances or count)
 
 

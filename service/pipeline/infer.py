@@ -129,7 +129,7 @@ def _finished_planes(
     d, h, w = (slice(start, start + n) for start, n in zip(before, image.shape[1:], strict=True))
     weights = gaussian_weights(config.patch_size).to(image.device)
     windows = window_slices(tuple(padded.shape[1:]), config)
-    waiting = deque(_slabs(windows, _SLAB_PLANES if image.device.type == "cpu" else padded.shape[1]))
+    waiting = deque(_slabs(windows, image.device))
     computed = _logits_of(network, padded, windows, at_a_time)
     pace = _Pace(device_of(network), len(windows), _AHEAD * at_a_time, progress)
     begun: deque[_Sums] = deque()
@@ -232,11 +232,12 @@ class _Sums:
             yield slice(first - d.start, last - d.start), logits
 
 
-def _slabs(windows: list[tuple[slice, ...]], thickest: int) -> list[slice]:
-    """Split the planes into thin slabs, in order, so that each window covers a slab wholly or not at all.
+def _slabs(windows: list[tuple[slice, ...]], device: torch.device) -> list[slice]:
+    """Split the planes into slabs, in order, so that each window covers a slab wholly or not at all; into thin ones on a CPU.
 
     The sums of a slab are freed once its logits are written: both are never whole in memory.
     """
+    thickest = _SLAB_PLANES if device.type == "cpu" else windows[-1][0].stop
     ends = {end for window in windows for end in (window[0].start, window[0].stop)}
     return [slice(*pair) for pair in pairwise(sorted(ends | set(range(0, max(ends), thickest))))]
 

@@ -7,6 +7,7 @@ import datetime as dt
 import math
 import time
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar, get_args
 
@@ -80,9 +81,9 @@ def run_case(
         placement = watch.stage("locate", lambda: locate_parts(bundle, volume))
     images, grid = watch.stage("preprocess", lambda: _inputs(volume, placement, config))
     inferred = watch.stage("infer", lambda: _infer_each(bundle, images, report, keep="probabilities" in outputs))
-    if inferred.computed_on == "CPU":  # by another engine, which was measured by itself
-        bundle = bundle.on_cpu()
-        measurement, device = covering_measurement(bundle), str(bundle.device)
+    if inferred.bundle is not bundle:  # another engine, which was measured by itself
+        bundle, device = inferred.bundle, str(inferred.bundle.device)
+        measurement = covering_measurement(bundle)
     config = config.located if placement else config
     with Store(out) as store:
         if inferred.kept is not None:  # by far the largest file: compressed while the rest is computed
@@ -98,9 +99,7 @@ def run_case(
         files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))
 
-    result = _result_of(bundle, device, computed_on, watch.seconds, hashes)
-    complete(out, result)
-    return result
+    return complete(out, _result_of(bundle, device, computed_on, watch.seconds, hashes))
 
 
 def locate_parts(bundle: LoadedBundle, volume: Volume) -> Placement:
@@ -140,11 +139,13 @@ class _Inferred(NamedTuple):
         logits: (images, C, D, H, W) float16, where they were summed.
         kept: the same in the CPU's memory, if they are to be stored.
         computed_on: where.
+        bundle: whose network computed them.
     """
 
     logits: torch.Tensor
     kept: npt.NDArray[np.float16] | None
     computed_on: ComputedOn
+    bundle: LoadedBundle
 
 
 def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report, *, keep: bool) -> _Inferred:
@@ -157,12 +158,13 @@ def _infer_each(bundle: LoadedBundle, images: list[torch.Tensor], report: Report
     def progress(done: float) -> None:
         report("infer", done)
 
-    config = bundle.description.config
-    logits, computed_on = infer_within_memory(bundle.network, images, config, lambda: bundle.on_cpu().network, progress)
+    config, on_cpu = bundle.description.config, cache(bundle.on_cpu)
+    logits, computed_on = infer_within_memory(bundle.network, images, config, lambda: on_cpu().network, progress)
     if bundle.engine_kind.precision == "fp16" and not all(math.isfinite(extreme) for extreme in logits.aminmax()):
         msg = "The network's values left the range of float16 for this scan. Set CALIBRANT_ENGINE to torch-fp32."
         raise EngineDisagrees(msg)
-    return _Inferred(logits, to_host(logits).numpy() if keep else None, computed_on)
+    kept = to_host(logits).numpy() if keep else None
+    return _Inferred(logits, kept, computed_on, on_cpu() if computed_on == "CPU" else bundle)
 
 
 def _segment(inferred: _Inferred, grid: Grid, config: ServiceConfig) -> tuple[Segmentation, ComputedOn]:

@@ -70,6 +70,7 @@ class Store:
         return digest.hexdigest()
 
 
-def complete(folder: Path, result: CaseResult) -> None:
-    """Write `result.json`, which makes the folder a complete result."""
+def complete(folder: Path, result: CaseResult) -> CaseResult:
+    """Write `result.json`, which makes the folder a complete result, and return the result."""
     write_durably(folder / RESULT, result.model_dump_json(indent=2).encode())
+    return result

@@ -101,7 +101,7 @@ def _reject_members(members: list[zipfile.ZipInfo]) -> None:
         msg = "The zip is packed by another method than deflate. Zip the series again with the usual settings."
         raise UnsupportedCompression(msg)
     names = [member.orig_filename for member in members]
-    if any(_is_special(member) for member in members) or any(map(_leads_out, names)) or len(set(names)) < len(names):
+    if any(map(_is_special, members)) or any(map(_leads_out, names)) or len(set(names)) < len(names):
         msg = "The zip holds links, a name twice, or names that lead out of it (absolute, or with '..'). Zip the folder of the series again."
         raise UnsafeArchive(msg)
 

@@ -44,13 +44,7 @@ def choose_series(source: SeriesSource, request: PacsRequest) -> Series:
         UnsuitableSeries: it holds results, or was made by this service.
         PacsError: the source fails.
     """
-    candidates = source.find_series(study=request.study, series=request.series)
-    if request.series is not None:
-        candidates = [
-            series for series in candidates if series.uid == request.series and request.study in (None, series.study)
-        ]
-        for series in candidates:
-            reject_unsuitable(series)
+    candidates = _candidates(source, request)
     fitting = [series for series in candidates if request.select.fits(series) and _is_suitable(series)]
     if not fitting:
         msg = f"The PACS holds {len(candidates)} series with these UIDs, of which none fits the selection and holds images. Check the UIDs and the selection."
@@ -60,6 +54,17 @@ def choose_series(source: SeriesSource, request: PacsRequest) -> Series:
         msg = f"{len(fitting)} series fit the selection, of {counts} images; one is expected. Narrow it, or name the series."
         raise AmbiguousSeries(msg)
     return fitting[0]
+
+
+def _candidates(source: SeriesSource, request: PacsRequest) -> list[Series]:
+    """Return the series with the UIDs of a request; one that it names must be suitable."""
+    candidates = source.find_series(study=request.study, series=request.series)
+    if request.series is None:
+        return candidates
+    named = [series for series in candidates if series.uid == request.series and request.study in (None, series.study)]
+    for series in named:
+        reject_unsuitable(series)
+    return named
 
 
 def _is_suitable(series: Series) -> bool:

@@ -68,23 +68,18 @@ class Worker:
     ends: Ends = field(default_factory=Ends)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Durations of the cases that succeeded last."""
-    _ending: set[str] = field(default_factory=set)
-    """Jobs whose cases end within AHEAD_S, as it seems."""
-    _taken: int = field(init=False)
-    _taking: threading.Lock = field(default_factory=threading.Lock)
+    _ahead: bool = False
+    """Whether, with one device, the next job may leave the queue before the running case has ended."""
 
     @property
     def places(self) -> int:
         """Number of jobs that may be out of the queue at any time.
 
-        With several devices one job more than devices: cases end so often that one should always be at hand, and it
-        begins so soon that no urgent one waits long behind it.
+        With several devices one job more than devices is: cases end so often that one should always be at hand, and so
+        soon that no urgent job waits long behind it. With one device the next job comes only when a case is about to end.
         """
         size = self.executor.size
         return size if size == 1 else size + 1
-
-    def __post_init__(self) -> None:
-        self._taken = self.places
 
     def run(self, identifier: str, order: WorkflowInput) -> Outcome:
         """Publish the result, or return the failure; safe to repeat after a crash at any point."""
@@ -111,8 +106,7 @@ class Worker:
                 self.live.pop(identifier, None)
                 self.cancelled.discard(identifier)
             self.ends.tell()
-        self._ending.discard(identifier)
-        self._take()
+        self._take_ahead(ahead=False)
         self._log(identifier, order, failure)
         return {"attempts": live.attempt, "failure": failure}
 
@@ -133,9 +127,8 @@ class Worker:
         def report(stage: Stage, progress: float) -> None:
             live.stage, live.progress = stage, progress
             taken = time.monotonic() - started
-            if self.places == 1 and stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
-                self._ending.add(identifier)
-                self._take()
+            if stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
+                self._take_ahead(ahead=True)
 
         while True:
             folder = self.state.begin_attempt(identifier)
@@ -168,12 +161,11 @@ class Worker:
             msg = f"The job was cancelled {when}."
             raise JobCancelled(msg)
 
-    def _take(self) -> None:
-        with self._taking:
-            jobs = self.places + len(self._ending)
-            if self._taken != jobs:
-                self._taken = jobs
-                self.take(jobs)
+    def _take_ahead(self, *, ahead: bool) -> None:
+        """With one device, let the next job leave the queue ahead of its turn, or in its turn; with several, one always is."""
+        if self.places == 1 and self._ahead != ahead:
+            self._ahead = ahead
+            self.take(1 + ahead)
 
     def _log(self, identifier: str, order: WorkflowInput, failure: dict[str, str] | None) -> None:
         """Count and log how a job ended."""
