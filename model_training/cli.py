@@ -1,6 +1,7 @@
 """The training commands of `calibrant`, joined to it by entry point; heavy libraries are imported when used."""
 
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -127,10 +128,10 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
             fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
         )
     from model_training.evaluation.evaluate import CPU
-    from model_training.evaluation.verify import serving_device
+    from service.engines.devices import claim, first_device
     from service.engines.machine import available
 
-    gpu = None if (chosen_device := serving_device(device)) == CPU else chosen_device
+    gpu = None if (claimed := claim(first_device(device))) == CPU else claimed
     identity = write_bundle(chosen, data, run, out, _show, locator, engine_kinds=available(CPU), gpu=gpu)
     typer.echo(f"{identity} is in {out}, read back and checked.")
 
@@ -223,9 +224,7 @@ def evaluate(
     loaded = ready_bundle(bundle, torch.device("cpu"), engine)
     name = split or chosen.validation_split
     splits = chosen.cases(data)
-    if name not in splits:
-        typer.echo(f"There is no split {name}; the data set has {', '.join(splits)}.", err=True)
-        raise typer.Exit(2)
+    _reject_unknown("split", name, splits)
     evaluation = measure_bundle(loaded, chosen, name, splits[name], _show)
     measurement = evaluation.measurement
     print_scores(name, measurement)
@@ -294,9 +293,8 @@ def compare(  # noqa: PLR0913, PLR0917 - one for each option
 
     _recipe(recipe)
     configurations = COMPARISONS[recipe]
-    if unknown := sorted(set(configuration or []) - configurations.keys()):
-        typer.echo(f"There is no configuration {unknown[0]}; there are: {', '.join(configurations)}.", err=True)
-        raise typer.Exit(2)
+    for name in configuration or []:
+        _reject_unknown("configuration", name, configurations)
     folds = _folds(next(iter(configurations.values())), data, fold)
     out.mkdir(parents=True, exist_ok=True)
     for number, name, held_out in product(seed or [0], configuration or configurations, folds):
@@ -331,18 +329,18 @@ def _verify(
 ) -> None:
     """Measure a bundle with each engine that its card does not cover on a device, or with the one that was named."""
     from model_training.evaluation.console import print_scores
-    from model_training.evaluation.verify import serving_device, verify
+    from model_training.evaluation.verify import verify
     from service.bundle.description import describe_bundle
     from service.bundle.engine_kind import ENGINE_KINDS
+    from service.engines.devices import claim, first_device
     from service.engines.machine import available, device_kind
 
     if state is None:
         typer.echo("--state, or CALIBRANT_STATE_DIR, must name the service's state directory.", err=True)
         raise typer.Exit(2)
-    if engine is not None and engine not in ENGINE_KINDS:
-        typer.echo(f"There is no engine {engine}; there are: {', '.join(ENGINE_KINDS)}.", err=True)
-        raise typer.Exit(2)
-    device = serving_device(device_name)
+    if engine is not None:
+        _reject_unknown("engine", engine, ENGINE_KINDS)
+    device = claim(first_device(device_name))
     card, kind = describe_bundle(bundle).card, device_kind(device)
     missing = [engine_kind for engine_kind in available(device) if card.measurement(*engine_kind, kind) is None]
     for engine_kind in [ENGINE_KINDS[engine]] if engine else missing:
@@ -362,21 +360,24 @@ def _folds(recipe: "Recipe", data: Path, numbers: list[int] | None) -> list[str]
     return [name for name in recipe.cases(data) if name != "test"]
 
 
+def _reject_unknown(what: str, name: str, known: Collection[str]) -> None:
+    """End the command with exit code 2 if a name on the command line is none of the known ones."""
+    if name not in known:
+        typer.echo(f"There is no {what} {name}; there are: {', '.join(known)}.", err=True)
+        raise typer.Exit(2)
+
+
 def _recipe(name: str) -> "Recipe":
     from model_training.recipes import RECIPES
 
-    if name not in RECIPES:
-        typer.echo(f"There is no recipe {name}; there are: {', '.join(RECIPES)}.", err=True)
-        raise typer.Exit(2)
+    _reject_unknown("recipe", name, RECIPES)
     return RECIPES[name]
 
 
 def _locator(recipe: str) -> "LocatorRecipe":
     from model_training.recipes import LOCATORS
 
-    if recipe not in LOCATORS:
-        typer.echo(f"There is no locator of {recipe}; there are: {', '.join(LOCATORS)}.", err=True)
-        raise typer.Exit(2)
+    _reject_unknown("locator of", recipe, LOCATORS)
     return LOCATORS[recipe]
 
 

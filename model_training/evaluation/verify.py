@@ -9,9 +9,8 @@ import torch
 from model_training.config import Recipe
 from model_training.data.case import Case, DataError
 from model_training.evaluation.evaluate import CPU, measure
-from model_training.training.parallel import usable_device
 from service.bundle.card import Measurement, Precision
-from service.bundle.engine_kind import AUTO, REFERENCE, EngineKind
+from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.overlay import write_overlay
 from service.bundle.reader import load_bundle
 from service.engines.machine import available
@@ -70,21 +69,6 @@ def verify(  # noqa: PLR0913 - what is measured, on what, and where it goes
         raise BundleUnsupported(msg)
     write_overlay(state, bundle.description, measured)
     return measured, moved
-
-
-def serving_device(setting: str) -> torch.device:
-    """Return the first of the devices that CALIBRANT_DEVICE names, prepared: a service has one kind of device.
-
-    Args:
-        setting: e.g. cpu, cuda:0, cuda:0,cuda:1, cpu*2 or auto.
-
-    Raises:
-        DeviceUnavailable: it is missing.
-    """
-    name = setting.split(",", maxsplit=1)[0].partition("*")[0].strip()
-    if name == AUTO:
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return usable_device(name)
 
 
 def distances(measured: Measurement, stated: Measurement) -> dict[str, float]:

@@ -10,8 +10,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from service.engines.machine import prepare
-from service.errors import DeviceUnavailable
+from service.engines.devices import claim, first_device
 
 _T = TypeVar("_T")
 
@@ -66,32 +65,15 @@ def process_group(device: str) -> Iterator[Group]:
 
     Raises:
         DeviceUnavailable: the device is missing.
+        SettingsError: `device` names none.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Group(rank=0, size=1, device=usable_device(device))
+        yield Group(rank=0, size=1, device=claim(first_device(device)))
         return
-    own = usable_device(f"cuda:{os.environ['LOCAL_RANK']}" if device.startswith("cuda") else device)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
+    own = claim(first_device(f"cuda:{os.environ['LOCAL_RANK']}" if device.startswith("cuda") else device))
     distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield Group(rank, size, own)
     finally:
         distributed.destroy_process_group()
-
-
-def usable_device(name: str) -> torch.device:
-    """Return the device of a name, prepared, after something was allocated on it.
-
-    Raises:
-        DeviceUnavailable: it is missing.
-    """
-    try:
-        device = torch.device(name)
-        prepare(device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's errors for an unknown device, or one it was not built for
-        msg = f"{name} cannot be used by torch {torch.__version__} here. Give --device a device that calibrant doctor shows."
-        raise DeviceUnavailable(msg) from error
-    return device

@@ -15,8 +15,8 @@ import torch
 from gpu_day.phantoms import Shipped, shipped
 from gpu_day.plants import PLANT
 from gpu_day.report import Finding, Report
+from service.engines.devices import Device
 from service.errors import CalibrantError, InferenceCrashed, InferenceDeadline, InferenceOutOfMemory
-from service.executors.devices import Device
 from service.executors.embedded import EmbeddedExecutor
 from service.result.files import MASK
 from service.schemas import CaseResult

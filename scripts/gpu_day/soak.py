@@ -13,7 +13,7 @@ from gpu_day.faults import DEADLINE_S, Cases
 from gpu_day.machine import described, used_mib
 from gpu_day.phantoms import shipped
 from gpu_day.report import Finding, Report
-from service.executors.devices import Device
+from service.engines.devices import Device
 from service.executors.embedded import EmbeddedExecutor
 
 CASES, SHORT_CASES = 500, 6

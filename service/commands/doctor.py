@@ -16,8 +16,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from service import __version__
 from service.commands.predict import registry
+from service.engines.devices import Device, devices_of
 from service.errors import CalibrantError
-from service.executors.devices import Device, devices_of
 from service.executors.embedded import START_DEADLINE_S, EmbeddedExecutor
 from service.executors.memory import machine_memory_bytes
 from service.settings import Settings

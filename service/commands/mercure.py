@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.commands.batch.case import BatchCase
 from service.commands.batch.dicom import find_series, is_dicom
-from service.commands.predict import installed
+from service.commands.predict import installed, served_here
 from service.errors import CalibrantError, SettingsError, SourceError, from_code
 from service.schemas import DEFAULT_OBJECTS, RESEARCH_USE_ONLY, DicomObject, Summary
 
@@ -82,24 +82,22 @@ def run_module(inbox: Path, outbox: Path) -> Report:
         SettingsError: the settings of the module cannot be used.
         ModelNotFound: the model is not installed.
         SourceError: the folder holds no series of images.
+        DeviceUnavailable: CALIBRANT_DEVICE is missing, or failed.
         CalibrantError: every series was refused; the first reason.
     """
-    import torch
-
-    from service.bundle.reader import load_bundle
-
     settings = read_settings(inbox)
     cases = find_series([path for path in sorted(inbox.iterdir()) if path.is_file() and is_dicom(path)]).cases
     if not cases:
         msg = "The folder holds no series of CT, MR or PET images. Let the rule send only such series."
         raise SourceError(msg)
-    bundle = load_bundle(installed(settings.model).root, torch.device("cpu"))
-    report = Report(bundle.description.identity)
-    for case in cases:
-        try:
-            report.segmented.append(_segment(case, outbox, bundle, settings.objects))
-        except CalibrantError as error:
-            report.refused.append({"images": len(case.files), "code": error.code, "detail": error.detail})
+    description = installed(settings.model)
+    report = Report(description.identity)
+    with served_here(description) as bundle:
+        for case in cases:
+            try:
+                report.segmented.append(_segment(case, outbox, bundle, settings.objects))
+            except CalibrantError as error:
+                report.refused.append({"images": len(case.files), "code": error.code, "detail": error.detail})
     (outbox / RESULT).write_text(json.dumps(report.document(), indent=2) + "\n")
     if not report.segmented:
         first = report.refused[0]

@@ -2,9 +2,11 @@
 
 import tempfile
 import textwrap
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
@@ -12,6 +14,9 @@ from service.client.files import Files, stem_of
 from service.client.http import Client
 from service.schemas import Summary
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.bundle.reader import LoadedBundle
 
 WIDTH: Final = 100
 """Columns of printed sentences."""
@@ -78,27 +83,36 @@ def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
         InferenceOutOfMemory: the scan needs more memory than there is.
         CalibrantError: whatever else `service.pipeline.run.run_case` raises.
     """
-    from service.engines.ready import ready_bundle
-    from service.executors.devices import claim, devices_of
-    from service.executors.faults import explain
-    from service.executors.memory import machine_memory_bytes
     from service.pipeline.run import run_case
     from service.result.files import CONFIDENCE, MASK, SUMMARY
 
-    settings, description = Settings.read(), installed(model)
-    first = replace(devices_of(settings.device)[0], threads=None)  # no other process shares the cores
-    device = claim(first)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        try:
-            bundle = ready_bundle(description.root, device, settings.engine, settings.state_dir)
+        with served_here(installed(model)) as bundle:
             run_case(scan, bundle, work, lambda _stage, _done: None)
-        except Exception as error:
-            if (explained := explain(error, device, first.name, machine_memory_bytes())) is None or explained is error:
-                raise
-            raise explained from error
         summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
         return Prediction.write(scan, out, (work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
+
+
+@contextmanager
+def served_here(description: BundleDescription) -> Iterator["LoadedBundle"]:
+    """Yield a bundle on the first device of CALIBRANT_DEVICE, for cases that this process computes itself.
+
+    Raises:
+        DeviceUnavailable: the device is missing, or failed.
+        InferenceOutOfMemory: a case needs more memory than there is.
+        BundleError: as `service.engines.ready.ready_bundle`.
+    """
+    from service.engines.devices import claim, first_device
+    from service.engines.ready import ready_bundle
+    from service.executors.faults import explained
+    from service.executors.memory import machine_memory_bytes
+
+    settings = Settings.read()
+    first = first_device(settings.device)
+    device = claim(first)
+    with explained(device, first.name, machine_memory_bytes()):
+        yield ready_bundle(description.root, device, settings.engine, settings.state_dir)
 
 
 def registry() -> Registry:

@@ -11,7 +11,6 @@ import uvicorn
 from service import __version__
 from service.app import LOOPBACK_HOSTS, create_app
 from service.errors import SettingsError
-from service.executors.pool import ExecutorPool
 from service.observability.log import configure_logging
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
@@ -42,7 +41,8 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         raise SettingsError(msg)
     configure_logging()
     app = create_app(settings)
-    _await_devices(app.state.executor)
+    app.state.executor.start()
+    app.state.executor.await_verdict()  # a service without its GPU would only fail later, job by job
     # No access log: paths and query strings hold what the user sent.
     config = uvicorn.Config(
         app,
@@ -62,16 +62,6 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         raise SettingsError(msg)
     if not server.started:
         sys.exit(1)
-
-
-def _await_devices(executor: ExecutorPool) -> None:
-    """Wait until a GPU computes: a service without one would only fail later, job by job."""
-    try:
-        executor.start()
-        executor.await_verdict()
-    except BaseException:
-        executor.stop()
-        raise
 
 
 class _AnnouncingServer(uvicorn.Server):

@@ -20,8 +20,8 @@ import structlog
 
 from service.bundle.description import BundleDescription
 from service.bundle.engine_kind import AUTO
+from service.engines.devices import CPU, Device
 from service.errors import CalibrantError, DeviceUnavailable, InferenceCrashed, InferenceDeadline, from_code
-from service.executors.devices import CPU, Device
 from service.executors.memory import machine_memory_bytes
 from service.executors.resident import CANCEL, FAILED, FAULT, FORGET, READY, RUN, STAGE, UNUSABLE, Terms, serve
 from service.schemas import CaseResult, Output, Report

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from service.errors import CalibrantError, DeviceUnavailable, InferenceOutOfMemory
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
 
 _OF_THE_DEVICE: Final = ("CUDA error", "CUDA driver error", "CUBLAS", "cuBLAS", "CUDNN", "cuDNN", "CUFFT", "cuFFT")
 """Parts of the messages of torch's errors."""
-
-_OF_ITS_MEMORY: Final = ("out of memory", "ALLOC_FAILED")
-"""Parts of the messages that say that its memory ran out, also that of CUDA's libraries."""
 
 
 def explain(error: Exception, device: "torch.device", name: str, memory_bytes: int) -> CalibrantError | None:
@@ -41,6 +39,18 @@ def explain(error: Exception, device: "torch.device", name: str, memory_bytes: i
     return None
 
 
+@contextmanager
+def explained(device: "torch.device", name: str, memory_bytes: int) -> Iterator[None]:
+    """Raise what `explain` makes of an exception instead of it, for a command that computes in its own process."""
+    try:
+        yield
+    except Exception as error:
+        ours = explain(error, device, name, memory_bytes)
+        if ours is None or ours is error:
+            raise
+        raise ours from error
+
+
 def device_failed(error: BaseException) -> bool:
     """Return whether an exception, or one that led to it, is an error of a GPU: its process computes nothing right any more.
 
@@ -51,12 +61,9 @@ def device_failed(error: BaseException) -> bool:
 
 def device_ran_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that the memory of a GPU ran out; its process can go on."""
-    import torch
+    from service.pipeline.memory import ran_out
 
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    # AcceleratorError is a RuntimeError.
-    return isinstance(error, RuntimeError) and _is_of(error, _OF_THE_DEVICE) and _is_of(error, _OF_ITS_MEMORY)
+    return isinstance(error, RuntimeError) and ran_out(error)
 
 
 def _is_fault(error: BaseException) -> bool:
@@ -66,11 +73,7 @@ def _is_fault(error: BaseException) -> bool:
         return False
     if isinstance(error, torch.AcceleratorError):
         return True
-    return isinstance(error, RuntimeError) and _is_of(error, _OF_THE_DEVICE)
-
-
-def _is_of(error: BaseException, words: tuple[str, ...]) -> bool:
-    return any(word in str(error) for word in words)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _OF_THE_DEVICE)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

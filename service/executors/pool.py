@@ -3,14 +3,14 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final, Self
 
 import structlog
 
 from service.bundle.description import BundleDescription
+from service.engines.devices import CPU, devices_of
 from service.errors import DeviceUnavailable
-from service.executors.devices import CPU, devices_of
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
 from service.executors.memory import machine_memory_bytes
 from service.settings import Settings
@@ -110,16 +110,16 @@ class ExecutorPool:
         """Wait until a GPU computes, or all devices are known not to; that a CPU is there needs no proof.
 
         Raises:
-            DeviceUnavailable: none computes.
+            DeviceUnavailable: none computes; the children have been ended, as by whatever else interrupts the wait.
         """
-        while (
-            CPU.name not in self.names
-            and not self.ready
-            and not all(executor.judged.wait(LOOK_S) for executor in self._executors)
-        ):
-            pass
-        if self.why_not is not None:
-            raise DeviceUnavailable(self.why_not)
+        with ExitStack() as unless_one_computes:
+            unless_one_computes.callback(self.stop)
+            while CPU.name not in self.names and not self.ready:
+                if all(executor.judged.wait(LOOK_S) for executor in self._executors):
+                    break
+            if self.why_not is not None:
+                raise DeviceUnavailable(self.why_not)
+            unless_one_computes.pop_all()
         for executor in self._executors:
             if executor.why_not is not None:
                 log.error("device cannot be used", device=executor.device.name)

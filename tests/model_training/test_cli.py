@@ -47,7 +47,7 @@ def test_training_on_a_device_that_is_missing_ends_with_a_sentence(tiny_msd: Pat
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert ended.returncode == 3
-    assert ended.stderr.startswith("The device cannot be used: cuda:9 cannot be used by torch")
+    assert ended.stderr.startswith("The device cannot be used: cuda:9 cannot be used: torch")
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

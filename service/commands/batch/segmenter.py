@@ -14,8 +14,8 @@ from service.client.http import Client
 from service.commands.batch.results import Segmented
 from service.commands.batch.signals import interrupts_blocked
 from service.commands.predict import installed
+from service.engines.devices import CPU
 from service.errors import BundleError, DeviceUnavailable, InferenceCrashed, ModelNotFound
-from service.executors.devices import CPU
 from service.executors.pool import MAX_ATTEMPTS, ExecutorPool
 from service.result.files import CONFIDENCE, MASK, SUMMARY
 from service.schemas import Job, Output, Summary
@@ -117,11 +117,7 @@ class Local:
         if CPU.name not in self._executor.names:
             with interrupts_blocked():
                 self._executor.start()
-            try:
-                self._executor.await_verdict()
-            except BaseException:
-                self._executor.stop()
-                raise
+            self._executor.await_verdict()
         return self
 
     def __exit__(

@@ -10,16 +10,17 @@ from model_training.cli import app
 from model_training.config import Recipe
 from model_training.data.case import Case, DataError
 from model_training.evaluation import verify as module
-from model_training.evaluation.verify import distances, serving_device, verify
+from model_training.evaluation.verify import distances, verify
 from model_training.export.bundle import export
 from service.bundle.card import Interval, Measurement
 from service.bundle.description import describe_bundle
 from service.bundle.engine_kind import ENGINE_KINDS, REFERENCE, EngineKind
 from service.bundle.overlay import measurements_of
 from service.engines import ready
+from service.engines.devices import Device, claim
 from service.engines.machine import device_kind
 from service.engines.ready import ready_bundle
-from service.errors import BundleUnsupported, DeviceUnavailable
+from service.errors import BundleUnsupported
 from service.pipeline.run import covering_measurement
 
 BF16 = EngineKind("torch", "bf16")
@@ -114,19 +115,6 @@ def test_the_command_verifies(
     assert BF16 in measurements_of(describe_bundle(bundle), tmp_path / "state")
 
 
-@pytest.mark.parametrize("setting", ["cpu", "cpu*2", "cpu,cpu", " cpu "])
-def test_the_first_of_several_devices_is_measured(setting: str) -> None:
-    """CALIBRANT_DEVICE may name several devices, of which one is measured."""
-    assert serving_device(setting) == CPU
-
-
-@pytest.mark.parametrize("setting", ["cuda:97", "MIG-1", "processor"])
-def test_a_missing_device_is_one_sentence(setting: str) -> None:
-    """The command ends with an error that the command line turns into exit code 3."""
-    with pytest.raises(DeviceUnavailable, match=f"^{setting} cannot be used"):
-        serving_device(setting)
-
-
 @pytest.mark.gpu
 def test_a_gpu_is_measured(
     bundle: Path,
@@ -139,7 +127,7 @@ def test_a_gpu_is_measured(
     """Measured on the device, the reference serves with a statement of that kind of device."""
     monkeypatch.setattr(module, "available", lambda _device: [REFERENCE])
     monkeypatch.setattr(ready, "available", lambda _device: [REFERENCE])
-    device = serving_device(str(gpu_device))
+    device = claim(Device(str(gpu_device)))
 
     measured, moved = verify(bundle, recipe, tiny_msd, REFERENCE, tmp_path / "state", quiet, device=device)
 

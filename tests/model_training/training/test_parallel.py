@@ -14,7 +14,7 @@ from model_training.config import Recipe
 from model_training.data.case import DataError
 from model_training.training.parallel import ALONE, Group, process_group
 from model_training.training.train import train
-from service.errors import DeviceUnavailable
+from service.errors import CalibrantError, DeviceUnavailable, SettingsError
 
 TOLERANCE = 0.02
 """Of weights, relative: bfloat16 rounds a batch of one otherwise than a batch of two, which made 0.002 in six steps."""
@@ -110,14 +110,19 @@ def test_a_single_process_does_not_wait(environment: dict[str, str], monkeypatch
         assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "quantum"])
+@pytest.mark.parametrize(
+    ("name", "error", "why"),
+    [("cuda:99", DeviceUnavailable, "^cuda:99 cannot be used"), ("quantum", SettingsError, "does not name devices")],
+)
 @pytest.mark.parametrize("size", ["1", "2"])
-def test_a_device_that_is_missing_is_said_to_be(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_missing_is_said_to_be(
+    name: str, error: type[CalibrantError], why: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One sentence before anything begins, with one process and with several."""
     for variable, value in {"RANK": "0", "WORLD_SIZE": size, "LOCAL_RANK": "99"}.items():
         monkeypatch.setenv(variable, value)
 
-    with pytest.raises(DeviceUnavailable, match=f"^{name} cannot be used by torch"), process_group(name):
+    with pytest.raises(error, match=why), process_group(name):
         pytest.fail("it began")
 
 

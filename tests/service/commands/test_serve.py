@@ -143,7 +143,7 @@ def test_a_device_that_is_missing_is_exit_code_3(
     *logged, last = ended.stderr.splitlines()
     assert ended.returncode == 3
     assert last.startswith("The device cannot be used: cuda:0 cannot be used: torch ")
-    assert "Set CALIBRANT_DEVICE to cpu" in last
+    assert "Choose cpu, or a device that calibrant doctor shows" in last
     assert all(line.startswith("{") for line in logged)
     assert "listens at" not in ended.stdout
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from service.bundle.description import BundleDescription, describe_bundle
+from service.engines.devices import Device
 from service.errors import DeviceUnavailable, JobCancelled, SettingsError
-from service.executors.devices import Device
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
 from service.executors.pool import ExecutorPool
 from service.settings import Settings

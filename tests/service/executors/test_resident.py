@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from service.bundle.description import BundleDescription, describe_bundle
+from service.engines.devices import Device
 from service.errors import (
     CalibrantError,
     DeviceUnavailable,
@@ -22,7 +23,6 @@ from service.errors import (
     InferenceOutOfMemory,
 )
 from service.executors import embedded
-from service.executors.devices import Device
 from service.executors.embedded import EmbeddedExecutor
 from service.schemas import CaseResult
 from tests.service.executors import planted

@@ -82,11 +82,20 @@ def devices_of(setting: str) -> tuple[Device, ...]:
     return tuple(replace(CPU, threads=share) if name == CPU.name else Device(name) for name in names)
 
 
+def first_device(setting: str) -> Device:
+    """Return the first of the devices of CALIBRANT_DEVICE, for a command that computes in one process, with all cores.
+
+    Raises:
+        SettingsError: as `devices_of`.
+    """
+    return replace(devices_of(setting)[0], threads=None)
+
+
 def _names(entry: str) -> list[str]:
     match = _ENTRY.fullmatch(entry.strip())
     if match is None:
         msg = (
-            "CALIBRANT_DEVICE does not name devices. Expected cpu, cuda:0, several with commas between them, cpu*2 for two "
+            "CALIBRANT_DEVICE, or --device, does not name devices. Expected cpu, cuda:0, several with commas between them, cpu*2 for two "
             "processes, the UUID of a GPU or MIG slice, or auto. See docs/settings.md."
         )
         raise SettingsError(msg)
@@ -175,7 +184,7 @@ def _expected_total() -> int:
 def _why_not(device: Device, error: Exception) -> str:
     import torch
 
-    remedy = "Set CALIBRANT_DEVICE to cpu or to a device that calibrant doctor shows."
+    remedy = "Choose cpu, or a device that calibrant doctor shows (CALIBRANT_DEVICE, or --device)."
     if not torch.backends.cuda.is_built():
         return f"{device.name} cannot be used: torch {torch.__version__} is built without CUDA. {remedy}"
     if (count := torch.cuda.device_count()) == 0:

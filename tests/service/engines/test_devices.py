@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from service.engines import devices
+from service.engines.devices import CPU, Device, claim, describe, devices_of, first_device
 from service.errors import DeviceUnavailable, SettingsError
-from service.executors import devices
-from service.executors.devices import CPU, Device, claim, describe, devices_of
 
 UUID = "MIG-5d1a3f54-5e2c-5b0a-9b3a-0c6a2e4f1b77"
 
@@ -130,7 +130,7 @@ def test_a_missing_device_says_what_is_missing(
     monkeypatch.setattr("torch.backends.cuda.is_built", lambda: built)
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
 
-    with pytest.raises(DeviceUnavailable, match=f"^{device} cannot be used: .*{why}.* Set CALIBRANT_DEVICE to cpu"):
+    with pytest.raises(DeviceUnavailable, match=f"^{device} cannot be used: .*{why}.* Choose cpu"):
         claim(Device(device))
 
 
@@ -163,3 +163,9 @@ def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_the_processor_is_described() -> None:
     """Cores and threads."""
     assert describe(torch.device("cpu")) == f"4 cores, {torch.get_num_threads()} threads"
+
+
+@pytest.mark.parametrize("setting", ["cpu", "cpu*2", "cpu,cpu", " cpu "])
+def test_a_command_in_one_process_takes_the_first_device_with_all_cores(setting: str) -> None:
+    """CALIBRANT_DEVICE may name several devices, of which `predict` and `verify-engine` use one."""
+    assert first_device(setting) == CPU
