@@ -85,7 +85,7 @@ def server() -> Iterator[Server]:
     """Yield a running server; absent it skips, but never silently in continuous integration."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs:
-        msg = "no PostgreSQL server is here: apt-get install postgresql"
+        msg = "PostgreSQL is absent: apt-get install postgresql"
         pytest.fail(msg) if os.environ.get("CI") else pytest.skip(msg)
     # A path of pytest's would be too long for a socket, and closed to another user.
     with tempfile.TemporaryDirectory(prefix="calibrant-pg-", ignore_cleanup_errors=True) as folder:
