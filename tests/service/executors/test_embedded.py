@@ -406,12 +406,12 @@ def test_a_case_that_needs_too_much_memory_fails_by_itself(
     """The error gives the limit and what to do; the child lives on and computes the next case."""
     large = tmp_path / "large.nii"
     write_nifti(large, np.arange(256**3, dtype=np.uint16).reshape(256, 256, 256))
-    executor = EmbeddedExecutor(deadline_s=100.0, memory_bytes=600 << 20)
+    executor = EmbeddedExecutor(deadline_s=100.0, memory_bytes=450 << 20)
     try:
         executor.run(scan, description, tmp_path, lambda _stage, _done: None)
         pid = _pid(executor)
 
-        with pytest.raises(InferenceOutOfMemory, match=r"more than the 0\.6 GiB .*CALIBRANT_MEMORY_BYTES"):
+        with pytest.raises(InferenceOutOfMemory, match=r"more than the 0\.4 GiB .*CALIBRANT_MEMORY_BYTES"):
             executor.run(large, description, tmp_path, lambda _stage, _done: None)
 
         (tmp_path / "again").mkdir()
