@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from subjects import phantom, phantom_recipe
 
 from gpu_day.machine import bandwidth, described, peak_mib, products, seconds, start_peak, tensor_float_32, wait
+from gpu_day.overlap import Subject, bench_overlap
 from gpu_day.phantoms import crop, head, make_bundle, save, vouch
 from gpu_day.report import Finding, Report
 from model_training.losses.ace import ACEDiceCELoss
@@ -109,9 +110,9 @@ def _bench_ct(bench: _Bench, weights: list[Path], shape: tuple[int, ...]) -> Non
     vouch(description, device, bench.folder)
     spacing = (0.8, 0.8, 2.5)
     voxels, _ = phantom(shape, spacing, 4, 0)
-    _bench_case(
-        bench, "CT " + " x ".join(map(str, shape)), description, save(voxels, bench.folder / "ct.nii.gz", spacing)
-    )
+    name, scan = "CT " + " x ".join(map(str, shape)), save(voxels, bench.folder / "ct.nii.gz", spacing)
+    _bench_case(bench, name, description, scan)
+    _bench_processes(bench, name, description, scan, cases=16)
     image, _ = preprocess(Volume(voxels[np.newaxis].astype(np.float32), np.diag([*spacing, 1.0]), b""), config)
     network = load_bundle(description.root, device).network
     grid = " x ".join(map(str, image.shape[1:]))
@@ -144,6 +145,7 @@ def _bench_shipped(bench: _Bench, *, short: bool) -> None:
         bench.report.row("a head, shipped", lambda: Finding("not measured: no template here"))
     elif not short:
         _bench_case(bench, "a head, shipped", description, whole)
+        _bench_processes(bench, "a head, shipped", description, whole, cases=24)
     _bench_case(bench, "a crop, shipped", description, save(crop(), bench.folder / "crop.nii.gz"))
 
 
@@ -173,6 +175,15 @@ def _bench_case(bench: _Bench, name: str, description: BundleDescription, scan: 
         return Finding(text)
 
     bench.report.row(name, measure)
+
+
+def _bench_processes(bench: _Bench, name: str, description: BundleDescription, scan: Path, *, cases: int) -> None:
+    """Add rows of one, two and three processes on the device; on a CPU benchmarks/devices.py measures it."""
+    if bench.device.type == "cuda":
+        subject = Subject(name, description, scan, bench.folder)
+        bench.report.part(
+            "processes", lambda: bench_overlap(bench.report, subject, bench.device, cases=cases, rounds=3)
+        )
 
 
 def _case(bundle: LoadedBundle, scan: Path) -> tuple[float, dict[str, float]]:
