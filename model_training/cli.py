@@ -343,7 +343,10 @@ def _verify(
     device = claim(first_device(device_name))
     card, kind = describe_bundle(bundle).card, device_kind(device)
     missing = [engine_kind for engine_kind in available(device) if card.measurement(*engine_kind, kind) is None]
-    for engine_kind in [ENGINE_KINDS[engine]] if engine else missing:
+    chosen = [ENGINE_KINDS[engine]] if engine else missing
+    if not chosen:
+        typer.echo(f"Nothing to measure: the card covers every engine that this machine has for {kind}.")
+    for engine_kind in chosen:
         measurement, moved = verify(bundle, recipe, data, engine_kind, state, _show, device=device)
         print_scores(recipe.validation_split, measurement)
         furthest = max(moved, key=lambda name: moved[name])

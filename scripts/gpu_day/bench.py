@@ -112,7 +112,7 @@ def _bench_ct(bench: _Bench, weights: list[Path], shape: tuple[int, ...]) -> Non
     voxels, _ = phantom(shape, spacing, 4, 0)
     name, scan = "CT " + " x ".join(map(str, shape)), save(voxels, bench.folder / "ct.nii.gz", spacing)
     _bench_case(bench, name, description, scan)
-    _bench_processes(bench, name, description, scan, cases=16)
+    _bench_processes(bench, name, description, scan, cases=8)
     image, _ = preprocess(Volume(voxels[np.newaxis].astype(np.float32), np.diag([*spacing, 1.0]), b""), config)
     network = load_bundle(description.root, device).network
     grid = " x ".join(map(str, image.shape[1:]))

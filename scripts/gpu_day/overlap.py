@@ -5,8 +5,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ OUTPUTS: tuple[Output, ...] = ("mask", "confidence", "summary")
 WARM_UP = 3
 """Cases of each process before the clock starts."""
 
-START_S = 60.0
+START_S = 120.0
 """Seconds after which a process that does not compute is an error."""
 
 
@@ -39,11 +40,13 @@ class Subject:
 def bench_overlap(report: Report, subject: Subject, device: torch.device, *, cases: int, rounds: int) -> None:
     """Add a row for each number of processes: cases a second through the service's executors, taken in turn."""
     rates: dict[int, list[float]] = {number: [] for number in PROCESSES}
-    for _ in range(rounds):
-        for number, found in rates.items():
-            with _started(Settings(device=f"{device}*{number}", state_dir=subject.state), subject) as pool:
-                _cases_per_second(pool, subject, WARM_UP * number)
-                found.append(_cases_per_second(pool, subject, cases))
+    with ExitStack() as stack:
+        pools = {number: stack.enter_context(_started(f"{device}*{number}", subject)) for number in PROCESSES}
+        for number, pool in pools.items():
+            _await(pool)
+            _cases_per_second(pool, subject, WARM_UP * number)
+        for _, (number, pool) in product(range(rounds), pools.items()):
+            rates[number].append(_cases_per_second(pool, subject, cases))
     for number, found in rates.items():
         ratio = statistics.median(one / other for one, other in zip(found, rates[PROCESSES[0]], strict=True))
         text = f"{statistics.median(found):.2f} cases/s ({min(found):.2f} to {max(found):.2f}), {ratio:.2f} of one"
@@ -51,19 +54,23 @@ def bench_overlap(report: Report, subject: Subject, device: torch.device, *, cas
 
 
 @contextmanager
-def _started(settings: Settings, subject: Subject) -> Iterator[ExecutorPool]:
-    """Return executors that all compute; they are ended afterwards."""
-    pool = ExecutorPool.of(settings, subject.bundle)
+def _started(devices: str, subject: Subject) -> Iterator[ExecutorPool]:
+    """Start executors, and end them afterwards; while they have no case, they only hold memory."""
+    pool = ExecutorPool.of(Settings(device=devices, state_dir=subject.state), subject.bundle)
     pool.start()
     try:
-        deadline = time.monotonic() + START_S
-        while pool.working < pool.size:
-            if time.monotonic() > deadline:
-                raise TimeoutError(pool.why_not or f"{pool.working} of {pool.size} processes compute")
-            time.sleep(0.05)
         yield pool
     finally:
         pool.stop()
+
+
+def _await(pool: ExecutorPool) -> None:
+    """Wait until all executors compute."""
+    deadline = time.monotonic() + START_S
+    while pool.working < pool.size:
+        if time.monotonic() > deadline:
+            raise TimeoutError(pool.why_not or f"{pool.working} of {pool.size} processes compute")
+        time.sleep(0.05)
 
 
 def _cases_per_second(pool: ExecutorPool, subject: Subject, cases: int) -> float:

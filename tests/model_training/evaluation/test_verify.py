@@ -115,6 +115,20 @@ def test_the_command_verifies(
     assert BF16 in measurements_of(describe_bundle(bundle), tmp_path / "state")
 
 
+def test_the_command_says_that_nothing_is_left_to_measure(
+    bundle: Path, recipe: Recipe, tiny_msd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the card covers all engines of the machine, the command does not end without a word."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
+    monkeypatch.setattr("service.engines.machine.available", lambda _device: [REFERENCE])
+    command = ["verify-engine", str(bundle), "--recipe", "tiny", "--data", str(tiny_msd), "--state", str(tmp_path)]
+
+    result = CliRunner().invoke(app, command)
+
+    assert result.exit_code == 0, result.output
+    assert "Nothing to measure" in result.output
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_measured(
     bundle: Path,

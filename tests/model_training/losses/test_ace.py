@@ -4,8 +4,7 @@ Edges and weights as in the authors' code (cai4cai/Average-Calibration-Losses): 
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +22,7 @@ from model_training.losses import deferred, sums
 from model_training.losses.ace import ACEDiceCELoss, HardL1ACELoss, SoftL1ACELoss
 from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import ace
+from tests.cuda_waits import no_waiting
 
 EPS = 2.0**-23
 EMPTY = 0.01
@@ -763,19 +763,6 @@ def test_a_gpu_refuses_values_out_of_range(loss: Loss, gpu_device: torch.device)
     with pytest.raises(ValueError, match="Labels span 7 to"):
         checked(logits, labels + 7)
     assert checked(logits, labels) >= 0
-
-
-@contextmanager
-def no_waiting(device: torch.device) -> Iterator[None]:
-    """Let every operation that waits for a CUDA device raise."""
-    if device.type != "cuda":  # a rehearsal
-        yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def relative_error(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:

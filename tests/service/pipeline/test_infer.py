@@ -25,6 +25,7 @@ from service.pipeline.infer import (
     sliding_window_logits,
     window_slices,
 )
+from tests.cuda_waits import no_waiting
 
 IMAGE_SHAPES = [
     (8, 8, 8),  # one window
@@ -389,7 +390,6 @@ def test_a_gpu_infers_alike(
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_waits_for_events_only(
     network: nn.Module, config: Callable[..., ServiceConfig], gpu_device: torch.device
 ) -> None:
@@ -400,13 +400,8 @@ def test_a_gpu_waits_for_events_only(
     weights = gaussian_weights(config().patch_size).to(gpu_device)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(infer_module, "gaussian_weights", lambda _patch_size: weights)
-        if gpu_device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting(gpu_device):
             actual = infer(network, image, config())
-        finally:
-            if gpu_device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
 
     assert torch.equal(actual, expected)
 
