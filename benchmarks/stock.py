@@ -26,7 +26,7 @@ from torch import nn
 
 from service.bundle.description import WEIGHTS
 from service.bundle.network import build_network
-from service.bundle.schema import ServiceConfig, Window
+from service.bundle.schema import ServiceConfig, Window, ZScore
 
 MASK, CONFIDENCE = "mask", "confidence"
 
@@ -72,7 +72,7 @@ def _steps(config: ServiceConfig) -> dict[str, Compose]:
     normalise = (
         ScaleIntensityRanged("image", intensity.low, intensity.high, 0, 1, clip=True)
         if isinstance(intensity, Window)
-        else NormalizeIntensityd("image", nonzero=intensity.nonzero)
+        else NormalizeIntensityd("image", nonzero=isinstance(intensity, ZScore) and intensity.nonzero)
     )
     labels = (("L", "R"), ("P", "A"), ("I", "S"))
     return {

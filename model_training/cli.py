@@ -115,6 +115,10 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     locator: Annotated[
         Path | None, typer.Option(help="Folder of a trained and measured locator; no locator by default.", exists=True)
     ] = None,
+    shift_test: Annotated[
+        Path | None,
+        typer.Option(help="File that calibrant shift-test wrote; without it no answer's statement holds.", exists=True),
+    ] = None,
     device: Annotated[str, typer.Option(help="GPU whose engines are measured beside the CPU's, e.g. cuda:0.")] = "cpu",
 ) -> None:
     """Measure a trained network on persons it never saw, and write the bundle with its calibration card."""
@@ -128,11 +132,15 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
             fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
         )
     from model_training.evaluation.evaluate import CPU
+    from service.bundle.card import ShiftTestRecord
     from service.engines.devices import claim, first_device
     from service.engines.machine import available
 
     gpu = None if (claimed := claim(first_device(device))) == CPU else claimed
-    identity = write_bundle(chosen, data, run, out, _show, locator, engine_kinds=available(CPU), gpu=gpu)
+    tests = [] if shift_test is None else [ShiftTestRecord.model_validate_json(shift_test.read_bytes())]
+    identity = write_bundle(
+        chosen, data, run, out, _show, locator, engine_kinds=available(CPU), gpu=gpu, shift_tests=tests
+    )
     typer.echo(f"{identity} is in {out}, read back and checked.")
 
 
@@ -158,6 +166,27 @@ def crossvalidate(
             return
     print_scores(f"{', '.join(folds)}, out of fold", measure_folds(chosen, data, out, folds, _show))
     typer.echo(f"  {out / MEASUREMENT}")
+
+
+@app.command()
+def shift_test(
+    recipe: RecipeName,
+    data: Data,
+    runs: Annotated[
+        Path, typer.Option("--runs", help="Folder that calibrant crossvalidate filled.", exists=True, file_okay=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file of the answers, for calibrant export.")],
+    fold: Annotated[list[int] | None, typer.Option(help="Folds whose persons are observed; all by default.")] = None,
+) -> None:
+    """Describe the answers about each fold by the network that never saw it: what new answers are compared with."""
+    from model_training.evaluation.console import print_shift_test
+    from model_training.evaluation.shift import observe_folds
+
+    chosen = _recipe(recipe)
+    record = observe_folds(chosen, data, runs, _folds(chosen, data, fold), _show)
+    out.write_text(record.model_dump_json() + "\n")
+    print_shift_test(record)
+    typer.echo(f"Next: calibrant export {recipe} ... --shift-test {out}")
 
 
 @app.command()

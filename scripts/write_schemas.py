@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from service.bundle.card import CalibrationCard
 from service.bundle.schema import ServiceConfig
 
-SCHEMAS: dict[str, type[BaseModel]] = {"calibration-card-1.1.json": CalibrationCard, "service-1.0.json": ServiceConfig}
+SCHEMAS: dict[str, type[BaseModel]] = {"calibration-card-1.1.json": CalibrationCard, "service-1.1.json": ServiceConfig}
 FOLDER = Path(__file__).parents[1] / "service" / "bundle" / "schemas"
 
 

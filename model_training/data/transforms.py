@@ -23,6 +23,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
+from model_training.data.artefacts import RandArtefactsd, RandCutPlanesd
 from service.bundle.schema import ServiceConfig
 
 _BOTH: Final = ("image", "label")
@@ -47,6 +48,31 @@ def one_model_for_both_sides(config: ServiceConfig) -> Compose:
             RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.3, 0.9), sigma_y=(0.3, 0.9), sigma_z=(0.3, 0.9)),
             RandGaussianNoised("image", prob=0.3, std=0.15),
             RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
+            RandScaleIntensityd("image", prob=0.3, factors=0.15),
+        ]
+    )
+
+
+def both_sides_with_artefacts(config: ServiceConfig) -> Compose:
+    """Flip and deform as `one_model_for_both_sides`; then spoil the image as scans are, and cut planes off.
+
+    The patch is cut tightly around a crop, which is smaller: planes are cut of the crop before it is padded.
+    """
+    return Compose(
+        [
+            RandCutPlanesd(_BOTH, probability=0.05, most=6),
+            *_any_patch(config),
+            RandFlipd(_BOTH, prob=0.5, spatial_axis=_left_right(config)),
+            RandAffined(
+                _BOTH,
+                prob=0.8,
+                rotate_range=(0.26, 0.26, 0.26),
+                translate_range=(5, 5, 5),
+                scale_range=(0.15, 0.15, 0.15),
+                mode=_MODES,
+                padding_mode="zeros",
+            ),
+            RandArtefactsd("image"),
             RandScaleIntensityd("image", prob=0.3, factors=0.15),
         ]
     )

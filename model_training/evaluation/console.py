@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from service.calibration.shift import ALPHA
+
 if TYPE_CHECKING:
     from model_training.evaluation.temperature import Temperatures
-    from service.bundle.card import Measurement
+    from service.bundle.card import Measurement, ShiftTestRecord
 
 
 def print_scores(split: str, measurement: "Measurement") -> None:
@@ -31,6 +33,20 @@ def print_temperatures(temperatures: "Temperatures") -> None:
     typer.echo(f"  scalar {temperatures.scalar:.4f}; per class {' '.join(f'{t:.4f}' for t in temperatures.per_class)}")
     for scaling, nll in temperatures.nll.items():
         typer.echo(f"  NLL {scaling:10} {nll:.5f}")
+
+
+def print_shift_test(record: "ShiftTestRecord") -> None:
+    """Print the DSC of the observed answers, clean and mildly spoilt, and how many clean ones would be withdrawn."""
+    kinds: dict[str, list[float]] = {}
+    for answer in record.answers:
+        kinds.setdefault(answer.artefacts.rpartition(" ")[0] or "clean", []).append(answer.dsc)
+    persons = {answer.person for answer in record.answers}
+    typer.echo(f"{len(kinds['clean'])} cases of {len(persons)} persons, out of fold; {len(record.features)} features")
+    for kind, scores in kinds.items():
+        typer.echo(f"  {kind:16} {len(scores):4} answers, mean DSC {sum(scores) / len(scores):.4f}")
+    test = record.test()
+    withdrawn = sum(test.left_out(person) < ALPHA for person in range(test.n_persons))
+    typer.echo(f"  {withdrawn} of {test.n_persons} persons have an answer that the others' would withdraw")
 
 
 def disagrees(measured: "Measurement", stated: "Measurement") -> bool:

@@ -21,7 +21,7 @@ from model_training.export.monai_bundle import inference_config, metadata
 from model_training.locator.train import DECLARATION, LOCATING
 from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
 from model_training.training import train
-from service.bundle.card import CPU, CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference
+from service.bundle.card import CPU, CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference, ShiftTestRecord
 from service.bundle.description import CARD, CONFIG, LOCATOR, WEIGHTS
 from service.bundle.engine_kind import REFERENCE, EngineKind
 from service.bundle.manifest import sha256_of, write_manifest
@@ -44,6 +44,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     *,
     engine_kinds: Sequence[EngineKind] = (REFERENCE,),
     gpu: torch.device | None = None,
+    shift_tests: Sequence[ShiftTestRecord] = (),
 ) -> str:
     """Write the bundle of a run, optionally with a locator, to the folder `out`; return its identity.
 
@@ -59,6 +60,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
         locator: folder of a trained and measured locator.
         engine_kinds: engines to measure on the CPU.
         gpu: every engine of it is measured, too, in a process that was prepared for it.
+        shift_tests: what answers are compared with; without any, no answer's statement holds.
 
     Raises:
         BundleInvalid: the folder exists, the locator was not measured, or the bundle read back computes something else
@@ -71,7 +73,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     # Written beside its place until it is checked: a folder named `out` is always a valid bundle.
     with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
         draft = Path(folder) / "bundle"
-        identity = _write(recipe, data, run, draft, done, locator, engine_kinds, gpu)
+        identity = _write(recipe, data, run, draft, done, locator, engine_kinds, gpu, shift_tests)
         draft.rename(out)
     return identity
 
@@ -90,6 +92,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
     locator: Path | None,
     engine_kinds: Sequence[EngineKind],
     gpu: torch.device | None,
+    shift_tests: Sequence[ShiftTestRecord],
 ) -> str:
     (out / WEIGHTS).parent.mkdir(parents=True)
     shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
@@ -104,7 +107,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
     if gpu is not None:
         further += _further(copy.deepcopy(network).to(gpu), recipe, cases, done, available(gpu))
     card = CalibrationCard(
-        schema_version="1.0" if all(each.device == CPU for each in further) else "1.1",
+        schema_version="1.0" if all(each.device == CPU for each in further) and not shift_tests else "1.1",
         model=recipe.service.name,
         model_version=recipe.service.version,
         date=dt.datetime.now(dt.UTC).date(),
@@ -113,6 +116,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
         population=recipe.population(cases),
         measurements=[measurement, *further],
         shift_references=_shift_references(measurement.cases),
+        shift_tests=tuple(shift_tests),
         locating=located,
     )
     (out / CARD).write_text(card.model_dump_json() + "\n")

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from service.bundle.card import CalibrationCard
-from service.bundle.schema import IntensityStep, ServiceConfig, Window
+from service.bundle.schema import IntensityStep, ServiceConfig, Window, ZScore
 
 _SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 
@@ -66,7 +66,7 @@ def inference_config(config: ServiceConfig) -> dict[str, Any]:
                 {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
                 {"_target_": "Orientationd", "keys": "image", "axcodes": config.orientation, "labels": None},
                 {"_target_": "Spacingd", "keys": "image", "pixdim": list(config.spacing_mm)},
-                *(_intensity(step) for step in config.intensity),
+                *(transform for step in config.intensity for transform in _intensity(step)),
             ],
         },
         "inferer": {
@@ -93,8 +93,13 @@ def inference_config(config: ServiceConfig) -> dict[str, Any]:
     }
 
 
-def _intensity(step: IntensityStep) -> dict[str, Any]:
+def _intensity(step: IntensityStep) -> list[dict[str, Any]]:
+    """Return MONAI's transforms for a step; they know no padding, of which `robust_zscore` takes no notice."""
     if isinstance(step, Window):
         scale = {"a_min": step.low, "a_max": step.high, "b_min": 0, "b_max": 1, "clip": True}
-        return {"_target_": "ScaleIntensityRanged", "keys": "image", **scale}
-    return {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": step.nonzero, "channel_wise": True}
+        return [{"_target_": "ScaleIntensityRanged", "keys": "image", **scale}]
+    normalise = {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": False, "channel_wise": True}
+    if isinstance(step, ZScore):
+        return [normalise | {"nonzero": step.nonzero}]
+    clip = {"lower": step.low_percentile, "upper": step.high_percentile, "channel_wise": True}
+    return [{"_target_": "ClipIntensityPercentilesd", "keys": "image", **clip}, normalise]

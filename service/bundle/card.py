@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from service.bundle.schema import Declaration
 from service.calibration.cohort import BootstrapEstimate, CaseSums, class_scores, cohort_scores
 from service.calibration.histogram import BINS, ReliabilityHistogram
+from service.calibration.shift import Feature, Observation, ShiftTest
 
 CPU: Final = "cpu"
 """The kind of device of every measurement that names none."""
@@ -203,6 +204,49 @@ class ShiftReference(Declaration):
     values: list[float]
 
 
+class ComparedFeature(Declaration):
+    """A number that describes an answer, by the names of `service.pipeline.features`."""
+
+    name: str
+    unit: str
+    log: bool = False
+    """Whether it is compared by its logarithm."""
+
+
+class ObservedAnswer(Declaration):
+    """An answer about a known person, by a network that was not trained on that person."""
+
+    case: str
+    person: str
+    fold: str
+    artefacts: str
+    """What was done to the scan, e.g. "noise 0.3"; empty if nothing."""
+    dsc: float
+    """Mean DSC over the structures."""
+    values: list[float]
+    """Of each feature, to four digits."""
+
+
+class ShiftTestRecord(Declaration):
+    """What the shift test compares an answer with (`service.calibration.shift`)."""
+
+    region: Literal["whole", "located"] = "whole"
+    """Whether the answers are about whole scans, or about parts that a locator found in larger ones."""
+    features: list[ComparedFeature]
+    answers: list[ObservedAnswer]
+
+    def test(self) -> ShiftTest:
+        """Return the test; it takes some milliseconds to fit.
+
+        Raises:
+            ValueError: too few persons or folds.
+        """
+        return ShiftTest(
+            {feature.name: Feature(feature.unit, log=feature.log) for feature in self.features},
+            [Observation(answer.person, answer.fold, tuple(answer.values)) for answer in self.answers],
+        )
+
+
 class Locating(Declaration):
     """Accuracy of the bundle's locator on synthetic scans of heads that it was not trained on.
 
@@ -250,8 +294,21 @@ class CalibrationCard(Declaration):
     estimators: tuple[Estimator, ...] = ()
     risk_controls: tuple[RiskControl, ...] = ()
     shift_references: tuple[ShiftReference, ...] = ()
+    shift_tests: Annotated[tuple[ShiftTestRecord, ...], Field(exclude_if=lambda tests: not tests)] = ()
+    """At most one for each region."""
     locating: Locating | None = None
     """Null for a bundle without a locator. All measurements above are of crops placed by experts."""
+
+    def shift_test(self, region: Literal["whole", "located"]) -> ShiftTestRecord | None:
+        """Return what answers of this region are compared with, None if there is nothing."""
+        return next((test for test in self.shift_tests if test.region == region), None)
+
+    @model_validator(mode="after")
+    def _reject_shift_tests_before_version_1_1(self) -> Self:
+        if self.schema_version == "1.0" and self.shift_tests:
+            msg = "a card of schema 1.0 has a shift test: expected schema_version 1.1"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _reject_device_before_version_1_1(self) -> Self:

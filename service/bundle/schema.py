@@ -43,6 +43,17 @@ class ZScore(Declaration):
     """Whether mean and deviation are taken over the nonzero voxels only, and zeros stay 0."""
 
 
+class RobustZScore(Declaration):
+    """Clip to two percentiles of the tissue, subtract its mean, divide by its standard deviation, per channel.
+
+    Tissue is every voxel that shows something (`service.pipeline.tissue`); all others become 0, the mean.
+    """
+
+    step: Literal["robust_zscore"] = "robust_zscore"
+    low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
+
+
 class Window(Declaration):
     """Map [low, high], e.g. in HU, to [0, 1] and clip."""
 
@@ -59,7 +70,7 @@ class Window(Declaration):
 
 
 Byte = Annotated[int, Field(ge=0, le=255)]
-IntensityStep = Annotated[ZScore | Window, Field(discriminator="step")]
+IntensityStep = Annotated[ZScore | RobustZScore | Window, Field(discriminator="step")]
 
 
 class Code(Declaration):
@@ -165,7 +176,8 @@ class Locator(Declaration):
 class ServiceConfig(Declaration):
     """Everything that serving needs besides the weights."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.0", "1.1"] = SCHEMA_VERSION
+    """1.1 if it declares what 1.0 did not know: the step `robust_zscore`."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
     version: str
     description: str
@@ -247,6 +259,13 @@ class ServiceConfig(Declaration):
             msg = f"orientation {orientation} does not name each of right-left, anterior-posterior, inferior-superior"
             raise ValueError(msg)
         return orientation
+
+    @model_validator(mode="after")
+    def _reject_steps_of_version_1_1(self) -> Self:
+        if self.schema_version == "1.0" and any(isinstance(step, RobustZScore) for step in self.intensity):
+            msg = "a configuration of schema 1.0 declares robust_zscore: expected schema_version 1.1"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _reject_ambiguous_values(self) -> Self:

@@ -38,6 +38,22 @@ _CLIPPED: Final = 5.0
 
 _DEGENERATE: Final = 1e-6
 
+_LEAST: Final = 1e-6
+"""Smaller values are this when their logarithm is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """What a number is.
+
+    Args:
+        unit: of its values.
+        log: whether it is compared by its logarithm.
+    """
+
+    unit: str
+    log: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -96,25 +112,28 @@ class ShiftVerdict:
 class ShiftTest:
     """The test against one set of observations."""
 
-    def __init__(self, features: Mapping[str, str], observations: Sequence[Observation]) -> None:
+    def __init__(self, features: Mapping[str, Feature], observations: Sequence[Observation]) -> None:
         """Fit the folds.
 
         Args:
-            features: unit by name, in the order of the values.
+            features: by name, in the order of the values.
             observations: several of a person are allowed, e.g. two sides, or milder images of the same scan.
 
         Raises:
             ValueError: fewer persons than `LEAST_PERSONS`, fewer than two folds, a value that is not finite, or a person in two folds.
         """
         self._features = dict(features)
-        self._values = np.array([observation.values for observation in observations], np.float64)
+        self._log = np.array([feature.log for feature in features.values()])
+        self._stated = np.array([observation.values for observation in observations], np.float64)
         self._folds = np.array([observation.fold for observation in observations])
         persons, self._person = np.unique([observation.person for observation in observations], return_inverse=True)
         self.n_persons = len(persons)
         self._reject_unfit()
+        self._values = self._scaled(self._stated)
         self._metrics = {
             str(fold): _Metric.fitted(self._values[self._folds != fold]) for fold in np.unique(self._folds)
         }
+        self._scale = _Metric.fitted(self._values).scale
         self._worst = np.full(self.n_persons, -np.inf)
         self._fold_of = np.empty(self.n_persons, self._folds.dtype)
         for fold, metric in self._metrics.items():
@@ -129,7 +148,7 @@ class ShiftTest:
         if len(np.unique(self._folds)) < 2:  # noqa: PLR2004 - one to fit, one to judge
             msg = "a shift test needs persons in at least two folds"
             raise ValueError(msg)
-        if self._values.shape[1] != len(self._features) or not np.isfinite(self._values).all():
+        if self._stated.shape[1] != len(self._features) or not np.isfinite(self._stated).all():
             msg = f"expected {len(self._features)} finite values in each observation"
             raise ValueError(msg)
         pairs = set(zip(self._person.tolist(), self._folds.tolist(), strict=True))
@@ -146,7 +165,9 @@ class ShiftTest:
         row = np.array([values[name] for name in self._features], np.float64)
         if not np.isfinite(row).all():
             return ShiftVerdict(1 / (self.n_persons + 1), self.n_persons, self._off(row))
-        return ShiftVerdict(self._p(row, np.ones(self.n_persons, np.bool_)), self.n_persons, self._off(row))
+        return ShiftVerdict(
+            self._p(self._scaled(row), np.ones(self.n_persons, np.bool_)), self.n_persons, self._off(row)
+        )
 
     def left_out(self, person: int) -> float:
         """Return the p-value of a person's farthest answer against all others, as if they were new."""
@@ -160,16 +181,21 @@ class ShiftTest:
         scores = np.array([score[str(fold)] for fold in self._fold_of])
         return (1 + int((self._worst >= scores)[counted].sum())) / (1 + int(counted.sum()))
 
+    def _scaled(self, values: Values) -> Values:
+        """Return values, (..., d), with the logarithm of those that are compared by it."""
+        return np.where(self._log, np.log(np.maximum(values, _LEAST)), values)
+
     def _off(self, row: Values) -> tuple[Deviation, ...]:
-        low, high = self._values.min(axis=0), self._values.max(axis=0)
-        whole = _Metric.fitted(self._values)
+        low, high = self._stated.min(axis=0), self._stated.max(axis=0)
+        scaled = [self._scaled(values) for values in (low, row, high)]
         with np.errstate(invalid="ignore"):
-            beyond = np.maximum(low - row, row - high) / whole.scale
+            beyond = np.maximum(scaled[0] - scaled[1], scaled[1] - scaled[2]) / self._scale
         beyond[~np.isfinite(row)] = np.inf
         names = list(self._features)
         order = [int(k) for k in np.argsort(-beyond, kind="stable")[:NAMED] if beyond[k] > 0]
         return tuple(
-            Deviation(names[k], self._features[names[k]], float(row[k]), float(low[k]), float(high[k])) for k in order
+            Deviation(names[k], self._features[names[k]].unit, float(row[k]), float(low[k]), float(high[k]))
+            for k in order
         )
 
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import grid_sample
 
-from service.bundle.schema import IntensityStep, ServiceConfig, Window, ZScore
+from service.bundle.schema import RobustZScore, ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
 from service.intake.decode import MAX_VOXELS
 from service.pipeline.grid import Grid
+from service.pipeline.tissue import Mask, Tissue, tissue_of
 from service.volume import Volume
 
 SLAB_VALUES: Final = 1 << 22
@@ -35,11 +36,19 @@ _FLOAT32_COUNTS = 1 << 24
 _PIECE = 1 << 16
 """Values that are normalised at a time, as float64: they fit into a processor's innermost caches."""
 
+_PERCENTILE_SAMPLE: Final = 1 << 22
+"""Percentiles are those of at least so many evenly spaced voxels, or of all."""
+
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Grid]:
+def preprocess(volume: Volume, config: ServiceConfig, tissue: Tissue | None = None) -> tuple[torch.Tensor, Grid]:
     """Return the network's input, (C, D, H, W) float32, and the grid that leads back to the scan.
+
+    Args:
+        volume: the scan.
+        config: of the bundle.
+        tissue: of the scan, if it is known; otherwise it is found where a step needs it.
 
     Raises:
         InvalidRequest: the number of channels differs from the bundle's.
@@ -62,12 +71,34 @@ def preprocess(volume: Volume, config: ServiceConfig) -> tuple[torch.Tensor, Gri
         raise VolumeTooLarge(msg)
     # float32 holds integers up to 2^24: larger intensities would lose the differences that z-scoring amplifies.
     exact = max(-low.min(), high.max()) <= _FLOAT32_COUNTS
-    image = to_network_grid(volume.array_CDHW, grid, np.float32 if exact else np.float64)
+    if tissue is None and needs_tissue(config):
+        tissue = tissue_of(volume)
+    padding = tissue.padding if tissue else None
+    array = volume.array_CDHW if padding is None else _without(volume.array_CDHW, padding)
+    image = to_network_grid(array, grid, np.float32 if exact else np.float64)
+    nothing = None if padding is None else _nearest(padding, grid)
     for step in config.intensity:
-        for channel in image:
-            _normalise(channel, step)
+        for c, channel in enumerate(image):
+            if isinstance(step, RobustZScore):
+                _normalise_tissue(channel, step, None if nothing is None else nothing[c])
+            else:
+                _normalise(channel, step)
         image = image.float()
     return image, grid
+
+
+def needs_tissue(config: ServiceConfig) -> bool:
+    """Return whether a step must know which voxels show nothing."""
+    return any(isinstance(step, RobustZScore) for step in config.intensity)
+
+
+def _without(array_CDHW: npt.NDArray[np.generic], padding: Mask) -> npt.NDArray[np.generic]:
+    """Return a copy in which padding has the median of the rest: interpolation must not mix the two."""
+    filled = array_CDHW.copy()
+    for channel, nothing in zip(filled, padding, strict=True):
+        if nothing.any():
+            channel[nothing] = np.median(channel[~nothing]).astype(channel.dtype)
+    return filled
 
 
 def to_network_grid(
@@ -99,7 +130,11 @@ def to_network_grid(
 
 def labels_to_network_grid(labels: npt.NDArray[np.uint8], grid: Grid) -> torch.Tensor:
     """Resample labels (D, H, W) from the scan's grid to the network's, (1, *network_shape), by nearest neighbour."""
-    nearest = _orient(labels[np.newaxis], grid.orientation)
+    return _nearest(labels[np.newaxis], grid)
+
+
+def _nearest(array_CDHW: npt.NDArray[np.generic], grid: Grid) -> torch.Tensor:
+    nearest = _orient(array_CDHW, grid.orientation)
     for axis, n in enumerate(grid.oriented_shape):
         at = _positions(grid.network_shape[axis], grid.step[axis], n)
         nearest = nearest.take(np.rint(at.numpy()).astype(np.intp), axis + 1)
@@ -240,7 +275,7 @@ def _every_voxel(at: torch.Tensor, n: int) -> bool:
     return len(at) == n and bool((at == torch.arange(n)).all())
 
 
-def _normalise(channel: torch.Tensor, step: IntensityStep) -> None:
+def _normalise(channel: torch.Tensor, step: ZScore | Window) -> None:
     """Normalise the intensities (D, H, W) in place."""
     if isinstance(step, Window):
         channel.sub_(step.low).div_(step.high - step.low).clamp_(0, 1)
@@ -255,6 +290,23 @@ def _normalise(channel: torch.Tensor, step: IntensityStep) -> None:
     for piece in pieces:
         scaled = piece.to(torch.float64, copy=True).sub_(mean).div_(deviation)
         piece.copy_(torch.where(piece == 0, 0.0, scaled) if step.nonzero else scaled)
+
+
+def _normalise_tissue(channel: torch.Tensor, step: RobustZScore, padding: torch.Tensor | None) -> None:
+    """Clip and normalise the intensities (D, H, W) in place by the statistics of the tissue; padding becomes 0."""
+    tissue = channel.view(-1) if padding is None else channel[~padding]
+    sample = tissue[:: max(1, len(tissue) // _PERCENTILE_SAMPLE)].double().numpy()
+    low, high = (float(value) for value in np.percentile(sample, [step.low_percentile, step.high_percentile]))
+    pieces = tissue.split(_PIECE)  # as float64 only piece by piece
+    mean = sum(float(piece.to(torch.float64, copy=True).clamp_(low, high).sum()) for piece in pieces) / len(tissue)
+    squares = sum(
+        float(piece.to(torch.float64, copy=True).clamp_(low, high).sub_(mean).square_().sum()) for piece in pieces
+    )
+    deviation = math.sqrt(squares / len(tissue)) or 1.0
+    for piece in channel.view(-1).split(_PIECE):
+        piece.copy_(piece.to(torch.float64, copy=True).clamp_(low, high).sub_(mean).div_(deviation))
+    if padding is not None:
+        channel[padding] = 0
 
 
 def _counted(piece: torch.Tensor, step: ZScore) -> torch.Tensor:
