@@ -81,11 +81,10 @@ def _spike(image: Image, labels: Labels, severity: int, generator: np.random.Gen
 
 
 def _replaced(image: Image, labels: Labels, severity: int, generator: np.random.Generator) -> Spoilt:
-    """Replace the structure by the mean around it: less and less of it is there; at the end the anatomy is gone."""
+    """Replace the structure by the mean of the image: more and more of its texture goes; its outline stays visible."""
     del generator
-    share = (0.5, 0.8, 1.0)[severity]
-    soft = gaussian_filter((labels > 0).astype(np.float32), 0.7)[...] * share
-    return Spoilt(image * (1 - soft) + np.float32(image.mean()) * soft, None if severity == 2 else labels)
+    soft = gaussian_filter((labels > 0).astype(np.float32), 0.7) * np.float32((0.5, 0.8, 1.0)[severity])
+    return Spoilt(image * (1 - soft) + np.float32(image.mean()) * soft, labels)
 
 
 def _shuffled(image: Image, labels: Labels, severity: int, generator: np.random.Generator) -> Spoilt:

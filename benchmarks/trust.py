@@ -19,13 +19,15 @@ from scipy.stats import binomtest
 from spoilt import SEVERITIES, SPOILINGS, Spoilt
 from torch import nn
 
+from model_training.config import Recipe
 from model_training.data.case import Case, read_case
+from model_training.evaluation.crossvalidate import networks_of
 from model_training.evaluation.shift import answer_about, mean_dsc
 from model_training.recipes import RECIPES
 from service.bundle.card import ShiftTestRecord
 from service.bundle.reader import load_bundle
 from service.bundle.schema import ServiceConfig
-from service.calibration.shift import ALPHA, ShiftTest
+from service.calibration.shift import ALPHA
 from service.errors import ScanError
 from service.volume import Volume
 
@@ -58,11 +60,6 @@ class Answer:
         return self.dsc is not None and self.dsc >= GOOD
 
 
-def without(record: ShiftTestRecord, person: str) -> ShiftTest:
-    """Return the test without the answers about a person."""
-    return record.model_copy(update={"answers": [a for a in record.answers if a.person != person]}).test()
-
-
 def spoilt_versions(scan: Volume, classes: np.ndarray, name: str, seed: int) -> Iterator[tuple[str, str, Spoilt]]:
     """Yield the clean case, and every spoiling of it at each severity."""
     image = scan.array_CDHW[0].astype(np.float32)
@@ -78,7 +75,7 @@ def answers_about(
 ) -> Iterator[Answer]:
     """Answer a case and its spoilt versions."""
     scan, classes = read_case(case, config)
-    test = without(record, case.person)
+    test = record.without(case.person).test()
     values = range(1, len(config.labels))
     for spoiling, severity, spoilt in spoilt_versions(scan, classes, case.name, seed):
         volume = replace(scan, array_CDHW=spoilt.image[np.newaxis])
@@ -145,10 +142,29 @@ def rows_of(answers: Sequence[Answer]) -> list[list[str]]:
     return rows
 
 
+def _subject(
+    arguments: argparse.Namespace, recipe: Recipe, data: Path
+) -> tuple[nn.Module, ServiceConfig, ShiftTestRecord]:
+    """Return network, configuration and shift test: of a bundle, or of the run that never saw the split."""
+    record = arguments.shift_test and ShiftTestRecord.model_validate_json(arguments.shift_test.read_bytes())
+    if arguments.runs:
+        ((network, _),) = networks_of(recipe, data, arguments.runs, [arguments.split])
+        config = recipe.service
+    else:
+        bundle = load_bundle(arguments.bundle, torch.device("cpu"))
+        network, config = bundle.network, bundle.description.config
+        record = record or bundle.description.card.shift_test("whole")
+    if record is None:
+        msg = "The card has no shift test: give --shift-test."
+        raise SystemExit(msg)
+    return network, config, record
+
+
 def main() -> None:
     """Print the table, and write it to the page if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("--runs", type=Path, help="in place of a bundle: folder of `calibrant crossvalidate`")
     parser.add_argument("--recipe", choices=RECIPES, default="hippocampus")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--split", default="fold5", help="the test split is for reporting, once")
@@ -159,21 +175,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the table to docs/results/trust.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    recipe = RECIPES[arguments.recipe]
     data = arguments.data or Path(os.environ.get("CALIBRANT_DATA", "../shared/data")) / "Task04_Hippocampus"
-    bundle = load_bundle(arguments.bundle, torch.device("cpu"))
-    config, card = bundle.description.config, bundle.description.card
-    record = (
-        ShiftTestRecord.model_validate_json(arguments.shift_test.read_bytes())
-        if arguments.shift_test
-        else card.shift_test("whole")
-    )
-    if record is None:
-        msg = "The card has no shift test: give --shift-test."
-        raise SystemExit(msg)
-    cases = RECIPES[arguments.recipe].cases(data)[arguments.split][: arguments.limit]
-    answers = [
-        answer for case in cases for answer in answers_about(bundle.network, config, record, case, arguments.seed)
-    ]
+    network, config, record = _subject(arguments, recipe, data)
+    cases = recipe.cases(data)[arguments.split][: arguments.limit]
+    answers = [answer for case in cases for answer in answers_about(network, config, record, case, arguments.seed)]
     if arguments.answers:
         arguments.answers.write_text(json.dumps([asdict(answer) for answer in answers]) + "\n")
     persons = len({case.person for case in cases})

@@ -4,11 +4,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from service.calibration.shift import ALPHA
-
 if TYPE_CHECKING:
     from model_training.evaluation.temperature import Temperatures
-    from service.bundle.card import Measurement, ShiftTestRecord
+    from service.bundle.card import Measurement, ObservedAnswer, ShiftTestRecord
 
 
 def print_scores(split: str, measurement: "Measurement") -> None:
@@ -44,9 +42,13 @@ def print_shift_test(record: "ShiftTestRecord") -> None:
     typer.echo(f"{len(kinds['clean'])} cases of {len(persons)} persons, out of fold; {len(record.features)} features")
     for kind, scores in kinds.items():
         typer.echo(f"  {kind:16} {len(scores):4} answers, mean DSC {sum(scores) / len(scores):.4f}")
-    test = record.test()
-    withdrawn = sum(test.left_out(person) < ALPHA for person in range(test.n_persons))
-    typer.echo(f"  {withdrawn} of {test.n_persons} persons have an answer that the others' would withdraw")
+    alarms = sum(_withdrawn(record, answer) for answer in record.answers if not answer.artefacts)
+    typer.echo(f"  {alarms} clean answers would be withdrawn, each compared with the other persons")
+
+
+def _withdrawn(record: "ShiftTestRecord", answer: "ObservedAnswer") -> bool:
+    names = [feature.name for feature in record.features]
+    return record.without(answer.person).test().verdict(dict(zip(names, answer.values, strict=True))).shifted
 
 
 def disagrees(measured: "Measurement", stated: "Measurement") -> bool:

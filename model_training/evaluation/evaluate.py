@@ -29,6 +29,7 @@ from service.engines.machine import device_kind, device_of
 from service.pipeline.infer import infer
 from service.pipeline.predict import probabilities
 from service.pipeline.preprocess import preprocess
+from service.volume import Volume
 
 CPU: Final = torch.device("cpu")
 
@@ -185,7 +186,18 @@ def predictions(
     Raises:
         DataError: a file cannot be read, or does not fit.
     """
-    scan, classes = read_case(case, config)
+    return predictions_of(network, config, case, read_case(case, config), temperatures)
+
+
+def predictions_of(
+    network: nn.Module,
+    config: ServiceConfig,
+    case: Case,
+    content: tuple[Volume, npt.NDArray[np.uint8]],
+    temperatures: Sequence[Sequence[float]],
+) -> list[CasePrediction]:
+    """Return `predictions` of a scan and its class indices, (D, H, W), that may differ from those in the case's files."""
+    scan, classes = content
     image, grid = preprocess(scan, config)
     x, y, z = (round(float(mm), 4) for mm in scan.spacing_mm)
     with _one_thread():

@@ -107,9 +107,12 @@ HIPPOCAMPUS: Final = replace(
         update={"schema_version": "1.1", "version": "0.4.0", "intensity": [RobustZScore()]}
     ),
     augmentation=both_sides_with_artefacts,
+    ace_after=2150,
+    schedule=cpu_schedule(steps=3000, batch_size=4, validate_every=250),
 )
 """The winner of the comparison: Dice + CE first, then soft-binned mL1-ACE (docs/results/hippocampus.md), trained on
-intensities that padding and spikes leave alone, and on images with the artefacts of scans (docs/results/trust.md)."""
+intensities that padding and spikes leave alone, and on images with the artefacts of scans (docs/results/trust.md), longer
+since those are harder."""
 
 
 def _side(side: Code, first: int, colors: tuple[tuple[int, int, int], tuple[int, int, int]]) -> Part:

@@ -204,6 +204,15 @@ class ShiftReference(Declaration):
     values: list[float]
 
 
+class ResolutionMeasurement(Declaration):
+    """The scores on the card's cases at another voxel size, averaged or interpolated from their own."""
+
+    spacing_mm: tuple[float, float, float]
+    """Along the axes of the bundle's orientation."""
+    scores: dict[str, Interval]
+    """As in `Measurement`, on the native grid of the resampled cases."""
+
+
 class ComparedFeature(Declaration):
     """A number that describes an answer, by the names of `service.pipeline.features`."""
 
@@ -234,6 +243,10 @@ class ShiftTestRecord(Declaration):
     """Whether the answers are about whole scans, or about parts that a locator found in larger ones."""
     features: list[ComparedFeature]
     answers: list[ObservedAnswer]
+
+    def without(self, person: str) -> Self:
+        """Return the record without the answers about a person, who is then new to the test."""
+        return self.model_copy(update={"answers": [answer for answer in self.answers if answer.person != person]})
 
     def test(self) -> ShiftTest:
         """Return the test; it takes some milliseconds to fit.
@@ -294,6 +307,8 @@ class CalibrationCard(Declaration):
     estimators: tuple[Estimator, ...] = ()
     risk_controls: tuple[RiskControl, ...] = ()
     shift_references: tuple[ShiftReference, ...] = ()
+    resolutions: Annotated[tuple[ResolutionMeasurement, ...], Field(exclude_if=lambda found: not found)] = ()
+    """The reference engine on the CPU, at voxel sizes that people send."""
     shift_tests: Annotated[tuple[ShiftTestRecord, ...], Field(exclude_if=lambda tests: not tests)] = ()
     """At most one for each region."""
     locating: Locating | None = None
@@ -305,8 +320,8 @@ class CalibrationCard(Declaration):
 
     @model_validator(mode="after")
     def _reject_shift_tests_before_version_1_1(self) -> Self:
-        if self.schema_version == "1.0" and self.shift_tests:
-            msg = "a card of schema 1.0 has a shift test: expected schema_version 1.1"
+        if self.schema_version == "1.0" and (self.shift_tests or self.resolutions):
+            msg = "a card of schema 1.0 has a shift test or resolutions: expected schema_version 1.1"
             raise ValueError(msg)
         return self
 

@@ -165,21 +165,12 @@ class ShiftTest:
         row = np.array([values[name] for name in self._features], np.float64)
         if not np.isfinite(row).all():
             return ShiftVerdict(1 / (self.n_persons + 1), self.n_persons, self._off(row))
-        return ShiftVerdict(
-            self._p(self._scaled(row), np.ones(self.n_persons, np.bool_)), self.n_persons, self._off(row)
-        )
+        return ShiftVerdict(self._p(self._scaled(row)), self.n_persons, self._off(row))
 
-    def left_out(self, person: int) -> float:
-        """Return the p-value of a person's farthest answer against all others, as if they were new."""
-        others = np.arange(self.n_persons) != person
-        rows = self._values[self._person == person]
-        metric = self._metrics[str(self._fold_of[person])]
-        return self._p(rows[int(np.argmax(metric.distances(rows)))], others)
-
-    def _p(self, row: Values, counted: npt.NDArray[np.bool_]) -> float:
+    def _p(self, row: Values) -> float:
         score = {fold: float(metric.distances(row[None])[0]) for fold, metric in self._metrics.items()}
         scores = np.array([score[str(fold)] for fold in self._fold_of])
-        return (1 + int((self._worst >= scores)[counted].sum())) / (1 + int(counted.sum()))
+        return (1 + int((self._worst >= scores).sum())) / (1 + self.n_persons)
 
     def _scaled(self, values: Values) -> Values:
         """Return values, (..., d), with the logarithm of those that are compared by it."""

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import gaussian_filter, label
+from scipy.ndimage import binary_erosion, gaussian_filter, label
 
 from service.bundle.schema import ServiceConfig
 from service.calibration.shift import Feature
@@ -86,10 +86,14 @@ def features_of(config: ServiceConfig) -> dict[str, Feature]:
         "mean confidence of foreground and rim": Feature(""),
         "doubtful share of foreground and rim": Feature(""),
         "doubtful share elsewhere": Feature("", log=True),
+        "share of foreground at the edge of what is shown": Feature(""),
     }
     of_image = {
         **{f"{q}th percentile of intensity": Feature("deviations") for q in _QUANTILES},
         "mean gradient": Feature("deviations per voxel", log=True),
+        "sideways share of the gradient": Feature("", log=True),
+        "second-axis share of the gradient": Feature("", log=True),
+        "third-axis share of the gradient": Feature("", log=True),
         "fine detail": Feature("deviations", log=True),
         "fine over middle detail": Feature("", log=True),
         "coarse share of variance": Feature(""),
@@ -191,7 +195,15 @@ def _of_answer(box: _Box) -> list[float]:
         float(box.confidence[wide].mean()) if wide.any() else 0.0,
         float(doubtful[wide].mean()) if wide.any() else 1.0,
         float(doubtful[~wide].mean()) if not wide.all() else 0.0,
+        _at_edge(foreground, box.image != 0),
     ]
+
+
+def _at_edge(foreground: Mask, shown: Mask) -> float:
+    """Return the share of the foreground that lies beside voxels that show nothing, or at the end of the image."""
+    voxels = np.count_nonzero(foreground)
+    inside = binary_erosion(shown, border_value=0)
+    return float(np.count_nonzero(foreground & ~inside) / voxels) if voxels else 0.0
 
 
 def _widened(mask: Mask) -> Mask:
@@ -211,20 +223,27 @@ def _of_image(box: _Box, config: ServiceConfig) -> list[float]:
     shown = box.image != 0
     tissue = box.image[shown]
     if tissue.size < 2:  # noqa: PLR2004 - nothing to describe
-        return [0.0] * (len(_QUANTILES) + 8)
+        return [0.0] * (len(_QUANTILES) + 11)
     fine, middle, coarse = (gaussian_filter(box.image, sigma, mode="nearest") for sigma in _SCALES)
-    slopes = [np.gradient(box.image, axis=axis) for axis in range(3) if box.image.shape[axis] > 1]
-    steepness = np.sqrt(sum(np.square(slope[shown]) for slope in slopes) + np.zeros(tissue.size, np.float32))
+    slopes = [_slope(box.image, axis)[shown] for axis in range(3)]
+    steepness = np.sqrt(np.square(slopes).sum(axis=0))
+    mean_slopes = np.array([float(np.abs(slope).mean()) for slope in slopes])
     detail = float(np.abs(box.image - fine)[shown].mean())
     return [
         *(float(q) for q in np.percentile(tissue, _QUANTILES)),
         float(steepness.mean()),
+        *_sideways_first(mean_slopes / max(float(mean_slopes.sum()), _LEAST), config),
         detail,
         detail / max(float(np.abs(fine - middle)[shown].mean()), _LEAST),
         float(coarse[shown].var() / max(float(tissue.var()), _LEAST)),
         float((steepness < _LEAST).mean()),
         *_sideways_first(_trend(box.image, shown), config),
     ]
+
+
+def _slope(image: Array, axis: int) -> Array:
+    """Return the derivative along an axis, per voxel; 0 along an axis of one voxel."""
+    return np.asarray(np.gradient(image, axis=axis), np.float32) if image.shape[axis] > 1 else np.zeros_like(image)
 
 
 def _trend(image: Array, shown: Mask) -> npt.NDArray[np.float64]:
