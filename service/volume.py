@@ -16,6 +16,8 @@ class Volume:
         header: the NIfTI header (348 bytes of NIfTI-1 or 540 of NIfTI-2) that every result on this grid repeats.
         warnings: for the user, e.g. about two orientations that disagree.
         source: for a DICOM series, its headers as kept by `service.intake.dicom.source`, as JSON; they name the patient.
+        padding: (D, H, W) voxels that the file declares to show nothing (Pixel Padding Value of DICOM); in the array they
+            have the lowest intensity of the others. None if there are none.
     """
 
     array_CDHW: npt.NDArray[np.generic]
@@ -23,6 +25,7 @@ class Volume:
     header: bytes
     warnings: tuple[str, ...] = ()
     source: str | None = None
+    padding: npt.NDArray[np.bool_] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -32,8 +32,17 @@ _SMALLEST: Final = np.finfo(np.float32).tiny
 
 
 def slabs_of(result: Path, frame: Frame) -> Iterator[tuple[slice, Slab]]:
-    """Yield the calibrated probabilities of a result as `probability_slabs` does."""
-    return probability_slabs(torch.from_numpy(read_logits(result)), grid_of(frame), frame.config)
+    """Yield the calibrated probabilities of a result as `probability_slabs` does; declared padding is background."""
+    slabs = probability_slabs(torch.from_numpy(read_logits(result)), grid_of(frame), frame.config)
+    nothing = frame.nothing
+    if nothing is None:
+        yield from slabs
+        return
+    nothing = nib.orientations.apply_orientation(nothing, frame.orientation)
+    for window, probs in slabs:
+        probs[0][nothing[window]] = 1
+        probs[1:, nothing[window]] = 0
+        yield window, probs
 
 
 def write_map(result: Path, out: Path, content: Content, voxel_type: VoxelType) -> None:

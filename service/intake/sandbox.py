@@ -73,12 +73,17 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
         dtype, shape = np.dtype(answer["dtype"]), answer["shape"]
         # The mapping outlives the descriptor. It is private: the kernel refuses shared mappings of sealed memory.
         size = math.prod(shape) * dtype.itemsize
-        voxels = mmap.mmap(shared, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        flags = math.prod(shape[1:]) if answer["padded"] else 0
+        voxels = mmap.mmap(shared, size + flags, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     finally:
         os.close(shared)
-    array = np.frombuffer(voxels, dtype).reshape(shape, order=answer["order"])
+    order = answer["order"]
+    array = np.frombuffer(voxels, dtype, math.prod(shape)).reshape(shape, order=order)
+    # Compared, because a child may have written other bytes than 0 and 1.
+    padding = np.frombuffer(voxels, np.uint8, flags, size).reshape(shape[1:], order=order) != 0 if flags else None
     affine = np.array(answer["affine"], np.float64)
-    return Volume(array, affine, bytes.fromhex(answer["header"]), tuple(answer["warnings"]), answer["source"])
+    warnings, header = tuple(answer["warnings"]), bytes.fromhex(answer["header"])
+    return Volume(array, affine, header, warnings, answer["source"], padding)
 
 
 def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
@@ -287,9 +292,14 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
     volume = decode_scan(path)
     # Voxels are copied in their memory order: reordering a large volume takes as long as decoding it.
     order: Literal["F", "C"] = "F" if volume.array_CDHW.flags.f_contiguous else "C"
-    with _mapped(shared, volume.array_CDHW.nbytes) as memory:
-        voxels = np.frombuffer(memory, volume.array_CDHW.dtype)
+    size, padding = volume.array_CDHW.nbytes, volume.padding
+    with _mapped(shared, size + (0 if padding is None else padding.size)) as memory:
+        voxels = np.frombuffer(memory, volume.array_CDHW.dtype, volume.array_CDHW.size)
         voxels.reshape(volume.array_CDHW.shape, order=order)[...] = volume.array_CDHW
+        if padding is not None:
+            flags = np.frombuffer(memory, np.bool_, padding.size, size)
+            flags.reshape(padding.shape, order=order)[...] = padding
+            del flags
         del voxels  # a mapping with views on it cannot be closed
     return {
         "dtype": volume.array_CDHW.dtype.str,
@@ -299,6 +309,7 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
         "header": volume.header.hex(),
         "warnings": volume.warnings,
         "source": volume.source,
+        "padded": padding is not None,
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle.schema import ServiceConfig
-from service.result.frame import Frame, PartFrame
+from service.result.frame import Frame, PartFrame, encode_padding
 from service.result.nifti import without_free_text
 from service.volume import Volume
 
@@ -115,6 +115,7 @@ def frame_of(volume: Volume, grid: Grid, config: ServiceConfig) -> Frame:
             PartFrame(channels=list(part.channels), to_part=part.to_part.tolist(), shape=part.shape)
             for part in grid.parts
         ),
+        padding=None if volume.padding is None else encode_padding(volume.padding),
     )
 
 

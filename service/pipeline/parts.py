@@ -57,7 +57,7 @@ def voxels_of(size_mm: tuple[float, float, float], config: ServiceConfig) -> Sha
 def crop(volume: Volume, affine: Points, shape: Shape, device: torch.device = _CPU) -> tuple[Volume, float]:
     """Crop a box out of a scan by trilinear interpolation; also return the fraction of the box inside the scan.
 
-    Outside the scan its nearest voxel is repeated.
+    Outside the scan its nearest voxel is repeated. A voxel is padding where most of what it is interpolated from is.
 
     Args:
         volume: the scan.
@@ -72,7 +72,8 @@ def crop(volume: Volume, affine: Points, shape: Shape, device: torch.device = _C
     n = np.array(volume.shape)
     low = np.clip(np.floor(corners.min(axis=1)).astype(int), 0, n - 1)
     high = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 1, low + 1, n)
-    near = volume.array_CDHW[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))]
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    near = volume.array_CDHW[(slice(None), *box)]
     shifted = to_index.copy()
     shifted[:3, 3] -= low
     index = positions(to_index, shape, device)
@@ -80,7 +81,12 @@ def crop(volume: Volume, affine: Points, shape: Shape, device: torch.device = _C
     inside = ((index >= -_HALF) & (index <= last)).all(dim=0).sum()
     image = torch.from_numpy(np.array(near, np.float32, order="C"))[None].to(device)
     array = resampled(image, shifted, shape, "border")[0].cpu().numpy()
-    return Volume(array, affine, volume.header, volume.warnings), int(inside) / math.prod(shape)
+    nothing = None if volume.padding is None or not volume.padding[box].any() else volume.padding[box]
+    if nothing is not None:
+        share = torch.from_numpy(np.array(nothing, np.float32, order="C"))[None, None].to(device)
+        nothing = resampled(share, shifted, shape, "border")[0, 0].cpu().numpy() > _HALF
+    cropped = Volume(array, affine, volume.header, volume.warnings, padding=nothing)
+    return cropped, int(inside) / math.prod(shape)
 
 
 def part_probability_slabs(

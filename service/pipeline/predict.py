@@ -83,6 +83,20 @@ def segment(logits: torch.Tensor, grid: Grid, config: ServiceConfig) -> Segmenta
     return Segmentation(mask, confidence)
 
 
+def without_padding(segmentation: Segmentation, padding: npt.NDArray[np.bool_] | None, background: int) -> Segmentation:
+    """Return the segmentation with declared padding as certain background, changed in place.
+
+    Args:
+        segmentation: of the scan.
+        padding: (D, H, W) voxels that the scan declares to show nothing; None if there are none.
+        background: its label value.
+    """
+    if padding is not None:
+        segmentation.mask[padding] = background
+        segmentation.confidence[padding] = 1
+    return segmentation
+
+
 def _empty(
     grid: Grid,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], list[npt.NDArray[np.uint8] | npt.NDArray[np.float32]]]:

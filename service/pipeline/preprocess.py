@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import grid_sample
 
-from service.bundle.schema import RobustZScore, ServiceConfig, Window, ZScore
+from service.bundle.schema import IntensityStep, RobustZScore, ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
 from service.intake.decode import MAX_VOXELS
 from service.pipeline.grid import Grid
@@ -73,16 +73,13 @@ def preprocess(volume: Volume, config: ServiceConfig, tissue: Tissue | None = No
     exact = max(-low.min(), high.max()) <= _FLOAT32_COUNTS
     if tissue is None and needs_tissue(config):
         tissue = tissue_of(volume)
-    padding = tissue.padding if tissue else None
+    padding = tissue.padding if tissue else _declared(volume)
     array = volume.array_CDHW if padding is None else _without(volume.array_CDHW, padding)
     image = to_network_grid(array, grid, np.float32 if exact else np.float64)
     nothing = None if padding is None else _nearest(padding, grid)
     for step in config.intensity:
         for c, channel in enumerate(image):
-            if isinstance(step, RobustZScore):
-                _normalise_tissue(channel, step, None if nothing is None else nothing[c])
-            else:
-                _normalise(channel, step)
+            _normalise(channel, step, None if nothing is None else nothing[c])
         image = image.float()
     return image, grid
 
@@ -90,6 +87,20 @@ def preprocess(volume: Volume, config: ServiceConfig, tissue: Tissue | None = No
 def needs_tissue(config: ServiceConfig) -> bool:
     """Return whether a step must know which voxels show nothing."""
     return any(isinstance(step, RobustZScore) for step in config.intensity)
+
+
+def _declared(volume: Volume) -> Mask | None:
+    """Return the declared padding of every channel, (C, D, H, W).
+
+    Raises:
+        ConstantVolume: every voxel is padding.
+    """
+    if volume.padding is None:
+        return None
+    if volume.padding.all():
+        msg = "Every voxel is declared as padding: there is nothing to segment. Check that the right file was sent."
+        raise ConstantVolume(msg)
+    return np.broadcast_to(volume.padding, volume.array_CDHW.shape)
 
 
 def _without(array_CDHW: npt.NDArray[np.generic], padding: Mask) -> npt.NDArray[np.generic]:
@@ -275,26 +286,34 @@ def _every_voxel(at: torch.Tensor, n: int) -> bool:
     return len(at) == n and bool((at == torch.arange(n)).all())
 
 
-def _normalise(channel: torch.Tensor, step: ZScore | Window) -> None:
-    """Normalise the intensities (D, H, W) in place."""
+def _normalise(channel: torch.Tensor, step: IntensityStep, padding: torch.Tensor | None) -> None:
+    """Normalise the intensities (D, H, W) in place by the statistics of what is no padding; padding becomes 0."""
+    # Without padding the very same sums are made as ever: a view, in the order of memory.
+    tissue = channel.view(-1) if padding is None else channel[~padding]
     if isinstance(step, Window):
         channel.sub_(step.low).div_(step.high - step.low).clamp_(0, 1)
-        return
+    elif isinstance(step, RobustZScore):
+        _normalise_robustly(channel, step, tissue)
+    else:
+        _normalise_all(channel, step, tissue)
+    if padding is not None:
+        channel[padding] = 0
+
+
+def _normalise_all(channel: torch.Tensor, step: ZScore, tissue: torch.Tensor) -> None:
     # Sums over a large volume lose digits in float32; piece by piece, float64 costs almost no memory.
-    pieces = channel.view(-1).split(_PIECE)
-    count = int(channel.count_nonzero()) if step.nonzero else channel.numel()
+    pieces = tissue.split(_PIECE)
+    count = int(tissue.count_nonzero()) if step.nonzero else tissue.numel()
     mean = sum(float(piece.double().sum()) for piece in pieces) / count
     squares = sum(float(_counted(piece, step).sub_(mean).square_().sum()) for piece in pieces)
     # In a binary image all nonzero voxels are equal: the deviation is 0, though the image has contrast.
     deviation = math.sqrt(squares / count) or 1.0
-    for piece in pieces:
+    for piece in channel.view(-1).split(_PIECE):
         scaled = piece.to(torch.float64, copy=True).sub_(mean).div_(deviation)
         piece.copy_(torch.where(piece == 0, 0.0, scaled) if step.nonzero else scaled)
 
 
-def _normalise_tissue(channel: torch.Tensor, step: RobustZScore, padding: torch.Tensor | None) -> None:
-    """Clip and normalise the intensities (D, H, W) in place by the statistics of the tissue; padding becomes 0."""
-    tissue = channel.view(-1) if padding is None else channel[~padding]
+def _normalise_robustly(channel: torch.Tensor, step: RobustZScore, tissue: torch.Tensor) -> None:
     sample = tissue[:: max(1, len(tissue) // _PERCENTILE_SAMPLE)].double().numpy()
     low, high = (float(value) for value in np.percentile(sample, [step.low_percentile, step.high_percentile]))
     pieces = tissue.split(_PIECE)  # as float64 only piece by piece
@@ -305,8 +324,6 @@ def _normalise_tissue(channel: torch.Tensor, step: RobustZScore, padding: torch.
     deviation = math.sqrt(squares / len(tissue)) or 1.0
     for piece in channel.view(-1).split(_PIECE):
         piece.copy_(piece.to(torch.float64, copy=True).clamp_(low, high).sub_(mean).div_(deviation))
-    if padding is not None:
-        channel[padding] = 0
 
 
 def _counted(piece: torch.Tensor, step: ZScore) -> torch.Tensor:

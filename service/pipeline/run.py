@@ -28,7 +28,7 @@ from service.pipeline.grid import Grid, frame_of
 from service.pipeline.infer import infer_within_memory
 from service.pipeline.locate import locate, shows_more
 from service.pipeline.memory import ComputedOn, within_memory
-from service.pipeline.predict import Segmentation, segment
+from service.pipeline.predict import Segmentation, segment, without_padding
 from service.pipeline.preprocess import preprocess
 from service.pipeline.summary import summarise
 from service.result.files import LOGITS
@@ -89,6 +89,7 @@ def run_case(
         if inferred.kept is not None:  # by far the largest file: compressed while the rest is computed
             store.begin(LOGITS, encode_logits(inferred.kept if placement else inferred.kept[0]))
         segmentation, computed_on = watch.stage("calibrate", lambda: _segment(inferred, grid, config))
+        segmentation = without_padding(segmentation, volume.padding, config.labels[0].value)
         case = FinishedCase(
             volume,
             segmentation.mask,

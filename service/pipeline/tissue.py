@@ -50,7 +50,8 @@ def tissue_of(volume: Volume) -> Tissue:
     Raises:
         ConstantVolume: none shows anything.
     """
-    of_channels = [padding_of(channel) for channel in volume.array_CDHW]
+    declared = volume.padding
+    of_channels = [padding_of(channel, declared) for channel in volume.array_CDHW]
     padding = None
     if any(mask is not None for mask in of_channels):
         nothing = np.zeros(volume.shape, np.bool_)
@@ -63,21 +64,25 @@ def tissue_of(volume: Volume) -> Tissue:
     return Tissue(padding, tuple(_warnings(volume, padding)))
 
 
-def padding_of(channel: npt.NDArray[np.generic]) -> Mask | None:
+def padding_of(channel: npt.NDArray[np.generic], declared: Mask | None = None) -> Mask | None:
     """Return the voxels of constant planes, and those of the value with which outermost planes are filled; None if none.
 
     Args:
         channel: (D, H, W) intensities of any type.
+        declared: (D, H, W) voxels that the file declares to show nothing. They are part of what is returned, and their
+            value is not taken for a filling: it is one that tissue may have.
     """
     planes = {axis: constant_planes(channel, axis) for axis in range(channel.ndim)}
-    if not any(len(found) for found in planes.values()):
+    if declared is None and not any(len(found) for found in planes.values()):
         return None
-    mask = np.zeros(channel.shape, np.bool_)
+    mask = np.zeros(channel.shape, np.bool_) if declared is None else declared.copy()
     fills = set()
     for axis, found in planes.items():
         of_axis, mask_of_axis = np.moveaxis(channel, axis, 0), np.moveaxis(mask, axis, 0)
+        outermost = [plane for plane in found if plane in {0, channel.shape[axis] - 1}]
+        known = set() if declared is None else {k for k in outermost if np.moveaxis(declared, axis, 0)[k].all()}
         mask_of_axis[found] = True
-        fills |= {of_axis[plane].flat[0].item() for plane in found if plane in {0, channel.shape[axis] - 1}}
+        fills |= {of_axis[plane].flat[0].item() for plane in outermost if plane not in known}
     if len(fills) <= _MOST_FILLS:
         for fill in fills:
             mask |= channel == fill
@@ -98,6 +103,8 @@ def constant_planes(channel: npt.NDArray[np.generic], axis: int) -> npt.NDArray[
 def _warnings(volume: Volume, padding: Mask | None) -> list[str]:
     warnings = []
     share = 0.0 if padding is None else float(padding.mean())
+    if volume.padding is not None:  # what the file declares is nothing to warn of
+        share -= float(volume.padding.mean())
     if share >= _MENTIONED:
         warnings.append(
             f"{100 * share:.1f} % of the voxels show nothing (constant planes, or the value that fills them): they were "

@@ -84,6 +84,7 @@ class Slice:
         orientation: (2, 3) LPS directions in which the column index and the row index grow.
         position_mm: (3,) LPS centre of the first voxel.
         rescale: slope and intercept from stored values to intensities.
+        padding: least and largest stored value that stand for nothing (PS3.3 C.7.5.1.1.2); None if none is declared.
         digest: SHA-256 of the stored voxels.
         acquired: values of the attributes in `SEPARATORS`, which distinguish acquisitions at one place.
         dataset: holds the voxels; None if they are not needed.
@@ -100,12 +101,23 @@ class Slice:
     orientation: npt.NDArray[np.float64]
     position_mm: npt.NDArray[np.float64]
     rescale: tuple[float, float]
+    padding: tuple[int, int] | None
     digest: bytes
     acquired: tuple[str, ...]
     dataset: Dataset | None
 
     def intensities(self) -> npt.NDArray[np.float32]:
         """Return the (rows, columns) intensities: the output of the Modality LUT (PS3.3 C.11.1), e.g. Hounsfield units.
+
+        Raises:
+            UndecodableVoxels: the stored voxels are damaged.
+        """
+        return self.intensities_and_padding()[0]
+
+    def intensities_and_padding(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+        """Return the intensities and which of them are padding, (rows, columns); None if the file declares none.
+
+        Padding is declared in stored values, before slope and intercept.
 
         Raises:
             UndecodableVoxels: the stored voxels are damaged.
@@ -117,7 +129,11 @@ class Slice:
                 raise ValueError
         slope, intercept = self.rescale
         with np.errstate(over="ignore"):  # infinite intensities are refused later
-            return (stored * np.float64(slope) + intercept).astype(np.float32)
+            intensities = (stored * np.float64(slope) + intercept).astype(np.float32)
+        if self.padding is None:
+            return intensities, None
+        low, high = self.padding
+        return intensities, (stored >= low) & (stored <= high)
 
 
 def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
@@ -225,6 +241,7 @@ def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
         orientation=orientation,
         position_mm=position,
         rescale=rescale,
+        padding=_padding(dataset),
         digest=_digest(dataset, frame),
         acquired=tuple(str(dataset.get(name) or "") for name in SEPARATORS.values()),
         dataset=dataset if with_voxels else None,
@@ -265,6 +282,29 @@ def _rescale(dataset: Dataset, frame: int) -> tuple[float, float]:
 def _rescale_of(source: Dataset) -> tuple[float, float]:
     slope, intercept = source.get("RescaleSlope"), source.get("RescaleIntercept")
     return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+
+
+def _padding(dataset: Dataset) -> tuple[int, int] | None:
+    """Return the range of stored values that are padding: Pixel Padding Value alone, or with its Range Limit."""
+    value = _stored_value(dataset, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = _stored_value(dataset, "PixelPaddingRangeLimit")
+    other = value if limit is None else limit
+    return min(value, other), max(value, other)
+
+
+def _stored_value(dataset: Dataset, name: str) -> int | None:
+    """Return an attribute in the type of the stored voxels; None if it is absent or no single integer.
+
+    Many files write a negative padding as an unsigned number of the same bits.
+    """
+    value = dataset.get(name)
+    if not isinstance(value, int):
+        return None
+    bits = int(dataset.BitsAllocated)
+    wrapped = value % (1 << bits)
+    return wrapped - (1 << bits) if dataset.PixelRepresentation == 1 and wrapped >> (bits - 1) else wrapped
 
 
 def _numbers(place: Dataset, name: str, count: int, error: type[CalibrantError]) -> npt.NDArray[np.float64]:

@@ -27,6 +27,8 @@ _SPACING_TOLERANCE = 1e-3
 def decode(file: BinaryIO) -> Volume:
     """Return the volume of a series: float32 intensities after slope and intercept, axes column, row, slice.
 
+    Declared padding gets the lowest intensity of the other voxels, so that it is no extreme of anything.
+
     Raises:
         ScanError: its class says what is wrong; the message holds nothing of the files' content.
     """
@@ -35,10 +37,18 @@ def decode(file: BinaryIO) -> Volume:
     rows, columns = slices[0].shape
     shape = (columns, rows, len(slices))
     array = np.empty(shape, np.float32, order="F")
+    padding = np.zeros(shape, np.bool_, order="F") if any(image.padding for image in slices) else None
     for k, image in enumerate(slices):
-        array[..., k] = image.intensities().T
+        intensities, nothing = image.intensities_and_padding()
+        array[..., k] = intensities.T
+        if padding is not None and nothing is not None:
+            padding[..., k] = nothing.T
+    if padding is not None and not padding.any():
+        padding = None
+    if padding is not None:
+        array[padding] = np.min(array, where=~padding, initial=np.inf) if not padding.all() else 0
     header = nifti_header(shape, affine, array.dtype)
-    return Volume(array[np.newaxis], affine, header, tuple(warnings), describe_source(slices))
+    return Volume(array[np.newaxis], affine, header, tuple(warnings), describe_source(slices), padding)
 
 
 def check(file: BinaryIO) -> None:

@@ -80,6 +80,33 @@ def test_probabilities_are_a_volume_per_label(result: Path, probs: npt.NDArray[n
         assert np.array_equal(image.header[name], scan.header[name])
 
 
+def test_declared_padding_is_certain_background_in_every_map(
+    tiny_bundle: Path, slices_of: Nifti, zip_of: Nifti, tmp_path: Path
+) -> None:
+    """Mask, confidence and the maps of later agree: padding is background with probability 1."""
+    array = np.random.default_rng(7).integers(100, 900, (9, 10, 6)).astype("<i2")
+    nothing = np.zeros(array.shape, bool)
+    nothing[:4, :6, 1:], nothing[2, 7] = True, True
+    images: Any = slices_of(np.where(nothing, -2000, array).astype("<i2"), PERMUTED)
+    for image in images:
+        image.PixelPaddingValue = -2000
+    (tmp_path / "scan").write_bytes(zip_of(images))
+    (tmp_path / "result").mkdir()
+    bundle = load_bundle(tiny_bundle, torch.device("cpu"))
+
+    run_case(tmp_path / "scan", bundle, tmp_path / "result", lambda _stage, _done: None)
+
+    files: list[Any] = [nib.load(tmp_path / "result" / f"{name}.nii.gz") for name in ("mask", "confidence")]
+    mask, confidence = (np.asarray(file.dataobj) for file in files)
+    probs = written(tmp_path / "result", "probabilities").get_fdata()
+    assert not mask[nothing].any()
+    assert mask.any()
+    assert (confidence[nothing] > 0.9999).all()
+    assert (probs[nothing] == [1, 0, 0]).all()
+    assert (np.argmax(probs, axis=-1) == mask).all()
+    assert not written(tmp_path / "result", "uncertainty").get_fdata()[nothing].any()
+
+
 def test_simpleitk_reads_the_same_probabilities(result: Path, probs: npt.NDArray[np.float32], tmp_path: Path) -> None:
     """An independent reader finds three volumes at the scan's place."""
     out = tmp_path / "probabilities.nii.gz"

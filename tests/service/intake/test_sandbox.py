@@ -111,6 +111,26 @@ def test_dicom_needs_no_file_but_its_own(
     np.testing.assert_array_equal(sandboxed.affine, expected.affine)
 
 
+def test_declared_padding_passes_the_pipe(
+    slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """Flags lie behind the voxels in the shared memory, in the same order."""
+    array = np.random.default_rng(8).integers(-3, 900, (5, 4, 6)).astype("<i2")
+    images = slices_of(array)
+    for image in images:
+        image.PixelPaddingValue, image.PixelPaddingRangeLimit = -3, 200
+    path = tmp_path / "scan"
+    path.write_bytes(zip_of(images))
+
+    expected, sandboxed = decode_scan(path), decode_sandboxed(path)
+
+    assert sandboxed.padding is not None
+    assert expected.padding is not None
+    np.testing.assert_array_equal(sandboxed.padding, array <= 200)
+    np.testing.assert_array_equal(expected.padding, array <= 200)
+    np.testing.assert_array_equal(sandboxed.array_CDHW, expected.array_CDHW)
+
+
 def test_jpeg_lossless_needs_no_file_but_its_own(
     slices_of: Callable[..., list[Dataset]], dicom_file: Callable[[Dataset], bytes], zip_of: Nifti, tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -78,6 +79,21 @@ def test_the_fraction_of_a_box_inside_the_scan_is_returned(tiny_config: ServiceC
 
     assert inside == 0.5
     assert (seen.array_CDHW[0, 4:] == 9).all()
+
+
+def test_a_crop_keeps_the_declared_padding_in_it(tiny_config: ServiceConfig) -> None:
+    """Where more than half of a voxel is padding, it is padding; a box without any has none."""
+    volume = ramps((10, 10, 10), np.eye(4))
+    padding = np.zeros((10, 10, 10), bool)
+    padding[:4] = True
+    volume = replace(volume, padding=padding)
+
+    seen, _ = crop(volume, box_affine(np.array([4.3, 4.5, 4.5]), np.eye(3), (8, 8, 8), tiny_config), (8, 8, 8))
+    beyond, _ = crop(volume, box_affine(np.array([7.0, 4.5, 4.5]), np.eye(3), (3, 8, 8), tiny_config), (3, 8, 8))
+
+    assert seen.padding is not None
+    np.testing.assert_array_equal(seen.padding, seen.array_CDHW[0] < 3.5)
+    assert beyond.padding is None
 
 
 @pytest.fixture(name="located")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from monai.transforms import NormalizeIntensity, Orientation, Spacing
 from monai.transforms.intensity.array import ScaleIntensityRange
 
-from service.bundle.schema import ServiceConfig, Window, ZScore
+from service.bundle.schema import RobustZScore, ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, ScanError
 from service.intake.decode import decode_scan
 from service.pipeline import preprocess as preprocess_module
@@ -409,3 +409,36 @@ def test_many_pieces_have_the_mean_of_the_whole(
 
     expected = (array.astype(np.float64) - array.mean(dtype=np.float64)) / array.std(dtype=np.float64)
     np.testing.assert_allclose(actual[0].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("fill", [-32768.0, 0.0, 4095.0])
+@pytest.mark.parametrize(
+    "step", [ZScore(), ZScore(nonzero=True), RobustZScore(), Window(low=900, high=1100)], ids=lambda s: str(s.step)
+)
+def test_declared_padding_is_in_no_statistic(
+    step: ZScore | RobustZScore | Window, fill: float, config: Callable[..., ServiceConfig]
+) -> None:
+    """Tissue gets the values that it has in the scan without its padding; padding becomes 0."""
+    array = np.random.default_rng(8).normal(1000, 50, (9, 8, 7)).astype(np.float32)
+    nothing = np.zeros((9, 8, 13), bool)
+    nothing[..., :2], nothing[..., 9:] = True, True
+    padded = np.full(nothing.shape, fill, np.float32)
+    padded[..., 2:9] = array
+    padding = Volume(padded[np.newaxis], np.eye(4), b"", padding=nothing)
+
+    actual, _ = preprocess(padding, config(intensity=[step]))
+
+    expected, _ = preprocess(volume_of(array), config(intensity=[step]))
+    torch.testing.assert_close(actual[0, ..., 2:9], expected[0], rtol=0, atol=1e-5)
+    assert not actual[0, ..., :2].any()
+    assert not actual[0, ..., 9:].any()
+
+
+def test_a_scan_of_declared_padding_alone_is_refused(config: Callable[..., ServiceConfig]) -> None:
+    """There is nothing to segment, whatever its intensities."""
+    array = phantom(4, 5, 6)
+    volume = Volume(array[np.newaxis], np.eye(4), b"", padding=np.ones(array.shape, bool))
+
+    for step in (ZScore(), RobustZScore()):
+        with pytest.raises(ConstantVolume):
+            preprocess(volume, config(intensity=[step]))

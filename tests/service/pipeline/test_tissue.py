@@ -114,7 +114,7 @@ def test_padding_and_spikes_leave_the_network_s_input_alone(seed: int, width: in
     assert np.count_nonzero(with_padding) <= clean.size
     elsewhere = spiked < 1e6
     np.testing.assert_allclose(
-        with_spike[elsewhere], expected[elsewhere], atol=0.1
+        with_spike[elsewhere], expected[elsewhere], atol=0.2
     )  # one voxel of 1,800 moves a percentile
     assert abs(with_spike).max() < 6
 

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from service.bundle.schema import ServiceConfig
 from service.result.files import FRAME
-from service.result.frame import Frame, read_frame
+from service.result.frame import Frame, encode_padding, read_frame
 
 
 @pytest.fixture(name="frame")
@@ -45,3 +45,26 @@ def test_a_frame_with_an_unknown_field_is_refused(frame: Frame) -> None:
 def test_the_affine_is_float64(frame: Frame) -> None:
     """Affines are not rounded to the float32 of NIfTI's header."""
     assert frame.affine_ras.dtype == np.float64
+
+
+def test_declared_padding_comes_back_voxel_by_voxel(frame: Frame, tmp_path: Path) -> None:
+    """Flags survive the file, whatever their number is modulo 8; a frame without them has none."""
+    for shape in ((2, 3, 4), (3, 5, 7), (1, 1, 9)):
+        padding = np.random.default_rng(3).random(shape) < 0.5
+        padded = frame.model_copy(update={"scan_shape": shape, "padding": encode_padding(padding)})
+        (tmp_path / FRAME).write_text(padded.model_dump_json())
+
+        actual = read_frame(tmp_path).nothing
+
+        assert actual is not None
+        np.testing.assert_array_equal(actual, padding)
+    assert frame.nothing is None
+
+
+def test_the_padding_of_a_round_field_of_view_is_small() -> None:
+    """A slice of 512 x 512 voxels takes less than 3 kB, not the 262 kB of its flags."""
+    i, j = np.indices((512, 512))
+    disc = np.hypot(i - 256, j - 256) > 250
+    padding = np.broadcast_to(disc[..., np.newaxis], (512, 512, 60))
+
+    assert len(encode_padding(padding)) < 60 * 3000

@@ -320,3 +320,55 @@ def test_an_enhanced_object_without_places_is_refused(slices_of: Slices, dicom_f
     del whole.PerFrameFunctionalGroupsSequence[5]
     with pytest.raises(ScanError):
         read_instance(dicom_file(whole), with_voxels=False)
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.RLELossless])
+@pytest.mark.parametrize(
+    ("stored_type", "declared", "limit", "expected"),
+    [
+        ("<i2", -2000, None, (-2000, -2000)),
+        ("<i2", -2000, -1998, (-2000, -1998)),
+        ("<i2", -1998, -2000, (-2000, -1998)),
+        ("<u2", 0, None, (0, 0)),
+        ("<u2", 65535, 65000, (65000, 65535)),
+    ],
+    ids=str,
+)
+def test_declared_padding_is_found_among_the_stored_values(  # noqa: PLR0913, PLR0917 - a parameter is a case
+    syntax: uid.UID,
+    stored_type: str,
+    declared: int,
+    limit: int | None,
+    expected: tuple[int, int],
+    slices_of: Slices,
+    dicom_file: Save,
+) -> None:
+    """Pixel Padding Value, with a range limit on either side of it, is compared before slope and intercept."""
+    array = np.random.default_rng(1).integers(100, 900, (6, 7, 3)).astype(stored_type)
+    array[:2, 3, 2], array[5, 6, 2] = expected
+    image = slices_of(array, slope="2.5")[2]
+    image.PixelPaddingValue = declared
+    if limit is not None:
+        image.PixelPaddingRangeLimit = limit
+    if syntax.is_compressed:
+        image.compress(syntax, generate_instance_uid=False)
+    image.file_meta.TransferSyntaxUID = syntax
+
+    one = read(dicom_file(image))
+    intensities, padding = one.intensities_and_padding()
+
+    assert one.padding == expected
+    assert padding is not None
+    np.testing.assert_array_equal(padding, np.isin(array[..., 2].T, range(expected[0], expected[1] + 1)))
+    np.testing.assert_array_equal(intensities, array[..., 2].T * 2.5 - 1024)
+
+
+def test_a_negative_padding_may_be_written_as_unsigned(slices_of: Slices, dicom_file: Save) -> None:
+    """Many scanners write US 63536 for -2000 in images of signed numbers."""
+    array = np.random.default_rng(1).integers(0, 900, (6, 7, 3)).astype("<i2")
+    image = slices_of(array)[0]
+    content = dicom_file(image)
+    image.add_new("PixelPaddingValue", "US", 63536)
+
+    assert read(dicom_file(image)).padding == (-2000, -2000)
+    assert read(content).padding is None

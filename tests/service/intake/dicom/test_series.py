@@ -104,13 +104,15 @@ def test_a_real_series_is_read_as_by_itk(real_series: Path, real_images: list[Da
 
 
 def test_a_series_of_another_scanner_is_read_as_by_itk(dcmqi_ct: Path, zip_of: Zip) -> None:
-    """Slices with signed voxels and damaged private tags are read as by ITK."""
+    """Slices with signed voxels and damaged private tags are read as by ITK, which keeps their padding of -3024."""
     paths = sorted((dcmqi_ct / "ct-3slice").iterdir())
     array, affine = from_itk(paths)
 
     volume = decode(zip_of({path.name: path.read_bytes() for path in paths}))
 
-    np.testing.assert_array_equal(volume.array_CDHW[0], array)
+    assert volume.padding is not None
+    np.testing.assert_array_equal(volume.padding, array == -3024)
+    np.testing.assert_array_equal(volume.array_CDHW[0], np.maximum(array, -1024))
     np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
 
 
@@ -389,3 +391,36 @@ def test_a_real_series_with_a_fault_is_refused(
     images: list[Dataset] = [pydicom.dcmread(path) for path in sorted(real_series.iterdir())]
 
     assert type(refuse(zip_of(edit(images)))) is error
+
+
+def test_declared_padding_is_marked_and_gets_the_lowest_other_intensity(slices_of: Slices, zip_of: Zip) -> None:
+    """The mask lies where the padding was stored; no intensity of the volume comes from padding."""
+    array = np.random.default_rng(4).integers(100, 900, (6, 7, 5)).astype("<i2")
+    nothing = np.random.default_rng(5).random(array.shape) < 0.3
+    nothing[..., 1] = False
+    padded = np.where(nothing, -2000, array).astype("<i2")
+    images = slices_of(padded, slope="2")
+    for image in images:
+        image.PixelPaddingValue = -2000
+
+    volume = decode(zip_of(images))
+
+    assert volume.padding is not None
+    np.testing.assert_array_equal(volume.padding, nothing)
+    expected = array * 2.0 - 1024
+    np.testing.assert_array_equal(volume.array_CDHW[0], np.where(nothing, expected[~nothing].min(), expected))
+    assert volume.warnings == ()
+
+
+def test_a_padding_that_no_voxel_has_changes_nothing(slices_of: Slices, zip_of: Zip) -> None:
+    """Most scanners declare a padding in every file, also where none is used."""
+    array = np.random.default_rng(4).integers(100, 900, (6, 7, 5)).astype("<i2")
+    images = slices_of(array)
+    plain = decode(zip_of(images))
+    for image in images:
+        image.PixelPaddingValue = -2000
+
+    volume = decode(zip_of(images))
+
+    assert volume.padding is None
+    np.testing.assert_array_equal(volume.array_CDHW, plain.array_CDHW)
