@@ -97,6 +97,10 @@ class AnatomyNotFound(ScanError, title="The anatomy was not found"):
     """The locator did not find what the model segments."""
 
 
+class ScanNotAccepted(ScanError, title="The model is not made for this scan"):
+    """The scan says itself that it shows another modality, sequence, contrast or body part than the model accepts."""
+
+
 class UnsafeArchive(ScanError, title="The archive is not safe to unpack"):
     """The zip holds links, devices, duplicate names or names that lead out of it."""
 

@@ -2,9 +2,9 @@
 
 import datetime as dt
 from collections.abc import Callable
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import CalibrantError, ServerProblem
 
@@ -22,6 +22,11 @@ FINISHED: Final[tuple[State, ...]] = ("succeeded", "failed", "cancelled")
 
 Priority = Literal["urgent", "normal", "background"]
 """A waiting job goes before those of lower priority; a running one is never interrupted."""
+
+Accept = Literal["stated", "anyway"]
+"""Scans that are segmented: those that the model accepts, or any, with the statement withdrawn of those that it does not."""
+
+StatementStatus = Literal["holds", "withdrawn", "not compared"]
 
 Output = Literal["mask", "confidence", "summary", "probabilities"]
 """What a job keeps. Probabilities and uncertainty are computed from the logits, which `probabilities` keeps."""
@@ -49,19 +54,41 @@ class Figure(Wire):
     high: float | None
 
 
+class OffFeature(Wire):
+    """A number that describes the answer, or its image, and lies outside of what the card's persons show."""
+
+    name: str
+    unit: str
+    value: float | None
+    """Null if it is not a finite number."""
+    low: float
+    """Least value among the card's persons."""
+    high: float
+
+
 class Statement(Wire):
     """How far the model can be trusted: a statement about a population, never about this image."""
 
-    status: Literal["holds", "withdrawn"]
-    """withdrawn: the card does not apply, because the scan is unlike its cases, or the device was never measured."""
+    status: StatementStatus
+    """holds: the answer was compared with those about the card's persons, and is like them. withdrawn: the card does not
+    apply. not compared: nothing speaks against it, but there is nothing to compare the answer with."""
     text: str
     reasons: list[str]
-    """Why the statement is withdrawn; empty if it holds."""
+    """Why the statement is withdrawn, or was not compared; empty if it holds."""
+    p: float | None = None
+    """Share of the card's persons, and this one, whose answers are at least as unlike the others; null if not compared."""
+    n_compared: int | None = None
+    """Persons with whom the answer was compared."""
+    features: list[OffFeature] = []
+    """Where the answer lies outside their range, the farthest first."""
+    not_compared: list[str] = []
+    """What the scan does not say, e.g. its body part, and what could not be compared."""
     basis: Literal["calibration card"] = "calibration card"
     dataset: str
     split: str
     protocol: str
     n_persons: int
+    """Of the card's population."""
     n_cases: int
     date: dt.date
     engine: str
@@ -88,22 +115,8 @@ class Structure(Wire):
     """Whether the label touches one of the six outermost planes of the scan, so that it may continue outside."""
     confidence_histogram: list[int] | None = None
     """Voxels of the label per confidence bin: 20 bins ``k/20 < p <= (k+1)/20``, by the rule of the card."""
-
-
-class ExpectedAccuracy(Wire):
-    """The fraction of voxels in and around the foreground that the model expects to be right; not a measurement.
-
-    It is the mean of the largest probability over the mask's foreground and a margin, and as good as the model's
-    calibration on scans like this one. If the statement is withdrawn, so is the basis of this figure.
-    """
-
-    value: float
-    """In [1/C, 1]."""
-    voxels: int
-    """Voxels of the region: the foreground and everything within the margin."""
-    margin_voxels: int
-    """Width of the margin along each axis of the scan."""
-    basis: Literal["the model's own probabilities"] = "the model's own probabilities"
+    withdrawn: bool = False
+    """Whether the statement is withdrawn: then volume and confidence are those of an answer that is not to be trusted."""
 
 
 class Located(Wire):
@@ -126,13 +139,17 @@ class Summary(Wire):
     structures: list[Structure]
     foreground_confidence: float | None
     """Mean confidence over all foreground voxels of the mask; null if there are none."""
-    expected_accuracy: ExpectedAccuracy | None = None
-    """Null if the mask has no foreground."""
     located: list[Located] | None = None
     """Null if the whole scan was segmented."""
     statement: Statement
     warnings: list[str]
     research_use_only: str = RESEARCH_USE_ONLY
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_expected_accuracy(cls, data: Any) -> Any:  # noqa: ANN401 - whatever is to be validated
+        """Drop a figure of version 0.1, which predicted the accuracy no better than a constant."""
+        return {name: data[name] for name in data if name != "expected_accuracy"} if isinstance(data, dict) else data
 
 
 class CaseResult(Wire):
@@ -364,6 +381,8 @@ class Model(Wire):
     labels: dict[int, str] | None = None
     label_details: list[LabelDetail] | None = None
     statement: Statement | None = None
+    accepts: list[str] | None = None
+    """What is compared of a scan, with the accepted values, one sentence for each."""
     card: Card | None = None
     """Only in the answer about a single model."""
     reliability: str | None = None

@@ -1,6 +1,7 @@
 """The one image type in memory: voxels, their position in the patient, and the header of their file."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ class Volume:
         source: for a DICOM series, its headers as kept by `service.intake.dicom.source`, as JSON; they name the patient.
         padding: (D, H, W) voxels that the file declares to show nothing (Pixel Padding Value of DICOM); in the array they
             have the lowest intensity of the others. None if there are none.
+        stated: what the scan says about itself: values by DICOM keyword (`service.bundle.acceptance`); never logged.
     """
 
     array_CDHW: npt.NDArray[np.generic]
@@ -26,6 +28,7 @@ class Volume:
     warnings: tuple[str, ...] = ()
     source: str | None = None
     padding: npt.NDArray[np.bool_] | None = None
+    stated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from model_training.export.monai_bundle import inference_config, metadata
 from model_training.locator.train import DECLARATION, LOCATING
 from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
 from model_training.training import train
+from service.bundle.acceptance import SIZES
 from service.bundle.card import CPU, CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference, ShiftTestRecord
 from service.bundle.description import CARD, CONFIG, LOCATOR, WEIGHTS
 from service.bundle.engine_kind import REFERENCE, EngineKind
@@ -28,7 +29,6 @@ from service.bundle.manifest import sha256_of, write_manifest
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.bundle.schema import Locator, ServiceConfig
-from service.bundle.statement import FEATURES
 from service.engines.machine import available
 from service.engines.ready import run_by
 from service.errors import BundleInvalid, EngineDisagrees
@@ -161,7 +161,7 @@ def _shift_references(cases: list[CaseRecord]) -> tuple[ShiftReference, ...]:
     columns = zip(*rows, strict=True)
     return tuple(
         ShiftReference(feature=feature, unit="mm", values=list(values))
-        for feature, values in zip(FEATURES, columns, strict=True)
+        for feature, values in zip(SIZES, columns, strict=True)
     )
 
 

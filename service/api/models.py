@@ -14,7 +14,7 @@ from service.bundle.figures import draw_reliability
 from service.bundle.registry import DEFAULT_MODEL
 from service.bundle.reliability import reliability_of
 from service.bundle.schema import Code
-from service.bundle.statement import statement_of
+from service.bundle.statement import statement_about
 from service.errors import NotAcceptable, SettingsError
 from service.schemas import Card, CardMeasurement, Figure, LabelDetail, Model, Models, Reliability
 
@@ -145,7 +145,8 @@ def _describe(description: BundleDescription) -> Model:
             )
             for label in config.every_label
         ],
-        statement=statement_of(description.card, description.card.measurements[0], reasons=[]),
+        statement=statement_about(description.card),
+        accepts=list(description.card.accepted.descriptions),
         reliability=f"/v1/models/{config.name}/reliability",
     )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from service.bundle.acceptance import Acceptance, Words
 from service.bundle.schema import Declaration
 from service.calibration.cohort import BootstrapEstimate, CaseSums, class_scores, cohort_scores
 from service.calibration.histogram import BINS, ReliabilityHistogram
@@ -311,8 +312,24 @@ class CalibrationCard(Declaration):
     """The reference engine on the CPU, at voxel sizes that people send."""
     shift_tests: Annotated[tuple[ShiftTestRecord, ...], Field(exclude_if=lambda tests: not tests)] = ()
     """At most one for each region."""
+    acceptance: Annotated[Acceptance | None, Field(exclude_if=lambda acceptance: acceptance is None)] = None
+    """Null in cards from before 1.1: `accepted` then follows from the population and the shift references."""
     locating: Locating | None = None
     """Null for a bundle without a locator. All measurements above are of crops placed by experts."""
+
+    @property
+    def accepted(self) -> Acceptance:
+        """What is compared of a scan."""
+        if self.acceptance is not None:
+            return self.acceptance
+        modality = Words(name="Modality", accepted=(self.population.modality.upper(),))
+        sizes = {reference.feature: reference.values for reference in self.shift_references}
+        return Acceptance(words=(modality,)).with_sizes(sizes)
+
+    def with_acceptance(self, acceptance: Acceptance) -> Self:
+        """Return the card, as of schema 1.1, with an acceptance; sizes without a limit get that of the card's cases."""
+        sizes = {reference.feature: reference.values for reference in self.shift_references}
+        return self.model_copy(update={"schema_version": "1.1", "acceptance": acceptance.with_sizes(sizes)})
 
     def shift_test(self, region: Literal["whole", "located"]) -> ShiftTestRecord | None:
         """Return what answers of this region are compared with, None if there is nothing."""
@@ -320,8 +337,8 @@ class CalibrationCard(Declaration):
 
     @model_validator(mode="after")
     def _reject_shift_tests_before_version_1_1(self) -> Self:
-        if self.schema_version == "1.0" and (self.shift_tests or self.resolutions):
-            msg = "a card of schema 1.0 has a shift test or resolutions: expected schema_version 1.1"
+        if self.schema_version == "1.0" and (self.shift_tests or self.resolutions or self.acceptance):
+            msg = "a card of schema 1.0 has a shift test, resolutions or an acceptance: expected schema_version 1.1"
             raise ValueError(msg)
         return self
 

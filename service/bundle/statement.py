@@ -1,15 +1,26 @@
-"""The statement in every summary: what the card says about its population, or why it is withdrawn."""
+"""The statement in every summary: what the card says about its population, or why it does not speak about this scan."""
 
+from dataclasses import dataclass
+from math import isfinite
 from typing import Final, NamedTuple
 
 from service.bundle.card import CalibrationCard, Engine, Interval, Measurement, Precision
-from service.schemas import Figure, Statement
+from service.calibration.shift import Deviation, ShiftVerdict
+from service.schemas import Figure, OffFeature, Statement, StatementStatus
 
-MARGIN: Final = 1.25
-"""A scan may leave the range of the card's cases by this factor before the statement is withdrawn."""
+NO_SHIFT_TEST: Final = (
+    "The model's card has no answers about known persons, so this answer could not be compared with any."
+)
+"""Why nothing was compared by a card from before the shift test."""
 
-FEATURES: Final = ("extent_mm_1", "extent_mm_2", "extent_mm_3", "spacing_mm_1", "spacing_mm_2", "spacing_mm_3")
-"""Features by which a scan is compared: field of view and voxel size along the axes of the bundle's orientation."""
+NO_LOCATED_TEST: Final = (
+    "The answer is about parts that were located in a larger scan; the card's answers about known persons are about crops "
+    "made by experts. Compared with those nothing speaks against it, but nothing was measured on located parts."
+)
+"""Why a located answer that is not unlike the crops' answers does not get their statement."""
+
+SHIFT: Final = "shift test"
+"""Name in `Statement.not_compared` of the comparison with the answers about the card's persons."""
 
 
 class Unmeasured(NamedTuple):
@@ -28,36 +39,78 @@ class Unmeasured(NamedTuple):
         )
 
 
-def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, reasons: list[str]) -> Statement:
-    """Return the card's statement about its population, withdrawn if there are reasons or no measurement.
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found out about a scan and its answer.
+
+    Args:
+        reasons: why the statement is withdrawn: sentences of the gate, and the scan's own contradictions.
+        not_compared: names of what the scan does not say.
+        shift: what the shift test says; None if there is none.
+        located: whether the answer is about parts that were located in a larger scan.
+    """
+
+    reasons: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
+    shift: ShiftVerdict | None = None
+    located: bool = False
+
+
+def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, findings: Findings) -> Statement:
+    """Return the one verdict on an answer: what the card says about its population, or why it does not apply.
 
     Args:
         card: of the bundle.
         measurement: of the engine that ran.
-        reasons: from `reasons_to_withdraw`.
+        findings: about this scan.
     """
-    population = card.population
-    cases = (
-        f"{population.n_cases} cases of {population.n_persons} persons "
-        f"({population.dataset}, {population.split}; {card.date})"
-    )
-    scores = {} if isinstance(measurement, Unmeasured) else measurement.scores
-    if reasons:
-        text = f"Withdrawn: this scan is unlike the {cases} that the calibration card was measured on."
-    elif isinstance(measurement, Unmeasured):
-        text = f"Withdrawn: the calibration card was measured on {cases}, but not on {measurement.device}."
-    else:
-        text = (
-            f"On {cases} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
-            f"of which {_spelt(scores['ace_floor'])} is the floor for images of this size (means over persons' cases with "
-            "95 % intervals). This describes that population, not this image."
-        )
+    shift = findings.shift
+    reasons = [*findings.reasons]
+    if shift is not None and shift.shifted:
+        reasons.append(_unlike(shift))
     if isinstance(measurement, Unmeasured):
-        reasons = [*reasons, measurement.reason]
+        reasons.append(measurement.reason)
+    uncompared = _why_not_compared(card, findings)
+    status: StatementStatus = "withdrawn" if reasons else "not compared" if uncompared else "holds"
+    unlike = bool(findings.reasons) or (shift is not None and shift.shifted)
+    statement = _quoted(card, measurement, status, _text(card, measurement, status, unlike=unlike))
+    return statement.model_copy(
+        update={
+            "reasons": reasons or ([uncompared] if uncompared else []),
+            "p": shift.p if shift else None,
+            "n_compared": shift.n_persons if shift else None,
+            "features": [_feature(deviation) for deviation in shift.off] if shift else [],
+            "not_compared": [*findings.not_compared, *([SHIFT] if uncompared else [])],
+        }
+    )
+
+
+def statement_about(card: CalibrationCard) -> Statement:
+    """Return what the card says about its population, for a page about the model: no scan is spoken of."""
+    measurement = card.measurements[0]
+    return _quoted(card, measurement, "holds", _text(card, measurement, "holds", unlike=False))
+
+
+def _why_not_compared(card: CalibrationCard, findings: Findings) -> str:
+    """Return why the answer was not compared with those about known persons; empty if it was."""
+    if findings.shift is None:
+        return NO_SHIFT_TEST
+    if findings.located and card.shift_test("located") is None:
+        return NO_LOCATED_TEST
+    return ""
+
+
+def _quoted(
+    card: CalibrationCard, measurement: Measurement | Unmeasured, status: StatementStatus, text: str
+) -> Statement:
+    population = card.population
+    figures = None
+    if status != "withdrawn" and isinstance(measurement, Measurement):
+        figures = {name: Figure(**score.model_dump()) for name, score in measurement.scores.items()}
     return Statement(
-        status="withdrawn" if reasons else "holds",
+        status=status,
         text=text,
-        reasons=reasons,
+        reasons=[],
         dataset=population.dataset,
         split=population.split,
         protocol=population.protocol,
@@ -67,19 +120,51 @@ def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, r
         engine=measurement.engine,
         precision=measurement.precision,
         device=measurement.device,
-        figures=None if reasons else {name: Figure(**score.model_dump()) for name, score in scores.items()},
+        figures=figures,
     )
 
 
-def reasons_to_withdraw(features: dict[str, float], card: CalibrationCard) -> list[str]:
-    """Return a reason for each feature of a scan that lies outside the range of the card's cases by more than `MARGIN`."""
-    reasons = []
-    for reference in card.shift_references:
-        value, low, high = features[reference.feature], min(reference.values), max(reference.values)
-        if not low / MARGIN <= value <= high * MARGIN:
-            name = reference.feature.replace("_mm_", " along axis ")
-            reasons.append(f"{name}: {value:.1f} {reference.unit}; the card's cases span {low:.1f} to {high:.1f}.")
-    return reasons
+def _text(
+    card: CalibrationCard, measurement: Measurement | Unmeasured, status: StatementStatus, *, unlike: bool
+) -> str:
+    population = card.population
+    cases = (
+        f"{population.n_cases} cases of {population.n_persons} persons "
+        f"({population.dataset}, {population.split}; {card.date})"
+    )
+    if unlike:
+        return f"Withdrawn: this scan is unlike the {cases} that the calibration card was measured on."
+    if isinstance(measurement, Unmeasured):
+        return f"Withdrawn: the calibration card was measured on {cases}, but not on {measurement.device}."
+    scores = measurement.scores
+    figures = (
+        f"On {cases} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
+        f"of which {_spelt(scores['ace_floor'])} is the floor for images of this size (means over persons' cases with "
+        "95 % intervals). This describes that population, not this image."
+    )
+    if status == "not compared":
+        return f"Not compared: whether this answer is like those that the card was measured on is not known. {figures}"
+    return figures
+
+
+def _unlike(shift: ShiftVerdict) -> str:
+    """Return in figures why the answer is unlike those about the card's persons."""
+    off = "; ".join(_spelt_feature(deviation) for deviation in shift.off)
+    return (
+        f"The answer is unlike those about the card's {shift.n_persons} persons (p = {shift.p:.3f})"
+        f"{': ' if off else '; no single figure lies outside their range, but they do not lie together so.'}{off}"
+        f"{'.' if off else ''}"
+    )
+
+
+def _spelt_feature(deviation: Deviation) -> str:
+    unit = f" {deviation.unit}" if deviation.unit else ""
+    return f"{deviation.feature} {deviation.value:.3g}{unit} (theirs {deviation.low:.3g} to {deviation.high:.3g})"
+
+
+def _feature(deviation: Deviation) -> OffFeature:
+    value = deviation.value if isfinite(deviation.value) else None
+    return OffFeature(name=deviation.feature, unit=deviation.unit, value=value, low=deviation.low, high=deviation.high)
 
 
 def _spelt(score: Interval) -> str:

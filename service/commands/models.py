@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rich.table import Column, Table
 
-from service.bundle.statement import statement_of
+from service.bundle.statement import statement_about
 from service.client.http import Client
 from service.commands.predict import registry
 from service.schemas import Statement
@@ -42,7 +42,7 @@ def models_here() -> list[Installed]:
             description.config.version,
             description.identity,
             "",
-            statement_of(description.card, description.card.measurements[0], reasons=[]),
+            statement_about(description.card),
         )
         for name, description in bundles.ready.items()
     ]

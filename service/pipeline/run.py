@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from service.bundle.acceptance import Admission, judge_words
 from service.bundle.card import CPU, Measurement
 from service.bundle.engine_kind import REFERENCE
 from service.bundle.reader import LoadedBundle
 from service.bundle.schema import ServiceConfig
-from service.bundle.statement import Unmeasured
+from service.bundle.statement import Unmeasured, statement_of
 from service.engines.machine import device_kind, synchronise, to_host
 from service.errors import BundleUnsupported, EngineDisagrees
 from service.intake.sandbox import decode_sandboxed
@@ -30,7 +31,7 @@ from service.pipeline.locate import locate, shows_more
 from service.pipeline.memory import ComputedOn, within_memory
 from service.pipeline.predict import Segmentation, segment, without_padding
 from service.pipeline.preprocess import preprocess
-from service.pipeline.summary import summarise
+from service.pipeline.summary import findings_about, summarise
 from service.result.files import LOGITS
 from service.result.logits import encode_logits
 from service.result.outputs import FinishedCase, encode_files
@@ -38,13 +39,16 @@ from service.result.store import Store, complete
 from service.schemas import CaseResult, Output, Report, Stage
 from service.volume import Volume
 
+AS_STATED: Final = Admission()
+"""Of a caller who says nothing about the scan."""
+
 _ON_DEVICE: Final[tuple[Stage, ...]] = ("locate", "infer", "calibrate")
 """Stages that use the device: at the end of each it is waited for, once, or the next stage would be given its time."""
 
 _T = TypeVar("_T")
 
 
-def run_case(
+def run_case(  # noqa: PLR0913 - what, by what, where to, and for whom
     scan: Path,
     bundle: LoadedBundle,
     out: Path,
@@ -52,6 +56,7 @@ def run_case(
     outputs: Collection[Output] = get_args(Output),
     *,
     device: str | None = None,
+    admission: Admission = AS_STATED,
 ) -> CaseResult:
     """Segment a scan and write the files of its result and, last, `result.json`.
 
@@ -65,9 +70,10 @@ def run_case(
         report: called with each stage and the fraction done.
         outputs: which files are kept; all by default.
         device: name of the bundle's device in the result, e.g. its UUID; by default torch's name.
+        admission: what the caller says about the scan.
 
     Raises:
-        ScanError: the scan cannot be segmented.
+        ScanError: the scan cannot be segmented, or says itself that the bundle does not accept it.
         BundleUnsupported: the card does not cover the engine that would run.
     """
     watch = _Stopwatch(report, bundle.device)
@@ -76,6 +82,9 @@ def run_case(
     measurement = covering_measurement(bundle)
 
     volume = watch.stage("decode", lambda: decode_sandboxed(scan))
+    acceptance = description.card.accepted
+    judgement = judge_words(acceptance, admission.with_stated(volume.stated))
+    judgement.reject(admission)
     placement = None
     if config.locator is not None and shows_more(volume, config.locator):
         placement = watch.stage("locate", lambda: locate_parts(bundle, volume))
@@ -90,12 +99,14 @@ def run_case(
             store.begin(LOGITS, encode_logits(inferred.kept if placement else inferred.kept[0]))
         segmentation, computed_on = watch.stage("calibrate", lambda: _segment(inferred, grid, config))
         segmentation = without_padding(segmentation, volume.padding, config.labels[0].value)
+        findings = findings_about(volume, grid, placement, acceptance, judgement, None)
+        statement = statement_of(description.card, measurement, findings)
         case = FinishedCase(
             volume,
             segmentation.mask,
             segmentation.confidence,
             frame_of(volume, grid, config),
-            lambda: summarise(segmentation, volume, grid, description, measurement, placement),
+            lambda: summarise(segmentation, volume, description, statement, placement),
         )
         files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))

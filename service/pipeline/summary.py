@@ -1,27 +1,25 @@
-"""Mask, confidence and card -> the image-level summary, with the card's statement or a withdrawn one."""
+"""Mask, confidence and statement -> the image-level summary; and what of a scan the statement follows from."""
 
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.card import Measurement
+from service.bundle.acceptance import SIZES, Acceptance, Judgement, judge_sizes
 from service.bundle.description import BundleDescription
 from service.bundle.schema import Label
-from service.bundle.statement import FEATURES, Unmeasured, reasons_to_withdraw, statement_of
+from service.bundle.statement import Findings
 from service.calibration.histogram import BINS, bin_index
+from service.calibration.shift import ShiftVerdict
 from service.pipeline.centre import Placement
 from service.pipeline.grid import Grid
 from service.pipeline.predict import Segmentation
-from service.schemas import ExpectedAccuracy, Located, Structure, Summary
+from service.schemas import Located, Statement, Structure, Summary
 from service.volume import Volume
-
-MARGIN_VOXELS: Final = 2
-"""Voxels along each axis by which the foreground is widened for the expected accuracy: errors lie on its rim."""
 
 NOT_VALIDATED: Final = (
     "The anatomy was located automatically in this scan. Locating was not validated against expert labels on whole "
-    "scans: look whether the outline is in the right place. The statement speaks about crops made by experts."
+    "scans: look whether the outline is in the right place."
 )
 """Warning in every summary of located parts."""
 
@@ -31,9 +29,8 @@ _LOW_PERCENTILE: Final = 5
 def summarise(
     segmentation: Segmentation,
     volume: Volume,
-    grid: Grid,
     bundle: BundleDescription,
-    measurement: Measurement | Unmeasured,
+    statement: Statement,
     placement: Placement | None = None,
 ) -> Summary:
     """Return the summary of one segmented scan.
@@ -41,65 +38,75 @@ def summarise(
     Args:
         segmentation: mask and confidence.
         volume: the scan.
-        grid: of the scan and the network.
-        bundle: the model and its card.
-        measurement: the figures of the engine, precision and kind of device that ran.
+        bundle: the model.
+        statement: the verdict on the answer.
         placement: of the located parts; None if the whole scan was segmented.
     """
     labels_of_result = (bundle.config.located if placement else bundle.config).labels[1:]
     missing = _labels_of_absent(bundle, placement) if placement else set()
     # Axes in memory order: no figure depends on it, but the time does.
     mask, confidences = segmentation.mask.T, segmentation.confidence.T
-    box = _box_around(mask > 0, MARGIN_VOXELS)
+    box = _box_around(mask > 0)
     foreground = mask[box] > 0
     labels, confidence = mask[box][foreground], confidences[box][foreground]
     truncated = labels_at_border(mask) | missing
+    structures = [
+        _structure(label, confidence[labels == label.value], volume.voxel_ml, truncated=label.value in truncated)
+        for label in labels_of_result
+    ]
+    withdrawn = statement.status == "withdrawn"
     return Summary(
         model=bundle.identity,
-        structures=[
-            _structure(label, confidence[labels == label.value], volume.voxel_ml, truncated=label.value in truncated)
-            for label in labels_of_result
-        ],
+        structures=[structure.model_copy(update={"withdrawn": withdrawn}) for structure in structures],
         foreground_confidence=float(confidence.mean()) if confidence.size else None,
-        expected_accuracy=_expected_accuracy(foreground, confidences[box]),
         located=_located(bundle, placement) if placement else None,
-        statement=statement_of(
-            bundle.card, measurement, reasons_to_withdraw(features_of(volume, grid, placement), bundle.card)
-        ),
+        statement=statement,
         warnings=[*volume.warnings, *(_warnings(placement) if placement else [])],
     )
 
 
-def features_of(volume: Volume, grid: Grid, placement: Placement | None = None) -> dict[str, float]:
-    """Return the features, in mm, by which a scan is compared with the card's cases, by the names in `FEATURES`.
+def findings_about(
+    volume: Volume,
+    grid: Grid,
+    placement: Placement | None,
+    acceptance: Acceptance,
+    judgement: Judgement,
+    shift: ShiftVerdict | None,
+) -> Findings:
+    """Return everything about a scan and its answer that the statement follows from.
+
+    Args:
+        volume: the scan.
+        grid: of the scan and the network.
+        placement: of the located parts; None if the whole scan was segmented.
+        acceptance: of the bundle.
+        judgement: on what the scan says about itself.
+        shift: what the shift test says about the answer; None if there is none.
+    """
+    sizes = judge_sizes(acceptance, sizes_of(volume, grid, placement))
+    return Findings(
+        reasons=(*judgement.reasons, *sizes),
+        not_compared=judgement.not_compared,
+        shift=shift,
+        located=placement is not None,
+    )
+
+
+def sizes_of(volume: Volume, grid: Grid, placement: Placement | None = None) -> dict[str, float]:
+    """Return field of view and voxel size in mm, which are compared with what is accepted, by the names of `SIZES`.
 
     The field of view of located parts is that of their boxes; the voxel size is always that of the scan.
     """
     spacing = volume.spacing_mm[np.argsort(grid.orientation[:, 0])]
     part = placement.placed[0].volume if placement else None
     extent = np.array(part.shape) * part.spacing_mm if part else np.array(grid.oriented_shape) * spacing
-    return dict(zip(FEATURES, [*extent.tolist(), *spacing.tolist()], strict=True))
+    return dict(zip(SIZES, [*extent.tolist(), *spacing.tolist()], strict=True))
 
 
 def labels_at_border(mask: npt.NDArray[np.uint8]) -> set[int]:
     """Return the label values in the six outermost planes: such a structure may continue outside the scan."""
     faces = [mask.take(plane, axis).ravel() for axis in range(mask.ndim) for plane in (0, -1)]
     return set(np.flatnonzero(np.bincount(np.concatenate(faces))).tolist())
-
-
-def widened(mask: npt.NDArray[np.bool_], voxels: int) -> npt.NDArray[np.bool_]:
-    """Return the mask dilated by a cube: every voxel within the given number of voxels along each of the axes."""
-    wide = np.zeros([n + 2 * voxels for n in mask.shape], np.bool_)
-    inside = (slice(voxels, -voxels),) * mask.ndim
-    wide[inside] = mask
-    line = wide.reshape(-1)
-    # Each shift is one pass over contiguous memory: the padding keeps the end of a row out of the next row.
-    for stride in wide.strides:
-        before = line.copy()
-        for shift in range(stride, (voxels + 1) * stride, stride):
-            line[shift:] |= before[:-shift]
-            line[:-shift] |= before[shift:]
-    return wide[inside]
 
 
 def _labels_of_absent(bundle: BundleDescription, placement: Placement) -> set[int]:
@@ -147,22 +154,11 @@ def _structure(label: Label, confidence: npt.NDArray[np.float32], voxel_ml: floa
     )
 
 
-def _expected_accuracy(
-    foreground: npt.NDArray[np.bool_], confidence: npt.NDArray[np.float32]
-) -> ExpectedAccuracy | None:
-    """Return the mean confidence, max_c p, over the widened foreground; None without foreground."""
-    if not foreground.any():
-        return None
-    region = confidence[widened(foreground, MARGIN_VOXELS)]
-    value = float(region.mean(dtype=np.float64))
-    return ExpectedAccuracy(value=value, voxels=region.size, margin_voxels=MARGIN_VOXELS)
-
-
-def _box_around(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
-    """Return the bounding box of the true voxels, widened by a margin within the array; an empty box if none is true."""
+def _box_around(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Return the bounding box of the true voxels; an empty box if none is true."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
         (filled,) = np.nonzero(mask.any(axis=others))
-        box.append(slice(max(int(filled[0]) - margin, 0), int(filled[-1]) + margin + 1) if len(filled) else slice(0))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0))
     return tuple(box)

@@ -26,6 +26,7 @@ volume-too-large 422 The volume is too large
 non-finite-voxels 422 Some voxels are not numbers
 constant-volume 422 The volume holds one intensity only
 anatomy-not-found 422 The anatomy was not found
+scan-not-accepted 422 The model is not made for this scan
 unsafe-archive 422 The archive is not safe to unpack
 archive-too-large 413 The archive is too large
 encrypted-archive 422 The archive is encrypted

@@ -16,11 +16,13 @@ CASES: Final = "cases.csv"
 STRUCTURES: Final = "structures.csv"
 
 CASE_COLUMNS: Final = (
-    *("id", "state", "model", "input_sha256", "volume_ml", "mean_confidence", "expected_accuracy"),
-    *("statement", "reasons", "warnings"),
+    *("id", "state", "statement", "reasons", "model", "input_sha256", "volume_ml", "mean_confidence"),
+    *("p", "n_compared", "not_compared", "warnings"),
     *("problem", "detail", "note", "attempt", "seconds", "finished", "software", "mask", "research_use_only"),
 )
-"""Volume and mean confidence are over all structures; there is no volume if one of them is truncated."""
+"""Volume and mean confidence are over all structures; there is no volume if one of them is truncated.
+
+They are those of the mask, also where `statement` says that it is withdrawn."""
 
 STRUCTURE_FIELDS: Final = tuple(name for name in Structure.model_fields if name != "confidence_histogram")
 STRUCTURE_COLUMNS: Final = ("id", "model", "input_sha256", *STRUCTURE_FIELDS, "dsc")
@@ -83,9 +85,11 @@ def _case_row(line: Line, summary: Summary | None) -> Row:
         row |= {
             "volume_ml": _total_ml(summary),
             "mean_confidence": summary.foreground_confidence,
-            "expected_accuracy": summary.expected_accuracy.value if summary.expected_accuracy else None,
             "statement": summary.statement.status,
             "reasons": " ".join(summary.statement.reasons) or None,
+            "p": summary.statement.p,
+            "n_compared": summary.statement.n_compared,
+            "not_compared": ", ".join(summary.statement.not_compared) or None,
             "warnings": " ".join(summary.warnings) or None,
             "mask": next((name for name in line.files if name.endswith("_dseg.nii.gz")), None),
         }

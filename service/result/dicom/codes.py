@@ -12,6 +12,7 @@ from pydicom.sr.coding import Code
 
 from service.bundle.schema import Code as BundleCode
 from service.bundle.schema import Label
+from service.schemas import StatementStatus
 
 DESIGNATOR: Final = "99CALIBRANT"
 
@@ -34,6 +35,10 @@ _MEANINGS: Final = {
     "C16": "Region of moderate confidence",
     "C17": "Region of high confidence",
     "C18": "Image-level calibration summary",
+    "C19": "Statement not compared",
+    "C20": "Not compared",
+    "C21": "p-value against the persons of the calibration card",
+    "C22": "Number of persons compared with",
 }
 
 
@@ -46,7 +51,6 @@ PRIVATE: Final = tuple(_own(value) for value in _MEANINGS)
 
 MEAN_CONFIDENCE: Final = _own("C01")
 P5_CONFIDENCE: Final = _own("C02")
-EXPECTED_ACCURACY: Final = _own("C03")
 VOLUME_LOWER_BOUND: Final = _own("C04")
 VOLUME_UPPER_BOUND: Final = _own("C05")
 ESTIMATED_DICE: Final = _own("C06")
@@ -59,7 +63,15 @@ CONFIDENCE: Final = _own("C14")
 CONFIDENCE_BANDS: Final = (_own("C15"), _own("C16"), _own("C17"))
 IMAGE_LEVEL: Final = _own("C18")
 
-STATUSES: Final = {"holds": _own("C09"), "withdrawn": _own("C10")}
+NOT_COMPARED: Final = _own("C20")
+P_VALUE: Final = _own("C21")
+PERSONS: Final = _own("C22")
+
+STATUSES: Final[dict[StatementStatus, Code]] = {
+    "holds": _own("C09"),
+    "withdrawn": _own("C10"),
+    "not compared": _own("C19"),
+}
 """Code of each status of the summary's statement."""
 
 SCHEME: Final = CodingSchemeIdentificationItem(

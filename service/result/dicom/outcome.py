@@ -42,6 +42,9 @@ MANUFACTURER: Final = "Calibrant"
 _OF_A_BODY_PART: Final = ("sc", "pm")
 """Objects without a coded structure that would state the body part and its side."""
 
+WITHDRAWN: Final = "WITHDRAWN:"
+"""Start of the series description and of the segments' names of a withdrawn result, and of the banner of its picture."""
+
 _NOTE: Final = "by AI, research use only"
 _REPLACES: Final = "; replaces earlier one"
 _LONG_STRING: Final = 64
@@ -115,6 +118,11 @@ class Outcome:
     supersedes: Superseded | None = None
     estimates: Mapping[int, StructureEstimate] = field(default_factory=dict)
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the statement is withdrawn: then every object says so in its series description."""
+        return self.summary.statement.status == "withdrawn"
+
     @cached_property
     def images(self) -> list[Dataset]:
         """Anonymous image header at the place of each slice."""
@@ -155,7 +163,7 @@ class Outcome:
         return {
             "series_instance_uid": self.uid(dicom_object, "series"),
             "series_number": number,
-            "series_description": f"{title} {_NOTE}{_REPLACES if self.supersedes else ''}",
+            "series_description": self._series_description(title),
             "sop_instance_uid": self.uid(dicom_object, "instance"),
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
@@ -166,6 +174,13 @@ class Outcome:
             "content_time": self.created.time(),
             "specific_character_set": _CHARACTER_SET,
         }
+
+    def _series_description(self, title: str) -> str:
+        """Return at most 64 characters; a mark comes first, and may cut off the last note."""
+        replaces = _REPLACES if self.supersedes else ""
+        if self.withdrawn:
+            return f"{WITHDRAWN} {title} {_NOTE}{replaces}"[:_LONG_STRING].rstrip()
+        return f"{title} {_NOTE}{replaces}"
 
     def algorithm(self) -> AlgorithmIdentificationSequence:
         """Return the model's Algorithm Identification (PS3.3 10.16)."""

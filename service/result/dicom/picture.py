@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from service.result.dicom.outcome import Outcome
+from service.result.dicom.outcome import WITHDRAWN, Outcome
 from service.schemas import Structure
 
 SIZE: Final = (1024, 768)
@@ -20,7 +20,11 @@ SIZE: Final = (1024, 768)
 BANNER: Final = "AI RESULT - RESEARCH USE ONLY - NOT FOR DIAGNOSIS OR TREATMENT"
 """Burnt into the page."""
 
+_SHORT: Final = "AI RESULT - RESEARCH USE ONLY"
+
 _PAPER, _BAND, _INK, _FAINT = (16, 16, 16), (120, 60, 0), (235, 235, 235), (165, 165, 165)
+_ALARM: Final = (190, 0, 0)
+"""Colour of the band of a withdrawn result."""
 _EDGE, _PICTURE, _RIGHT = 24, 300, 350
 _TABLE_AT, _ROW, _LINE, _WRAP = 110, 22, 19, 92
 _COLUMNS: Final = (0, 290, 420, 540)
@@ -33,14 +37,19 @@ def draw_page(outcome: Outcome) -> npt.NDArray[np.uint8]:
     """Return the page, (rows, columns, 3) uint8."""
     page = Image.new("RGB", SIZE, _PAPER)
     draw = ImageDraw.Draw(page)
-    draw.rectangle((0, 0, SIZE[0], 40), fill=_BAND)
-    draw.text((_EDGE, 9), BANNER, font=_font(20), fill=_INK)
+    draw.rectangle((0, 0, SIZE[0], 40), fill=_ALARM if outcome.withdrawn else _BAND)
+    draw.text((_EDGE, 9), banner_of(outcome), font=_font(20), fill=_INK)
     model = f"{outcome.model.name} {outcome.model.version}, {outcome.created:%Y-%m-%d %H:%M} UTC"
     draw.text((_EDGE, 52), model, font=_font(16), fill=_INK)
     _paste_pictures(page, draw, outcome)
     rows = _write_table(draw, outcome.summary.structures)
     _write_lines(draw, outcome, _TABLE_AT + (rows + 1) * _ROW)
     return np.asarray(page)
+
+
+def banner_of(outcome: Outcome) -> str:
+    """Return the text that is burnt into the page: its use and, in front of it, that the result is withdrawn."""
+    return f"{WITHDRAWN} DO NOT USE THIS MASK - {_SHORT}" if outcome.withdrawn else BANNER
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -100,7 +109,7 @@ def _row(structure: Structure) -> tuple[str, str, str, str]:
 
 
 def _write_lines(draw: ImageDraw.ImageDraw, outcome: Outcome, top: int) -> None:
-    for number, line in enumerate(_lines(outcome)):
+    for number, line in enumerate(page_lines(outcome)):
         y = top + number * _LINE
         if y > SIZE[1] - 2 * _LINE:
             draw.text((_RIGHT, y), "... see the report", font=_font(14), fill=_FAINT)
@@ -108,7 +117,8 @@ def _write_lines(draw: ImageDraw.ImageDraw, outcome: Outcome, top: int) -> None:
         draw.text((_RIGHT, y), line, font=_font(14), fill=_INK)
 
 
-def _lines(outcome: Outcome) -> Iterator[str]:
+def page_lines(outcome: Outcome) -> Iterator[str]:
+    """Yield the lines of text beside the pictures."""
     summary = outcome.summary
     yield f"Statement of the calibration card: {summary.statement.status}"
     notes = (f"Note: {warning}" for warning in summary.warnings)

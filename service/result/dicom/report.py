@@ -1,7 +1,8 @@
 """Outcome -> structured report (PS3.16 TID 1500 in a Comprehensive SR, PS3.3 A.35.3): the summary as coded items.
 
 An unknown value has no item, e.g. the volume of a structure that may continue outside the scan: highdicom, which many
-use to read reports, cannot read a NUM item without a value. The report is preliminary and unverified.
+use to read reports, cannot read a NUM item without a value. The report is preliminary and unverified. If the statement
+is withdrawn, every structure is marked so, and the report refers to no segmentation: a PACS may not get one.
 """
 
 from collections.abc import Iterator
@@ -41,20 +42,21 @@ _UNIT_MM3, _UNIT_ONE = codes.UCUM.CubicMillimeter, codes.UCUM.NoUnits
 def make_report(outcome: Outcome) -> SOPClass:
     """Return the summary as a report that refers to the segmentation of the same outcome and to the source series."""
     structures = {structure.label: structure for structure in outcome.summary.structures}
+    group = _withdrawn_group if outcome.withdrawn else _structure_group
     report = MeasurementReport(
         observation_context=_observer(outcome),
         procedure_reported=concepts.procedure_of(outcome.images[0].Modality),
         imaging_measurements=[
             _image_group(outcome),
             *(
-                _structure_group(outcome, number, label, structures[label.value])
+                group(outcome, number, label, structures[label.value])
                 for number, label in enumerate(outcome.labels, start=1)
             ),
         ],
     )
     report[0].ContentSequence.extend(_texts(outcome))
     made = ComprehensiveSR(
-        evidence=[_segmentation(outcome), *_instances(outcome)],
+        evidence=[*([] if outcome.withdrawn else [_segmentation(outcome)]), *_instances(outcome)],
         content=report,
         is_complete=True,
         is_final=False,
@@ -82,18 +84,16 @@ def _observer(outcome: Outcome) -> ObservationContext:
 def _image_group(outcome: Outcome) -> MeasurementsAndQualitativeEvaluations:
     """Return the items about the whole image (PS3.16 TID 1501)."""
     summary = outcome.summary
-    accuracy = summary.expected_accuracy.value if summary.expected_accuracy else None
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(outcome, "whole image"),
         finding_type=concepts.IMAGE_LEVEL,
         algorithm_id=_algorithm(outcome),
         measurements=[
             *_number(concepts.MEAN_CONFIDENCE, summary.foreground_confidence, _UNIT_ONE),
-            *_number(concepts.EXPECTED_ACCURACY, accuracy, _UNIT_ONE),
+            *_number(concepts.P_VALUE, summary.statement.p, _UNIT_ONE),
+            *_number(concepts.PERSONS, summary.statement.n_compared, _UNIT_ONE),
         ],
-        qualitative_evaluations=[
-            QualitativeEvaluation(concepts.STATEMENT_STATUS, concepts.STATUSES[summary.statement.status])
-        ],
+        qualitative_evaluations=[_status(outcome)],
     )
 
 
@@ -114,10 +114,31 @@ def _structure_group(
         finding_sites=_sites(label),
         algorithm_id=_algorithm(outcome),
         measurements=list(_measurements(structure, outcome.estimates.get(label.value, StructureEstimate()))),
-        qualitative_evaluations=[
-            QualitativeEvaluation(concepts.CUT_OFF, codes.SCT.Yes if structure.truncated else codes.SCT.No)
-        ],
+        qualitative_evaluations=[_cut_off(structure)],
     )
+
+
+def _withdrawn_group(
+    outcome: Outcome, _number: int, label: Label, structure: Structure
+) -> MeasurementsAndQualitativeEvaluations:
+    """Return the items about one structure of a withdrawn answer (PS3.16 TID 1501): marked, and without estimates."""
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(outcome, structure.name),
+        finding_category=concepts.category_of(label),
+        finding_type=concepts.type_of(label),
+        finding_sites=_sites(label),
+        algorithm_id=_algorithm(outcome),
+        measurements=list(_measurements(structure, StructureEstimate())),
+        qualitative_evaluations=[_status(outcome), _cut_off(structure)],
+    )
+
+
+def _status(outcome: Outcome) -> QualitativeEvaluation:
+    return QualitativeEvaluation(concepts.STATEMENT_STATUS, concepts.STATUSES[outcome.summary.statement.status])
+
+
+def _cut_off(structure: Structure) -> QualitativeEvaluation:
+    return QualitativeEvaluation(concepts.CUT_OFF, codes.SCT.Yes if structure.truncated else codes.SCT.No)
 
 
 def _sites(label: Label) -> list[FindingSite]:
@@ -145,11 +166,13 @@ def _number(name: Code, value: float | None, unit: Code) -> Iterator[Measurement
 
 
 def _texts(outcome: Outcome) -> Iterator[TextContentItem]:
-    """Yield the statement with its reasons, the warnings and the intended use."""
+    """Yield the statement with its reasons, what was not compared, the warnings and the intended use."""
     summary = outcome.summary
+    not_compared = ", ".join(summary.statement.not_compared)
     lines = [
         (concepts.STATEMENT, summary.statement.text),
         *((concepts.REASON, reason) for reason in summary.statement.reasons),
+        *([(concepts.NOT_COMPARED, not_compared)] if not_compared else []),
         *((codes.DCM.Comment, warning) for warning in summary.warnings),
         (concepts.INTENDED_USE, summary.research_use_only),
     ]
@@ -175,12 +198,16 @@ def _segmentation(outcome: Outcome) -> Dataset:
 
 
 def _instances(outcome: Outcome) -> Iterator[Dataset]:
-    image = outcome.images[0]
-    for instance, sop_class in outcome.source.instances.items():
-        header = Dataset()
-        header.SOPClassUID, header.SOPInstanceUID = sop_class, instance
-        header.StudyInstanceUID, header.SeriesInstanceUID = image.StudyInstanceUID, image.SeriesInstanceUID
-        yield header
+    """Yield a header of each source instance; the first, from which highdicom takes an identity, is whole and anonymous."""
+    first, *others = outcome.source.instances.items()
+    header = outcome.source.images()[0]
+    header.SOPInstanceUID, header.SOPClassUID = first
+    yield header
+    for instance, sop_class in others:
+        other = Dataset()
+        other.SOPInstanceUID, other.SOPClassUID = instance, sop_class
+        other.StudyInstanceUID, other.SeriesInstanceUID = header.StudyInstanceUID, header.SeriesInstanceUID
+        yield other
 
 
 def _predecessor(outcome: Outcome) -> Dataset:

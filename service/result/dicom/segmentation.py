@@ -14,7 +14,7 @@ from pydicom.sr.coding import Code
 
 from service.bundle.schema import Label
 from service.result.dicom.codes import CONFIDENCE_BANDS, SCHEME, category_of, modifiers_of, type_of
-from service.result.dicom.outcome import Outcome
+from service.result.dicom.outcome import WITHDRAWN, Outcome
 from service.schemas import DicomObject
 
 BAND_EDGES: Final = (0.7, 0.9)
@@ -101,7 +101,7 @@ def _described(
     category, property_type = concept
     return SegmentDescription(
         segment_number=number,
-        segment_label=name[:_LABEL_LENGTH],
+        segment_label=f"{WITHDRAWN} {name}"[:_LABEL_LENGTH] if outcome.withdrawn else name[:_LABEL_LENGTH],
         segmented_property_category=category,
         segmented_property_type=property_type,
         algorithm_type="AUTOMATIC",

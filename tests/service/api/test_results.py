@@ -217,7 +217,7 @@ def test_without_logits_the_maps_are_gone(http: httpx.Client, job: dict[str, Any
 
 
 def test_the_summary_says_what_the_mask_shows(http: httpx.Client, job: dict[str, Any]) -> None:
-    """Histogram, truncation and expected accuracy follow from mask and maps."""
+    """Histogram and truncation follow from mask and maps; a withdrawn statement marks every structure."""
     summary = http.get(job["links"]["summary"]).json()
     mask = np.asarray(image(http.get(job["links"]["mask"]).content).dataobj)
 
@@ -226,7 +226,8 @@ def test_the_summary_says_what_the_mask_shows(http: httpx.Client, job: dict[str,
         at_border = inside.sum() > inside[1:-1, 1:-1, 1:-1].sum()
         assert sum(structure["confidence_histogram"]) == inside.sum()
         assert (structure["truncated"], structure["volume_ml"] is None) == (at_border, at_border)
-    assert (summary["expected_accuracy"] is None) == (not mask.any())
+        assert structure["withdrawn"] == (summary["statement"]["status"] == "withdrawn")
+    assert "expected_accuracy" not in summary
 
 
 def test_a_file_that_is_only_stored_is_served_under_its_name(

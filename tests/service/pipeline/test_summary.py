@@ -4,15 +4,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.ndimage import binary_dilation
 
+from service.bundle.acceptance import Judgement
 from service.bundle.description import BundleDescription, describe_bundle
 from service.bundle.registry import SHIPPED
+from service.bundle.statement import statement_about, statement_of
+from service.calibration.shift import ShiftVerdict
 from service.intake.decode import decode_scan
 from service.pipeline.grid import Grid
 from service.pipeline.predict import Segmentation
-from service.pipeline.summary import features_of, labels_at_border, summarise, widened
-from service.schemas import Summary
+from service.pipeline.summary import findings_about, labels_at_border, sizes_of, summarise
+from service.schemas import Statement, Summary
 from service.volume import Volume
 
 
@@ -26,7 +28,7 @@ def summary_of_(tiny_bundle: Path) -> Callable[..., Summary]:
     ) -> Summary:
         volume = Volume(mask[np.newaxis], np.diag([*spacing, 1.0]), b"", ("a warning",))
         segmentation = Segmentation(mask, confidence)
-        return summarise(segmentation, volume, Grid.of(volume, bundle.config), bundle, bundle.card.measurements[0])
+        return summarise(segmentation, volume, bundle, statement_about(bundle.card))
 
     return summary_of
 
@@ -37,11 +39,16 @@ def shipped() -> BundleDescription:
     return describe_bundle(SHIPPED / "hippocampus-mr")
 
 
-def summary_of_grid(shape: tuple[int, int, int], affine: npt.NDArray[np.float64], bundle: BundleDescription) -> Summary:
-    """Summarise an empty mask on a grid."""
+def statement_for(
+    shape: tuple[int, int, int], affine: npt.NDArray[np.float64], bundle: BundleDescription, *doubts: str
+) -> Statement:
+    """Return the statement for a grid on which the answer is like those of the card's persons."""
     volume = Volume(np.broadcast_to(np.uint8(0), (1, *shape)), affine, b"")
-    segmentation = Segmentation(np.zeros(shape, np.uint8), np.ones(shape, np.float32))
-    return summarise(segmentation, volume, Grid.of(volume, bundle.config), bundle, bundle.card.measurements[0])
+    alike = ShiftVerdict(p=1.0, n_persons=19)
+    judgement = Judgement(withdrawn=doubts)
+    grid = Grid.of(volume, bundle.config)
+    findings = findings_about(volume, grid, None, bundle.card.accepted, judgement, alike)
+    return statement_of(bundle.card, bundle.card.measurements[0], findings)
 
 
 def test_structures_are_counted_by_hand(summary_of: Callable[..., Summary]) -> None:
@@ -82,14 +89,14 @@ def test_a_summary_names_its_model_and_its_limits(summary_of: Callable[..., Summ
     assert "research use only" in summary.research_use_only
 
 
-def test_features_follow_the_axes_of_the_model(shipped: BundleDescription) -> None:
+def test_sizes_follow_the_axes_of_the_model(shipped: BundleDescription) -> None:
     """A scan stored as (S, R, A), 3 x 5 x 7 voxels of 4 x 1 x 2 mm, measures 5 x 14 x 12 mm along RAS."""
     affine = np.array([[0, 1, 0, 0], [0, 0, -2, 0], [4, 0, 0, 0], [0, 0, 0, 1]], np.float64)
     volume = Volume(np.zeros((1, 3, 5, 7), np.uint8), affine, b"")
 
-    features = features_of(volume, Grid.of(volume, shipped.config))
+    sizes = sizes_of(volume, Grid.of(volume, shipped.config))
 
-    assert features == {
+    assert sizes == {
         "extent_mm_1": 5,
         "extent_mm_2": 14,
         "extent_mm_3": 12,
@@ -106,7 +113,7 @@ def test_the_statement_holds_for_scans_like_the_cards(shipped: BundleDescription
 
     for path in paths[:: len(paths) // 10]:
         volume = decode_scan(path)
-        statement = summary_of_grid(volume.shape, volume.affine, shipped).statement
+        statement = statement_for(volume.shape, volume.affine, shipped)
         assert (statement.status, statement.reasons) == ("holds", [])
         assert statement.figures is not None
 
@@ -120,7 +127,7 @@ def test_the_statement_is_withdrawn_for_other_scans(
     shape: tuple[int, int, int], mm: float, shipped: BundleDescription
 ) -> None:
     """For a whole head and for crops of other voxel sizes there are reasons instead of figures."""
-    statement = summary_of_grid(shape, np.diag([mm, mm, mm, 1.0]), shipped).statement
+    statement = statement_for(shape, np.diag([mm, mm, mm, 1.0]), shipped)
 
     assert statement.status == "withdrawn"
     assert len(statement.reasons) >= 3
@@ -179,34 +186,14 @@ def test_the_fifth_percentile_is_numpys(summary_of: Callable[..., Summary]) -> N
     assert back.p5_confidence is None
 
 
-def test_the_expected_accuracy_is_that_of_the_foreground_and_two_voxels_around(
-    summary_of: Callable[..., Summary],
-) -> None:
-    """It is the mean over the 5 x 5 x 5 voxels around a foreground voxel, and excludes the certain background."""
-    mask, confidence = np.zeros((9, 9, 9), np.uint8), np.ones((9, 9, 9), np.float32)
-    mask[4, 4, 4] = 1
-    confidence[2:7, 2:7, 2:7] = 0.9
-    confidence[4, 4, 4] = 0.4
+def test_every_structure_of_a_withdrawn_answer_is_marked(tiny_bundle: Path) -> None:
+    """The mark stands beside the volume, whichever table that ends up in."""
+    bundle = describe_bundle(tiny_bundle)
+    mask = np.zeros((3, 3, 3), np.uint8)
+    volume = Volume(mask[np.newaxis], np.eye(4), b"")
+    doubtful = statement_for((3, 3, 3), np.eye(4), bundle, "A reason")
 
-    expected = summary_of(mask, confidence).expected_accuracy
-
-    assert expected is not None
-    assert expected.value == pytest.approx((124 * 0.9 + 0.4) / 125)
-    assert (expected.voxels, expected.margin_voxels) == (125, 2)
-    assert expected.basis == "the model's own probabilities"
-
-
-def test_without_foreground_nothing_is_expected(summary_of: Callable[..., Summary]) -> None:
-    """An empty mask has no expected accuracy."""
-    assert summary_of(np.zeros((3, 3, 3), np.uint8), np.ones((3, 3, 3), np.float32)).expected_accuracy is None
-
-
-@pytest.mark.parametrize("voxels", [1, 2, 7])
-def test_masks_are_widened_as_scipy_does_it(voxels: int) -> None:
-    """The result is scipy's dilation by a cube, even if the cube is larger than the image."""
-    mask = np.random.default_rng(3).random((6, 5, 4)) < 0.03
-
-    expected = binary_dilation(mask, np.ones((2 * voxels + 1,) * 3))
-
-    assert mask.any()
-    assert np.array_equal(widened(mask, voxels), expected)
+    for statement, marked in ((doubtful, True), (statement_about(bundle.card), False)):
+        summary = summarise(Segmentation(mask, np.ones(mask.shape, np.float32)), volume, bundle, statement)
+        assert [structure.withdrawn for structure in summary.structures] == [marked, marked]
+        assert summary.statement.status == ("withdrawn" if marked else "holds")

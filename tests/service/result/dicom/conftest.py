@@ -14,7 +14,7 @@ from service.bundle.schema import Code, Label
 from service.intake.dicom.series import decode
 from service.intake.dicom.source import SourceSeries
 from service.result.dicom.outcome import ModelIdentity, Outcome
-from service.schemas import ExpectedAccuracy, Statement, Structure, Summary
+from service.schemas import Statement, Structure, Summary
 from service.volume import Volume
 from tests.dicom_series import small_series, zip_of_series
 
@@ -93,11 +93,13 @@ def summary_of(mask: npt.NDArray[np.uint8]) -> Summary:
             for label in LABELS
         ],
         foreground_confidence=0.75,
-        expected_accuracy=ExpectedAccuracy(value=0.8125, voxels=99, margin_voxels=2),
         statement=Statement(
-            status="withdrawn",
+            status="not compared",
             text="Nothing is known.",
             reasons=["It is too large."],
+            p=0.25,
+            n_compared=33,
+            not_compared=["EchoTime", "Modality"],
             dataset="boxes",
             split="all",
             protocol="held-out",
@@ -109,6 +111,17 @@ def summary_of(mask: npt.NDArray[np.uint8]) -> Summary:
             figures=None,
         ),
         warnings=["2 files were left out."],
+    )
+
+
+@pytest.fixture(name="withdrawn")
+def withdrawn_(outcome: Outcome) -> Outcome:
+    """Return the same result, withdrawn."""
+    summary = outcome.summary
+    statement = summary.statement.model_copy(update={"status": "withdrawn"})
+    structures = [structure.model_copy(update={"withdrawn": True}) for structure in summary.structures]
+    return replace(
+        outcome, summary=summary.model_copy(update={"statement": statement, "structures": structures}), content="e" * 64
     )
 
 

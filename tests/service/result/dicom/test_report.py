@@ -1,6 +1,7 @@
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from service.result.dicom.codes import CUT_OFF, ESTIMATED_DICE, MEAN_CONFIDENCE, VOLUME_LOWER_BOUND, VOLUME_UPPER_BOUND
+from service.result.dicom.codes import (
+    CUT_OFF,
+    ESTIMATED_DICE,
+    MEAN_CONFIDENCE,
+    STATEMENT_STATUS,
+    STATUSES,
+    VOLUME_LOWER_BOUND,
+    VOLUME_UPPER_BOUND,
+)
 from service.result.dicom.objects import write_objects
 from service.result.dicom.outcome import Outcome, StructureEstimate
 from service.result.dicom.report import make_report
@@ -39,8 +48,10 @@ def test_dsrdump_reads_it(report: Path) -> None:
     assert re.search(r"Verification Flag +: UNVERIFIED", actual)
     assert 'NUM:(,,"Volume")="180.0" (mm3,UCUM,"cubic millimeter")' in actual
     assert 'NUM:(,,"Mean confidence")="0.75" (1,UCUM,"no units")' in actual
-    assert 'NUM:(,,"Expected accuracy")="0.8125"' in actual
-    assert '(,,"Status of calibration statement")=(C10,99CALIBRANT,"Statement withdrawn")' in actual
+    assert '"p-value against the persons of the calibration card")="0.25"' in actual
+    assert '"Number of persons compared with")="33' in actual
+    assert '(,,"Status of calibration statement")=(C19,99CALIBRANT,"Statement not compared")' in actual
+    assert '"Not compared")="EchoTime, Modality"' in actual
     assert '(,,"Finding Site")=(5366008,SCT,"Hippocampus")' in actual
     assert 'Laterality")=(7771000,SCT,"Left")' in actual
     for text in ("Nothing is known.", "It is too large.", "2 files were left out.", "For research use only."):
@@ -121,3 +132,26 @@ def test_the_private_coding_scheme_is_identified(report: Path) -> None:
     """The report names the organisation that is responsible for the designator."""
     (scheme,) = pydicom.dcmread(report).CodingSchemeIdentificationSequence
     assert (scheme.CodingSchemeDesignator, scheme.CodingSchemeResponsibleOrganization) == ("99CALIBRANT", "Calibrant")
+
+
+def test_a_withdrawn_report_marks_every_structure_and_refers_to_no_segmentation(
+    withdrawn: Outcome, series: list[Dataset], tmp_path: Path
+) -> None:
+    """A PACS may get it alone: each volume stands beside the status, no estimate is given, and the series says so."""
+    marked = replace(withdrawn, estimates={11: StructureEstimate(0.84, 150.0, 210.0)})
+    write_objects(marked, tmp_path, ["sr"])
+    read = pydicom.dcmread(tmp_path / "sr.dcm")
+    content: Any = hd.sr.srread(tmp_path / "sr.dcm").content
+    image, *groups = content.get_image_measurement_groups()
+    statuses = [group.get_qualitative_evaluations(STATEMENT_STATUS)[0].value for group in (image, *groups)]
+
+    assert content.get_volumetric_roi_measurement_groups() == []
+    assert [group.tracking_identifier for group in groups] == ["left hippocampus", "tumour", "something"]
+    assert statuses == [STATUSES["withdrawn"]] * 4
+    assert {item.name.meaning for item in groups[0].get_measurements()} == {
+        *("Volume", "Mean confidence", "5th percentile of confidence"),
+    }
+    (study,) = read.CurrentRequestedProcedureEvidenceSequence
+    assert [item.SeriesInstanceUID for item in study.ReferencedSeriesSequence] == [series[0].SeriesInstanceUID]
+    assert read.SeriesDescription == "WITHDRAWN: Report by AI, research use only"
+    assert faults_of(tmp_path / "sr.dcm") == []

@@ -16,6 +16,7 @@ from service.intake.dicom.source import SourceSeries
 from service.result.dicom.objects import write_objects
 from service.result.dicom.outcome import Outcome
 from service.result.dicom.segmentation import BAND_EDGES, make_bands, make_label_map, make_segmentation
+from service.schemas import Superseded
 from service.volume import Volume
 from tests.dicom_checks import faults_of, labels_by_place
 from tests.dicom_series import series_of_array, zip_of_series
@@ -83,6 +84,19 @@ def test_segments_are_described(outcome: Outcome) -> None:
     np.testing.assert_allclose(color, (230, 159, 0), atol=1)
     (algorithm,) = first.SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmParameters == f"bundle={'b' * 64},weights={'w' * 64},card={'c' * 64}"
+
+
+@pytest.mark.parametrize("make", [make_segmentation, make_label_map, make_bands])
+@pytest.mark.filterwarnings("ignore:The number of bytes of compressed pixel data")  # of frames this small
+def test_a_withdrawn_mask_says_so_wherever_a_viewer_shows_its_name(
+    make: Callable[[Outcome], Dataset], withdrawn: Outcome
+) -> None:
+    """The series description and the label of every segment begin with the mark, within 64 characters."""
+    made = saved(make(replace(withdrawn, supersedes=Superseded(series_instance_uid="1.2", sop_instance_uid="1.3"))))
+
+    texts = [made.SeriesDescription, *(segment.SegmentLabel for segment in made.SegmentSequence[-3:])]
+    assert len(texts) == 4
+    assert all(text.startswith("WITHDRAWN: ") and len(text) <= 64 for text in texts)
 
 
 def test_every_instance_is_referred_to(outcome: Outcome, series: list[Dataset]) -> None:
