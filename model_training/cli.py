@@ -119,6 +119,12 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
         Path | None,
         typer.Option(help="File that calibrant shift-test wrote; without it no answer's statement holds.", exists=True),
     ] = None,
+    resolutions: Annotated[
+        bool,
+        typer.Option(
+            "--resolutions", help="Measure at voxel sizes that people send, too, so that statements cover them."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="GPU whose engines are measured beside the CPU's, e.g. cuda:0.")] = "cpu",
 ) -> None:
     """Measure a trained network on persons it never saw, and write the bundle with its calibration card."""
@@ -132,6 +138,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
             fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
         )
     from model_training.evaluation.evaluate import CPU
+    from model_training.evaluation.resolution import common_spacings
     from service.bundle.card import ShiftTestRecord
     from service.engines.devices import claim, first_device
     from service.engines.machine import available
@@ -139,7 +146,16 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     gpu = None if (claimed := claim(first_device(device))) == CPU else claimed
     tests = [] if shift_test is None else [ShiftTestRecord.model_validate_json(shift_test.read_bytes())]
     identity = write_bundle(
-        chosen, data, run, out, _show, locator, engine_kinds=available(CPU), gpu=gpu, shift_tests=tests
+        chosen,
+        data,
+        run,
+        out,
+        _show,
+        locator,
+        engine_kinds=available(CPU),
+        gpu=gpu,
+        shift_tests=tests,
+        spacings=common_spacings() if resolutions else (),
     )
     typer.echo(f"{identity} is in {out}, read back and checked.")
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import affine_transform, uniform_filter1d
+from scipy.ndimage import affine_transform, convolve1d
 from torch import nn
 
 from model_training.data.case import Case, read_case
@@ -24,7 +24,7 @@ Spacing = tuple[float, float, float]
 Classes = npt.NDArray[np.uint8]
 
 
-def resolutions() -> list[Spacing]:
+def common_spacings() -> list[Spacing]:
     """Return the voxel sizes that people send: equal along all axes, and thick slices across each of them."""
     thick = [
         (*[mm] * axis, slices, *[mm] * (2 - axis))
@@ -51,6 +51,8 @@ def measure_resolutions(
         spacings: voxel sizes along the axes of the bundle's orientation.
         done: called after each case, once for all voxel sizes.
     """
+    if not spacings:
+        return []
     sums: dict[Spacing, list[CaseSums]] = {spacing: [] for spacing in spacings}
     for case in cases:
         content = read_case(case, config)
@@ -72,7 +74,7 @@ def measure_resolutions(
 def at_spacing(scan: Volume, classes: Classes, spacing_mm: Spacing, config: ServiceConfig) -> tuple[Volume, Classes]:
     """Return a scan and its class indices at another voxel size, in the same place.
 
-    Coarser voxels are means over about their extent (whole voxels), of classes the class that fills most of it; finer ones are interpolated,
+    Coarser voxels are means over their extent, of classes the class that fills most of it; finer ones are interpolated,
     by cubic splines.
 
     Args:
@@ -91,7 +93,7 @@ def at_spacing(scan: Volume, classes: Classes, spacing_mm: Spacing, config: Serv
     def resampled(image: npt.NDArray[np.float32], order: int) -> npt.NDArray[np.float32]:
         for axis, coarser in enumerate(factor):
             if coarser > 1:
-                image = uniform_filter1d(image, max(round(coarser), 1), axis, mode="nearest")
+                image = convolve1d(image, _mean_over(coarser), axis, mode="nearest")
         return np.asarray(
             affine_transform(image, factor, offset, tuple(shape), order=order, mode="nearest"), np.float32
         )
@@ -102,3 +104,12 @@ def at_spacing(scan: Volume, classes: Classes, spacing_mm: Spacing, config: Serv
     affine[:3, :3] *= factor
     affine[:3, 3] += scan.affine[:3, :3] @ offset
     return replace(scan, array_CDHW=np.stack(channels), affine=affine), np.argmax(shares, axis=0).astype(np.uint8)
+
+
+def _mean_over(voxels: float) -> npt.NDArray[np.float64]:
+    """Return the weights of the mean over a width in voxels, about a voxel's middle: the outermost count in part."""
+    reach = (voxels - 1) / 2
+    whole = int(reach)
+    weights = np.ones(2 * whole + 3)
+    weights[[0, -1]] = reach - whole
+    return weights / weights.sum()

@@ -17,6 +17,7 @@ from torch import nn
 from model_training.config import Recipe
 from model_training.data.case import Case
 from model_training.evaluation.evaluate import measure
+from model_training.evaluation.resolution import Spacing, measure_resolutions
 from model_training.export.monai_bundle import inference_config, metadata
 from model_training.locator.train import DECLARATION, LOCATING
 from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
@@ -45,6 +46,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     engine_kinds: Sequence[EngineKind] = (REFERENCE,),
     gpu: torch.device | None = None,
     shift_tests: Sequence[ShiftTestRecord] = (),
+    spacings: Sequence[Spacing] = (),
 ) -> str:
     """Write the bundle of a run, optionally with a locator, to the folder `out`; return its identity.
 
@@ -61,6 +63,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
         engine_kinds: engines to measure on the CPU.
         gpu: every engine of it is measured, too, in a process that was prepared for it.
         shift_tests: what answers are compared with; without any, no answer's statement holds.
+        spacings: further voxel sizes at which the card's cases are measured.
 
     Raises:
         BundleInvalid: the folder exists, the locator was not measured, or the bundle read back computes something else
@@ -73,7 +76,7 @@ def export(  # noqa: PLR0913 - from where, to where, and what of it
     # Written beside its place until it is checked: a folder named `out` is always a valid bundle.
     with tempfile.TemporaryDirectory(dir=_made(out.parent), prefix=f".{out.name}.") as folder:
         draft = Path(folder) / "bundle"
-        identity = _write(recipe, data, run, draft, done, locator, engine_kinds, gpu, shift_tests)
+        identity = _write(recipe, data, run, draft, done, locator, engine_kinds, gpu, shift_tests, spacings)
         draft.rename(out)
     return identity
 
@@ -93,6 +96,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
     engine_kinds: Sequence[EngineKind],
     gpu: torch.device | None,
     shift_tests: Sequence[ShiftTestRecord],
+    spacings: Sequence[Spacing],
 ) -> str:
     (out / WEIGHTS).parent.mkdir(parents=True)
     shutil.copyfile(run / train.WEIGHTS, out / WEIGHTS)
@@ -106,8 +110,10 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
     further = _further(network, recipe, cases, done, [kind for kind in engine_kinds if kind != REFERENCE])
     if gpu is not None:
         further += _further(copy.deepcopy(network).to(gpu), recipe, cases, done, available(gpu))
+    resolutions = measure_resolutions(network, recipe.service, cases, spacings, done)
+    beyond_1_0 = shift_tests or resolutions or any(each.device != CPU for each in further)
     card = CalibrationCard(
-        schema_version="1.0" if all(each.device == CPU for each in further) and not shift_tests else "1.1",
+        schema_version="1.1" if beyond_1_0 else "1.0",
         model=recipe.service.name,
         model_version=recipe.service.version,
         date=dt.datetime.now(dt.UTC).date(),
@@ -116,6 +122,7 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
         population=recipe.population(cases),
         measurements=[measurement, *further],
         shift_references=_shift_references(measurement.cases),
+        resolutions=tuple(resolutions),
         shift_tests=tuple(shift_tests),
         locating=located,
     )
