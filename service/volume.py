@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+VOXEL_SIZE: Final = "voxel-size"
+"""Doubt: the file holds two voxel sizes, so that no length or volume is certain."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +24,7 @@ class Volume:
         padding: (D, H, W) voxels that the file declares to show nothing (Pixel Padding Value of DICOM); in the array they
             have the lowest intensity of the others. None if there are none.
         stated: what the scan says about itself: values by DICOM keyword (`service.bundle.acceptance`); never logged.
+        doubts: what the file contradicts itself about, of the constants above: no statement can rest on it.
     """
 
     array_CDHW: npt.NDArray[np.generic]
@@ -29,6 +34,7 @@ class Volume:
     source: str | None = None
     padding: npt.NDArray[np.bool_] | None = None
     stated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -83,7 +83,7 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
     padding = np.frombuffer(voxels, np.uint8, flags, size).reshape(shape[1:], order=order) != 0 if flags else None
     affine = np.array(answer["affine"], np.float64)
     warnings, header = tuple(answer["warnings"]), bytes.fromhex(answer["header"])
-    return Volume(array, affine, header, warnings, answer["source"], padding)
+    return Volume(array, affine, header, warnings, answer["source"], padding, doubts=tuple(answer["doubts"]))
 
 
 def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
@@ -310,6 +310,7 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
         "warnings": volume.warnings,
         "source": volume.source,
         "padded": padding is not None,
+        "doubts": volume.doubts,
     }
 
 

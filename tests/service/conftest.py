@@ -218,7 +218,7 @@ def _hostile() -> dict[str, Hostile]:
     truncated, too_long = errors.PayloadTruncated, errors.PayloadTooLong
     format_, dimensions, large = errors.UnrecognisedFormat, errors.UnsupportedDimensions, errors.VolumeTooLarge
     kind, spacing, matrix = errors.UnsupportedVoxelType, errors.InvalidSpacing, errors.InvalidAffine
-    quaternion = _unset(good, qform_code=1)
+    quaternion, sform = _unset(good, qform_code=1), _unset(good, sform_code=1)
     return {
         "empty": (b"", errors.EmptyBody),
         "one byte": (b"\x5c", format_),
@@ -270,11 +270,13 @@ def _hostile() -> dict[str, Hostile]:
         "voxel type 0": (patch_nifti(good, datatype=0), kind),
         "voxel type that nobody defined": (patch_nifti(good, datatype=9999), kind),
         "voxel type that nobody defined, negative": (patch_nifti(good, datatype=-4), kind),
-        **{f"voxel size {mm}": (patch_nifti(good, pixdim_2=mm), spacing) for mm in (0, -1, np.nan, np.inf)},
-        "matrix NaN": (patch_nifti(good, srow_y=np.nan), matrix),
-        "matrix infinite": (patch_nifti(good, srow_y=[0, 1, np.inf, 0]), matrix),
-        "offset NaN": (patch_nifti(good, srow_y=[0.5, 1.299, 0, np.nan]), matrix),
-        "matrix singular, an axis of 0": (patch_nifti(good, srow_x=flat[0], srow_y=flat[1], srow_z=flat[2]), matrix),
+        **{f"voxel size {mm}": (patch_nifti(quaternion, pixdim_2=mm), spacing) for mm in (0, -1, np.nan, np.inf, 1e38)},
+        "matrix NaN": (patch_nifti(sform, srow_y=np.nan), matrix),
+        "matrix infinite": (patch_nifti(sform, srow_y=[0, 1, np.inf, 0]), matrix),
+        "offset NaN": (patch_nifti(sform, srow_y=[0.5, 1.299, 0, np.nan]), matrix),
+        "matrix singular, an axis of 0": (patch_nifti(sform, srow_x=flat[0], srow_y=flat[1], srow_z=flat[2]), matrix),
+        "edge of 6 m": (make_nifti(affine=np.diag([1300.0, 1, 1, 1])), spacing),
+        "voxels in metres": (patch_nifti(good, xyzt_units=1, pixdim_1=1000), spacing),
         "matrix singular, two equal axes": (
             patch_nifti(good, srow_x=twins[0], srow_y=twins[1], srow_z=twins[2]),
             matrix,
@@ -304,7 +306,11 @@ def _hostile_text_headers() -> dict[str, Hostile]:
         "NRRD that reads a file": (make_nrrd(DATA_FILE="/etc/passwd"), errors.UnsafeHeader),
         "NRRD without sizes": (make_nrrd(sizes=None), errors.InvalidHeader),
         "NRRD in bzip2": (make_nrrd(encoding="bzip2"), errors.UnsupportedCompression),
-        "NRRD of 4 axes": (make_nrrd(dimension="4"), errors.UnsupportedDimensions),
+        "NRRD of 4 axes": (
+            make_nrrd(dimension="4", sizes="4 5 3 2", space_directions="(1,0,0) (0,1,0) (0,0,1) none", kinds=None),
+            errors.UnsupportedDimensions,
+        ),
+        "NRRD of 6 m": (make_nrrd(space_directions="(1,0,0) (0,1,0) (0,0,1000)"), errors.InvalidSpacing),
         "NRRD of blocks": (make_nrrd(type="block"), errors.UnsupportedVoxelType),
         "NRRD in an unknown space": (make_nrrd(space="scanner-xyz"), errors.MissingOrientation),
         "NRRD with a direction of 0": (
@@ -324,6 +330,7 @@ def _hostile_text_headers() -> dict[str, Hostile]:
             errors.InvalidAffine,
         ),
         "MHA with a spacing of 0": (make_mha(ElementSpacing="1 0 1"), errors.InvalidSpacing),
+        "MHA of 6 m": (make_mha(ElementSpacing="1 1 1000"), errors.InvalidSpacing),
     }
 
 
@@ -357,6 +364,7 @@ def _hostile_zips() -> dict[str, Hostile]:
             errors.DuplicateInstance,
         ),
         "DICOM without a position": (_edited(ImagePositionPatient=None), errors.MissingOrientation),
+        "DICOM of 6 m": (make_zip(make_slices(affine=np.diag([1.0, 1, 1000, 1]))), errors.InvalidSpacing),
         "DICOM in colour": (_edited(PhotometricInterpretation="RGB"), errors.UnsupportedVoxelType),
     }
 

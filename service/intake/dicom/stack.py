@@ -54,7 +54,7 @@ def stack(slices: list[Slice]) -> tuple[list[Slice], npt.NDArray[np.float64]]:
         spacing_between_slices=float(distances[-1] - distances[0]) / (len(slices) - 1),
         index_convention="RD",
     )
-    return slices, lps_to_ras(checked_affine(lps[:3, :3], lps[:3, 3]))
+    return slices, lps_to_ras(checked_affine(lps[:3, :3], lps[:3, 3], (columns, rows, len(slices))))
 
 
 def without_twins(slices: list[Slice]) -> list[Slice]:

@@ -21,6 +21,9 @@ AGREEMENT: Final = 1e-3
 EXTREMES_MM: Final = (1e-6, 1e6)
 """Smallest voxel size and largest coordinate accepted from formats other than NIfTI, well within float32's range."""
 
+LONGEST_MM: Final = 5000.0
+"""Longest edge of a volume: more than twice the table of any scanner. A longer one has a wrong voxel size or unit."""
+
 _NIFTI1_AXIS = 32767
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -79,15 +82,43 @@ def reject_affine(affine: npt.NDArray[np.float64]) -> None:
         raise InvalidAffine(msg)
 
 
-def checked_affine(axes_mm: npt.ArrayLike, origin_mm: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def reject_unphysical(shape: Sequence[int], affine: npt.NDArray[np.float64]) -> None:
+    """Refuse a volume that is no body's: a voxel size, an edge or a place beyond what any scanner has.
+
+    Called for every format before a voxel is read: the memory and the time of a case grow with its edges in millimetres.
+
+    Args:
+        shape: voxels along i, j, k.
+        affine: (4, 4) voxel index to millimetres, finite.
+
+    Raises:
+        InvalidSpacing: a voxel size below a nanometre, or an edge longer than `LONGEST_MM`.
+        InvalidAffine: a place more than a kilometre off.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    edges = spacing * np.array(shape[:3], np.float64)
+    if spacing.min() < EXTREMES_MM[0] or edges.max() > LONGEST_MM:
+        sizes, mm = " x ".join(f"{size:.3g}" for size in spacing), " x ".join(f"{edge:.3g}" for edge in edges)
+        msg = (
+            f"Voxels of {sizes} mm, so a volume of {mm} mm, were found; an edge of at most {LONGEST_MM:.0f} mm is expected. "
+            "Check the header's voxel size and its unit."
+        )
+        raise InvalidSpacing(msg)
+    if np.abs(affine[:3, 3]).max() > EXTREMES_MM[1]:
+        msg = f"The first voxel lies more than {EXTREMES_MM[1]:.0f} mm from the origin. Convert the scan again from its source."
+        raise InvalidAffine(msg)
+
+
+def checked_affine(axes_mm: npt.ArrayLike, origin_mm: npt.ArrayLike, shape: Sequence[int]) -> npt.NDArray[np.float64]:
     """Return the (4, 4) affine of a grid, in the coordinate system of the arguments, after the checks above.
 
     Args:
         axes_mm: (3, 3) one column for each of i, j, k: the step from a voxel to the next along that axis.
         origin_mm: (3,) centre of the first voxel.
+        shape: voxels along i, j, k.
 
     Raises:
-        InvalidSpacing: a voxel size of zero or below a nanometre.
+        InvalidSpacing: a voxel size of zero or below a nanometre, or an edge longer than `LONGEST_MM`.
         InvalidAffine: not finite, a component above a kilometre, or axes not at right angles.
     """
     affine = np.eye(4)
@@ -98,6 +129,7 @@ def checked_affine(axes_mm: npt.ArrayLike, origin_mm: npt.ArrayLike) -> npt.NDAr
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     reject_spacing(np.where(spacing < EXTREMES_MM[0], 0, spacing))
     reject_affine(affine)
+    reject_unphysical(shape, affine)
     return affine
 
 

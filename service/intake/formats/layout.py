@@ -4,15 +4,19 @@ Each format reads its own header into a `Layout`; from there on they are the sam
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from service.errors import UnsupportedDimensions
-from service.intake.formats.geometry import nifti_header, reject_shape
+from service.intake.formats.geometry import nifti_header
 from service.intake.formats.payload import Readable, damage_refused, read_voxels
 from service.intake.formats.textheader import Fields
 from service.volume import Volume
+
+MAX_RANK: Final = 7
+"""Most axes of a header, as in NIfTI; beyond three, all have one voxel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,20 +53,21 @@ def check_volume(layout: Layout) -> None:
     _voxels(layout, keep=False)
 
 
-def read_shape(fields: Fields, name: str) -> list[int]:
-    """Return the three positive sizes of a field.
+def read_sizes(fields: Fields, name: str, rank: int) -> list[int]:
+    """Return the positive sizes of a field, one for each axis.
 
     Raises:
-        InvalidHeader: not three integers.
-        UnsupportedDimensions: a size below 1, or an axis of a single voxel.
-        VolumeTooLarge: too many voxels.
+        InvalidHeader: not so many integers.
+        UnsupportedDimensions: a rank that no 3-D volume has, or a size below 1.
     """
-    shape = fields.integers(name, 3)
-    if min(shape) < 1:
+    if not 3 <= rank <= MAX_RANK:  # noqa: PLR2004 - three axes in space
+        msg = f"{rank} axes were found; a 3-D volume is expected. Extract one volume and send that."
+        raise UnsupportedDimensions(msg)
+    sizes = fields.integers(name, rank)
+    if min(sizes) < 1:
         msg = "The header's sizes are not valid: an axis of length 0 or less. Convert the scan again."
         raise UnsupportedDimensions(msg)
-    reject_shape(shape)
-    return shape
+    return sizes
 
 
 def _voxels(layout: Layout, *, keep: bool) -> bytes:

@@ -19,16 +19,16 @@ from service.errors import (
     InvalidSpacing,
     MissingOrientation,
     UnsafeHeader,
-    UnsupportedDimensions,
     UnsupportedVoxelType,
 )
 from service.intake.formats.geometry import (
     AGREEMENT,
     checked_affine,
     lps_to_ras,
+    reject_shape,
     reject_spacing,
 )
-from service.intake.formats.layout import Layout, check_volume, read_shape, read_volume
+from service.intake.formats.layout import Layout, check_volume, read_sizes, read_volume
 from service.intake.formats.payload import ZlibFile
 from service.intake.formats.textheader import Fields, read_lines
 from service.volume import Volume
@@ -84,7 +84,8 @@ def check(file: BinaryIO) -> None:
 def _layout(file: BinaryIO) -> Layout:
     fields = Fields(_fields(file))
     _reject_foreign(fields)
-    shape, dtype, affine = _shape(fields), _dtype(fields), _affine(fields)
+    shape, dtype = _shape(fields), _dtype(fields)
+    affine = _affine(fields, shape)
     compressed = _flag(fields, "compresseddata", default=False)
     return Layout(shape, dtype, affine, ZlibFile(file) if compressed else file)
 
@@ -126,11 +127,14 @@ def _flag(fields: Fields, name: str, *, default: bool) -> bool:
 
 
 def _shape(fields: Fields) -> list[int]:
-    dimension = fields.integers("ndims", 1)[0]
-    if dimension != 3:  # noqa: PLR2004 - three axes in space
-        msg = f"{dimension} axes were found; a 3-D volume is expected. Extract one volume and send that."
-        raise UnsupportedDimensions(msg)
-    return read_shape(fields, "dimsize")
+    """Return the three sizes; further axes of one voxel are dropped."""
+    sizes = read_sizes(fields, "dimsize", _rank(fields))
+    reject_shape(sizes)
+    return sizes[:3]
+
+
+def _rank(fields: Fields) -> int:
+    return fields.integers("ndims", 1)[0]
 
 
 def _dtype(fields: Fields) -> np.dtype[np.generic]:
@@ -143,20 +147,25 @@ def _dtype(fields: Fields) -> np.dtype[np.generic]:
     return np.dtype(code).newbyteorder(">" if big else "<")
 
 
-def _affine(fields: Fields) -> npt.NDArray[np.float64]:
+def _affine(fields: Fields, shape: list[int]) -> npt.NDArray[np.float64]:
     if "distanceunits" in fields and fields.word("distanceunits") != "mm":
         msg = "The header's units are not millimetres. Convert the scan again with voxel sizes in mm."
         raise InvalidSpacing(msg)
     if "transformmatrix" not in fields or "offset" not in fields:
         msg = "The header does not place the voxels in the patient: TransformMatrix and Offset are expected. Convert the scan again from its source."
         raise MissingOrientation(msg)
-    spacing = np.array(fields.numbers("elementspacing", 3))
+    rank = _rank(fields)
+    spacing = np.array(fields.numbers("elementspacing", rank)[:3])
     reject_spacing(spacing)
-    axes = np.array(fields.numbers("transformmatrix", 9)).reshape(3, 3).T
+    matrix = np.array(fields.numbers("transformmatrix", rank * rank)).reshape(rank, rank)
+    if matrix[:3, 3:].any() or matrix[3:, :3].any():
+        msg = "The header's matrix mixes the three axes in space with others. Convert the scan again from its source."
+        raise InvalidAffine(msg)
+    axes = matrix[:3, :3].T
     # Components are checked before lengths: the square of a large one could overflow.
     if not (np.abs(axes) <= 1 + AGREEMENT).all() or np.abs(np.linalg.norm(axes, axis=0) - 1).max() > AGREEMENT:
         msg = "The header's matrix does not hold three directions of length 1. Convert the scan again from its source."
         raise InvalidAffine(msg)
     with np.errstate(over="ignore"):  # an infinite product is refused below
         axes_mm = axes * spacing
-    return lps_to_ras(checked_affine(axes_mm, fields.numbers("offset", 3)))
+    return lps_to_ras(checked_affine(axes_mm, fields.numbers("offset", rank)[:3], shape))

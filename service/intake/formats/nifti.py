@@ -12,14 +12,13 @@ import numpy.typing as npt
 from isal import igzip
 
 from service.errors import (
-    InvalidAffine,
-    MissingOrientation,
     PayloadTruncated,
     UnrecognisedFormat,
     UnsupportedDimensions,
     UnsupportedVoxelType,
 )
-from service.intake.formats.geometry import AGREEMENT, reject_affine, reject_shape, reject_spacing
+from service.intake.formats.geometry import reject_shape
+from service.intake.formats.niftiplace import NiftiPlace, place_of
 from service.intake.formats.payload import GZIP_MAGIC, Readable, damage_refused, read_exactly, read_voxels
 from service.volume import Volume
 
@@ -42,24 +41,25 @@ def decode(file: BinaryIO) -> Volume:
     Raises:
         ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
-    header, voxels = _read(file, with_voxels=True)
-    affine, warnings = _checked_affine(header)
-    return Volume(_scaled(voxels, header)[np.newaxis], affine, header.binaryblock, warnings)
+    place, voxels = _read(file, with_voxels=True)
+    array = _scaled(voxels, place.header)[np.newaxis]
+    return Volume(array, place.affine, place.header.binaryblock, place.warnings, doubts=place.doubts)
 
 
 def check(file: BinaryIO) -> None:
     """Raise what `decode` would raise."""
-    header, _ = _read(file, with_voxels=False)
-    _checked_affine(header)
+    _read(file, with_voxels=False)
 
 
-def _read(plain: BinaryIO, *, with_voxels: bool) -> tuple[nib.Nifti1Header, bytes]:
+def _read(plain: BinaryIO, *, with_voxels: bool) -> tuple[NiftiPlace, bytes]:
+    """Return what the header says, and the voxels; all of the header is checked before a voxel is read."""
     compressed = plain.read(2) == GZIP_MAGIC
     plain.seek(0)
     file: Readable = igzip.IGzipFile(fileobj=plain) if compressed else plain
     with damage_refused():
         header = _read_header(file)
-        return header, _read_voxels(file, header, with_voxels=with_voxels)
+        place = place_of(header)
+        return place, _read_voxels(file, header, with_voxels=with_voxels)
 
 
 def _header_sizes(start: bytes) -> set[int]:
@@ -117,31 +117,6 @@ def _read_voxels(file: Readable, header: nib.Nifti1Header, *, with_voxels: bool)
     read_exactly(file, int(offset) - size, keep=False)
     expected = int(np.prod(header.get_data_shape(), dtype=np.int64)) * header.get_data_dtype().itemsize
     return read_voxels(file, expected, keep=with_voxels)
-
-
-def _checked_affine(header: nib.Nifti1Header) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
-    spacing = header["pixdim"][1:4].astype(np.float64)
-    reject_spacing(spacing)
-    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if not sform and not qform:
-        msg = "Both orientations of the header (qform and sform) are unset, so left and right are unknown. Convert the scan again from its source."
-        raise MissingOrientation(msg)
-    affine = header.get_sform() if sform else _qform(header)
-    reject_affine(affine)
-    if sform and qform and not np.allclose(affine, _qform(header), atol=AGREEMENT * float(spacing.max())):
-        return affine, ("The file holds two orientations (qform and sform) that differ; the sform was used.",)
-    return affine, ()
-
-
-def _qform(header: nib.Nifti1Header) -> npt.NDArray[np.float64]:
-    header = header.copy()
-    # NIfTI-1 standard, method 2: a qfac (pixdim[0]) of 0 means 1.
-    header["pixdim"][0] = header["pixdim"][0] or 1
-    try:
-        return np.asarray(header.get_qform(), dtype=np.float64)
-    except (ValueError, nib.spatialimages.HeaderDataError) as error:
-        msg = "The header's quaternion is not a rotation. Convert the scan again from its source."
-        raise InvalidAffine(msg) from error
 
 
 def _scaled(payload: bytes, header: nib.Nifti1Header) -> npt.NDArray[np.generic]:

@@ -22,8 +22,8 @@ from service.errors import (
     UnsupportedDimensions,
     UnsupportedVoxelType,
 )
-from service.intake.formats.geometry import checked_affine, lps_to_ras
-from service.intake.formats.layout import Layout, check_volume, read_shape, read_volume
+from service.intake.formats.geometry import checked_affine, lps_to_ras, reject_shape
+from service.intake.formats.layout import Layout, check_volume, read_sizes, read_volume
 from service.intake.formats.payload import Readable
 from service.intake.formats.textheader import Fields, read_lines
 from service.volume import Volume
@@ -37,7 +37,7 @@ _WITHOUT_MEANING_HERE = {
 }
 _ELSEWHERE = {"data file", "datafile", "byte skip", "byteskip", "line skip", "lineskip"}
 _SPATIAL_KINDS = {"domain", "space", "none", "???"}
-_MILLIMETRES = {'"mm"', "mm"}
+_MILLIMETRES = {'"mm"', "mm", '""', "???"}
 _TO_RAS = {
     **dict.fromkeys(["right-anterior-superior", "ras"], np.eye(4)),
     **dict.fromkeys(["left-anterior-superior", "las"], np.diag([-1.0, 1.0, 1.0, 1.0])),
@@ -85,7 +85,8 @@ def check(file: BinaryIO) -> None:
 
 def _layout(file: BinaryIO) -> Layout:
     fields = Fields(_fields(file))
-    return Layout(_shape(fields), _dtype(fields), _affine(fields), _payload(file, fields))
+    shape, axes = _shape_and_axes(fields)
+    return Layout(shape, _dtype(fields), _affine(fields, shape, axes), _payload(file, fields))
 
 
 def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
@@ -108,13 +109,24 @@ def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:
         yield name, text
 
 
-def _shape(fields: Fields) -> list[int]:
-    dimension = fields.integers("dimension", 1)[0]
-    kinds = set(fields.word("kinds").split()) if "kinds" in fields else set()
-    if dimension != 3 or kinds - _SPATIAL_KINDS:  # noqa: PLR2004 - three axes in space
-        msg = f"{dimension} axes were found, or axes that do not lie in space (a vector, a colour, a list); a 3-D volume is expected. Extract one volume and send that."
+def _shape_and_axes(fields: Fields) -> tuple[list[int], list[list[float]]]:
+    """Return the sizes and the directions of the three axes in space; axes of one voxel outside space are dropped."""
+    rank = fields.integers("dimension", 1)[0]
+    sizes = read_sizes(fields, "sizes", rank)
+    if "space directions" not in fields:
+        raise _unplaced()
+    directions = fields.vectors_or_none("space directions", rank)
+    in_space = [axis for axis, direction in enumerate(directions) if direction is not None]
+    kinds = fields.word("kinds").split() if "kinds" in fields else []
+    odd = {kinds[axis] for axis in in_space if axis < len(kinds)} - _SPATIAL_KINDS
+    outside = [size for axis, size in enumerate(sizes) if axis not in in_space]
+    if len(in_space) != 3 or odd or max(outside, default=1) > 1:  # noqa: PLR2004 - three axes in space
+        extents = " x ".join(map(str, sizes))
+        msg = f"{rank} axes were found ({extents}), or axes that do not lie in space (a vector, a colour, a list); a 3-D volume is expected. Extract one volume and send that."
         raise UnsupportedDimensions(msg)
-    return read_shape(fields, "sizes")
+    shape = [sizes[axis] for axis in in_space]
+    reject_shape(shape)
+    return shape, [direction for direction in directions if direction is not None]
 
 
 def _dtype(fields: Fields) -> np.dtype[np.generic]:
@@ -131,11 +143,10 @@ def _dtype(fields: Fields) -> np.dtype[np.generic]:
     return np.dtype(code).newbyteorder(order)
 
 
-def _affine(fields: Fields) -> npt.NDArray[np.float64]:
+def _affine(fields: Fields, shape: list[int], axes: list[list[float]]) -> npt.NDArray[np.float64]:
     to_ras = _TO_RAS.get(fields.word("space")) if "space" in fields else None
-    if to_ras is None or "space directions" not in fields or "space origin" not in fields:
-        msg = "The header does not place the voxels in the patient: space (left-posterior-superior, right-anterior-superior or left-anterior-superior), space directions and space origin are expected. Convert the scan again from its source."
-        raise MissingOrientation(msg)
+    if to_ras is None or "space origin" not in fields:
+        raise _unplaced()
     if "spacings" in fields:
         msg = "The header holds both spacings and space directions, which the format forbids. Convert the scan again."
         raise InvalidHeader(msg)
@@ -143,9 +154,15 @@ def _affine(fields: Fields) -> npt.NDArray[np.float64]:
     if units - _MILLIMETRES:
         msg = "The header's units are not millimetres. Convert the scan again with voxel sizes in mm."
         raise InvalidSpacing(msg)
-    axes, origin = fields.vectors("space directions", 3), fields.vectors("space origin", 1)[0]
-    affine: npt.NDArray[np.float64] = to_ras @ checked_affine(np.transpose(axes), origin)
+    affine: npt.NDArray[np.float64] = to_ras @ checked_affine(
+        np.transpose(axes), fields.vectors("space origin", 1)[0], shape
+    )
     return affine
+
+
+def _unplaced() -> MissingOrientation:
+    msg = "The header does not place the voxels in the patient: space (left-posterior-superior, right-anterior-superior or left-anterior-superior), space directions and space origin are expected. Convert the scan again from its source."
+    return MissingOrientation(msg)
 
 
 def _payload(file: BinaryIO, fields: Fields) -> Readable:

@@ -94,6 +94,16 @@ class Fields:
             raise InvalidHeader(msg)
         return [[float(part) for part in vector] for vector in vectors]
 
+    def vectors_or_none(self, name: str, count: int) -> list[list[float] | None]:
+        """Return exactly `count` vectors of three numbers, each written as (x,y,z), or None for the word none."""
+        parts = re.findall(r"\([^()]*\)|none", self.text(name), re.IGNORECASE)
+        if len(parts) != count or re.sub(r"\([^()]*\)|none", "", self.text(name), flags=re.IGNORECASE).strip():
+            msg = f"The header's field '{name}' does not hold {count} vectors (x,y,z), or none for an axis outside space. Convert the scan again."
+            raise InvalidHeader(msg)
+        there = [part for part in parts if part.startswith("(")]
+        vectors = iter(Fields([(name, " ".join(there))]).vectors(name, len(there)))
+        return [next(vectors) if part.startswith("(") else None for part in parts]
+
     def _words(self, name: str, count: int, pattern: re.Pattern[str]) -> list[str]:
         words = self.text(name).split()
         if not _are(pattern, words, count):

@@ -14,6 +14,7 @@ from service.intake.formats.geometry import (
     reject_affine,
     reject_shape,
     reject_spacing,
+    reject_unphysical,
 )
 
 
@@ -62,7 +63,7 @@ def test_an_affine_is_finite_regular_and_at_right_angles(element: tuple[int, int
 
 def test_a_checked_affine_has_its_axes_as_columns(oblique: npt.NDArray[np.float64]) -> None:
     """The axes become the columns of the matrix, followed by the origin."""
-    np.testing.assert_array_equal(checked_affine(oblique[:3, :3], oblique[:3, 3]), oblique)
+    np.testing.assert_array_equal(checked_affine(oblique[:3, :3], oblique[:3, 3], (4, 5, 6)), oblique)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,40 @@ def test_what_float32_or_a_body_cannot_hold_is_refused(
 ) -> None:
     """Sizes below a nanometre, coordinates beyond a kilometre and shear are refused."""
     with pytest.raises(error):
-        checked_affine(axes, origin)
+        checked_affine(axes, origin, (4, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mm", "refused"),
+    [
+        ((2, 2, 2000), (20, 20, 20), True),
+        ((2, 2, 2), (1, 1, 10_000), True),
+        ((2, 2, 2), (1, 1e-7, 1), True),
+        ((2048, 512, 512), (2, 2, 2), False),
+        ((2, 2, 2), (1e-4, 1e-4, 1e-4), False),
+    ],
+)
+def test_a_volume_is_no_larger_than_any_body(
+    shape: tuple[int, ...],
+    mm: tuple[float, ...],
+    refused: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """5 m along an axis and a nanometre are the limits; the message gives voxels and edges."""
+    affine = np.diag([*mm, 1.0])
+
+    if not refused:
+        reject_unphysical(shape, affine)
+    else:
+        with pytest.raises(InvalidSpacing, match=r"Voxels of .* mm, so a volume of .* at most 5000 mm"):
+            reject_unphysical(shape, affine)
+
+
+def test_a_place_a_kilometre_off_is_refused() -> None:
+    """Its coordinates would lose their digits in float32."""
+    affine = np.eye(4)
+    affine[1, 3] = -2e6
+    with pytest.raises(InvalidAffine, match="1000000 mm from the origin"):
+        reject_unphysical((4, 5, 6), affine)
 
 
 def test_lps_and_ras_differ_in_the_signs_of_two_rows(oblique: npt.NDArray[np.float64]) -> None:
@@ -137,7 +171,7 @@ def test_any_permutation_and_flip_survives_the_header(
     origin: tuple[float, ...],
 ) -> None:
     """The sform is the affine rounded to float32, which is below 0.0001 mm within a metre."""
-    affine = checked_affine(np.eye(3)[order] * signs * spacing, origin)
+    affine = checked_affine(np.eye(3)[order] * signs * spacing, origin, (40, 50, 60))
 
     header = _read(nifti_header((40, 50, 60), affine, np.float32))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.errors import InvalidHeader, PayloadTooLong, PayloadTruncated, ScanError, UnsupportedDimensions
-from service.intake.formats.layout import Layout, check_volume, read_shape, read_volume
+from service.intake.formats.layout import Layout, check_volume, read_sizes, read_volume
 from service.intake.formats.textheader import Fields
 
 
@@ -35,11 +35,19 @@ def test_reading_and_checking_count_the_same_bytes(size: int, error: type[ScanEr
 
 
 @pytest.mark.parametrize(
-    ("text", "error"),
-    [("4 5", InvalidHeader), ("4 5 0", UnsupportedDimensions), ("4 -5 6", UnsupportedDimensions)],
+    ("text", "rank", "error"),
+    [
+        ("4 5", 3, InvalidHeader),
+        ("4 5 6 1", 3, InvalidHeader),
+        ("4 5 x", 3, InvalidHeader),
+        ("4 5 0", 3, UnsupportedDimensions),
+        ("4 5 -6", 3, UnsupportedDimensions),
+        ("4 5", 2, UnsupportedDimensions),
+        ("4 5 6 1 1 1 1 1", 8, UnsupportedDimensions),
+    ],
 )
-def test_a_shape_has_three_positive_sizes(text: str, error: type[ScanError]) -> None:
-    """Any other field is refused."""
+def test_sizes_are_as_many_as_the_axes_and_positive(text: str, rank: int, error: type[ScanError]) -> None:
+    """Any other field is refused, and a rank that no volume has."""
     with pytest.raises(error):
-        read_shape(Fields([("sizes", text)]), "sizes")
-    assert read_shape(Fields([("sizes", "4 5 6")]), "sizes") == [4, 5, 6]
+        read_sizes(Fields([("sizes", text)]), "sizes", rank)
+    assert read_sizes(Fields([("sizes", "4 5 6 1")]), "sizes", 4) == [4, 5, 6, 1]

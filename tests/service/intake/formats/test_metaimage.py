@@ -66,6 +66,33 @@ def test_what_itk_copies_from_another_format_changes_nothing(mha: Mha) -> None:
     np.testing.assert_array_equal(decode(mha(srow_x="1 0 0 1", **{"dim[0]": "3"})).affine, decode(mha()).affine)
 
 
+FOURTH = {
+    "NDims": "4",
+    "DimSize": "4 5 6 1",
+    "ElementSpacing": "1 1.5 2 1",
+    "Offset": "9 20 30 0",
+    "TransformMatrix": "-0.866025 -0.5 0 0 0.5 -0.866025 0 0 0 0 1 0 0 0 0 1",
+    "CenterOfRotation": "0 0 0 0",
+}
+
+
+def test_a_fourth_axis_of_one_voxel_is_dropped(mha: Mha) -> None:
+    """Voxels and place are those of three axes; ITK writes such files for one time point."""
+    volume, expected = decode(mha(**FOURTH)), decode(mha())
+
+    np.testing.assert_array_equal(volume.array_CDHW, expected.array_CDHW)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+
+
+def test_a_fourth_axis_that_mixes_with_space_is_refused(mha: Mha) -> None:
+    """Where the voxels lie would depend on the time."""
+    mixed = FOURTH["TransformMatrix"].split()
+    for place in (3, 12):
+        matrix = [*mixed[:place], "0.1", *mixed[place + 1 :]]
+        with pytest.raises(errors.InvalidAffine, match="mixes"):
+            decode(mha(**FOURTH | {"TransformMatrix": " ".join(matrix)}))
+
+
 REFUSED = [
     *[
         ({"ElementDataFile": name}, errors.UnsafeHeader)
@@ -85,10 +112,13 @@ REFUSED = [
     ({"ElementSpacing": None}, errors.InvalidHeader),
     ({"ElementSpacing": "1 x 2"}, errors.InvalidHeader),
     ({"Origin": "1 2 3"}, errors.InvalidHeader),
-    *[({"NDims": n}, errors.UnsupportedDimensions) for n in ("-3", "2", "4", "9223372036854775807")],
+    *[({"NDims": n}, errors.UnsupportedDimensions) for n in ("-3", "2", "8", "9223372036854775807")],
     ({"DimSize": "4 -5 6"}, errors.UnsupportedDimensions),
     ({"DimSize": "20 6 1"}, errors.UnsupportedDimensions),
     ({"DimSize": "4294967297 5 6"}, errors.VolumeTooLarge),
+    ({"NDims": "4"}, errors.InvalidHeader),
+    ({"NDims": "4", "DimSize": "4 5 3 2"}, errors.UnsupportedDimensions),
+    ({"ElementSpacing": "1 1 1000"}, errors.InvalidSpacing),
     *[({"ElementType": name}, errors.UnsupportedVoxelType) for name in ("MET_OTHER", "MET_SHORT_ARRAY", "MET_STRING")],
     ({"ElementNumberOfChannels": "3"}, errors.UnsupportedVoxelType),
     *[({name: None}, errors.MissingOrientation) for name in ("TransformMatrix", "Offset")],

@@ -68,6 +68,27 @@ def test_fields_that_change_nothing_are_accepted(change: dict[str, str | None], 
     np.testing.assert_array_equal(decode(nrrd(**change)).array_CDHW, decode(nrrd()).array_CDHW)
 
 
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("kinds", ["list", "???", None])
+def test_an_axis_of_one_voxel_outside_space_is_dropped(at: int, kinds: str | None, nrrd: Nrrd) -> None:
+    """Wherever it stands among the axes, voxels and place are those of three axes."""
+    directions = ["(-0.866,-0.5,0)", "(0.75,-1.299,0)", "(0,0,2)"]
+    sizes, three = ["4", "5", "6"], ["domain"] * 3
+    fields = {
+        "dimension": "4",
+        "sizes": " ".join([*sizes[:at], "1", *sizes[at:]]),
+        "space_directions": " ".join([*directions[:at], "none", *directions[at:]]),
+        "kinds": kinds and " ".join([*three[:at], kinds, *three[at:]]),
+    }
+
+    volume, expected = decode(nrrd(**fields)), decode(nrrd())
+
+    np.testing.assert_array_equal(volume.array_CDHW, expected.array_CDHW)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+
+
+IN_SPACE = "(1,0,0) (0,1,0) (0,0,1)"
+
 REFUSED = [
     *[({name: "x.raw"}, errors.UnsafeHeader) for name in ("data_file", "datafile", "Data_File", "DATAFILE")],
     *[({name: "0"}, errors.UnsafeHeader) for name in ("byte_skip", "byteskip", "line_skip", "lineskip")],
@@ -84,6 +105,15 @@ REFUSED = [
     ({"spacings": "1 1 1"}, errors.InvalidHeader),
     *[({"encoding": name}, errors.UnsupportedCompression) for name in ("bzip2", "bz2", "ascii", "text", "hex")],
     *[({"dimension": n}, errors.UnsupportedDimensions) for n in ("16", "2", "-3", "0")],
+    ({"dimension": "4"}, errors.InvalidHeader),
+    (
+        {"dimension": "4", "sizes": "2 4 5 3", "space_directions": f"none {IN_SPACE}", "kinds": None},
+        errors.UnsupportedDimensions,
+    ),
+    ({"space_directions": "none (0,1,0) (0,0,1)"}, errors.UnsupportedDimensions),
+    ({"space_directions": f"{IN_SPACE} none"}, errors.InvalidHeader),
+    ({"space_directions": "(1,0,0) (0,1,0) nowhere"}, errors.InvalidHeader),
+    ({"space_directions": "(1,0,0) (0,1,0) (0,0,1000)"}, errors.InvalidSpacing),
     ({"kinds": "RGB-color domain domain"}, errors.UnsupportedDimensions),
     ({"sizes": "4 0 6"}, errors.UnsupportedDimensions),
     ({"sizes": "4 -5 6"}, errors.UnsupportedDimensions),

@@ -88,3 +88,13 @@ def test_a_missing_and_a_doubled_field_are_refused() -> None:
         Fields([]).text("sizes")
     with pytest.raises(InvalidHeader, match="'sizes' twice"):
         Fields([("sizes", "1"), ("sizes", "1")])
+
+
+def test_an_axis_outside_space_has_no_vector() -> None:
+    """The word none stands for it, in any case; anything else is refused."""
+    fields = Fields([("a", " none (1,2,3)  NONE (4,5,6)"), ("b", "(1,2,3) nothing"), ("c", "(1,2) none")])
+
+    assert fields.vectors_or_none("a", 4) == [None, [1, 2, 3], None, [4, 5, 6]]
+    for name, count in (("a", 3), ("b", 1), ("b", 2), ("c", 2)):
+        with pytest.raises(InvalidHeader):
+            fields.vectors_or_none(name, count)
