@@ -15,13 +15,19 @@ from service.pipeline.centre import Placement
 from service.pipeline.grid import Grid
 from service.pipeline.predict import Segmentation
 from service.schemas import Located, Statement, Structure, Summary
-from service.volume import Volume
+from service.volume import VOXEL_SIZE, Volume
 
 NOT_VALIDATED: Final = (
     "The anatomy was located automatically in this scan. Locating was not validated against expert labels on whole "
     "scans: look whether the outline is in the right place."
 )
 """Warning in every summary of located parts."""
+
+DOUBTS: Final = {
+    VOXEL_SIZE: "The scan's header holds two voxel sizes (see the warnings), so its sizes cannot be compared with those "
+    "of the card's cases, and no volume can be stated."
+}
+"""Why the statement is withdrawn, by what a file contradicts itself about."""
 
 _LOW_PERCENTILE: Final = 5
 
@@ -85,7 +91,7 @@ def findings_about(
     """
     sizes = judge_sizes(acceptance, sizes_of(volume, grid, placement))
     return Findings(
-        reasons=(*judgement.reasons, *sizes),
+        reasons=(*judgement.reasons, *sizes, *(DOUBTS[doubt] for doubt in volume.doubts)),
         not_compared=judgement.not_compared,
         shift=shift,
         located=placement is not None,
