@@ -8,6 +8,7 @@ from typing import Literal, Self
 from monai.transforms import Compose
 
 from model_training.data.case import Case
+from service.bundle.acceptance import Acceptance
 from service.bundle.card import Population
 from service.bundle.schema import ServiceConfig
 
@@ -67,6 +68,9 @@ class Recipe:
     """Split that the card is measured on; never trained on, never used to choose."""
     population: Callable[[list[Case]], Population]
     """Describes the population of a card that is measured on these cases."""
+    acceptance: Acceptance | None = None
+    """What a scan may say about itself, for the card; by default only its modality is compared. Sizes that it does not limit
+    are limited by those of the card's cases."""
     limits: str
     """Limits of the data, for the model card; clauses separated by semicolons."""
     nsd_tolerance_mm: float | None

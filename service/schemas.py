@@ -11,6 +11,9 @@ from .errors import CalibrantError, ServerProblem
 RESEARCH_USE_ONLY: Final = "For research use only. Not a medical device; not for diagnosis or treatment."
 """Part of every report."""
 
+WITHDRAWN: Final = "WITHDRAWN:"
+"""Stands before every name of a withdrawn result that a viewer shows: series, segments, labels, banners."""
+
 Stage = Literal["decode", "locate", "preprocess", "infer", "calibrate", "encode", "store"]
 Report = Callable[[Stage, float], None]
 """Called with the running stage and the fraction of it that is done."""

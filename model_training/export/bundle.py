@@ -126,6 +126,8 @@ def _write(  # noqa: PLR0913, PLR0917 - the arguments of `export`
         shift_tests=tuple(shift_tests),
         locating=located,
     )
+    if recipe.acceptance is not None:
+        card = card.with_acceptance(recipe.acceptance)
     (out / CARD).write_text(card.model_dump_json() + "\n")
     _write_companions(recipe, card, out)
     write_manifest(out)
@@ -190,7 +192,8 @@ def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
 {recipe.service.description}
 
 - **Intended use:** research. Not a medical device; not for diagnosis or treatment.
-- **Input:** {recipe.service.modality}, {recipe.service.anatomy}. Other scans get an answer whose statement is withdrawn.
+- **Input:** {recipe.service.modality}, {recipe.service.anatomy}.
+{_accepts(card)}
 - **Trained on:** {population.dataset}, {", ".join(recipe.train_splits)}. {population.citation}.
 - **Measured on:** {population.split}, {population.n_cases} cases of {population.n_persons} persons, {population.protocol}, {card.date}.
 - **Temperature:** {", ".join(f"{t:.3g}" for t in recipe.service.temperature)} (1: logits as the network gives them).
@@ -200,6 +203,14 @@ def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
 |---|---|---|
 {rows}
 """
+
+
+def _accepts(card: CalibrationCard) -> str:
+    lines = "\n".join(f"  - {description}" for description in card.accepted.descriptions)
+    return f"""\
+- **Accepts:** a scan that says otherwise is refused, or, if the caller insists, answered with the statement withdrawn; so is one
+  whose sizes lie outside. What a scan does not say is listed in its statement.
+{lines}"""
 
 
 def _locating(located: Locating | None) -> str:

@@ -8,8 +8,10 @@ from model_training.data.transforms import small_affine, turned_in_plane
 from model_training.recipes.blocks import (
     CARD_FOLD,
     LEFT,
+    NO_ORIGINAL,
     RIGHT,
     TRAIN_FOLDS,
+    UNSAID,
     cpu_schedule,
     held_out,
     licence_notice,
@@ -18,6 +20,7 @@ from model_training.recipes.blocks import (
     small,
     unet,
 )
+from service.bundle.acceptance import Acceptance, Limit, Words
 from service.bundle.schema import Code, Label, ServiceConfig, ZScore
 
 _CITATION = "ACDC 2017; Bernard et al., IEEE TMI 37(11):2514-2525 (2018)"
@@ -29,6 +32,28 @@ International licence (CC BY-NC-SA 4.0), https://creativecommons.org/licenses/by
 SPDX-License-Identifier: CC-BY-NC-SA-4.0""",
     f"They were trained on, and are adapted from: {_CITATION}, whose terms are the same: non-commercial research only.",
 )
+
+_CINE: Final = Acceptance(
+    words=(
+        Words(name="Modality", accepted=("MR",)),
+        Words(
+            name="BodyPartExamined",
+            accepted=("*HEART*", "*CARDI*", "*CHEST*", "*THORAX*", "*MYOCARD*", "*HERZ*", "*COEUR*"),
+            unsaid=UNSAID,
+        ),
+        NO_ORIGINAL,
+        Words(
+            name="SeriesDescription",
+            refused=("*LGE*", "*DELAYED*", "*PSIR*", "*T1*", "*T2*", "*STIR*", "*PERF*", "*SCOUT*", "*LOCALI*"),
+        ),
+        Words(name="suffix", refused=("PET", "CT", "BOLD", "DWI", "T1W", "T2W", "FLAIR")),
+    ),
+    limits=(
+        Limit(name="SliceThickness", unit="mm", low=4, high=12),
+        Limit(name="InversionTime", unit="ms", low=0, high=0, otherwise="refused"),
+    ),
+)
+"""Cine after bright blood; late enhancement and maps have an inversion pulse."""
 
 _VENTRICLE = Code(value="21814001", meaning="Cardiac ventricle")
 
@@ -72,6 +97,7 @@ ACDC17: Final = Recipe(
         modality="MR",
         anatomy="short-axis cine of the heart, end diastole and end systole",
     ),
+    acceptance=_CINE,
     limits="one site, two scanners; short-axis slices 5 to 10 mm thick; five diagnostic groups in equal parts, unlike any clinic",
     nsd_tolerance_mm=None,
     licence_notice=_LICENCE,

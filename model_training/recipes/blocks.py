@@ -9,6 +9,7 @@ from typing import Final
 
 from model_training.config import Augmentation, Recipe, Schedule
 from model_training.data.case import Case
+from service.bundle.acceptance import Words
 from service.bundle.card import Population
 from service.bundle.schema import Code, Network
 
@@ -23,6 +24,16 @@ LEFT: Final = Code(value="7771000", meaning="Left")
 
 _CHANGES = "Changes: a neural network was trained on the images and labels; neither is contained in this bundle."
 _CODE = "The code of Calibrant is licensed separately (Apache-2.0). No warranty; for research use only, not a medical device."
+
+
+NO_ORIGINAL: Final = Words(
+    name="ImageType",
+    refused=("LOCALIZER", "*PROJECTION*", "*MIP*", "*MAP", "ADC", "FA", "P", "PHASE*", "SUBTRACTION", "*PERFUSION*"),
+)
+"""Refuses what was computed from images (PS3.3 C.8.3.1.1.1), or only shows where they lie."""
+
+UNSAID: Final = ("UNKNOWN", "OTHER", "NONE", "UNSPECIFIED", "N/A", "NA", "NO")
+"""Values by which scanners say nothing."""
 
 
 def licence_notice(terms: str, origin: str, *further: str) -> str:

@@ -10,19 +10,71 @@ from model_training.locator.recipe import LocatorRecipe
 from model_training.recipes.blocks import (
     CARD_FOLD,
     LEFT,
+    NO_ORIGINAL,
     RIGHT,
     TRAIN_FOLDS,
+    UNSAID,
     cpu_schedule,
     held_out,
     licence_notice,
     unet,
 )
+from service.bundle.acceptance import Acceptance, Limit, Words
 from service.bundle.schema import Code, Label, Part, RobustZScore, ServiceConfig, ZScore
 
 _CITATION = (
     "Medical Segmentation Decathlon, Task04_Hippocampus, Vanderbilt University Medical Center; "
     "Simpson et al., arXiv:1902.09063; Antonelli et al., Nat Commun 13:4128 (2022)"
 )
+
+_T1: Final = Acceptance(
+    words=(
+        Words(name="Modality", accepted=("MR",)),
+        Words(
+            name="BodyPartExamined",
+            accepted=(
+                *("*HEAD*", "*BRAIN*", "*SKULL*", "*CRANI*", "*CEREBR*", "*NEURO*", "*ENCEPHAL*", "*HIPPOCAMP*"),
+                *("*KOPF*", "*CABEZA*", "*TETE*", "*CRANE*"),
+            ),
+            unsaid=UNSAID,
+        ),
+        NO_ORIGINAL,
+        Words(name="AcquisitionContrast", accepted=("T1",), unsaid=(*UNSAID, "MIXED")),
+        Words(name="ScanningSequence", refused=("EP",)),
+        Words(name="SequenceName", refused=("*FLAIR*", "*TIR2D*", "*SPCIR*", "*EP2D*", "*EPFID*", "*EP_B*", "*SWI*")),
+        Words(name="PulseSequenceName", refused=("*FLAIR*", "*EPI*", "*SWI*")),
+        Words(
+            name="SeriesDescription",
+            refused=(
+                *(
+                    "*FLAIR*",
+                    "*T2*",
+                    "*DWI*",
+                    "*DTI*",
+                    "*ADC*",
+                    "*SWI*",
+                    "*BOLD*",
+                    "*FMRI*",
+                    "*STIR*",
+                    "*PERF*",
+                    "*TOF*",
+                ),
+                *("*GADO*", "*POST*CONTRAST*", "*POST*GD*", "*+C*", "*_GD*"),
+            ),
+        ),
+        Words(
+            name="ContrastBolusAgent", refused=("*",), unsaid=(*UNSAID, "N", "NO CONTRAST", "WITHOUT", "NATIVE", "0")
+        ),
+        Words(name="suffix", accepted=("T1W",)),
+        Words(name="ce", refused=("*",), unsaid=UNSAID),
+    ),
+    limits=(
+        Limit(name="EchoTime", unit="ms", low=0, high=30, otherwise="refused"),
+        Limit(name="InversionTime", unit="ms", low=0, high=1500, otherwise="refused"),
+        Limit(name="SliceThickness", unit="mm", low=0.3, high=6),
+    ),
+)
+"""T1-weighted without contrast agent: T2, FLAIR and proton density have longer echo or inversion times."""
 
 _HIPPOCAMPUS = Code(value="5366008", meaning="Hippocampus")
 _ANTERIOR = Code(value="255549009", meaning="Anterior")
@@ -91,6 +143,7 @@ _COMPARED: Final = Recipe(
         modality="MR",
         anatomy="one hippocampus, cropped (T1-weighted, about 35 x 50 x 36 voxels of 1 mm)",
     ),
+    acceptance=_T1,
     limits="one data set and one site; persons with and without psychosis, not told apart; the two sides are not told apart in a crop",
     nsd_tolerance_mm=1.0,
     licence_notice=_LICENCE,

@@ -1,19 +1,20 @@
 """Streams the parts of a form (multipart/form-data, RFC 7578); python-multipart parses it."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from service.client.names import parts_of
 from service.errors import InvalidRequest
 
 _MOST_HEADER_BYTES: Final = 8192
 
 
-async def file_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterator[bytes]:
-    """Yield the content of the one part that has a file name; the name itself is ignored.
+async def file_of(body: AsyncIterator[bytes], content_type: str) -> "AsyncIterator[Piece]":
+    """Yield the pieces of the one part that has a file name; of the name, only what it says in BIDS is kept.
 
     Args:
         body: pieces of the request's body.
@@ -30,7 +31,7 @@ async def file_of(body: AsyncIterator[bytes], content_type: str) -> AsyncIterato
             files.append(piece.part)
         # The bytes of a second file are dropped: the form is refused at its end.
         if piece.part == files[0]:
-            yield piece.data
+            yield piece
     if len(files) != 1:
         msg = f"The form holds {len(files)} files; one is expected. With curl: -F file=@scan.nii.gz"
         raise InvalidRequest(msg)
@@ -44,12 +45,14 @@ class Piece:
         part: number of the part in the form, from 1.
         name: of the field.
         is_file: whether the part has a file name; the name itself is ignored.
+        says: parts of the file name, if it is one of BIDS.
         data: bytes; empty in the first piece of each part.
     """
 
     part: int
     name: str
     is_file: bool
+    says: Mapping[str, str] = field(default_factory=dict)
     data: bytes = b""
 
 
@@ -141,7 +144,8 @@ class _Form:
         options = parse_options_header(self._disposition)[1]
         name = options.get(b"name", b"").decode(errors="replace")
         self._parts += 1
-        self._part = Piece(self._parts, name, is_file=b"filename" in options)
+        says = parts_of(options.get(b"filename", b"").decode(errors="replace"))
+        self._part = Piece(self._parts, name, is_file=b"filename" in options, says=says)
         self._pieces.append(self._part)
 
     def _data(self, data: bytes, start: int, end: int) -> None:

@@ -17,7 +17,7 @@ from service.pacs.check import examine_pacs
 from service.pacs.config import PacsName
 from service.pacs.schemas import ArrivedSeries, DicomJob, DicomJobList, PacsHealth, PacsNames
 from service.pacs.selection import Selection
-from service.schemas import DEFAULT_OBJECTS, DicomObject
+from service.schemas import DEFAULT_OBJECTS, Accept, DicomObject
 
 router = APIRouter(prefix="/v1", tags=["dicom"], responses=RESPONSES)
 
@@ -42,6 +42,8 @@ class DicomRequest(BaseModel):
     objects: Annotated[list[DicomObject], Field(min_length=1)] = list(DEFAULT_OBJECTS)
     destination: PacsName | None = None
     """PACS that the results go to; by default the one that the series comes from."""
+    accept: Accept = "stated"
+    """`anyway`: also a series that says that the model is not made for it; its result is withdrawn."""
 
     @model_validator(mode="after")
     def _reject_nothing(self) -> Self:
@@ -75,6 +77,7 @@ async def create_dicom_job(
         model=services.registry.find(body.model).identity,
         objects=tuple(dict.fromkeys(body.objects)),
         destination=body.destination or body.pacs,
+        accept=body.accept,
     )
     job = await run_in_threadpool(services.dicom.submit, order, idempotency_key)
     response.headers["Location"] = job.links.self

@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/scans", tags=["scans"], responses=RESPONSES)
 @router.post("", operation_id="uploadScan", status_code=status.HTTP_201_CREATED, openapi_extra=SCAN_BODY)
 async def upload_scan(request: Request, response: Response, services: ServicesDep, owner: OwnerDep) -> Scan:
     """Store a scan. Its id is the SHA-256 of the file, so that a scan sent twice is stored once."""
-    scan = await receive_scan(request, services, owner.name)
+    scan, _ = await receive_scan(request, services, owner.name)
     response.headers["Location"] = f"/v1/scans/{scan.id}"
     return scan
 

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response, status
@@ -10,6 +11,7 @@ from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import OwnerDep, ServicesDep
+from service.api.gate import AcceptQuery, ContrastQuery, SuffixQuery, admission_of, reject_unaccepted, stated_by
 from service.api.problems import RESPONSES
 from service.api.upload import SCAN_BODY, receive_scan
 from service.bundle.registry import DEFAULT_MODEL
@@ -35,18 +37,26 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     model: Annotated[str, Query(max_length=200, description="Name, or name@sha256.")] = DEFAULT_MODEL,
     outputs: Annotated[list[Output] | None, Query(description="What to keep; everything by default.")] = None,
     priority: Priority = "normal",
+    accept: AcceptQuery = "stated",
+    suffix: SuffixQuery = None,
+    ce: ContrastQuery = None,
     prefer: Annotated[list[Preference] | None, Header()] = None,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Job:
     """Segment a scan. 202 and `Location` as soon as the scan is stored; 200 if it is done within `Prefer: wait=N`."""
     wait_s = _seconds_to_wait(", ".join(prefer or []), services.settings.max_wait_s)
     bundle = services.registry.find(model)
+    admit = partial(admission_of, accept, suffix, ce)
     if scan is None:
-        stored = await receive_scan(request, services, owner.name)
+        stored, name = await receive_scan(
+            request, services, owner.name, lambda name, stated: reject_unaccepted(bundle, admit(name), stated)
+        )
     else:
-        stored = await run_in_threadpool(services.state.find_scan, owner.name, scan)
+        stored, name = await run_in_threadpool(services.state.find_scan, owner.name, scan), {}
+        stated = await run_in_threadpool(stated_by, services.state.scan(owner.name, scan))
+        reject_unaccepted(bundle, admit(name), stated)
     chosen = tuple(name for name in ALL_OUTPUTS if name in (outputs or ALL_OUTPUTS))
-    order = WorkflowInput(owner.name, stored.id, bundle.identity, chosen)
+    order = WorkflowInput(owner.name, stored.id, bundle.identity, chosen, admit(name))
     job = await run_in_threadpool(services.jobs.submit, order, priority=priority, idempotency_key=idempotency_key)
     if wait_s:
         job = await services.jobs.wait_async(owner.name, job.id, wait_s)

@@ -1,6 +1,7 @@
 """Streams a request body into a checked scan in the state directory, never whole in memory."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from fastapi import Request
@@ -8,7 +9,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from service.api.deps import Services
-from service.api.multipart import file_of
+from service.api.multipart import Piece, file_of
+from service.bundle.acceptance import Stated
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
 from service.intake.sandbox import check_sandboxed
 from service.schemas import Scan
@@ -38,10 +40,39 @@ FRAME_BYTES: Final = 1 << 16
 """Bytes that a form may add to the file: boundaries, headers and other fields."""
 
 
-async def receive_scan(request: Request, services: Services, owner: str) -> Scan:
-    """Store the scan of the body, complete, checked and flushed to the disk, and return it.
+@dataclass(slots=True)
+class Received:
+    """A file that has arrived.
+
+    Args:
+        size: bytes.
+        says: parts of its name, if a form gave it one of BIDS.
+    """
+
+    size: int = 0
+    says: Mapping[str, str] = field(default_factory=dict)
+
+
+Judge = Callable[[Mapping[str, str], Stated], None]
+"""Called with what the file's name and the file itself say, before the scan is kept; it refuses by raising."""
+
+
+def keep_all(_name: Mapping[str, str], _stated: Stated) -> None:
+    """Refuse nothing."""
+
+
+async def receive_scan(
+    request: Request, services: Services, owner: str, judge: Judge = keep_all
+) -> tuple[Scan, Mapping[str, str]]:
+    """Store the scan of the body, complete, checked and flushed to the disk; return it with what its name says.
 
     The body is the file itself, or a form (multipart/form-data) with one file.
+
+    Args:
+        request: its body is the scan.
+        services: settings and state directory.
+        owner: whose scan it is.
+        judge: may refuse the scan.
 
     Raises:
         UnsupportedMediaType: the body is text or JSON, or has a content encoding.
@@ -53,35 +84,38 @@ async def receive_scan(request: Request, services: Services, owner: str) -> Scan
     """
     with Upload(services.state, owner) as upload:
         received = await receive_file(request, upload, services.settings.max_upload_bytes)
-        await run_in_threadpool(check_sandboxed, upload.path)
-        return Scan(id=await run_in_threadpool(upload.keep), bytes=received)
+        judge(received.says, await run_in_threadpool(check_sandboxed, upload.path))
+        return Scan(id=await run_in_threadpool(upload.keep), bytes=received.size), received.says
 
 
-async def receive_file(request: Request, upload: Upload, limit: int) -> int:
-    """Write the file of the body to `upload`, flush it to the disk and return its size in bytes.
+async def receive_file(request: Request, upload: Upload, limit: int) -> Received:
+    """Write the file of the body to `upload`, flush it to the disk and return its size and what its name says.
 
     Raises:
         CalibrantError: as `receive_scan`, except ScanError: the file is not examined.
     """
     reject_headers(request, limit)
-    received = 0
-    async for chunk in _content(request, limit):
-        received += len(chunk)
-        if received > limit:
+    received = Received()
+    async for piece in _content(request, limit):
+        received.says = piece.says
+        received.size += len(piece.data)
+        if received.size > limit:
             raise too_large(limit)
-        await run_in_threadpool(upload.write, chunk)
+        await run_in_threadpool(upload.write, piece.data)
     await run_in_threadpool(upload.flush)
     return received
 
 
-async def _content(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the bytes of the file."""
+async def _content(request: Request, limit: int) -> AsyncIterator[Piece]:
+    """Yield the file piece by piece."""
     body = limited_body(request, limit + FRAME_BYTES)
     content_type = request.headers.get("content-type", "")
     if content_type.lower().startswith("multipart/"):
-        body = file_of(body, content_type)
-    async for chunk in body:
-        yield chunk
+        async for piece in file_of(body, content_type):
+            yield piece
+    else:
+        async for chunk in body:
+            yield Piece(1, "", is_file=True, data=chunk)
 
 
 async def limited_body(request: Request, limit: int) -> AsyncIterator[bytes]:

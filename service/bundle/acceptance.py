@@ -165,6 +165,10 @@ class Admission:
         return {**stated, **{part: (value,) for part, value in self.name}}
 
 
+AS_STATED: Final = Admission()
+"""Of a caller who says nothing about the scan."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What the comparison found.

@@ -11,7 +11,7 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import AsyncRetrying
 
-from ..schemas import Job, Models, Output, Priority, Scan, State
+from ..schemas import Accept, Job, Models, Output, Priority, Scan, State
 from . import calls
 from .calls import Call, Order, ScanSource, Show, Talk, no_show
 from .events import EventStream
@@ -61,9 +61,10 @@ class AsyncClient:
         *,
         outputs: tuple[Output, ...] = (),
         priority: Priority = "normal",
+        accept: Accept = "stated",
     ) -> Result:
         """Segment a scan and return the result; arguments are those of `Client.segment`."""
-        return await self._talk(calls.segment(Order(scan, model, outputs, priority), show))
+        return await self._talk(calls.segment(Order(scan, model, outputs, priority, accept=accept), show))
 
     async def submit(self, order: Order) -> Job:
         """Submit a scan and return its job without waiting."""

@@ -16,7 +16,8 @@ import httpx
 from pydantic import ValidationError
 
 from ..errors import ClientError, ServerProblem, ServerUnreachable
-from ..schemas import FINISHED, Job, Jobs, Models, Output, Priority, Problem, Scan, State, Summary, Wire
+from ..schemas import FINISHED, Accept, Job, Jobs, Models, Output, Priority, Problem, Scan, State, Summary, Wire
+from .names import parts_of
 from .result import Result
 
 SEGMENTATIONS: Final = "/v1/segmentations"
@@ -54,6 +55,7 @@ class Order:
         outputs: outputs to keep; all if empty.
         priority: over waiting jobs.
         idempotency_key: the same key never makes a second job; a new one by default.
+        accept: `anyway`: also a scan that the model does not accept; its statement is then withdrawn.
 
     Raises:
         ClientError: the scan is a str, but no id.
@@ -64,6 +66,7 @@ class Order:
     outputs: tuple[Output, ...] = ()
     priority: Priority = "normal"
     idempotency_key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    accept: Accept = "stated"
 
     def __post_init__(self) -> None:
         if isinstance(self.scan, str) and not re.fullmatch("[0-9a-fA-F]{64}", self.scan):
@@ -108,8 +111,12 @@ def upload(scan: Path | str) -> Talk[Scan]:
 
 def submit(order: Order, headers: Mapping[str, str] | None = None) -> Talk[Job]:
     """Submit a scan."""
-    params = {"model": order.model, "outputs": list(order.outputs), "priority": order.priority}
-    if not isinstance(order.scan, Path):
+    params: dict[str, Any] = {"model": order.model, "outputs": list(order.outputs), "priority": order.priority}
+    if order.accept != "stated":
+        params["accept"] = order.accept
+    if isinstance(order.scan, Path):
+        params |= parts_of(order.scan.name)
+    else:
         params["scan"] = order.scan.id if isinstance(order.scan, Scan) else order.scan
     call = Call(
         "POST",

@@ -11,7 +11,7 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import Retrying
 
-from ..schemas import Job, Models, Output, Priority, Scan, State
+from ..schemas import Accept, Job, Models, Output, Priority, Scan, State
 from . import calls
 from .calls import Call, Order, ScanSource, Show, Talk, no_show
 from .events import EventStream
@@ -73,6 +73,7 @@ class Client:
         *,
         outputs: tuple[Output, ...] = (),
         priority: Priority = "normal",
+        accept: Accept = "stated",
     ) -> Result:
         """Segment a scan and return the result.
 
@@ -82,11 +83,12 @@ class Client:
             show: called with the job whenever it was looked at.
             outputs: outputs to keep; all by default.
             priority: over waiting jobs.
+            accept: `anyway`: also a scan that the model does not accept; its statement is then withdrawn.
 
         Raises:
             ClientError: the scan is a str, but no id.
         """
-        return self._talk(calls.segment(Order(scan, model, outputs, priority), show))
+        return self._talk(calls.segment(Order(scan, model, outputs, priority, accept=accept), show))
 
     def submit(self, order: Order) -> Job:
         """Submit a scan and return its job without waiting."""

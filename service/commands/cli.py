@@ -10,9 +10,18 @@ import typer
 
 from service import __version__
 from service.errors import CalibrantError, DeviceUnavailable, ServerProblem, ServerUnreachable
+from service.schemas import Accept
 
-EXIT_ERROR, EXIT_UNREACHABLE, EXIT_INPUT = 1, 3, 6
-"""Internal or configuration error; the service or device that is needed is not there; invalid scan or request."""
+EXIT_ERROR, EXIT_UNREACHABLE, EXIT_INPUT, EXIT_WITHDRAWN = 1, 3, 6, 10
+"""Internal or configuration error; the service or device that is needed is not there; invalid scan or request; with
+--strict, a result whose statement is withdrawn."""
+
+AcceptOption = Annotated[
+    Accept,
+    typer.Option(
+        help="`anyway`: also scans that say that the model is not made for them; their results are withdrawn."
+    ),
+]
 
 NOT_READY = (429, 502, 503, 504)
 """HTTP statuses of a server, or of a proxy in front of it, that is still busy or starting after the client's retries."""
@@ -124,12 +133,16 @@ def predict(
         str | None,
         typer.Option(help="A running service, e.g. http://127.0.0.1:8000; by default, this machine computes."),
     ] = None,
+    accept: AcceptOption = "stated",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 10 if the statement is withdrawn.")] = False,
 ) -> None:
     """Segment one scan and write mask, confidence map and calibration summary."""
     from service.commands.predict import predict_here, predict_there
 
-    files = predict_there(scan, out, model, url) if url else predict_here(scan, out, model)
+    files = predict_there(scan, out, model, url, accept) if url else predict_here(scan, out, model, accept)
     typer.echo(files.report())
+    if strict and files.withdrawn:
+        raise typer.Exit(EXIT_WITHDRAWN)
 
 
 @app.command()
@@ -154,6 +167,7 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
         bool, typer.Option("--retry-failed", help="Also repeat cases that failed because of their scan.")
     ] = False,
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write the tables as Parquet.")] = False,
+    accept: AcceptOption = "stated",
 ) -> None:
     """Segment many scans into one folder with one table; run it again to go on where it stopped.
 
@@ -172,7 +186,7 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--shard") from error
     where = None if local else url
-    request = BatchRequest(source, out, where, model, jobs, part, pattern, dry_run, retry_failed, parquet)
+    request = BatchRequest(source, out, where, model, jobs, part, pattern, dry_run, retry_failed, parquet, accept)
     # Without a terminal, rich would break lines after 80 columns.
     raise typer.Exit(run_command(request, Console(width=None if sys.stdout.isatty() else 160)))
 

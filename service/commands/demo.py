@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.client.http import Client
-from service.commands.predict import Prediction
+from service.commands.predict import WITHDRAWN_BANNER, Prediction
 from service.errors import ServerUnreachable, SettingsError
 from service.schemas import RESEARCH_USE_ONLY, Job
 
@@ -92,7 +92,7 @@ def run_demo(out: Path) -> None:
     for side in SIDES:
         x, y, z = nib.affines.apply_affine(images.affine, images.middle(side))
         _say(f"centre of the {side} hippocampus in MNI space (RAS): {x:+.0f}, {y:+.0f}, {z:+.0f} mm")
-    draw(images, out / "demo.png")
+    draw(images, out / "demo.png", withdrawn=files.withdrawn)
     _say(f"\nPicture: {out / 'demo.png'}\nDone in {time.monotonic() - started:.1f} s. {RESEARCH_USE_ONLY}")
     _say("Next: calibrant serve, or calibrant predict SCAN -o OUT")
 
@@ -110,8 +110,13 @@ def template() -> Path:
     return Path(package.origin).parent / TEMPLATE
 
 
-def draw(images: Images, path: Path) -> None:
+def draw(images: Images, path: Path, *, withdrawn: bool = False) -> None:
     """Draw, for each side, the whole head, the mask's outline in three planes, and the confidence.
+
+    Args:
+        images: to draw.
+        path: of the picture.
+        withdrawn: whether the statement is withdrawn; then the title says so first.
 
     Raises:
         SettingsError: matplotlib is not installed.
@@ -129,6 +134,8 @@ def draw(images: Images, path: Path) -> None:
         shown = _draw_side(row, images, side)
     figure.colorbar(shown, ax=axes[:, 4], label="confidence of the mask's label", shrink=0.8)
     legend = "orange: anterior, blue: posterior hippocampus; P A L R: posterior, anterior, left, right"
+    if withdrawn:
+        figure.text(0.5, 0.5, WITHDRAWN_BANNER, color="red", ha="center", fontsize=18, weight="bold", zorder=9)
     figure.suptitle(f"MNI152 template (average of 152 brains), as it comes. {legend}\n{RESEARCH_USE_ONLY}", fontsize=10)
     figure.savefig(path, dpi=100)
 

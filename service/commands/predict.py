@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from service.bundle.acceptance import Admission
 from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.client.files import Files, stem_of
 from service.client.http import Client
-from service.schemas import Summary
+from service.client.names import parts_of
+from service.schemas import Accept, Summary
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 100
 """Columns of printed sentences."""
+
+WITHDRAWN_BANNER: Final = "*** WITHDRAWN: do not use this mask or its volumes. The reasons are below. ***"
+"""First line of a report on a withdrawn result."""
 
 _LEAST_WIDTH = 24
 """Least columns for the names of structures."""
@@ -44,11 +49,21 @@ class Prediction:
         files.summary.write_text(summary.model_dump_json(indent=2) + "\n")
         return files
 
+    def read_summary(self) -> Summary:
+        """Return the image-level summary."""
+        return Summary.model_validate_json(self.summary.read_bytes())
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the statement is withdrawn."""
+        return self.read_summary().statement.status == "withdrawn"
+
     def report(self) -> str:
-        """Return the text for the terminal: structures, statement and warnings, files."""
-        summary = Summary.model_validate_json(self.summary.read_bytes())
+        """Return the text for the terminal: a banner if withdrawn, structures, statement and warnings, files."""
+        summary = self.read_summary()
         width = max(_LEAST_WIDTH, *(len(structure.name) for structure in summary.structures))
-        lines = [f"{'structure':{width}} {'volume':>9} {'mean confidence':>16}"]
+        lines = [WITHDRAWN_BANNER, ""] if summary.statement.status == "withdrawn" else []
+        lines += [f"{'structure':{width}} {'volume':>9} {'mean confidence':>16}"]
         for structure in summary.structures:
             confidence = "-" if structure.mean_confidence is None else f"{structure.mean_confidence:.3f}"
             volume = "cut off" if structure.volume_ml is None else f"{structure.volume_ml:.2f} ml"
@@ -56,26 +71,37 @@ class Prediction:
         lines += [
             "",
             *textwrap.wrap(summary.statement.text, WIDTH),
-            *(f"  {reason}" for reason in summary.statement.reasons),
+            *(line for reason in summary.statement.reasons for line in _indented(reason)),
         ]
+        if summary.statement.not_compared:
+            lines += textwrap.wrap(f"Not compared: {', '.join(summary.statement.not_compared)}.", WIDTH)
         for warning in summary.warnings:
             lines += textwrap.wrap(f"Warning: {warning}", WIDTH)
         lines += [summary.research_use_only, ""]
         return "\n".join([*lines, *(str(path) for path in (self.mask, self.confidence, self.summary))])
 
 
-def predict_there(scan: Path, out: Path, model: str | None, url: str) -> Prediction:
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
+def admission_of(scan: Path, accept: Accept) -> Admission:
+    """Return what the command line and the name of a file say about a scan."""
+    return Admission(tuple(sorted(parts_of(scan.name).items())), accept)
+
+
+def predict_there(scan: Path, out: Path, model: str | None, url: str, accept: Accept = "stated") -> Prediction:
     """Let the service at `url` segment the scan, and write the files.
 
     Raises:
         ClientError: no server answered, or it refused the scan.
     """
     with Client(url) as client:
-        result = client.segment(scan, model)
+        result = client.segment(scan, model, accept=accept)
     return Prediction.write(scan, out, result.mask, result.confidence, result.summary)
 
 
-def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
+def predict_here(scan: Path, out: Path, model: str | None, accept: Accept = "stated") -> Prediction:
     """Segment the scan in this process, and write the files.
 
     Raises:
@@ -89,7 +115,7 @@ def predict_here(scan: Path, out: Path, model: str | None) -> Prediction:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         with served_here(installed(model)) as bundle:
-            run_case(scan, bundle, work, lambda _stage, _done: None)
+            run_case(scan, bundle, work, lambda _stage, _done: None, admission=admission_of(scan, accept))
         summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
         return Prediction.write(scan, out, (work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
 

@@ -18,6 +18,7 @@ from typing import Any, Final, get_args
 
 import structlog
 
+from service.bundle.acceptance import AS_STATED, Admission
 from service.bundle.description import BundleDescription
 from service.bundle.engine_kind import AUTO
 from service.engines.devices import CPU, Device
@@ -172,7 +173,7 @@ class EmbeddedExecutor:
         child = self._child
         return child is not None and child.ready and child.process.is_alive() and self.why_not is None
 
-    def run(
+    def run(  # noqa: PLR0913, PLR0917 - the arguments of `run_case`
         self,
         scan: Path,
         bundle: BundleDescription,
@@ -180,6 +181,7 @@ class EmbeddedExecutor:
         report: Report,
         cancelled: Callable[[], bool] = lambda: False,
         outputs: tuple[Output, ...] = get_args(Output),
+        admission: Admission = AS_STATED,
     ) -> CaseResult:
         """Run `run_case` in the child and return its result.
 
@@ -190,6 +192,7 @@ class EmbeddedExecutor:
             report: called with each stage and its progress.
             cancelled: returns whether the case was cancelled; called after each report, e.g. of a window.
             outputs: outputs to keep; all by default.
+            admission: what the caller says about the scan.
 
         Raises:
             DeviceUnavailable: no child could be started; the case has not begun.
@@ -205,7 +208,7 @@ class EmbeddedExecutor:
             child = self._ready_child()
             try:
                 with suppress(OSError):  # a child that has died is noticed when it is listened to
-                    child.pipe.send((RUN, (scan, bundle.root, bundle.identity, out, outputs)))
+                    child.pipe.send((RUN, (scan, bundle.root, bundle.identity, out, outputs, admission)))
                 end, *content = self._listen(child, report, cancelled)
             except (_ChildLost, ExecutorStopped) as error:
                 self._end(child)

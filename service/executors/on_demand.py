@@ -4,6 +4,7 @@ One at a time, because each computation may need as much memory as the case itse
 process, but its exponentials differ from torch's in the last digit, and so would every figure.
 """
 
+import datetime as dt
 import multiprocessing
 import os
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import ExecutionError, ResultExpired
+from service.intake.sandbox import decode_sandboxed
 from service.result.files import offers_dicom, reject_without_logits, reject_without_series
 from service.result.nifti import Content, VoxelType
 from service.schemas import DEFAULT_OBJECTS, DicomObject, Measured, Superseded
@@ -100,6 +102,27 @@ def derive_dicom(
     return [work / f"{dicom_object}.dcm" for dicom_object in distinct]
 
 
+def derive_refusal(scan: Path, work: Path, bundle: Path, detail: str, seconds: float = 600.0) -> list[Path]:
+    """Return the file of a report that says why a series was refused, `sr.dcm`; none if it belongs to no study.
+
+    Args:
+        scan: the zip of the series.
+        work: folder that the file is written to.
+        bundle: folder of the model that refused it.
+        detail: why, in sentences.
+        seconds: time limit.
+
+    Raises:
+        ScanError: the series cannot be read.
+        ExecutionError: the process died or took too long.
+    """
+    source = decode_sandboxed(scan).source
+    if source is None:
+        return []
+    _in_child(_write_refusal, work, seconds, source, bundle, detail, dt.datetime.now(dt.UTC).replace(microsecond=0))
+    return [work / "sr.dcm"]
+
+
 def _in_child(work: Callable[..., None], result: Path, seconds: float, *arguments: object) -> None:
     with _TURN:
         process = _PROCESSES.Process(target=work, args=(result, *arguments), daemon=True)
@@ -133,11 +156,23 @@ def _write_measured(result: Path, work: Path, model: str) -> None:
     (work / _MEASURED).write_text(measure(result, classes, model).model_dump_json())
 
 
-def _write_dicom(result: Path, work: Path, objects: tuple[DicomObject, ...], supersedes: Superseded | None) -> None:
-    # A library's warning or exception about a header may hold a patient's name: discard all output.
+def _write_refusal(work: Path, source: str, bundle: Path, detail: str, created: dt.datetime) -> None:
+    _silence()
+
+    from service.derived.refusal import write_refusal
+
+    write_refusal(source, work, bundle, detail, created)
+
+
+def _silence() -> None:
+    """Discard all output: a library's warning or exception about a header may hold a patient's name."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
+
+
+def _write_dicom(result: Path, work: Path, objects: tuple[DicomObject, ...], supersedes: Superseded | None) -> None:
+    _silence()
 
     from service.derived.dicom import write_dicom
 

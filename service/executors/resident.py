@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from service.bundle.acceptance import Admission
 from service.engines.devices import Device, claim, describe
 from service.errors import BundleIntegrity, CalibrantError, DeviceUnavailable, JobCancelled
 from service.executors.faults import device_failed, device_ran_out_of_memory, explain
@@ -157,14 +158,18 @@ class _Case:
             msg = f"{name} computes wrongly: a window of the first model has values that are not finite. Do not use it."
             raise DeviceUnavailable(msg)
 
-    def outcome(self, scan: Path, root: Path, identity: str, out: Path, outputs: tuple[Output, ...]) -> tuple[str, ...]:
+    def outcome(
+        self, scan: Path, root: Path, identity: str, out: Path, outputs: tuple[Output, ...], admission: Admission
+    ) -> tuple[str, ...]:
         """Compute a case and return the message about its end."""
         from service.pipeline.run import run_case
 
         report = partial(_report, self.pipe)
         try:
             bundle = self.networks.load(root, identity)
-            return DONE, run_case(scan, bundle, out, report, outputs, device=self.terms.device.name).model_dump_json()
+            name = self.terms.device.name
+            result = run_case(scan, bundle, out, report, outputs, device=name, admission=admission)
+            return DONE, result.model_dump_json()
         except Exception as error:  # noqa: BLE001 - the wall of the worker loop: one case must not end the others
             return self._failure(error)
 

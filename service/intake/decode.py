@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.acceptance import Stated
 from service.errors import EmptyBody, NonFiniteVoxels, UnrecognisedFormat
 from service.intake.formats import archive, metaimage, nifti, nrrd
 from service.intake.formats.geometry import MAX_VOXELS
@@ -30,8 +31,8 @@ class _Format(Protocol):
         """Return the volume of a file."""
         ...
 
-    def check(self, file: BinaryIO, /) -> None:
-        """Raise what `decode` would raise over header, geometry and length."""
+    def check(self, file: BinaryIO, /) -> Stated | None:
+        """Raise what `decode` would raise over header, geometry and length; return what the scan states, if it can."""
         ...
 
 
@@ -49,13 +50,15 @@ def decode_scan(path: Path) -> Volume:
     return volume
 
 
-def check_scan(path: Path) -> None:
+def check_scan(path: Path) -> Stated:
     """Raise what `decode_scan` would raise over the header, the geometry and the length of the file.
+
+    Returns what the scan states about itself: DICOM attributes, nothing for other formats.
 
     Intensities are not checked: a scan full of NaN passes here and is refused when it is decoded.
     """
     with _opened(path) as (file, form):
-        form.check(file)
+        return form.check(file) or {}
 
 
 @contextmanager

@@ -31,6 +31,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
+from service.bundle.acceptance import Stated
 from service.errors import CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge, from_code
 from service.intake.decode import check_scan, decode_scan
 from service.intake.formats import nifti
@@ -83,12 +84,18 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
     padding = np.frombuffer(voxels, np.uint8, flags, size).reshape(shape[1:], order=order) != 0 if flags else None
     affine = np.array(answer["affine"], np.float64)
     warnings, header = tuple(answer["warnings"]), bytes.fromhex(answer["header"])
-    return Volume(array, affine, header, warnings, answer["source"], padding, doubts=tuple(answer["doubts"]))
+    doubts = tuple(answer["doubts"])
+    return Volume(array, affine, header, warnings, answer["source"], padding, _stated(answer), doubts)
 
 
-def check_sandboxed(path: Path, limits: Limits | None = None) -> None:
-    """Raise what `check_scan` raises, running it in a process of its own."""
-    _ask(path, limits or Limits(), None)
+def check_sandboxed(path: Path, limits: Limits | None = None) -> Stated:
+    """Raise what `check_scan` raises and return what it returns, running it in a process of its own."""
+    return _stated(_ask(path, limits or Limits(), None))
+
+
+def _stated(answer: dict[str, Any]) -> Stated:
+    # A child that a file has taken over may answer with values of any type.
+    return {str(name): tuple(map(str, values)) for name, values in answer["stated"].items()}
 
 
 def start_sandbox(*modules: str) -> None:
@@ -287,8 +294,7 @@ def _confine(path: Path, limits: Limits) -> None:
 
 def _decode(path: Path, shared: int | None) -> dict[str, Any]:
     if shared is None:
-        check_scan(path)
-        return {}
+        return {"stated": check_scan(path)}
     volume = decode_scan(path)
     # Voxels are copied in their memory order: reordering a large volume takes as long as decoding it.
     order: Literal["F", "C"] = "F" if volume.array_CDHW.flags.f_contiguous else "C"
@@ -311,6 +317,7 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
         "source": volume.source,
         "padded": padding is not None,
         "doubts": volume.doubts,
+        "stated": volume.stated,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.schemas import Stage, State
+from service.schemas import Stage, State, StatementStatus
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 """Media type of `Metrics.text`."""
@@ -29,7 +29,8 @@ class Metrics:
     | `calibrant_jobs` | gauge | state | jobs that wait or run at the moment |
     | `calibrant_stage_seconds` | histogram | model, stage | time of each stage of a succeeded case |
     | `calibrant_foreground_confidence` | histogram | model | mean confidence over the foreground, one value per case |
-    | `calibrant_statements_withdrawn_total` | counter | model | cases unlike the population of the model's card |
+    | `calibrant_statements_total` | counter | model, status | verdicts: holds, withdrawn, not compared |
+    | `calibrant_statements_withdrawn_total` | counter | model | of them the withdrawn ones; the former name of that |
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class Metrics:
         self._confidence = Histogram(
             "calibrant_foreground_confidence", "Mean confidence.", ["model"], buckets=_CONFIDENCES, **given
         )
+        self._statements = Counter("calibrant_statements_total", "Statements.", ["model", "status"], **given)
         self._withdrawn = Counter("calibrant_statements_withdrawn_total", "Statements withdrawn.", ["model"], **given)
 
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -56,7 +58,11 @@ class Metrics:
         self._request_seconds.labels(method, route).observe(seconds)
 
     def case_succeeded(
-        self, model: str, seconds: Mapping[Stage, float], confidence: float | None, *, withdrawn: bool
+        self,
+        model: str,
+        seconds: Mapping[Stage, float],
+        confidence: float | None,
+        statement: StatementStatus | None,
     ) -> None:
         """Count a case that succeeded.
 
@@ -64,14 +70,16 @@ class Metrics:
             model: name of the model, without its hash.
             seconds: duration of each stage.
             confidence: mean over the foreground; None without foreground.
-            withdrawn: whether the statement was withdrawn.
+            statement: status of the statement; None if the job did not keep the summary.
         """
         self._finished.labels(model, "succeeded").inc()
         for stage, spent in seconds.items():
             self._stages.labels(model, stage).observe(spent)
         if confidence is not None:
             self._confidence.labels(model).observe(confidence)
-        if withdrawn:
+        if statement is not None:
+            self._statements.labels(model, statement).inc()
+        if statement == "withdrawn":
             self._withdrawn.labels(model).inc()
 
     def case_ended(self, model: str, state: str) -> None:

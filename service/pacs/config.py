@@ -3,6 +3,7 @@
 import os
 import ssl
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -11,13 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PositiveFloat, Posit
 from service.bundle.registry import DEFAULT_MODEL
 from service.errors import PacsNotFound, SettingsError
 from service.pacs.selection import Selection
-from service.schemas import DEFAULT_OBJECTS, DicomObject
+from service.schemas import DEFAULT_OBJECTS, Accept, DicomObject, StatementStatus
 from service.storage.keys import LOCAL, OwnerName
 
 AeTitle = Annotated[str, Field(pattern=r"^[ -\[\]-~]{1,16}$")]
 """Application entity title: at most 16 characters, no backslash (PS3.5 6.2, VR AE)."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+WITHDRAWN_OBJECTS: Final[tuple[DicomObject, ...]] = ("sr", "sc", "pdf")
+"""What a PACS gets of a withdrawn result by default: what says so in words, and no segmentation that may be taken for good."""
 
 PacsName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 
@@ -142,6 +146,22 @@ class Pacs(_Table):
     """Seconds that one request may take altogether."""
     poll_s: PositiveFloat = 2
     """Seconds between two polls of Orthanc's change log."""
+    withdrawn: list[DicomObject] = list(WITHDRAWN_OBJECTS)
+    """Objects that are stored here of a result whose statement is withdrawn, of those that were asked for; if none of them
+    was, the report. Without any in this list nothing is stored."""
+    refused: bool = False
+    """Whether a short report that says why is stored here if a scan is refused."""
+
+    def wanted(self, objects: Sequence[DicomObject], status: StatementStatus) -> list[DicomObject]:
+        """Return which objects of a result are stored here.
+
+        Args:
+            objects: that were asked for.
+            status: of the result's statement.
+        """
+        if status != "withdrawn":
+            return list(objects)
+        return [kind for kind in objects if kind in self.withdrawn] or (["sr"] if "sr" in self.withdrawn else [])
 
     @model_validator(mode="after")
     def _reject_half(self) -> Self:
@@ -165,6 +185,8 @@ class Rule(_Table):
     """PACS that results are sent to; `pacs` itself by default."""
     owner: OwnerName = LOCAL
     """Owner of the jobs."""
+    accept: Accept = "stated"
+    """`anyway`: also series that say that the model is not made for them; their results are withdrawn."""
 
 
 class Webhook(_Table):

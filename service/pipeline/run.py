@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from service.bundle.acceptance import Admission, judge_words
+from service.bundle.acceptance import AS_STATED, Admission, judge_words
 from service.bundle.card import CPU, Measurement
 from service.bundle.engine_kind import REFERENCE
 from service.bundle.reader import LoadedBundle
@@ -38,9 +38,6 @@ from service.result.outputs import FinishedCase, encode_files
 from service.result.store import Store, complete
 from service.schemas import CaseResult, Output, Report, Stage
 from service.volume import Volume
-
-AS_STATED: Final = Admission()
-"""Of a caller who says nothing about the scan."""
 
 _ON_DEVICE: Final[tuple[Stage, ...]] = ("locate", "infer", "calibrate")
 """Stages that use the device: at the end of each it is waited for, once, or the next stage would be given its time."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from service import __version__
 from service.result import outputs
-from service.result.files import RESULT
+from service.result.files import RESULT, mark_of
 from service.result.frame import Frame, read_frame
 from service.result.sidecars import to_json
 from service.schemas import RESEARCH_USE_ONLY
@@ -70,9 +70,10 @@ def _members(result: Path, frame: Frame, subject: str) -> dict[str, bytes | Path
         "image": f"sub-{subject}/{folder}/sub-{subject}_space-orig_seg-{model}",
         "subject": f"sub-{subject}/sub-{subject}",
     }
+    made = f"Segmentation by Calibrant {__version__}, model {frame.config.name}."
     members: dict[str, bytes | Path] = {
         "dataset_description.json": to_json(_DESCRIPTION),
-        "README.md": f"Segmentation by Calibrant {__version__}, model {frame.config.name}. {RESEARCH_USE_ONLY}\n".encode(),
+        "README.md": f"{mark_of(result)}{made} {RESEARCH_USE_ONLY}\n".encode(),
         ".bidsignore": _ignored(folder),
     }
     for file in outputs.OUTPUTS:

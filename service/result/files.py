@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from service.errors import NoSourceSeries, ResultExpired
+from service.schemas import WITHDRAWN, Summary
 from service.storage.local import RESULT
 
 __all__ = ["CONFIDENCE", "FRAME", "LOGITS", "MASK", "RESULT", "SOURCE", "SUMMARY"]
@@ -22,6 +23,17 @@ SOURCE: Final = "source.json.gz"
 def offers_dicom(result: Path) -> bool:
     """Return whether every file that DICOM objects need was kept; a parametric map needs the logits, too."""
     return all((result / name).is_file() for name in (SOURCE, MASK, CONFIDENCE, SUMMARY))
+
+
+def is_withdrawn(result: Path) -> bool:
+    """Return whether the statement of a result is withdrawn; False if its summary was not kept."""
+    path = result / SUMMARY
+    return path.is_file() and Summary.model_validate_json(path.read_bytes()).statement.status == "withdrawn"
+
+
+def mark_of(result: Path) -> str:
+    """Return what stands before every name of a result that a viewer shows: a mark if it is withdrawn, else nothing."""
+    return f"{WITHDRAWN} " if is_withdrawn(result) else ""
 
 
 def holds_series(result: Path) -> bool:

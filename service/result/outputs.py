@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from service.result.files import CONFIDENCE, FRAME, MASK, SOURCE, SUMMARY
+from service.result.files import CONFIDENCE, FRAME, MASK, SOURCE, SUMMARY, mark_of
 from service.result.frame import Frame, read_frame
 from service.result.nifti import encode_confidence, encode_mask, encode_source
 from service.result.segnrrd import encode_segmentation
@@ -143,7 +143,9 @@ OUTPUTS: tuple[ResultFile, ...] = (
         dicom_object="seg",
         conversions={
             "seg.nrrd": Conversion(
-                "mask.seg.nrrd", NRRD, lambda result: encode_segmentation(read_mask(result), read_frame(result))
+                "mask.seg.nrrd",
+                NRRD,
+                lambda result: encode_segmentation(read_mask(result), read_frame(result), mark_of(result)),
             )
         },
     ),

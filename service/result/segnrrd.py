@@ -21,12 +21,13 @@ _CONTEXT: Final = "Segmentation category and type - DICOM master list"
 _GZIP_LEVEL: Final = 3
 
 
-def encode_segmentation(mask: npt.NDArray[np.uint8], frame: Frame) -> bytes:
+def encode_segmentation(mask: npt.NDArray[np.uint8], frame: Frame, mark: str = "") -> bytes:
     """Return the mask as .seg.nrrd with its label values, on the scan's grid in LPS.
 
     Args:
         mask: (D, H, W) label values on the scan's grid.
         frame: affine and labels.
+        mark: stands before the name of every segment.
     """
     import slicerio
 
@@ -35,7 +36,7 @@ def encode_segmentation(mask: npt.NDArray[np.uint8], frame: Frame) -> bytes:
         "ijkToLPS": _RAS_TO_LPS @ frame.affine_ras,
         "encoding": "gzip",
         "containedRepresentationNames": ["Binary labelmap"],
-        "segments": [_segment(label, mask.shape) for label in frame.config.labels[1:]],
+        "segments": [_segment(label, mask.shape, mark) for label in frame.config.labels[1:]],
     }
     buffer = io.BytesIO()
     slicerio.write_segmentation(buffer, segmentation, compression_level=_GZIP_LEVEL)
@@ -66,10 +67,10 @@ def encode_nrrd(mask: npt.NDArray[np.integer[Any]], frame: Frame, *, packed: boo
     return _without_comments(buffer.getvalue())
 
 
-def _segment(label: Label, shape: tuple[int, ...]) -> dict[str, Any]:
+def _segment(label: Label, shape: tuple[int, ...], mark: str) -> dict[str, Any]:
     segment: dict[str, Any] = {
         "id": f"Segment_{label.value}",
-        "name": label.name,
+        "name": f"{mark}{label.name}",
         "color": [round(part / 255, 6) for part in label.color],
         "labelValue": label.value,
         "layer": 0,

@@ -14,11 +14,11 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import InvalidRequest
-from service.result.files import MASK, RESULT, SUMMARY
+from service.result.files import MASK, RESULT, SUMMARY, mark_of
 from service.result.frame import read_frame
 from service.result.outputs import read_mask
 from service.result.segnrrd import encode_nrrd, encode_segmentation
-from service.schemas import CaseResult, Job, Stage, Summary
+from service.schemas import Accept, CaseResult, Job, Stage, Summary
 
 BINARY: Final = "application/octet-stream"
 """Media type of every mask; OHIF searches a form for exactly this text."""
@@ -43,6 +43,8 @@ class Wish(BaseModel):
     """Voxel type of an .nrrd; the other two formats are always uint8."""
     result_compress: bool = True
     """Whether an .nrrd is gzipped; the other two formats always are."""
+    accept: Accept = "stated"
+    """Our own: `anyway` segments a scan that the model does not accept, too."""
 
     @classmethod
     def read(cls, params: bytes) -> "Wish":
@@ -55,7 +57,7 @@ class Wish(BaseModel):
             return cls.model_validate_json(params or b"{}")
         except ValidationError as error:
             names = ", ".join(sorted({str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}))
-            msg = f"params cannot be used ({names or 'the whole'}). A JSON object is expected, with result_extension .nrrd, .seg.nrrd or .nii.gz, result_dtype uint8 or uint16, result_compress true or false."
+            msg = f"params cannot be used ({names or 'the whole'}). A JSON object is expected, with result_extension .nrrd, .seg.nrrd or .nii.gz, result_dtype uint8 or uint16, result_compress true or false, accept stated or anyway."
             raise InvalidRequest(msg) from error
 
 
@@ -73,7 +75,7 @@ def encode_image(result: Path, wish: Wish) -> bytes:
         return (result / MASK).read_bytes()
     mask, frame = read_mask(result), read_frame(result)
     if wish.result_extension == ".seg.nrrd":
-        return encode_segmentation(mask, frame)
+        return encode_segmentation(mask, frame, mark_of(result))
     return encode_nrrd(mask.astype(wish.result_dtype), frame, packed=wish.result_compress)
 
 
@@ -81,11 +83,14 @@ def describe(job: Job, result: Path) -> dict[str, Any]:
     """Return the parameters of an answer: MONAI Label's own, then the calibration summary.
 
     `label_names` holds only the labels that occur in the mask, because 3D Slicer assigns the names in order to the values
-    that it finds there. `centroids` holds label value, i, j and k (voxels) by label.
+    that it finds there; each begins with a mark if the statement is withdrawn, because that is all that the viewers show of it.
+    `centroids` holds label value, i, j and k (voxels) by label.
     """
     mask = read_mask(result)
     labels = sorted(read_frame(result).config.labels[1:], key=lambda label: label.value)
-    voxels = {(label.name, label.value): np.argwhere(mask == label.value) for label in labels}
+    summary = Summary.model_validate_json((result / SUMMARY).read_bytes())
+    mark = mark_of(result)
+    voxels = {(f"{mark}{label.name}", label.value): np.argwhere(mask == label.value) for label in labels}
     centroids = {label: places.mean(axis=0).round(2) for label, places in voxels.items() if len(places)}
     seconds = CaseResult.model_validate_json((result / RESULT).read_bytes()).seconds
     latencies = {
@@ -95,7 +100,7 @@ def describe(job: Job, result: Path) -> dict[str, Any]:
         "label_names": dict(list(centroids)),
         "centroids": {name: [value, *centre.tolist()] for (name, value), centre in centroids.items()},
         "latencies": {**latencies, "total": round(sum(seconds.values()), 3), "transform": {}},
-        "calibration": Summary.model_validate_json((result / SUMMARY).read_bytes()).model_dump(mode="json"),
+        "calibration": summary.model_dump(mode="json"),
         "confidence_url": job.links.confidence,
         "job_url": job.links.self,
     }

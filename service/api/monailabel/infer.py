@@ -16,6 +16,7 @@ from service.api.monailabel.door import PREFIX, ViewerDep
 from service.api.monailabel.form import receive_form
 from service.api.monailabel.series import fetch_scan
 from service.api.results import result_of
+from service.bundle.acceptance import Admission
 from service.errors import from_code
 from service.executors.on_demand import derive_dicom
 from service.jobs.segmentation.status import WorkflowInput
@@ -49,7 +50,7 @@ async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
     sent = await receive_form(request, services, owner.name, "file")
     wish = Wish.read(sent.params)
     scan = await _scan_of(services, owner, session_id, image, sent.scan)
-    order = WorkflowInput(owner.name, scan.id, bundle.identity, ALL_OUTPUTS)
+    order = WorkflowInput(owner.name, scan.id, bundle.identity, ALL_OUTPUTS, Admission(accept=wish.accept))
     job = await _finished(services, owner, await run_in_threadpool(services.jobs.submit, order))
     result = await run_in_threadpool(result_of, services, owner, job.id)
     if output == "dicom_seg":

@@ -17,7 +17,7 @@ from service.commands.batch.segmenter import Local, Remote, Segmenter
 from service.commands.batch.source import find_cases
 from service.commands.batch.table import write_tables
 from service.errors import SourceError
-from service.schemas import RESEARCH_USE_ONLY
+from service.schemas import RESEARCH_USE_ONLY, Accept
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -37,6 +37,7 @@ class BatchRequest:
         dry_run: only show what would be done.
         retry_failed: also repeat cases that failed because of their scan.
         parquet: also write the tables as Parquet.
+        accept: which scans are segmented.
     """
 
     source: Path
@@ -49,6 +50,7 @@ class BatchRequest:
     dry_run: bool = False
     retry_failed: bool = False
     parquet: bool = False
+    accept: Accept = "stated"
 
 
 def run_command(request: BatchRequest, console: Console) -> int:
@@ -75,7 +77,9 @@ def run_command(request: BatchRequest, console: Console) -> int:
 
 
 def _segmenter(request: BatchRequest) -> Segmenter:
-    return Local(request.model) if request.url is None else Remote(request.url, request.model)
+    if request.url is None:
+        return Local(request.model, request.accept)
+    return Remote(request.url, request.model, request.accept)
 
 
 def _run(cases: list[BatchCase], segmenter: Segmenter, request: BatchRequest, console: Console) -> Tally:
@@ -84,7 +88,7 @@ def _run(cases: list[BatchCase], segmenter: Segmenter, request: BatchRequest, co
         try:
             with display(console, len(cases)) as shown:
                 jobs = segmenter.size or request.jobs
-                batch = Batch(request.out, segmenter, journal, shown, jobs, request.retry_failed)
+                batch = Batch(request.out, segmenter, journal, shown, jobs, request.retry_failed, request.accept)
                 return batch.run(cases)
         except BaseException:
             console.print(f"Go on with: {_again()}", highlight=False, markup=False, soft_wrap=True)
@@ -107,6 +111,11 @@ def _conclude(tally: Tally, cases: list[BatchCase], request: BatchRequest, conso
     before = f" ({len(tally.before)} cases were done before)" if tally.before else ""
     lines = [f"{succeeded} of {len(cases)} cases succeeded, {len(tally.failed)} failed, {left} are left{before}."]
     lines += [f"  {line.case}: {line.problem.title}: {line.problem.detail}" for line in tally.failed if line.problem]
+    withdrawn = sum(line.statement == "withdrawn" for line in tally.lines.values())
+    if withdrawn:
+        lines.append(
+            f"{withdrawn} results are WITHDRAWN: their masks are not to be trusted; the column reasons says why."
+        )
     lines.append(f"Tables: {request.out / 'cases.csv'}, {request.out / 'structures.csv'}")
     if left:
         lines.append(f"Go on with: {_again()}")

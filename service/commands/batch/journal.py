@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service import __version__
 from service.commands.batch.case import sha256_of
 from service.errors import DecoderCrashed, DecoderDeadline, ScanError, SettingsError, from_code
-from service.schemas import Problem
+from service.schemas import Problem, StatementStatus
 from service.storage.durable import sync_folder
 
 FOLDER: Final = "logs"
@@ -51,6 +51,8 @@ class Line(BaseModel):
     """SHA-256 by path below the batch's folder."""
     sidecar: str = ""
     """Path, among `files`, of the one that holds the summary."""
+    statement: StatementStatus | None = None
+    """Verdict on the answer; null for a case that failed."""
     dsc: dict[str, float | None] | None = None
     """Dice coefficient by structure, if there is a reference; null for a structure that neither of the two has."""
     note: str = ""

@@ -107,5 +107,6 @@ def outcome(line: Line | None, *, before: bool) -> str:
     if line is None:
         return "interrupted, left for the next run"
     if line.problem is None:
-        return "done before" if before else f"succeeded in {line.seconds:.1f} s"
+        verdict = " - WITHDRAWN, see the tables" if line.statement == "withdrawn" else ""
+        return f"{'done before' if before else f'succeeded in {line.seconds:.1f} s'}{verdict}"
     return f"failed{' before' if before else ''}: {line.problem.title}: {line.problem.detail}"

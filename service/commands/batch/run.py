@@ -35,10 +35,10 @@ from service.errors import (
     Unauthorized,
 )
 from service.executors.embedded import ExecutorStopped
-from service.schemas import problem_of
+from service.schemas import Accept, problem_of
 
 OPTIONS: Final[dict[str, object]] = {"outputs": list(OUTPUTS)}
-"""Everything besides scan and model that changes the files of a case."""
+"""Everything besides scan and model that changes the files of a case; and `accept`, unless it is the default."""
 
 EXIT_SOME_FAILED, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 4, 5, 130
 
@@ -90,6 +90,7 @@ class Batch:
         display: shows the progress.
         jobs: cases in flight.
         retry_failed: also repeat cases that failed because of their scan.
+        accept: which scans are segmented.
     """
 
     out: Path
@@ -98,6 +99,7 @@ class Batch:
     display: Display
     jobs: int = 1
     retry_failed: bool = False
+    accept: Accept = "stated"
     _tally: Tally = field(default_factory=Tally)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -119,6 +121,10 @@ class Batch:
                 future.result()
         return self._tally
 
+    @property
+    def _options(self) -> dict[str, object]:
+        return OPTIONS if self.accept == "stated" else OPTIONS | {"accept": self.accept}
+
     def _do(self, case: BatchCase) -> None:
         if self._stop.is_set():
             return
@@ -127,7 +133,7 @@ class Batch:
         try:
             with case.opened() as scan:
                 digest = sha256_of(scan)
-                key = key_of(digest, self.segmenter.identity, OPTIONS)
+                key = key_of(digest, self.segmenter.identity, self._options)
                 line = self.journal.finished(case.id, key, retry_failed=self.retry_failed)
                 if line is not None:
                     self._tally.before.add(case.id)
@@ -166,6 +172,7 @@ class Batch:
             return None
         else:
             files, sidecar = write_results(self.out, case, digest, segmented)
+            fields |= {"statement": segmented.summary.statement.status}
             fields |= {"state": "succeeded", "files": files, "sidecar": sidecar, **_compared(case, segmented)}
         return self._record(fields, started)
 

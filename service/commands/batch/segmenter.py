@@ -13,12 +13,12 @@ from service.client.calls import Order
 from service.client.http import Client
 from service.commands.batch.results import Segmented
 from service.commands.batch.signals import interrupts_blocked
-from service.commands.predict import installed
+from service.commands.predict import admission_of, installed
 from service.engines.devices import CPU
 from service.errors import BundleError, DeviceUnavailable, InferenceCrashed, ModelNotFound
 from service.executors.pool import MAX_ATTEMPTS, ExecutorPool
 from service.result.files import CONFIDENCE, MASK, SUMMARY
-from service.schemas import Job, Output, Summary
+from service.schemas import Accept, Job, Output, Summary
 from service.settings import Settings
 
 OUTPUTS: tuple[Output, ...] = ("mask", "confidence", "summary")
@@ -60,7 +60,7 @@ class Remote:
 
     size: int | None = None
 
-    def __init__(self, url: str, model: str | None) -> None:
+    def __init__(self, url: str, model: str | None, accept: Accept = "stated") -> None:
         """Ask the service for the model.
 
         Raises:
@@ -68,6 +68,7 @@ class Remote:
             ModelNotFound: the model is not installed there.
             BundleError: the model is installed, but cannot be served.
         """
+        self._accept = accept
         self._client = Client(url)
         try:
             self.identity = _identity(self._client, model)
@@ -86,7 +87,9 @@ class Remote:
     def segment(self, scan: Path, key: str, show: Show) -> Segmented:
         """Submit the scan, wait and download; a server that is restarted meanwhile goes on with the same job."""
         show("sending")
-        order = Order(scan, self.identity, OUTPUTS, "background", hashlib.sha256(key.encode()).hexdigest())
+        order = Order(
+            scan, self.identity, OUTPUTS, "background", hashlib.sha256(key.encode()).hexdigest(), self._accept
+        )
         job = self._client.wait(self._client.submit(order), lambda job: show(_state_of(job)))
         result = self._client.fetch(job)
         return Segmented(result.mask, result.confidence, result.summary)
@@ -95,7 +98,7 @@ class Remote:
 class Local:
     """Segments in a process for each device of this machine; the crash of one does not end the batch."""
 
-    def __init__(self, model: str | None) -> None:
+    def __init__(self, model: str | None, accept: Accept = "stated") -> None:
         """Find the model; the first case starts the processes, or, where a GPU might be missing, entering does.
 
         Raises:
@@ -103,6 +106,7 @@ class Local:
             SettingsError: the settings cannot be used.
         """
         settings = Settings.read()
+        self._accept = accept
         self._bundle = installed(model)
         self.identity = self._bundle.identity
         self._executor = ExecutorPool.of(settings, warm=self._bundle)
@@ -140,7 +144,8 @@ class Local:
         with tempfile.TemporaryDirectory(prefix="calibrant-") as folder:
             work = Path(folder)
             with self._executor.lend(self._reject_no_device) as device:
-                device.run(scan, self._bundle, work, lambda stage, _: show(stage))
+                admission = admission_of(scan, self._accept)
+                device.run(scan, self._bundle, work, lambda stage, _: show(stage), admission=admission)
             summary = Summary.model_validate_json((work / SUMMARY).read_bytes())
             return Segmented((work / MASK).read_bytes(), (work / CONFIDENCE).read_bytes(), summary)
 

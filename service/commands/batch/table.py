@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from service.commands.batch.journal import Line, read_lines
 from service.commands.batch.results import Sidecar, write_whole
-from service.errors import SettingsError
+from service.errors import ScanNotAccepted, SettingsError
 from service.schemas import RESEARCH_USE_ONLY, Structure, Summary
 
 CASES: Final = "cases.csv"
@@ -22,7 +22,10 @@ CASE_COLUMNS: Final = (
 )
 """Volume and mean confidence are over all structures; there is no volume if one of them is truncated.
 
-They are those of the mask, also where `statement` says that it is withdrawn."""
+They are those of the mask, also where `statement` says that it is withdrawn. It is `refused` for a scan that says itself that
+the model is not made for it."""
+
+_NOT_ACCEPTED: Final = f"/problems/{ScanNotAccepted.code}"
 
 STRUCTURE_FIELDS: Final = tuple(name for name in Structure.model_fields if name != "confidence_histogram")
 STRUCTURE_COLUMNS: Final = ("id", "model", "input_sha256", *STRUCTURE_FIELDS, "dsc")
@@ -81,6 +84,8 @@ def _case_row(line: Line, summary: Summary | None) -> Row:
         "software": f"Calibrant {line.version}",
         "research_use_only": RESEARCH_USE_ONLY,
     }
+    if line.problem is not None and line.problem.type == _NOT_ACCEPTED:
+        row |= {"statement": "refused", "reasons": line.problem.detail}
     if summary is not None:
         row |= {
             "volume_ml": _total_ml(summary),

@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
+from service.bundle.acceptance import Stated
 from service.errors import (
     CalibrantError,
     InvalidAffine,
@@ -33,6 +34,7 @@ from service.errors import (
     UnsupportedTransferSyntax,
     UnsupportedVoxelType,
 )
+from service.intake.dicom.stated import stated_of
 from service.intake.formats.geometry import EXTREMES_MM
 
 # Read malformed values as far as possible: pydicom's warnings would repeat them in the log.
@@ -87,6 +89,7 @@ class Slice:
         padding: least and largest stored value that stand for nothing (PS3.3 C.7.5.1.1.2); None if none is declared.
         digest: SHA-256 of the stored voxels.
         acquired: values of the attributes in `SEPARATORS`, which distinguish acquisitions at one place.
+        stated: what its file says about the scan.
         dataset: holds the voxels; None if they are not needed.
     """
 
@@ -104,6 +107,7 @@ class Slice:
     padding: tuple[int, int] | None
     digest: bytes
     acquired: tuple[str, ...]
+    stated: Stated
     dataset: Dataset | None
 
     def intensities(self) -> npt.NDArray[np.float32]:
@@ -156,7 +160,8 @@ def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
             return []
         _reject_voxel_type(dataset)
         _reject_length(dataset)
-        return [_slice(dataset, frame, with_voxels=with_voxels) for frame in range(_frames(dataset))]
+        stated = stated_of(dataset)
+        return [_slice(dataset, frame, stated, with_voxels=with_voxels) for frame in range(_frames(dataset))]
 
 
 @contextmanager
@@ -220,7 +225,7 @@ def _reject_length(dataset: Dataset) -> None:
         raise PayloadTooLong(msg)
 
 
-def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
+def _slice(dataset: Dataset, frame: int, stated: Stated, *, with_voxels: bool) -> Slice:
     place = place_of(dataset, frame)
     rescale = _rescale(dataset, frame)
     position = _numbers(place, "ImagePositionPatient", 3, MissingOrientation)
@@ -244,6 +249,7 @@ def _slice(dataset: Dataset, frame: int, *, with_voxels: bool) -> Slice:
         padding=_padding(dataset),
         digest=_digest(dataset, frame),
         acquired=tuple(str(dataset.get(name) or "") for name in SEPARATORS.values()),
+        stated=stated,
         dataset=dataset if with_voxels else None,
     )
 

@@ -7,10 +7,12 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
+from service.bundle.acceptance import Stated
 from service.errors import DuplicateInstance, MultipleSeries, NoDicom
 from service.intake.dicom.instance import Slice, read_instance
 from service.intake.dicom.source import describe_source
 from service.intake.dicom.stack import stack
+from service.intake.dicom.stated import stated_together
 from service.intake.formats.archive import read_members
 from service.intake.formats.geometry import nifti_header
 from service.volume import Volume
@@ -48,13 +50,15 @@ def decode(file: BinaryIO) -> Volume:
     if padding is not None:
         array[padding] = np.min(array, where=~padding, initial=np.inf) if not padding.all() else 0
     header = nifti_header(shape, affine, array.dtype)
-    return Volume(array[np.newaxis], affine, header, tuple(warnings), describe_source(slices), padding)
+    stated = stated_together(image.stated for image in slices)
+    return Volume(array[np.newaxis], affine, header, tuple(warnings), describe_source(slices), padding, stated)
 
 
-def check(file: BinaryIO) -> None:
-    """Raise what `decode` would raise, except that compressed voxels are not decoded."""
+def check(file: BinaryIO) -> Stated:
+    """Raise what `decode` would raise, except that compressed voxels are not decoded; return what the series states."""
     slices, _ = _series(file, with_voxels=False)
-    stack(slices)
+    slices, _ = stack(slices)
+    return stated_together(image.stated for image in slices)
 
 
 def _series(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str]]:

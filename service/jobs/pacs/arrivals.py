@@ -103,6 +103,7 @@ class Arrivals:
                 model=self._registry.find(rule.model).identity,
                 objects=tuple(rule.objects),
                 destination=rule.destination or rule.pacs,
+                accept=rule.accept,
             )
             return [self._jobs.submit(request).id]
         except RequestError as error:

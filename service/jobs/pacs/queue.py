@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from dbos import DBOS, DBOSContextSetAuth, SetWorkflowID, WorkflowStatus
 
+from service.bundle.acceptance import Admission
 from service.errors import CalibrantError, DeadLetterNotFound, JobNotFound
 from service.jobs.pacs.series import PacsRequest, choose_series
 from service.jobs.pacs.status import WORKFLOW, DicomOrder, describe_dicom_job, inner_of, key_of
@@ -88,12 +89,13 @@ class PacsJobs:
             try:
                 outcome = pull(identifier, order)
                 if "scan" in outcome:  # otherwise it failed, or the ledger is there
-                    asked = WorkflowInput(order["owner"], outcome["scan"], order["model"], ALL_OUTPUTS)
+                    admission = Admission(accept=order.get("accept", "stated"))
+                    asked = WorkflowInput(order["owner"], outcome["scan"], order["model"], ALL_OUTPUTS, admission)
                     self.queue.enqueue_child(asked, key_of(identifier))
                     outcome = build_objects(identifier, order)
             finally:
                 self.worker.live.pop(identifier, None)
-            if outcome["failure"] is None:
+            if outcome["failure"] is None or outcome.get("reported"):
                 self._enqueue_push(identifier, order["destination"], 0)
             return {"failure": outcome["failure"]}
 
@@ -154,6 +156,7 @@ class PacsJobs:
             model=request.model,
             objects=request.objects,
             destination=request.destination,
+            accept=request.accept,
         )
         identifier = order.identifier(key)
         with SetWorkflowID(identifier), DBOSContextSetAuth(order.owner, None):

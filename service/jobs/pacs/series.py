@@ -7,7 +7,7 @@ from service.errors import AmbiguousSeries, PacsBadResponse, SeriesChanged, Seri
 from service.pacs.instance import read_instance
 from service.pacs.peer import SeriesSource
 from service.pacs.selection import Selection, Series, digest_of, reject_unsuitable
-from service.schemas import DicomObject
+from service.schemas import Accept, DicomObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class PacsRequest:
         model: identity of the bundle.
         objects: DICOM objects to make.
         destination: name of the PACS that the objects are sent to.
+        accept: `anyway`: also a series that says that the model is not made for it.
     """
 
     owner: str
@@ -33,6 +34,7 @@ class PacsRequest:
     model: str
     objects: tuple[DicomObject, ...]
     destination: str
+    accept: Accept = "stated"
 
 
 def choose_series(source: SeriesSource, request: PacsRequest) -> Series:

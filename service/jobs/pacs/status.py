@@ -11,7 +11,7 @@ from service.errors import JobAbandoned, JobCancelled, from_code
 from service.jobs.segmentation.queue import identifier_of
 from service.pacs.ledger import Ledger
 from service.pacs.schemas import DeliveredObject, DicomJob, DicomLinks, DicomStage
-from service.schemas import DicomObject, Problem, State, problem_of
+from service.schemas import Accept, DicomObject, Problem, State, problem_of
 
 WORKFLOW: Final = "dicom"
 """DBOS's name of the workflow."""
@@ -32,6 +32,7 @@ class DicomOrder:
         model: identity of the bundle.
         objects: DICOM objects to make.
         destination: name of the PACS that the objects are sent to.
+        accept: `anyway`: also a series that says that the model is not made for it.
     """
 
     owner: str
@@ -42,6 +43,7 @@ class DicomOrder:
     model: str
     objects: tuple[DicomObject, ...]
     destination: str
+    accept: Accept = "stated"
 
     @classmethod
     def of(cls, status: WorkflowStatus) -> "DicomOrder":
@@ -55,8 +57,9 @@ class DicomOrder:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The order as a JSON document."""
-        return asdict(self) | {"objects": list(self.objects)}
+        """The order as a JSON document; `accept` only if it says anything, so that orders of version 0.1 keep their ids."""
+        document = asdict(self) | {"objects": list(self.objects)}
+        return {name: value for name, value in document.items() if (name, value) != ("accept", "stated")}
 
     def identifier(self, key: str | None) -> str:
         """Return the id of the job: equal orders are one job, unless their keys differ."""

@@ -19,10 +19,12 @@ from service.errors import (
     JobNotFound,
     PacsError,
     ResultUnavailable,
+    ScanNotAccepted,
     StorageFull,
     from_code,
 )
 from service.executors.embedded import ExecutorStopped
+from service.executors.on_demand import derive_refusal
 from service.intake.sandbox import check_sandboxed
 from service.jobs.pacs.series import reject_other_images, reject_ours
 from service.jobs.pacs.status import WORKFLOW, DicomOrder, LiveDicom, inner_of
@@ -36,7 +38,8 @@ from service.pacs.patience import persist
 from service.pacs.peer import SeriesSource, open_peer
 from service.pacs.spool import Spool
 from service.pacs.web import write_zip
-from service.schemas import DicomObject, Superseded, problem_of
+from service.result.files import is_withdrawn
+from service.schemas import DicomObject, StatementStatus, Superseded, problem_of
 from service.storage.local import StateDirectory, Upload
 
 log = structlog.get_logger(__name__)
@@ -99,7 +102,10 @@ class PacsWorker:
             return _failed(identifier, error)
 
     def build_objects(self, identifier: str, order: DicomOrder) -> Outcome:
-        """Wait for the segmentation and leave a ledger of objects to deliver."""
+        """Wait for the segmentation and leave a ledger of objects to deliver.
+
+        Of a scan that is refused, the ledger holds a report if its destination wants one, and the job fails all the same.
+        """
         live = self.live.setdefault(identifier, LiveDicom())
         try:
             if Ledger.read(self.state.dicom / identifier) is None:
@@ -108,7 +114,8 @@ class PacsWorker:
                 live.stage = "build"
                 self._build(identifier, order, job)
         except (CalibrantError, OSError) as error:
-            return _failed(identifier, error)
+            reported = isinstance(error, ScanNotAccepted) and self._reported(identifier, order, error)
+            return _failed(identifier, error) | ({"reported": True} if reported else {})
         return {"failure": None}
 
     def deliver(self, workflow: str, identifier: str) -> None:
@@ -180,10 +187,39 @@ class PacsWorker:
         if result is None:
             msg = "The result of the segmentation was erased before it was sent. Ask for the series again."
             raise ResultUnavailable(msg)
+        status: StatementStatus = "withdrawn" if is_withdrawn(result) else "holds"
+        wanted = self.file.find(order.destination).wanted(order.objects, status)
+        superseded = self.superseded(identifier, order)
+        self._leave_ledger(
+            identifier,
+            order,
+            lambda objects: self.build(result, objects, wanted, self.build_s, superseded) if wanted else [],
+        )
+
+    def _reported(self, identifier: str, order: DicomOrder, error: CalibrantError) -> bool:
+        """Leave a ledger with a report on a refused scan, if its destination wants one; return whether there is one."""
+        if not self.file.find(order.destination).refused:
+            return False
+        try:
+            bundle = self.queue.registry.find(order.model)
+            scan = self.queue.find(order.owner, inner_of(order.owner, identifier)).scan
+            path = self.state.scan(order.owner, scan)
+            self._leave_ledger(
+                identifier,
+                order,
+                lambda objects: derive_refusal(path, objects, bundle.root, error.detail, self.build_s),
+            )
+        except (CalibrantError, OSError) as fault:  # the refusal itself is what the job ends with
+            log.warning("a refusal was not reported", job=identifier, error=type(fault).__name__)
+            return False
+        return True
+
+    def _leave_ledger(self, identifier: str, order: DicomOrder, build: Callable[[Path], list[Path]]) -> None:
+        """Build objects in a folder of their own, and leave the ledger of them."""
         draft = self.state.begin_attempt(identifier)
         objects = draft / OBJECTS
         objects.mkdir()
-        files = self.build(result, objects, order.objects, self.build_s, self.superseded(identifier, order))
+        files = build(objects)
         Ledger.of(order.owner, order.destination, files).save(draft)
         with suppress(FileExistsError):
             draft.rename(self.state.dicom / identifier)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from anyio import to_thread
 from dbos import (
@@ -71,7 +71,7 @@ class SegmentationJobs:
     database: JobDatabase
     worker: Worker = field(init=False)
     _queue: Queue | None = field(default=None, init=False)
-    _segment: Callable[[str, str, str, list[str]], Outcome] = field(init=False)
+    _segment: Callable[..., Outcome] = field(init=False)
 
     def __post_init__(self) -> None:
         self.worker = Worker(self.state, self.registry, self.executor, self.metrics, self._set_concurrency)
@@ -102,12 +102,12 @@ class SegmentationJobs:
         DBOS(config=config)
 
         @DBOS.step(name="run_case")
-        def run_case(identifier: str, owner: str, scan: str, model: str, outputs: list[str]) -> Outcome:
-            return self.worker.run(identifier, WorkflowInput(owner, scan, model, tuple(outputs)))  # type: ignore[arg-type]  # JSON keeps no Literal
+        def run_case(identifier: str, *arguments: Any) -> Outcome:  # noqa: ANN401 - those of a `WorkflowInput`
+            return self.worker.run(identifier, WorkflowInput.of_arguments(*arguments))
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=MAX_RECOVERIES)
-        def segment(owner: str, scan: str, model: str, outputs: list[str]) -> Outcome:
-            return run_case(str(DBOS.workflow_id), owner, scan, model, outputs)
+        def segment(*arguments: Any) -> Outcome:  # noqa: ANN401 - as above
+            return run_case(str(DBOS.workflow_id), *arguments)
 
         self._segment = segment
         register()
@@ -155,7 +155,7 @@ class SegmentationJobs:
             self._enqueue(order, identifier, priority)
         status = DBOS.get_workflow_status(identifier)
         if status is None or WorkflowInput.of(status) != order:
-            msg = "The Idempotency-Key was used before for another scan, model or outputs. Send a new key for a new request."
+            msg = "The Idempotency-Key was used before for another scan, model or outputs, or with another `accept`. Send a new key for a new request."
             raise IdempotencyKeyReused(msg)
         return self._describe(status)
 

@@ -1,15 +1,17 @@
 """Describes a job to its owner, from DBOS's record and the running stage."""
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from dbos import WorkflowStatus
 
+from service.bundle.acceptance import AS_STATED, Admission
 from service.errors import JobAbandoned, JobCancelled, from_code
 from service.result.files import LOGITS, RESULT
-from service.schemas import CaseResult, Job, Links, Output, Priority, Problem, Stage, State, problem_of
+from service.schemas import Accept, CaseResult, Job, Links, Output, Priority, Problem, Stage, State, problem_of
 
 PRIORITIES: Final[dict[Priority, int]] = {"urgent": 1, "normal": 2, "background": 3}
 """DBOS's number of each priority; lower numbers go first."""
@@ -24,23 +26,41 @@ class WorkflowInput:
         scan: SHA-256 of the stored scan.
         model: identity of the bundle.
         outputs: outputs to keep.
+        admission: what the caller says about the scan.
     """
 
     owner: str
     scan: str
     model: str
     outputs: tuple[Output, ...]
+    admission: Admission = AS_STATED
 
     @classmethod
     def of(cls, status: WorkflowStatus) -> "WorkflowInput":
         """Return the input of a workflow."""
-        owner, scan, model, outputs = (status.input or {"args": ("", "", "", ())})["args"]
-        return cls(owner, scan, model, tuple(outputs))
+        return cls.of_arguments(*(status.input or {"args": ("", "", "", ())})["args"])
+
+    @classmethod
+    def of_arguments(
+        cls,
+        owner: str,
+        scan: str,
+        model: str,
+        outputs: Sequence[Output],
+        name: Sequence[tuple[str, str]] = (),
+        accept: Accept = "stated",
+    ) -> "WorkflowInput":
+        """Return the input of a workflow's arguments; version 0.1 stored the first four."""
+        parts = tuple((part, value) for part, value in name)
+        return cls(owner, scan, model, tuple(outputs), Admission(parts, accept))
 
     @property
-    def arguments(self) -> tuple[str, str, str, list[str]]:
-        """The arguments as JSON stores them."""
-        return self.owner, self.scan, self.model, list(self.outputs)
+    def arguments(self) -> tuple[Any, ...]:
+        """The arguments as JSON stores them, those that an older version does not know only if they say anything."""
+        known = self.owner, self.scan, self.model, list(self.outputs)
+        if self.admission == AS_STATED:
+            return known
+        return *known, [list(part) for part in self.admission.name], self.admission.accept
 
 
 @dataclass(slots=True)

@@ -136,7 +136,15 @@ class Worker:
                 with self.executor.lend(lambda: self._reject_cancelled(identifier, "before it began")) as device:
                     live.waiting = False
                     started = time.monotonic()
-                    device.run(scan, bundle, folder, report, lambda: identifier in self.cancelled, order.outputs)
+                    device.run(
+                        scan,
+                        bundle,
+                        folder,
+                        report,
+                        lambda: identifier in self.cancelled,
+                        order.outputs,
+                        order.admission,
+                    )
             except (DeviceUnavailable, InferenceCrashed, InferenceDeadline) as error:
                 self._prepare_another_attempt(live, error)
             else:
@@ -175,8 +183,7 @@ class Worker:
             seconds = CaseResult.model_validate_json((folder / RESULT).read_bytes()).seconds
             summary = _summary(folder)
             confidence = summary.foreground_confidence if summary else None
-            withdrawn = summary is not None and summary.statement.status == "withdrawn"
-            self.metrics.case_succeeded(model, seconds, confidence, withdrawn=withdrawn)
+            self.metrics.case_succeeded(model, seconds, confidence, summary.statement.status if summary else None)
             log.info("job succeeded", job=identifier, model=model, seconds=seconds)
         elif failure is not None:
             state = "cancelled" if failure["code"] == JobCancelled.code else "failed"

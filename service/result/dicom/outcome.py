@@ -24,7 +24,7 @@ from pydicom.valuerep import DA, DT, TM
 from service import __version__
 from service.bundle.schema import Label
 from service.intake.dicom.source import SourceSeries
-from service.schemas import DicomObject, Summary, Superseded
+from service.schemas import WITHDRAWN, DicomObject, Summary, Superseded
 
 SERIES: Final[Mapping[DicomObject, tuple[int, str]]] = {
     "seg": (9001, "Segmentation"),
@@ -41,9 +41,6 @@ MANUFACTURER: Final = "Calibrant"
 
 _OF_A_BODY_PART: Final = ("sc", "pm")
 """Objects without a coded structure that would state the body part and its side."""
-
-WITHDRAWN: Final = "WITHDRAWN:"
-"""Start of the series description and of the segments' names of a withdrawn result, and of the banner of its picture."""
 
 _NOTE: Final = "by AI, research use only"
 _REPLACES: Final = "; replaces earlier one"

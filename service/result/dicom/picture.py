@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from service.result.dicom.outcome import WITHDRAWN, Outcome
-from service.schemas import Structure
+from service.result.dicom.outcome import Outcome
+from service.schemas import WITHDRAWN, Structure
 
 SIZE: Final = (1024, 768)
 """Columns and rows of the page."""

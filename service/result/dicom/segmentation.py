@@ -14,8 +14,8 @@ from pydicom.sr.coding import Code
 
 from service.bundle.schema import Label
 from service.result.dicom.codes import CONFIDENCE_BANDS, SCHEME, category_of, modifiers_of, type_of
-from service.result.dicom.outcome import WITHDRAWN, Outcome
-from service.schemas import DicomObject
+from service.result.dicom.outcome import Outcome
+from service.schemas import WITHDRAWN, DicomObject
 
 BAND_EDGES: Final = (0.7, 0.9)
 """Lower edges of moderate and of high confidence; a person should review voxels below the first."""

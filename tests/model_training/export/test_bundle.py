@@ -139,7 +139,7 @@ def test_card_and_configuration_follow_the_committed_schemas(bundle: Path) -> No
     import json
 
     schemas = Path(__file__).parents[3] / "service" / "bundle" / "schemas"
-    for file, schema in {"calibration.json": "calibration-card-1.0.json", "service.json": "service-1.0.json"}.items():
+    for file, schema in {"calibration.json": "calibration-card-1.1.json", "service.json": "service-1.0.json"}.items():
         jsonschema.validate(json.loads((bundle / file).read_text()), json.loads((schemas / schema).read_text()))
 
 

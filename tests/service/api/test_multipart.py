@@ -23,7 +23,7 @@ def file_in(body: bytes, content_type: str = TYPE, size: int = 1 << 16) -> bytes
             yield body[start : start + size]
 
     async def read() -> bytes:
-        return b"".join([piece async for piece in file_of(pieces(), content_type)])
+        return b"".join([piece.data async for piece in file_of(pieces(), content_type)])
 
     return asyncio.run(read())
 

@@ -103,10 +103,12 @@ def test_dicom_needs_no_file_but_its_own(
             image.file_meta.TransferSyntaxUID = transfer_syntax
     path = tmp_path / "scan"
     path.write_bytes(zip_of(images))
-    check_sandboxed(path)
+    stated = check_sandboxed(path)
 
     expected, sandboxed = decode_scan(path), decode_sandboxed(path)
 
+    assert stated == sandboxed.stated == expected.stated
+    assert stated["Modality"] == ("CT",)
     np.testing.assert_array_equal(sandboxed.array_CDHW, expected.array_CDHW)
     np.testing.assert_array_equal(sandboxed.affine, expected.affine)
 

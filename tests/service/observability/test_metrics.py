@@ -16,8 +16,8 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
 def test_cases_are_counted_by_model_and_end() -> None:
     """Two cases succeed, one of them withdrawn and one without foreground, and one fails."""
     metrics = Metrics()
-    metrics.case_succeeded("m", {"infer": 2.0}, 0.85, withdrawn=True)
-    metrics.case_succeeded("m", {"infer": 1.0}, None, withdrawn=False)
+    metrics.case_succeeded("m", {"infer": 2.0}, 0.85, "withdrawn")
+    metrics.case_succeeded("m", {"infer": 1.0}, None, "not compared")
     metrics.case_ended("m", "failed")
 
     actual = samples(metrics)
@@ -25,6 +25,8 @@ def test_cases_are_counted_by_model_and_end() -> None:
     assert actual["calibrant_jobs_finished_total", ("m", "succeeded")] == 2
     assert actual["calibrant_jobs_finished_total", ("m", "failed")] == 1
     assert actual["calibrant_statements_withdrawn_total", ("m",)] == 1
+    assert actual["calibrant_statements_total", ("m", "withdrawn")] == 1
+    assert actual["calibrant_statements_total", ("m", "not compared")] == 1
     assert actual["calibrant_stage_seconds_sum", ("m", "infer")] == 3.0
     assert actual["calibrant_foreground_confidence_count", ("m",)] == 1
     assert actual["calibrant_foreground_confidence_bucket", ("0.8", "m")] == 0
@@ -55,7 +57,7 @@ def test_every_name_stands_in_the_table() -> None:
     """The docstring lists all metrics that are written and no others."""
     metrics = Metrics()
     metrics.request_answered("GET", "/", 200, 0.1)
-    metrics.case_succeeded("m", {"infer": 1.0}, 0.5, withdrawn=True)
+    metrics.case_succeeded("m", {"infer": 1.0}, 0.5, "withdrawn")
     families = {family.name for family in text_string_to_metric_families(metrics.text({"queued": 0}).decode())}
 
     table = {line.split("`")[1].removesuffix("_total") for line in (Metrics.__doc__ or "").splitlines() if "`" in line}

@@ -10,8 +10,9 @@ import pytest
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
 from service.result.bids import write_zip
-from service.result.files import FRAME
+from service.result.files import FRAME, SUMMARY
 from service.result.frame import Frame
+from service.schemas import Statement, StatementStatus, Summary
 
 STEM = "sub-7f/anat/sub-7f_space-orig_seg-hippocampusmr"
 
@@ -29,7 +30,26 @@ def result_(tmp_path: Path) -> Path:
     (folder / FRAME).write_text(frame.model_dump_json())
     for name in ("mask.nii.gz", "confidence.nii.gz", "summary.json", "result.json", "logits.npy.gz"):
         (folder / name).write_bytes(f"content of {name}".encode())
+    (folder / SUMMARY).write_text(summary_with("holds").model_dump_json())
     return folder
+
+
+def summary_with(status: StatementStatus) -> Summary:
+    """Return a summary with this verdict."""
+    statement = Statement(
+        status=status, text="Text.", reasons=[], dataset="d", split="s", protocol="p", n_persons=1, n_cases=1,
+        date="2026-11-23", engine="torch", precision="fp32", figures=None,
+    )  # fmt: skip
+    return Summary(model="m@0", structures=[], foreground_confidence=None, statement=statement, warnings=[])
+
+
+def test_the_zip_of_a_withdrawn_result_says_so_first(result: Path) -> None:
+    """The README begins with the mark; that of other results does not."""
+    with zipped(result) as archive:
+        assert archive.read("README.md").startswith(b"Segmentation")
+    (result / SUMMARY).write_text(summary_with("withdrawn").model_dump_json())
+    with zipped(result) as archive:
+        assert archive.read("README.md").startswith(b"WITHDRAWN: Segmentation")
 
 
 def zipped(result: Path) -> zipfile.ZipFile:

@@ -25,7 +25,7 @@ def run(
 ) -> Run:
     """Return the function that runs the command over the scans a, b and c, and returns exit code and output."""
     make_cases("a", "b", "c")
-    monkeypatch.setattr("service.commands.batch.command.Local", lambda _: segmenter)
+    monkeypatch.setattr("service.commands.batch.command.Local", lambda *_: segmenter)
     monkeypatch.setattr(sys, "argv", ["/bin/calibrant", "batch", "my scans", "-o", "out"])
 
     def start(**options: Any) -> tuple[int, str]:  # noqa: ANN401 - of the request

@@ -40,7 +40,7 @@ class Reader(Protocol):
         """Return the volume of a file."""
         ...
 
-    def check(self, file: BinaryIO, /) -> None:
+    def check(self, file: BinaryIO, /) -> object:
         """Raise what `decode` would raise."""
         ...
 
