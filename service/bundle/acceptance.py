@@ -30,8 +30,14 @@ KEYWORDS: Final = (
 BIDS_PARTS: Final = ("suffix", "ce")
 """Parts of a BIDS name that can be compared: the suffix, e.g. T1w, and the entity of contrast enhancement."""
 
-SIZES: Final = ("extent_mm_1", "extent_mm_2", "extent_mm_3", "spacing_mm_1", "spacing_mm_2", "spacing_mm_3")
-"""Sizes that can be compared: field of view and voxel size along the axes of the bundle's orientation."""
+EXTENTS: Final = ("extent_mm_1", "extent_mm_2", "extent_mm_3")
+"""The field of view along the axes of the bundle's orientation."""
+
+VOXEL_SIZES: Final = ("spacing_mm_1", "spacing_mm_2", "spacing_mm_3")
+"""The voxel size along them."""
+
+SIZES: Final = (*EXTENTS, *VOXEL_SIZES)
+"""Sizes that can be compared."""
 
 MARGIN: Final = 1.25
 """A size may leave the range of the card's cases by this factor."""
@@ -224,14 +230,15 @@ def judge_words(acceptance: Acceptance, stated: Stated) -> Judgement:
     return Judgement(tuple(refused), tuple(withdrawn), tuple(silent))
 
 
-def judge_sizes(acceptance: Acceptance, sizes: Mapping[str, float]) -> tuple[str, ...]:
+def judge_sizes(acceptance: Acceptance, sizes: Mapping[str, float], judged: Sequence[str] = SIZES) -> tuple[str, ...]:
     """Return a reason for each size outside its range; NaN is.
 
     Args:
         acceptance: of the bundle.
         sizes: in mm, by the names of `SIZES`.
+        judged: names of those that are looked at.
     """
-    limits = (limit for limit in acceptance.limits if limit.name in SIZES)
+    limits = (limit for limit in acceptance.limits if limit.name in judged)
     return tuple(f"{reason}." for reason in (limit.judge(sizes[limit.name]) for limit in limits) if reason)
 
 

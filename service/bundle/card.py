@@ -6,12 +6,13 @@ add fields. 1.1 adds the device of a measurement; a card without one stays 1.0, 
 """
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from service.bundle.acceptance import Acceptance, Words
+from service.bundle.acceptance import MARGIN, Acceptance, Words
 from service.bundle.schema import Declaration
 from service.calibration.cohort import BootstrapEstimate, CaseSums, class_scores, cohort_scores
 from service.calibration.histogram import BINS, ReliabilityHistogram
@@ -331,6 +332,15 @@ class CalibrationCard(Declaration):
         sizes = {reference.feature: reference.values for reference in self.shift_references}
         return self.model_copy(update={"schema_version": "1.1", "acceptance": acceptance.with_sizes(sizes)})
 
+    def resolution_near(self, spacing_mm: Sequence[float]) -> ResolutionMeasurement | None:
+        """Return the figures at the voxel size nearest to a scan's; None if each differs by more than a factor of `MARGIN`.
+
+        Args:
+            spacing_mm: (3,) along the axes of the bundle's orientation.
+        """
+        near = min(self.resolutions, key=lambda known: _factor(known.spacing_mm, spacing_mm), default=None)
+        return near if near and _factor(near.spacing_mm, spacing_mm) <= MARGIN else None
+
     def shift_test(self, region: Literal["whole", "located"]) -> ShiftTestRecord | None:
         """Return what answers of this region are compared with, None if there is nothing."""
         return next((test for test in self.shift_tests if test.region == region), None)
@@ -353,3 +363,8 @@ class CalibrationCard(Declaration):
         """Return the measurement of this engine at this precision on this kind of device, None if there is none."""
         key = (engine, precision, device)
         return next((m for m in self.measurements if (m.engine, m.precision, m.device) == key), None)
+
+
+def _factor(spacing_mm: Sequence[float], other_mm: Sequence[float]) -> float:
+    """Return the largest factor between two voxel sizes along an axis, at least 1."""
+    return float(np.exp(np.abs(np.log(np.array(spacing_mm) / np.array(other_mm))).max()))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Final, NamedTuple
 
-from service.bundle.card import CalibrationCard, Engine, Interval, Measurement, Precision
+from service.bundle.card import CalibrationCard, Engine, Interval, Measurement, Precision, ResolutionMeasurement
 from service.calibration.shift import Deviation, ShiftVerdict
 from service.schemas import Figure, OffFeature, Statement, StatementStatus
 
@@ -18,6 +18,9 @@ NO_LOCATED_TEST: Final = (
     "made by experts. Compared with those nothing speaks against it, but nothing was measured on located parts."
 )
 """Why a located answer that is not unlike the crops' answers does not get their statement."""
+
+LEAST_DSC: Final = 0.8
+"""Below this mean DSC at a voxel size, no statement is made there: the figures would be true, and of no use."""
 
 SHIFT: Final = "shift test"
 """Name in `Statement.not_compared` of the comparison with the answers about the card's persons."""
@@ -48,12 +51,14 @@ class Findings:
         not_compared: names of what the scan does not say.
         shift: what the shift test says; None if there is none.
         located: whether the answer is about parts that were located in a larger scan.
+        resolution: figures at the scan's voxel size, where it is not that of the card's cases.
     """
 
     reasons: tuple[str, ...] = ()
     not_compared: tuple[str, ...] = ()
     shift: ShiftVerdict | None = None
     located: bool = False
+    resolution: ResolutionMeasurement | None = None
 
 
 def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, findings: Findings) -> Statement:
@@ -70,10 +75,13 @@ def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, f
         reasons.append(_unlike(shift))
     if isinstance(measurement, Unmeasured):
         reasons.append(measurement.reason)
+    elif findings.resolution is not None:
+        measurement = measurement.model_copy(update={"scores": findings.resolution.scores})
     uncompared = _why_not_compared(card, findings)
     status: StatementStatus = "withdrawn" if reasons else "not compared" if uncompared else "holds"
     unlike = bool(findings.reasons) or (shift is not None and shift.shifted)
-    statement = _quoted(card, measurement, status, _text(card, measurement, status, unlike=unlike))
+    text = _text(card, measurement, status, unlike=unlike, at=_at(findings.resolution))
+    statement = _quoted(card, measurement, status, text)
     return statement.model_copy(
         update={
             "reasons": reasons or ([uncompared] if uncompared else []),
@@ -89,6 +97,27 @@ def statement_about(card: CalibrationCard) -> Statement:
     """Return what the card says about its population, for a page about the model: no scan is spoken of."""
     measurement = card.measurements[0]
     return _quoted(card, measurement, "holds", _text(card, measurement, "holds", unlike=False))
+
+
+def _at(resolution: ResolutionMeasurement | None) -> str:
+    if resolution is None:
+        return ""
+    return f", brought to voxels of {_millimetres(resolution)},"
+
+
+def _millimetres(resolution: ResolutionMeasurement) -> str:
+    return f"{' x '.join(f'{mm:g}' for mm in resolution.spacing_mm)} mm"
+
+
+def too_coarse(resolution: ResolutionMeasurement) -> str | None:
+    """Return why no statement is made at a voxel size at which the model does not do well; None if it does."""
+    dsc = resolution.scores["dsc"]
+    if dsc.value is not None and dsc.value >= LEAST_DSC:
+        return None
+    return (
+        f"On the card's cases, brought to voxels of {_millimetres(resolution)}, the model reached a DSC of only "
+        f"{_spelt(dsc)}; a statement needs {LEAST_DSC:.2f}."
+    )
 
 
 def _why_not_compared(card: CalibrationCard, findings: Findings) -> str:
@@ -125,7 +154,7 @@ def _quoted(
 
 
 def _text(
-    card: CalibrationCard, measurement: Measurement | Unmeasured, status: StatementStatus, *, unlike: bool
+    card: CalibrationCard, measurement: Measurement | Unmeasured, status: StatementStatus, *, unlike: bool, at: str = ""
 ) -> str:
     population = card.population
     cases = (
@@ -138,7 +167,7 @@ def _text(
         return f"Withdrawn: the calibration card was measured on {cases}, but not on {measurement.device}."
     scores = measurement.scores
     figures = (
-        f"On {cases} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
+        f"On {cases}{at} this model reached a DSC of {_spelt(scores['dsc'])} and an ACE of {_spelt(scores['ace_macro'])}, "
         f"of which {_spelt(scores['ace_floor'])} is the floor for images of this size (means over persons' cases with "
         "95 % intervals). This describes that population, not this image."
     )

@@ -25,13 +25,15 @@ from service.engines.machine import device_kind, synchronise, to_host
 from service.errors import BundleUnsupported, EngineDisagrees
 from service.intake.sandbox import decode_sandboxed
 from service.pipeline.centre import Placement, place
+from service.pipeline.compare import compare
 from service.pipeline.grid import Grid, frame_of
 from service.pipeline.infer import infer_within_memory
 from service.pipeline.locate import locate, shows_more
 from service.pipeline.memory import ComputedOn, within_memory
 from service.pipeline.predict import Segmentation, segment, without_padding
-from service.pipeline.preprocess import preprocess
+from service.pipeline.preprocess import needs_tissue, preprocess
 from service.pipeline.summary import findings_about, summarise
+from service.pipeline.tissue import tissue_of
 from service.result.files import LOGITS
 from service.result.logits import encode_logits
 from service.result.outputs import FinishedCase, encode_files
@@ -79,13 +81,12 @@ def run_case(  # noqa: PLR0913 - what, by what, where to, and for whom
     measurement = covering_measurement(bundle)
 
     volume = watch.stage("decode", lambda: decode_sandboxed(scan))
-    acceptance = description.card.accepted
-    judgement = judge_words(acceptance, admission.with_stated(volume.stated))
+    judgement = judge_words(description.card.accepted, admission.with_stated(volume.stated))
     judgement.reject(admission)
     placement = None
     if config.locator is not None and shows_more(volume, config.locator):
         placement = watch.stage("locate", lambda: locate_parts(bundle, volume))
-    images, grid = watch.stage("preprocess", lambda: _inputs(volume, placement, config))
+    images, grid, unusual = watch.stage("preprocess", lambda: _inputs(volume, placement, config))
     inferred = watch.stage("infer", lambda: _infer_each(bundle, images, report, keep="probabilities" in outputs))
     if inferred.bundle is not bundle:  # another engine, which was measured by itself
         bundle, device = inferred.bundle, str(inferred.bundle.device)
@@ -94,16 +95,22 @@ def run_case(  # noqa: PLR0913 - what, by what, where to, and for whom
     with Store(out) as store:
         if inferred.kept is not None:  # by far the largest file: compressed while the rest is computed
             store.begin(LOGITS, encode_logits(inferred.kept if placement else inferred.kept[0]))
-        segmentation, computed_on = watch.stage("calibrate", lambda: _segment(inferred, grid, config))
+        (segmentation, computed_on), shift = watch.stage(
+            "calibrate",
+            lambda: (
+                _segment(inferred, grid, config),
+                compare(description, images, inferred.logits, located=placement is not None),
+            ),
+        )
         segmentation = without_padding(segmentation, volume.padding, config.labels[0].value)
-        findings = findings_about(volume, grid, placement, acceptance, judgement, None)
+        findings = findings_about(volume, grid, placement, description.card, judgement, shift)
         statement = statement_of(description.card, measurement, findings)
         case = FinishedCase(
             volume,
             segmentation.mask,
             segmentation.confidence,
             frame_of(volume, grid, config),
-            lambda: summarise(segmentation, volume, description, statement, placement),
+            lambda: summarise(segmentation, volume, description, statement, placement, unusual),
         )
         files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))
@@ -133,12 +140,15 @@ def _located_by(bundle: LoadedBundle, volume: Volume) -> Placement:
     return place(bundle.network, volume, locate(bundle.locator, volume, config.locator), config)
 
 
-def _inputs(volume: Volume, placement: Placement | None, config: ServiceConfig) -> tuple[list[torch.Tensor], Grid]:
-    """Return the network's inputs, one for the scan or one for each located part, and the grid that leads back."""
+def _inputs(
+    volume: Volume, placement: Placement | None, config: ServiceConfig
+) -> tuple[list[torch.Tensor], Grid, list[str]]:
+    """Return the network's inputs, one for the scan or one for each located part, the grid that leads back, and warnings."""
     if placement is None:
-        image, grid = preprocess(volume, config)
-        return [image], grid
-    return [preprocess(part.volume, config)[0] for part in placement.placed], placement.grid(volume, config)
+        tissue = tissue_of(volume) if needs_tissue(config) else None
+        image, grid = preprocess(volume, config, tissue)
+        return [image], grid, [*tissue.warnings] if tissue else []
+    return [preprocess(part.volume, config)[0] for part in placement.placed], placement.grid(volume, config), []
 
 
 class _Inferred(NamedTuple):

@@ -1,14 +1,16 @@
 """Mask, confidence and statement -> the image-level summary; and what of a scan the statement follows from."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.acceptance import SIZES, Acceptance, Judgement, judge_sizes
+from service.bundle.acceptance import EXTENTS, SIZES, VOXEL_SIZES, Judgement, judge_sizes
+from service.bundle.card import CalibrationCard
 from service.bundle.description import BundleDescription
 from service.bundle.schema import Label
-from service.bundle.statement import Findings
+from service.bundle.statement import Findings, too_coarse
 from service.calibration.histogram import BINS, bin_index
 from service.calibration.shift import ShiftVerdict
 from service.pipeline.centre import Placement
@@ -38,6 +40,7 @@ def summarise(
     bundle: BundleDescription,
     statement: Statement,
     placement: Placement | None = None,
+    unusual: Sequence[str] = (),
 ) -> Summary:
     """Return the summary of one segmented scan.
 
@@ -47,6 +50,7 @@ def summarise(
         bundle: the model.
         statement: the verdict on the answer.
         placement: of the located parts; None if the whole scan was segmented.
+        unusual: warnings about its intensities.
     """
     labels_of_result = (bundle.config.located if placement else bundle.config).labels[1:]
     missing = _labels_of_absent(bundle, placement) if placement else set()
@@ -67,7 +71,7 @@ def summarise(
         foreground_confidence=float(confidence.mean()) if confidence.size else None,
         located=_located(bundle, placement) if placement else None,
         statement=statement,
-        warnings=[*volume.warnings, *(_warnings(placement) if placement else [])],
+        warnings=[*volume.warnings, *unusual, *(_warnings(placement) if placement else [])],
     )
 
 
@@ -75,7 +79,7 @@ def findings_about(
     volume: Volume,
     grid: Grid,
     placement: Placement | None,
-    acceptance: Acceptance,
+    card: CalibrationCard,
     judgement: Judgement,
     shift: ShiftVerdict | None,
 ) -> Findings:
@@ -85,16 +89,28 @@ def findings_about(
         volume: the scan.
         grid: of the scan and the network.
         placement: of the located parts; None if the whole scan was segmented.
-        acceptance: of the bundle.
+        card: of the bundle.
         judgement: on what the scan says about itself.
         shift: what the shift test says about the answer; None if there is none.
     """
-    sizes = judge_sizes(acceptance, sizes_of(volume, grid, placement))
+    acceptance, sizes = card.accepted, sizes_of(volume, grid, placement)
+    spacing = [sizes[name] for name in VOXEL_SIZES]
+    resolution = None
+    if judge_sizes(acceptance, sizes, VOXEL_SIZES):
+        resolution = card.resolution_near(spacing)
+    judged = SIZES if resolution is None else EXTENTS
+    coarse = too_coarse(resolution) if resolution else None
     return Findings(
-        reasons=(*judgement.reasons, *sizes, *(DOUBTS[doubt] for doubt in volume.doubts)),
+        reasons=(
+            *judgement.reasons,
+            *judge_sizes(acceptance, sizes, judged),
+            *([coarse] if coarse else []),
+            *(DOUBTS[doubt] for doubt in volume.doubts),
+        ),
         not_compared=judgement.not_compared,
         shift=shift,
         located=placement is not None,
+        resolution=resolution,
     )
 
 

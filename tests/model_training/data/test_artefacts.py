@@ -1,3 +1,5 @@
+from collections.abc import Hashable
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_cut_planes_are_the_same_in_image_and_label() -> None:
     """What shows nothing in the image is background in the label; the rest is untouched."""
     cut = RandCutPlanesd(("image", "label"), probability=0.7, most=5)
     cut.set_random_state(3)
-    data = {"image": torch.rand(1, *SHAPE) + 1, "label": torch.ones(1, *SHAPE)}
+    data: dict[Hashable, torch.Tensor] = {"image": torch.rand(1, *SHAPE) + 1, "label": torch.ones(1, *SHAPE)}
 
     result = cut(data)
 

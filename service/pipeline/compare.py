@@ -1,0 +1,43 @@
+"""Compares an answer with the answers about the card's persons."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+
+from service.bundle.description import BundleDescription
+from service.calibration.shift import ShiftTest, ShiftVerdict
+from service.pipeline.features import describe
+
+
+def compare(
+    bundle: BundleDescription, images: Sequence[torch.Tensor], logits: torch.Tensor, *, located: bool
+) -> ShiftVerdict | None:
+    """Return what the shift test says about an answer; None for a card without one.
+
+    Located parts are compared with located answers if the card has any, otherwise with those about whole scans. The
+    verdict on several parts is that on the most unlike one, whose p-value is multiplied by their number (Bonferroni).
+
+    Args:
+        bundle: holds the card.
+        images: the network's inputs, (C, D, H, W), of the scan or of each part.
+        logits: (images, K, D, H, W) the network's outputs.
+        located: whether the images are parts that were located in a larger scan.
+    """
+    test = _test_of(bundle, located=located)
+    if test is None:
+        return None
+    verdicts = [
+        test.verdict(describe(image, of_image, bundle.config)) for image, of_image in zip(images, logits, strict=True)
+    ]
+    worst = min(verdicts, key=lambda verdict: verdict.p)
+    return replace(worst, p=min(1.0, len(verdicts) * worst.p))
+
+
+@lru_cache(maxsize=16)
+def _test_of(bundle: BundleDescription, *, located: bool) -> ShiftTest | None:
+    """Return the fitted test of a bundle, which takes some milliseconds to fit."""
+    card = bundle.card
+    record = (card.shift_test("located") if located else None) or card.shift_test("whole")
+    return record.test() if record else None
