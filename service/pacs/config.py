@@ -152,12 +152,12 @@ class Pacs(_Table):
     refused: bool = False
     """Whether a short report that says why is stored here if a scan is refused."""
 
-    def wanted(self, objects: Sequence[DicomObject], status: StatementStatus) -> list[DicomObject]:
+    def wanted(self, objects: Sequence[DicomObject], status: StatementStatus | None) -> list[DicomObject]:
         """Return which objects of a result are stored here.
 
         Args:
             objects: that were asked for.
-            status: of the result's statement.
+            status: of the result's statement; None if that is not known.
         """
         if status != "withdrawn":
             return list(objects)

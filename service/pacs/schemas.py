@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-from service.schemas import DicomObject, Problem, State, Wire
+from service.schemas import DicomObject, Problem, State, StatementStatus, Wire
 
 DicomStage = Literal["pull", "segment", "build", "push"]
 """Stage of a DICOM job: fetching the series, waiting for its segmentation, making objects, storing them."""
@@ -54,6 +54,8 @@ class DicomJob(Wire):
     """Reason why it is waiting at the moment, e.g. a PACS that does not answer."""
     problem: Problem | None
     """Reason why it failed."""
+    statement: StatementStatus | None = None
+    """Verdict on the answer, once there is one; of a withdrawn one a PACS gets the report only, unless it is configured."""
     objects: list[DeliveredObject]
     links: DicomLinks
 

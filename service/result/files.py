@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from service.errors import NoSourceSeries, ResultExpired
-from service.schemas import WITHDRAWN, Summary
+from service.schemas import WITHDRAWN, StatementStatus, Summary
 from service.storage.local import RESULT
 
 __all__ = ["CONFIDENCE", "FRAME", "LOGITS", "MASK", "RESULT", "SOURCE", "SUMMARY"]
@@ -25,15 +25,15 @@ def offers_dicom(result: Path) -> bool:
     return all((result / name).is_file() for name in (SOURCE, MASK, CONFIDENCE, SUMMARY))
 
 
-def is_withdrawn(result: Path) -> bool:
-    """Return whether the statement of a result is withdrawn; False if its summary was not kept."""
+def status_of(result: Path) -> StatementStatus | None:
+    """Return the verdict of a result's summary; None if the summary was not kept."""
     path = result / SUMMARY
-    return path.is_file() and Summary.model_validate_json(path.read_bytes()).statement.status == "withdrawn"
+    return Summary.model_validate_json(path.read_bytes()).statement.status if path.is_file() else None
 
 
 def mark_of(result: Path) -> str:
     """Return what stands before every name of a result that a viewer shows: a mark if it is withdrawn, else nothing."""
-    return f"{WITHDRAWN} " if is_withdrawn(result) else ""
+    return f"{WITHDRAWN} " if status_of(result) == "withdrawn" else ""
 
 
 def holds_series(result: Path) -> bool:

@@ -29,6 +29,7 @@ from service.pacs.ledger import Ledger
 from service.pacs.peer import SeriesSource
 from service.pacs.schemas import DicomJob
 from service.pacs.selection import digest_of
+from service.result.files import status_of
 from service.schemas import ALL_OUTPUTS, FINISHED
 from service.storage.local import StateDirectory
 
@@ -274,7 +275,10 @@ class PacsJobs:
             inner = None
         cancelled = any(push.status == "CANCELLED" for push in self._pushes(identifier))
         ledger = Ledger.read(self.state.dicom / identifier)
-        return describe_dicom_job(status, self.worker.live.get(identifier), ledger, inner, cancelled=cancelled)
+        result = self.state.result(inner) if inner else None
+        verdict = status_of(result) if result else None
+        live = self.worker.live.get(identifier)
+        return describe_dicom_job(status, live, ledger, inner, verdict, cancelled=cancelled)
 
 
 def _push_queue(pacs: str) -> str:

@@ -11,7 +11,7 @@ from service.errors import JobAbandoned, JobCancelled, from_code
 from service.jobs.segmentation.queue import identifier_of
 from service.pacs.ledger import Ledger
 from service.pacs.schemas import DeliveredObject, DicomJob, DicomLinks, DicomStage
-from service.schemas import Accept, DicomObject, Problem, State, problem_of
+from service.schemas import Accept, DicomObject, Problem, State, StatementStatus, problem_of
 
 WORKFLOW: Final = "dicom"
 """DBOS's name of the workflow."""
@@ -91,7 +91,13 @@ def inner_of(owner: str, identifier: str) -> str:
 
 
 def describe_dicom_job(
-    status: WorkflowStatus, live: LiveDicom | None, ledger: Ledger | None, segmentation: str | None, *, cancelled: bool
+    status: WorkflowStatus,
+    live: LiveDicom | None,
+    ledger: Ledger | None,
+    segmentation: str | None,
+    statement: StatementStatus | None = None,
+    *,
+    cancelled: bool,
 ) -> DicomJob:
     """Return the job of a workflow.
 
@@ -100,6 +106,7 @@ def describe_dicom_job(
         live: the running stage, if it runs in this process.
         ledger: ledger of its objects, once they are made.
         segmentation: id of the ordinary job, once there is one.
+        statement: verdict on its answer, once there is one.
         cancelled: whether its delivery was cancelled.
     """
     order = DicomOrder.of(status)
@@ -123,6 +130,7 @@ def describe_dicom_job(
         created=dt.datetime.fromtimestamp((status.created_at or 0) / 1000, dt.UTC),
         waits_for=waits_for,
         problem=problem,
+        statement=statement,
         objects=_objects(ledger),
         links=DicomLinks(
             self=here,

@@ -38,8 +38,8 @@ from service.pacs.patience import persist
 from service.pacs.peer import SeriesSource, open_peer
 from service.pacs.spool import Spool
 from service.pacs.web import write_zip
-from service.result.files import is_withdrawn
-from service.schemas import DicomObject, StatementStatus, Superseded, problem_of
+from service.result.files import status_of
+from service.schemas import DicomObject, Superseded, problem_of
 from service.storage.local import StateDirectory, Upload
 
 log = structlog.get_logger(__name__)
@@ -187,8 +187,7 @@ class PacsWorker:
         if result is None:
             msg = "The result of the segmentation was erased before it was sent. Ask for the series again."
             raise ResultUnavailable(msg)
-        status: StatementStatus = "withdrawn" if is_withdrawn(result) else "holds"
-        wanted = self.file.find(order.destination).wanted(order.objects, status)
+        wanted = self.file.find(order.destination).wanted(order.objects, status_of(result))
         superseded = self.superseded(identifier, order)
         self._leave_ledger(
             identifier,

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from service.bundle.registry import DEFAULT_MODEL, Registry
+from service.errors import ScanNotAccepted
 from service.executors.embedded import EmbeddedExecutor
 from service.executors.pool import ExecutorPool
 from service.jobs.database import open_database
@@ -23,9 +24,10 @@ from service.pacs import patience
 from service.pacs.config import PacsFile
 from service.pacs.schemas import DicomJob
 from service.pacs.selection import Selection
+from service.result.files import SUMMARY
 from service.schemas import FINISHED, CaseResult, DicomObject, Superseded
 from service.storage.local import StateDirectory
-from tests.service.jobs.conftest import RESULT_JSON, write_result
+from tests.service.jobs.conftest import RESULT_JSON, SUMMARY_JSON, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[4] / "benchmarks"))
 
@@ -35,13 +37,14 @@ STUDY, SERIES = "1.2.4", "1.2.5"
 
 
 class Computes(EmbeddedExecutor):
-    """Computes nothing, counts the cases and may be held back."""
+    """Computes nothing, counts the cases and may be held back, refuse, or withdraw its results."""
 
     def __init__(self) -> None:
         super().__init__(deadline_s=1.0)
         self.cases = 0
         self.released = threading.Event()
         self.released.set()
+        self.refuses = self.withdraws = False
 
     @property
     def ready(self) -> bool:
@@ -56,7 +59,12 @@ class Computes(EmbeddedExecutor):
         self.cases += 1
         assert self.released.wait(60)
         assert scan.read_bytes().startswith(b"PK")
+        if self.refuses:
+            msg = "Modality is CT; accepted: MR."
+            raise ScanNotAccepted(msg)
         write_result(out, "mask")
+        if self.withdraws:
+            (out / SUMMARY).write_text(SUMMARY_JSON.replace('"holds"', '"withdrawn"'))
         return CaseResult.model_validate_json(RESULT_JSON)
 
 
@@ -97,7 +105,13 @@ class Site:
         self.executor = Computes()
         gone = f"http://127.0.0.1:{free_port()}/dicom-web"
         self.file = PacsFile.model_validate(
-            {"pacs": {"clinic": {"url": self.orthanc.dicomweb, "orthanc": self.orthanc.url}, "gone": {"url": gone}}}
+            {
+                "pacs": {
+                    "clinic": {"url": self.orthanc.dicomweb, "orthanc": self.orthanc.url},
+                    "told": {"url": self.orthanc.dicomweb, "refused": True, "withdrawn": ["seg", "sr"]},
+                    "gone": {"url": gone},
+                }
+            }
         )
         self.jobs: PacsJobs
         self.begin()
@@ -172,6 +186,7 @@ def site(
     monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.05)
     whole_site.orthanc.clear()
     whole_site.executor.cases = 0
+    whole_site.executor.refuses = whole_site.executor.withdraws = False
     whole_site.jobs.worker.breakers.clear()
     for k, image in enumerate(slices_of()):
         (tmp_path / f"{k}.dcm").write_bytes(dicom_file(image))

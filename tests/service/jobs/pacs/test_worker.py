@@ -17,6 +17,7 @@ from service.errors import (
 )
 from service.jobs.pacs.status import inner_of
 from service.pacs import multipart, web
+from service.pacs.ledger import Ledger
 from service.pacs.web import DicomWeb
 from tests.service.jobs.pacs.conftest import Site
 
@@ -159,3 +160,32 @@ def test_a_result_that_the_pacs_silently_keeps_an_older_one_of(site: Site) -> No
     assert site.held() == {"CT": 6, "OT": 2}
     with pytest.raises(DeadLetterNotFound):
         site.jobs.retry("local", done.id)
+
+
+def names_of(site: Site, identifier: str) -> list[str]:
+    """Return the names of the objects in a job's ledger."""
+    ledger = Ledger.read(site.state.dicom / identifier)
+    return [entry.file for entry in ledger.entries] if ledger else []
+
+
+def test_of_a_withdrawn_result_a_pacs_gets_no_segmentation(site: Site) -> None:
+    """By default only the report is stored; a destination that wants the segmentation all the same gets it."""
+    site.executor.withdraws = True
+    done = site.wait(site.ask())
+    assert (done.state, done.statement, names_of(site, done.id)) == ("succeeded", "withdrawn", ["sr.dcm"])
+
+    told = site.wait(site.ask(destination="told"))
+    assert (told.state, names_of(site, told.id)) == ("succeeded", ["seg.dcm", "sr.dcm"])
+
+
+def test_a_refused_series_is_reported_where_that_is_wanted(site: Site) -> None:
+    """The job fails with the reason either way; one destination gets a report that says it, the other nothing."""
+    site.executor.refuses = True
+    silent, told = site.wait(site.ask()), site.ask(destination="told")
+    told = site.wait(told, lambda job: bool(job.objects) and job.objects[0].state == "stored")
+
+    for job in (silent, told):
+        assert job.problem is not None
+        assert (job.state, job.problem.type) == ("failed", "/problems/scan-not-accepted")
+    assert (names_of(site, silent.id), names_of(site, told.id)) == ([], ["sr.dcm"])
+    assert site.held()["SR"] == 1
