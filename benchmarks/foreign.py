@@ -29,6 +29,7 @@ from service.pipeline.run import run_case
 from service.result.files import SUMMARY
 from service.schemas import Summary
 
+SPINE = ("t1w.nii.gz", "t2.nii.gz", "t2s.nii.gz", "t2s_uncropped.nii.gz", "mt0.nii.gz", "mt1.nii.gz")
 HEAD_MM = (0.5, 0.7, 1.0, 1.5)
 CROP_MM = (36, 50, 36)
 WHITE, GREY, FLUID = (
@@ -46,7 +47,7 @@ def foreign(data: Path, work: Path, generator: np.random.Generator) -> Named:
     """Yield scans that show something else, and label-map heads of other contrasts."""
     yield from _cardiac(data, work, generator)
     for path in sorted((data / "sct_testing").glob("*/*.nii.gz")):
-        if nib.load(path).header.get_data_dtype().kind == "f" or path.stem.split(".")[0] in {"t2", "t1w", "t2s"}:  # type: ignore[attr-defined]
+        if path.name in SPINE:
             yield "spinal cord MR", path
     for path in sorted((data / "OpenKBP" / "imagesTr").glob("*.nii.gz"))[:6]:
         yield "head and neck CT, whole", path
@@ -92,7 +93,7 @@ def _crops(path: Path, work: Path, generator: np.random.Generator) -> Iterator[P
 
 
 def _drawn(path: Path, contrast: str, work: Path, generator: np.random.Generator) -> Path:
-    image = nib.load(path)  # type: ignore[attr-defined]
+    image = nib.Nifti1Image.from_filename(path)
     labels = np.asarray(image.dataobj)
     white, grey, fluid, other = CONTRASTS[contrast]
     drawn = np.where(labels == 0, 5, other).astype(np.float32)
@@ -104,7 +105,7 @@ def _drawn(path: Path, contrast: str, work: Path, generator: np.random.Generator
 
 def _saved(array: np.ndarray, affine: np.ndarray, work: Path) -> Path:
     path = Path(tempfile.mkstemp(".nii.gz", dir=work)[1])
-    nib.save(nib.Nifti1Image(np.asarray(array, np.float32), affine), path)  # type: ignore[attr-defined]
+    nib.Nifti1Image(np.asarray(array, np.float32), affine).to_filename(path)
     return path
 
 
