@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.api.multipart import file_of
+from service.api.multipart import Piece, file_of
 from service.errors import InvalidRequest
 
 TYPE = "multipart/form-data; boundary=b0und-ary"
@@ -209,3 +209,19 @@ def test_nothing_of_a_form_is_repeated() -> None:
         file_in(b"--Doe^Jane\r\n")
 
     assert "Doe" not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [(b"scan.nii", {}), (b"sub-01_ce-gad_T2w.nii.gz", {"suffix": "T2w", "ce": "gad"})]
+)
+def test_of_a_file_name_only_what_bids_defines_is_kept(name: bytes, says: dict[str, str]) -> None:
+    """The rest of a file name may name a person."""
+    header = b'Content-Disposition: form-data; name="file"; filename="%s"' % name
+
+    async def body() -> AsyncIterator[bytes]:
+        yield form((header, b"voxels"))
+
+    async def read() -> list[Piece]:
+        return [piece async for piece in file_of(body(), TYPE)]
+
+    assert [dict(piece.says) for piece in asyncio.run(read())] == [says, says]

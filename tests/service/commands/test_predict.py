@@ -7,9 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from service.bundle.acceptance import Acceptance, Words
+from service.bundle.card import CalibrationCard
 from service.bundle.registry import DEFAULT_MODEL
 from service.commands.predict import Prediction, predict_here, predict_there
-from service.errors import ConstantVolume, ModelNotFound, ServerUnreachable
+from service.errors import ConstantVolume, ModelNotFound, ScanNotAccepted, ServerUnreachable
 from service.schemas import RESEARCH_USE_ONLY, Statement, Structure, Summary
 
 STATEMENT = Statement(
@@ -146,6 +148,31 @@ def test_a_model_of_the_bundle_folder_is_used(
 
     assert "front" in files.report()
     assert gzip.decompress(files.mask.read_bytes())[344:347] == b"n+1"
+
+
+def test_another_contrast_by_its_bids_name_is_refused_or_withdrawn(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    write_nifti: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    reseal: Callable[[Path], str],
+) -> None:
+    """A FLAIR of a T1 model: an error that says how to go on; with accept, a withdrawn result. Its T1w says enough."""
+    card = CalibrationCard.model_validate_json((tiny_bundle / "calibration.json").read_bytes())
+    declared = card.with_acceptance(Acceptance(words=(Words(name="suffix", accepted=("T1W",)),)))
+    (tiny_bundle / "calibration.json").write_text(declared.model_dump_json())
+    reseal(tiny_bundle)
+    monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
+    array = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
+    for suffix in ("T1w", "FLAIR"):
+        write_nifti(tmp_path / f"sub-1_{suffix}.nii", array)
+    flair = tmp_path / "sub-1_FLAIR.nii"
+
+    with pytest.raises(ScanNotAccepted, match=r"suffix is FLAIR; accepted: T1W\..*--accept anyway"):
+        predict_here(flair, tmp_path / "out", "tiny")
+    assert predict_here(flair, tmp_path / "out", "tiny", "anyway").withdrawn
+    expected = predict_here(tmp_path / "sub-1_T1w.nii", tmp_path / "out", "tiny").read_summary().statement
+    assert (expected.status, "suffix" in expected.not_compared) == ("not compared", False)
 
 
 def test_a_running_service_gives_the_same_files(server_url: str, hippocampus: Path, tmp_path: Path) -> None:

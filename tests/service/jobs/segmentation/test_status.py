@@ -1,10 +1,12 @@
 import datetime as dt
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dbos import WorkflowStatus
 
+from service.bundle.acceptance import Admission
 from service.errors import JobAbandoned, NonFiniteVoxels
 from service.jobs.segmentation.status import PRIORITIES, Live, Place, WorkflowInput, describe_job
 from service.result.files import RESULT
@@ -143,3 +145,20 @@ def test_an_order_is_what_the_workflow_was_given() -> None:
     assert order.arguments == ("they", "scan", "model@0", ["mask", "summary"])
     assert WorkflowInput.of(_status("PENDING")) == order
     assert WorkflowInput.of(_status("PENDING", input=None)) == WorkflowInput("", "", "", ())
+
+
+def test_a_job_of_an_earlier_version_says_nothing_about_its_scan() -> None:
+    """Its record has four arguments; those of a job that says no more have the same form."""
+    order = WorkflowInput.of(_status("SUCCESS"))
+
+    assert order == WorkflowInput("they", "scan", "model@0", ("mask", "summary"))
+    assert order.arguments == ("they", "scan", "model@0", ["mask", "summary"])
+
+
+def test_what_a_caller_says_about_a_scan_is_part_of_the_order() -> None:
+    """It comes back from the record, as JSON keeps it."""
+    admission = Admission((("suffix", "T2w"),), "anyway")
+    order = WorkflowInput("they", "scan", "model@0", ("mask",), admission)
+    recorded = json.loads(json.dumps({"args": order.arguments}))
+
+    assert WorkflowInput.of(_status("SUCCESS", input=recorded)) == order
