@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parents[1]
 PICTURE: Final = ROOT / "docs" / "architecture.svg"
 PACKAGES: Final = ("service", "model_training")
 
-GROUND: Final = ("service.errors", "service.schemas", "service.settings", "service.volume")
+GROUND: Final = ("service.errors", "service.names", "service.schemas", "service.settings", "service.volume")
 """Modules that every room may import; they are drawn as the ground, without arrows."""
 
 LEFT_OUT: Final = ("service.__main__", "service.__version__")

@@ -7,6 +7,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+Stated = Mapping[str, tuple[str, ...]]
+"""What a scan says: values by DICOM keyword, or by the part of a BIDS name (`suffix`, `ce`). What it does not say is missing."""
+
+KEYWORDS: Final = (
+    *("Modality", "BodyPartExamined", "ImageType", "ContrastBolusAgent"),
+    *("AcquisitionContrast", "ScanningSequence", "SequenceVariant", "SequenceName", "PulseSequenceName"),
+    *("SeriesDescription", "ProtocolName", "EchoTime", "InversionTime", "RepetitionTime", "SliceThickness"),
+)
+"""DICOM attributes that are read from a series and can be compared."""
+
 VOXEL_SIZE: Final = "voxel-size"
 """Doubt: the file holds two voxel sizes, so that no length or volume is certain."""
 
@@ -23,7 +33,7 @@ class Volume:
         source: for a DICOM series, its headers as kept by `service.intake.dicom.source`, as JSON; they name the patient.
         padding: (D, H, W) voxels that the file declares to show nothing (Pixel Padding Value of DICOM); in the array they
             have the lowest intensity of the others. None if there are none.
-        stated: what the scan says about itself: values by DICOM keyword (`service.bundle.acceptance`); never logged.
+        stated: what the scan says about itself; never logged.
         doubts: what the file contradicts itself about, of the constants above: no statement can rest on it.
     """
 
@@ -33,7 +43,7 @@ class Volume:
     warnings: tuple[str, ...] = ()
     source: str | None = None
     padding: npt.NDArray[np.bool_] | None = None
-    stated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stated: Stated = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
     @property

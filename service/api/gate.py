@@ -6,10 +6,11 @@ from typing import Annotated, Final
 
 from fastapi import Query
 
-from service.bundle.acceptance import Admission, Stated, judge_words
+from service.bundle.acceptance import Admission, judge_words
 from service.bundle.description import BundleDescription
 from service.intake.sandbox import check_sandboxed
 from service.schemas import Accept
+from service.volume import Stated
 
 AcceptQuery = Annotated[
     Accept, Query(description="`anyway`: also a scan that the model does not accept; its statement is withdrawn.")

@@ -7,8 +7,8 @@ from typing import Any, Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.client.names import parts_of
 from service.errors import InvalidRequest
+from service.names import parts_of
 
 _MOST_HEADER_BYTES: Final = 8192
 

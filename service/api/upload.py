@@ -10,11 +10,11 @@ from starlette.requests import ClientDisconnect
 
 from service.api.deps import Services
 from service.api.multipart import Piece, file_of
-from service.bundle.acceptance import Stated
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
 from service.intake.sandbox import check_sandboxed
 from service.schemas import Scan
 from service.storage.local import Upload
+from service.volume import Stated
 
 # Media types that no scan has. All others are accepted, also curl's default: the bytes decide.
 _WRAPPED: Final = ("application/json", "text/")

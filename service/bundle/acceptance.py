@@ -16,16 +16,7 @@ from pydantic import FiniteFloat, model_validator
 from service.bundle.schema import Declaration
 from service.errors import ScanNotAccepted
 from service.schemas import Accept
-
-Stated = Mapping[str, tuple[str, ...]]
-"""What a scan says: values by DICOM keyword, or by the part of a BIDS name (`suffix`, `ce`). What it does not say is missing."""
-
-KEYWORDS: Final = (
-    *("Modality", "BodyPartExamined", "ImageType", "ContrastBolusAgent"),
-    *("AcquisitionContrast", "ScanningSequence", "SequenceVariant", "SequenceName", "PulseSequenceName"),
-    *("SeriesDescription", "ProtocolName", "EchoTime", "InversionTime", "RepetitionTime", "SliceThickness"),
-)
-"""DICOM attributes that are read from a series and can be compared."""
+from service.volume import KEYWORDS, Stated
 
 BIDS_PARTS: Final = ("suffix", "ce")
 """Parts of a BIDS name that can be compared: the suffix, e.g. T1w, and the entity of contrast enhancement."""

@@ -16,8 +16,8 @@ import httpx
 from pydantic import ValidationError
 
 from ..errors import ClientError, ServerProblem, ServerUnreachable
+from ..names import parts_of
 from ..schemas import FINISHED, Accept, Job, Jobs, Models, Output, Priority, Problem, Scan, State, Summary, Wire
-from .names import parts_of
 from .result import Result
 
 SEGMENTATIONS: Final = "/v1/segmentations"

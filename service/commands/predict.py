@@ -13,7 +13,7 @@ from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.client.files import Files, stem_of
 from service.client.http import Client
-from service.client.names import parts_of
+from service.names import parts_of
 from service.schemas import Accept, Summary
 from service.settings import Settings
 

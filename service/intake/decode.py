@@ -12,11 +12,10 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.acceptance import Stated
 from service.errors import EmptyBody, NonFiniteVoxels, UnrecognisedFormat
 from service.intake.formats import archive, metaimage, nifti, nrrd
 from service.intake.formats.geometry import MAX_VOXELS
-from service.volume import Volume
+from service.volume import Stated, Volume
 
 __all__ = ["MAX_VOXELS", "check_scan", "decode_scan"]
 

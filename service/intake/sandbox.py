@@ -31,12 +31,11 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
-from service.bundle.acceptance import Stated
 from service.errors import CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge, from_code
 from service.intake.decode import check_scan, decode_scan
 from service.intake.formats import nifti
 from service.intake.landlock import landlock_version, read_only_this
-from service.volume import Volume
+from service.volume import Stated, Volume
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
 _PRELOADED: Final = [

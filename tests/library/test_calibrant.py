@@ -78,7 +78,7 @@ def test_the_version_is_that_of_the_service() -> None:
     assert calibrant.__version__ == __version__
 
 
-OFFERED = {"_version", "calibration", "client", "errors", "losses", "metrics", "schemas"}
+OFFERED = {"_version", "calibration", "client", "errors", "losses", "metrics", "names", "schemas"}
 INSIDE = sorted(
     {path.stem for folder in ("service", "model_training") for path in (ROOT / folder).iterdir()}
     - OFFERED

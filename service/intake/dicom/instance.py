@@ -21,7 +21,6 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
-from service.bundle.acceptance import Stated
 from service.errors import (
     CalibrantError,
     InvalidAffine,
@@ -36,6 +35,7 @@ from service.errors import (
 )
 from service.intake.dicom.stated import stated_of
 from service.intake.formats.geometry import EXTREMES_MM
+from service.volume import Stated
 
 # Read malformed values as far as possible: pydicom's warnings would repeat them in the log.
 config.settings.reading_validation_mode = config.IGNORE

@@ -7,7 +7,6 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from service.bundle.acceptance import Stated
 from service.errors import DuplicateInstance, MultipleSeries, NoDicom
 from service.intake.dicom.instance import Slice, read_instance
 from service.intake.dicom.source import describe_source
@@ -15,7 +14,7 @@ from service.intake.dicom.stack import stack
 from service.intake.dicom.stated import stated_together
 from service.intake.formats.archive import read_members
 from service.intake.formats.geometry import nifti_header
-from service.volume import Volume
+from service.volume import Stated, Volume
 
 MAX_STRAYS: Final = 3
 """Maximum number of images of another orientation or size that are left out as unmarked localizers."""

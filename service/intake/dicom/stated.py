@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
-from service.bundle.acceptance import KEYWORDS, Stated
+from service.volume import KEYWORDS, Stated
 
 MOST_VALUES: Final = 8
 """Values of one attribute that are kept; Image Type has four."""

@@ -7,6 +7,7 @@ import torch
 from model_training.data.case import Case
 from model_training.recipes import RECIPES
 from model_training.recipes.hippocampus import HIPPOCAMPUS, _person
+from service.bundle.acceptance import judge_words
 from service.bundle.network import build_network
 
 SERVICE = HIPPOCAMPUS.service
@@ -92,3 +93,69 @@ def test_the_weights_keep_the_licence_of_the_data() -> None:
     for words in ("CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/", "Medical Segmentation Decathlon"):
         assert words in notice
     assert "Changes:" in notice
+
+
+SAID: dict[str, tuple[str, ...]] = {
+    "Modality": ("MR",),
+    "BodyPartExamined": ("BRAIN",),
+    "ImageType": ("ORIGINAL", "PRIMARY", "M", "ND", "NORM"),
+    "ScanningSequence": ("GR", "IR"),
+    "SequenceName": ("*tfl3d1_16ns",),
+    "SeriesDescription": ("t1_mprage_sag_p2_iso",),
+    "EchoTime": ("2.98",),
+    "InversionTime": ("900",),
+    "SliceThickness": ("1",),
+    "suffix": ("T1w",),
+}
+"""A usual T1-weighted head."""
+
+
+def test_a_usual_t1_head_is_accepted() -> None:
+    """Nothing speaks against it; what it does not say is listed."""
+    assert HIPPOCAMPUS.acceptance is not None
+    judgement = judge_words(HIPPOCAMPUS.acceptance, SAID)
+
+    assert (judgement.refused, judgement.withdrawn) == ((), ())
+    assert judgement.not_compared == ("AcquisitionContrast", "PulseSequenceName", "ContrastBolusAgent", "ce")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"Modality": ("CT",)},
+        {"Modality": ("PT",)},
+        {"BodyPartExamined": ("KNEE",)},
+        {"BodyPartExamined": ("FOOT",)},
+        {"ImageType": ("DERIVED", "PRIMARY", "PROJECTION IMAGE")},
+        {"ImageType": ("ORIGINAL", "PRIMARY", "LOCALIZER")},
+        {"AcquisitionContrast": ("FLUID_ATTENUATED",)},
+        {"ScanningSequence": ("EP", "SE")},
+        {"SequenceName": ("*spcir_278ns",)},
+        {"SequenceName": ("FLAIR",)},
+        {"SeriesDescription": ("Ax T2 TSE",)},
+        {"SeriesDescription": ("sag t1 mprage +C",)},
+        {"EchoTime": ("97",)},
+        {"InversionTime": ("2200",)},
+        {"ContrastBolusAgent": ("Gadovist 7.5 ml",)},
+        {"suffix": ("T2w",)},
+        {"suffix": ("FLAIR",)},
+        {"ce": ("gadolinium",)},
+    ],
+    ids=str,
+)
+def test_every_other_kind_of_scan_is_refused(said: dict[str, tuple[str, ...]]) -> None:
+    """One word that says that it is something else is enough."""
+    assert HIPPOCAMPUS.acceptance is not None
+
+    assert len(judge_words(HIPPOCAMPUS.acceptance, SAID | said).refused) == 1
+
+
+def test_the_page_lists_what_is_accepted() -> None:
+    """docs/verdict.md repeats the declaration of the default model, line by line."""
+    assert HIPPOCAMPUS.acceptance is not None
+    page = (Path(__file__).parents[3] / "docs" / "verdict.md").read_text().splitlines()
+
+    listed = [
+        line.removeprefix("- ") for line in page if line.startswith("- ") and line[2:].partition(":")[0].isalnum()
+    ]
+    assert listed == list(HIPPOCAMPUS.acceptance.descriptions)

@@ -2,8 +2,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from service.bundle.acceptance import Stated
 from service.intake.dicom.stated import MOST_CHARACTERS, MOST_VALUES, stated_of, stated_together
+from service.volume import Stated
 
 
 def test_attributes_are_taken_as_text() -> None:

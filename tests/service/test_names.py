@@ -1,6 +1,6 @@
 import pytest
 
-from service.client.names import parts_of
+from service.names import parts_of
 
 
 @pytest.mark.parametrize(
