@@ -24,11 +24,17 @@ from model_training.data.case import Case, read_case
 from model_training.evaluation.crossvalidate import networks_of
 from model_training.evaluation.shift import answer_about, mean_dsc
 from model_training.recipes import RECIPES
-from service.bundle.card import ShiftTestRecord
+from service.bundle.acceptance import Judgement
+from service.bundle.card import CalibrationCard, ShiftTestRecord
 from service.bundle.reader import load_bundle
 from service.bundle.schema import ServiceConfig
-from service.calibration.shift import ALPHA
+from service.bundle.statement import statement_of
+from service.calibration.shift import ALPHA, ShiftVerdict
 from service.errors import ScanError
+from service.pipeline.grid import Grid
+from service.pipeline.preprocess import needs_tissue
+from service.pipeline.summary import findings_about, sizes_of
+from service.pipeline.tissue import tissue_of
 from service.volume import Volume
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "trust.md"
@@ -60,6 +66,26 @@ class Answer:
         return self.dsc is not None and self.dsc >= GOOD
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: a bundle, or a run that never saw the split, which has no card."""
+
+    network: nn.Module
+    config: ServiceConfig
+    record: ShiftTestRecord | None
+    card: CalibrationCard | None
+
+    def verdict(self, volume: Volume, shift: ShiftVerdict | None) -> str:
+        """Return whether the statement of a scan that says nothing about itself holds, as the service finds it."""
+        if self.card is None or shift is None:
+            return "withdrawn" if shift and shift.shifted else "held"
+        tissue = tissue_of(volume) if needs_tissue(self.config) else None
+        sizes = sizes_of(volume, Grid.of(volume, self.config), None, tissue)
+        findings = findings_about(self.card, sizes, Judgement(), shift, located=False)
+        status = statement_of(self.card, self.card.measurements[0], findings).status
+        return "held" if status == "holds" else status
+
+
 def spoilt_versions(scan: Volume, classes: np.ndarray, name: str, seed: int) -> Iterator[tuple[str, str, Spoilt]]:
     """Yield the clean case, and every spoiling of it at each severity."""
     image = scan.array_CDHW[0].astype(np.float32)
@@ -70,23 +96,22 @@ def spoilt_versions(scan: Volume, classes: np.ndarray, name: str, seed: int) -> 
             yield spoiling, word, spoil(image, classes, severity, generator)
 
 
-def answers_about(
-    network: nn.Module, config: ServiceConfig, record: ShiftTestRecord | None, case: Case, seed: int
-) -> Iterator[Answer]:
+def answers_about(subject: Subject, case: Case, seed: int) -> Iterator[Answer]:
     """Answer a case and its spoilt versions."""
+    config, record = subject.config, subject.record
     scan, classes = read_case(case, config)
     test = record.without(case.person).test() if record else None
     values = range(1, len(config.labels))
     for spoiling, severity, spoilt in spoilt_versions(scan, classes, case.name, seed):
         volume = replace(scan, array_CDHW=spoilt.image[np.newaxis])
         try:
-            mask, features = answer_about(network, volume, config)
+            mask, features = answer_about(subject.network, volume, config)
         except ScanError:
             yield Answer(case.person, spoiling, severity, None, "refused", 0.0)
             continue
-        p = test.verdict(features).p if test else 1.0
+        shift = test.verdict(features) if test else None
         dsc = None if spoilt.labels is None else mean_dsc(mask, spoilt.labels, values)
-        yield Answer(case.person, spoiling, severity, dsc, "withdrawn" if p < ALPHA else "held", p)
+        yield Answer(case.person, spoiling, severity, dsc, subject.verdict(volume, shift), shift.p if shift else 1.0)
 
 
 def auroc(answers: Sequence[Answer], seed: int) -> tuple[float, float, float]:
@@ -141,19 +166,15 @@ def rows_of(answers: Sequence[Answer]) -> list[list[str]]:
     return rows
 
 
-def _subject(
-    arguments: argparse.Namespace, recipe: Recipe, data: Path
-) -> tuple[nn.Module, ServiceConfig, ShiftTestRecord | None]:
-    """Return network, configuration and shift test: of a bundle, or of the run that never saw the split."""
+def _subject(arguments: argparse.Namespace, recipe: Recipe, data: Path) -> Subject:
+    """Return a bundle's network and card, or the network of the run that never saw the split."""
     record = arguments.shift_test and ShiftTestRecord.model_validate_json(arguments.shift_test.read_bytes())
     if arguments.runs:
         ((network, _),) = networks_of(recipe, data, arguments.runs, [arguments.split])
-        config = recipe.service
-    else:
-        bundle = load_bundle(arguments.bundle, torch.device("cpu"))
-        network, config = bundle.network, bundle.description.config
-        record = record or bundle.description.card.shift_test("whole")
-    return network, config, record
+        return Subject(network, recipe.service, record, None)
+    bundle = load_bundle(arguments.bundle, torch.device("cpu"))
+    card = bundle.description.card
+    return Subject(bundle.network, bundle.description.config, record or card.shift_test("whole"), card)
 
 
 def main() -> None:
@@ -173,23 +194,23 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = RECIPES[arguments.recipe]
     data = arguments.data or Path(os.environ.get("CALIBRANT_DATA", "../shared/data")) / "Task04_Hippocampus"
-    network, config, record = _subject(arguments, recipe, data)
+    subject = _subject(arguments, recipe, data)
     cases = recipe.cases(data)[arguments.split][: arguments.limit]
-    answers = [answer for case in cases for answer in answers_about(network, config, record, case, arguments.seed)]
+    answers = [answer for case in cases for answer in answers_about(subject, case, arguments.seed)]
     if arguments.answers:
         arguments.answers.write_text(json.dumps([asdict(answer) for answer in answers]) + "\n")
     persons = len({case.person for case in cases})
     head = ["input", "severity", "mean DSC", "bad", "held", "withdrawn", "refused"]
     text = "\n".join(
         [
-            f"{config.name} {config.version}, {arguments.split}: {len(cases)} cases of {persons} persons, seed {arguments.seed}.",
+            f"{subject.config.name} {subject.config.version}, {arguments.split}: {len(cases)} cases of {persons} persons, seed {arguments.seed}.",
             "",
             table(head, rows_of(answers)),
             "",
             *figures(answers, arguments.seed),
         ]
     )
-    name = f"Crops of {arguments.split}{'' if record else ', a model without a shift test'}"
+    name = f"Crops of {arguments.split}{'' if subject.record else ', a model without a shift test'}"
     publish(name, text, PAGE if arguments.write else None)
 
 

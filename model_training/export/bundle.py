@@ -22,7 +22,7 @@ from model_training.export.monai_bundle import inference_config, metadata
 from model_training.locator.train import DECLARATION, LOCATING
 from model_training.locator.train import WEIGHTS as LOCATOR_WEIGHTS
 from model_training.training import train
-from service.bundle.acceptance import SIZES
+from service.bundle.acceptance import MARGIN, SIZES
 from service.bundle.card import CPU, CalibrationCard, CaseRecord, Locating, Measurement, ShiftReference, ShiftTestRecord
 from service.bundle.description import CARD, CONFIG, LOCATOR, WEIGHTS
 from service.bundle.engine_kind import REFERENCE, EngineKind
@@ -30,6 +30,7 @@ from service.bundle.manifest import sha256_of, write_manifest
 from service.bundle.network import build_network
 from service.bundle.reader import load_bundle
 from service.bundle.schema import Locator, ServiceConfig
+from service.bundle.statement import LEAST_DSC
 from service.engines.machine import available
 from service.engines.ready import run_by
 from service.errors import BundleInvalid, EngineDisagrees
@@ -196,7 +197,7 @@ def _model_card(recipe: Recipe, card: CalibrationCard) -> str:
 {_accepts(card)}
 - **Trained on:** {population.dataset}, {", ".join(recipe.train_splits)}. {population.citation}.
 - **Measured on:** {population.split}, {population.n_cases} cases of {population.n_persons} persons, {population.protocol}, {card.date}.
-- **Temperature:** {", ".join(f"{t:.3g}" for t in recipe.service.temperature)} (1: logits as the network gives them).
+{_resolutions(card)}- **Temperature:** {", ".join(f"{t:.3g}" for t in recipe.service.temperature)} (1: logits as the network gives them).
 - **Limits:** {recipe.limits}.
 {_locating(card.locating)}
 | figure (foreground, native grid) | value | 95 % interval over persons |
@@ -211,6 +212,18 @@ def _accepts(card: CalibrationCard) -> str:
 - **Accepts:** a scan that says otherwise is refused, or, if the caller insists, answered with the statement withdrawn; so is one
   whose sizes lie outside. What a scan does not say is listed in its statement.
 {lines}"""
+
+
+def _resolutions(card: CalibrationCard) -> str:
+    scores = [found.scores["dsc"].value for found in card.resolutions]
+    known = [score for score in scores if score is not None]
+    if not known:
+        return ""
+    sizes = [mm for found in card.resolutions for mm in found.spacing_mm]
+    return f"""\
+- **Other voxel sizes:** measured on the same cases, brought to {len(known)} voxel sizes between {min(sizes):g} and {max(sizes):g} mm: mean DSC
+  {min(known):.3f} to {max(known):.3f}. A statement quotes the nearest; it is withdrawn below {LEAST_DSC:.2f} and farther than a factor of {MARGIN}.
+"""
 
 
 def _locating(located: Locating | None) -> str:

@@ -32,8 +32,8 @@ from service.pipeline.locate import locate, shows_more
 from service.pipeline.memory import ComputedOn, within_memory
 from service.pipeline.predict import Segmentation, segment, without_padding
 from service.pipeline.preprocess import needs_tissue, preprocess
-from service.pipeline.summary import findings_about, summarise
-from service.pipeline.tissue import tissue_of
+from service.pipeline.summary import findings_about, sizes_of, summarise
+from service.pipeline.tissue import Tissue, tissue_of
 from service.result.files import LOGITS
 from service.result.logits import encode_logits
 from service.result.outputs import FinishedCase, encode_files
@@ -86,7 +86,7 @@ def run_case(  # noqa: PLR0913 - what, by what, where to, and for whom
     placement = None
     if config.locator is not None and shows_more(volume, config.locator):
         placement = watch.stage("locate", lambda: locate_parts(bundle, volume))
-    images, grid, unusual = watch.stage("preprocess", lambda: _inputs(volume, placement, config))
+    images, grid, tissue = watch.stage("preprocess", lambda: _inputs(volume, placement, config))
     inferred = watch.stage("infer", lambda: _infer_each(bundle, images, report, keep="probabilities" in outputs))
     if inferred.bundle is not bundle:  # another engine, which was measured by itself
         bundle, device = inferred.bundle, str(inferred.bundle.device)
@@ -103,14 +103,23 @@ def run_case(  # noqa: PLR0913 - what, by what, where to, and for whom
             ),
         )
         segmentation = without_padding(segmentation, volume.padding, config.labels[0].value)
-        findings = findings_about(volume, grid, placement, description.card, judgement, shift)
+        findings = findings_about(
+            description.card,
+            sizes_of(volume, grid, placement, tissue),
+            judgement,
+            shift,
+            volume.doubts,
+            located=placement is not None,
+        )
         statement = statement_of(description.card, measurement, findings)
         case = FinishedCase(
             volume,
             segmentation.mask,
             segmentation.confidence,
             frame_of(volume, grid, config),
-            lambda: summarise(segmentation, volume, description, statement, placement, unusual),
+            lambda: summarise(
+                segmentation, volume, description, statement, placement, tissue.warnings if tissue else ()
+            ),
         )
         files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))
@@ -142,13 +151,16 @@ def _located_by(bundle: LoadedBundle, volume: Volume) -> Placement:
 
 def _inputs(
     volume: Volume, placement: Placement | None, config: ServiceConfig
-) -> tuple[list[torch.Tensor], Grid, list[str]]:
-    """Return the network's inputs, one for the scan or one for each located part, the grid that leads back, and warnings."""
+) -> tuple[list[torch.Tensor], Grid, Tissue | None]:
+    """Return the network's inputs, the grid that leads back, and the tissue, where a step needs it.
+
+    There is one input for a scan that is segmented whole, and otherwise one for each located part.
+    """
     if placement is None:
         tissue = tissue_of(volume) if needs_tissue(config) else None
         image, grid = preprocess(volume, config, tissue)
-        return [image], grid, [*tissue.warnings] if tissue else []
-    return [preprocess(part.volume, config)[0] for part in placement.placed], placement.grid(volume, config), []
+        return [image], grid, tissue
+    return [preprocess(part.volume, config)[0] for part in placement.placed], placement.grid(volume, config), None
 
 
 class _Inferred(NamedTuple):

@@ -1,6 +1,6 @@
 """Mask, confidence and statement -> the image-level summary; and what of a scan the statement follows from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,7 @@ from service.calibration.shift import ShiftVerdict
 from service.pipeline.centre import Placement
 from service.pipeline.grid import Grid
 from service.pipeline.predict import Segmentation
+from service.pipeline.tissue import Tissue
 from service.schemas import Located, Statement, Structure, Summary
 from service.volume import VOXEL_SIZE, Volume
 
@@ -76,24 +77,25 @@ def summarise(
 
 
 def findings_about(
-    volume: Volume,
-    grid: Grid,
-    placement: Placement | None,
     card: CalibrationCard,
+    sizes: Mapping[str, float],
     judgement: Judgement,
     shift: ShiftVerdict | None,
+    doubts: Iterable[str] = (),
+    *,
+    located: bool,
 ) -> Findings:
     """Return everything about a scan and its answer that the statement follows from.
 
     Args:
-        volume: the scan.
-        grid: of the scan and the network.
-        placement: of the located parts; None if the whole scan was segmented.
         card: of the bundle.
+        sizes: of the scan, from `sizes_of`.
         judgement: on what the scan says about itself.
         shift: what the shift test says about the answer; None if there is none.
+        doubts: of the scan.
+        located: whether the answer is about parts that were located in a larger scan.
     """
-    acceptance, sizes = card.accepted, sizes_of(volume, grid, placement)
+    acceptance = card.accepted
     spacing = [sizes[name] for name in VOXEL_SIZES]
     resolution = None
     if judge_sizes(acceptance, sizes, VOXEL_SIZES):
@@ -105,23 +107,28 @@ def findings_about(
             *judgement.reasons,
             *judge_sizes(acceptance, sizes, judged),
             *([coarse] if coarse else []),
-            *(DOUBTS[doubt] for doubt in volume.doubts),
+            *(DOUBTS[doubt] for doubt in doubts),
         ),
         not_compared=judgement.not_compared,
         shift=shift,
-        located=placement is not None,
+        located=located,
         resolution=resolution,
     )
 
 
-def sizes_of(volume: Volume, grid: Grid, placement: Placement | None = None) -> dict[str, float]:
+def sizes_of(
+    volume: Volume, grid: Grid, placement: Placement | None = None, tissue: Tissue | None = None
+) -> dict[str, float]:
     """Return field of view and voxel size in mm, which are compared with what is accepted, by the names of `SIZES`.
 
-    The field of view of located parts is that of their boxes; the voxel size is always that of the scan.
+    The field of view of located parts is that of their boxes; otherwise it is that of what the scan shows, without padding.
+    The voxel size is always that of the scan.
     """
-    spacing = volume.spacing_mm[np.argsort(grid.orientation[:, 0])]
+    network_order = np.argsort(grid.orientation[:, 0])
+    spacing = volume.spacing_mm[network_order]
+    shown = np.array([side.stop - side.start for side in tissue.box(volume.shape)] if tissue else volume.shape)
     part = placement.placed[0].volume if placement else None
-    extent = np.array(part.shape) * part.spacing_mm if part else np.array(grid.oriented_shape) * spacing
+    extent = np.array(part.shape) * part.spacing_mm if part else shown[network_order] * spacing
     return dict(zip(SIZES, [*extent.tolist(), *spacing.tolist()], strict=True))
 
 

@@ -43,6 +43,20 @@ class Tissue(NamedTuple):
     padding: Mask | None
     warnings: tuple[str, ...]
 
+    def box(self, shape: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+        """Return the smallest box of the scan that holds everything it shows.
+
+        Args:
+            shape: of the scan.
+        """
+        if self.padding is None:
+            d, h, w = (slice(0, n) for n in shape)
+            return d, h, w
+        shown: Mask = ~np.all(self.padding, axis=0)
+        along = [np.flatnonzero(np.any(shown, axis=tuple(k for k in range(3) if k != axis))) for axis in range(3)]
+        d, h, w = (slice(int(found[0]), int(found[-1]) + 1) for found in along)
+        return d, h, w
+
 
 def tissue_of(volume: Volume) -> Tissue:
     """Find the voxels of a scan that show nothing.

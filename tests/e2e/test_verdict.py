@@ -71,7 +71,7 @@ def result_(
     """Return the folder of a result about which that was found out."""
     monkeypatch.setenv("CALIBRANT_BUNDLE_DIR", str(tiny_bundle.parent))
     monkeypatch.setenv("CALIBRANT_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr(run_module, "findings_about", lambda *_: FINDINGS[status])
+    monkeypatch.setattr(run_module, "findings_about", lambda *_, **__: FINDINGS[status])
     out = tmp_path / "result"
     out.mkdir()
     with served_here(installed("tiny")) as bundle:

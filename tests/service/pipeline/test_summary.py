@@ -47,7 +47,7 @@ def statement_for(
     alike = ShiftVerdict(p=1.0, n_persons=19)
     judgement = Judgement(withdrawn=doubts)
     grid = Grid.of(volume, bundle.config)
-    findings = findings_about(volume, grid, None, bundle.card, judgement, alike)
+    findings = findings_about(bundle.card, sizes_of(volume, grid), judgement, alike, located=False)
     return statement_of(bundle.card, bundle.card.measurements[0], findings)
 
 
