@@ -1,7 +1,7 @@
 # One target per wish; CI calls the same ones.
 BIN := .venv/bin
 
-.PHONY: setup demo test test-fast check bench crash
+.PHONY: setup demo test test-fast check bench crash trust
 
 setup: .venv/.installed
 
@@ -31,6 +31,9 @@ bench: setup
 	$(BIN)/python benchmarks/serving.py --write
 	$(BIN)/python benchmarks/devices.py --write
 	$(BIN)/python benchmarks/start.py --write
+
+trust: setup
+	scripts/trust
 
 crash: setup
 	$(BIN)/python benchmarks/crash.py --kills 100
