@@ -8,6 +8,7 @@ from fastapi import Query
 
 from service.bundle.acceptance import Admission, judge_words
 from service.bundle.description import BundleDescription
+from service.intake.dicom import part10
 from service.intake.sandbox import check_sandboxed
 from service.schemas import Accept
 from service.volume import Stated
@@ -47,7 +48,7 @@ def reject_unaccepted(bundle: BundleDescription, admission: Admission, stated: S
 
 
 def stated_by(scan: Path) -> Stated:
-    """Return what a stored scan says about itself; only a zip, of DICOM files, says anything."""
+    """Return what a stored scan says about itself; only DICOM, a file or a zip of files, says anything."""
     with scan.open("rb") as file:
-        is_zip = file.read(len(_ZIP)) == _ZIP
-    return check_sandboxed(scan) if is_zip else {}
+        start = file.read(part10.START_BYTES)
+    return check_sandboxed(scan) if start.startswith(_ZIP) or part10.recognise(start) else {}

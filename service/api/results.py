@@ -17,7 +17,7 @@ from service.executors.on_demand import derive_dicom, derive_map
 from service.result.bids import write_zip
 from service.result.files import CONFIDENCE, MASK, SUMMARY, offers_dicom
 from service.result.nifti import Content, VoxelType
-from service.result.outputs import NIFTI, NRRD, OUTPUTS, MaskFormat, ResultFile, result_file
+from service.result.outputs import MGZ, NIFTI, NRRD, OUTPUTS, MaskFormat, ResultFile, result_file
 from service.schemas import DEFAULT_OBJECTS, DicomObject, Summary
 from service.storage.keys import Owner
 
@@ -62,11 +62,11 @@ def _get(path: str, operation_id: str, *media_types: str, **options: Any) -> Cal
     return register
 
 
-@_get("/mask", "getMask", NIFTI, NRRD, DICOM)
+@_get("/mask", "getMask", NIFTI, NRRD, MGZ, DICOM)
 def get_mask(
     request: Request, job_id: str, services: ServicesDep, owner: OwnerDep, form: MaskFormatQuery = None
 ) -> Response:
-    """Return the mask on the scan's own grid, uint8 label values: NIfTI (.nii.gz), 3D Slicer's .seg.nrrd or DICOM SEG."""
+    """Return the mask on the scan's own grid, uint8 label values: NIfTI (.nii.gz), 3D Slicer's .seg.nrrd, FreeSurfer's .mgz or DICOM SEG."""
     return _in_format(request, services, result_of(services, owner, job_id), result_file(MASK), form)
 
 

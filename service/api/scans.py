@@ -4,16 +4,18 @@ from fastapi import APIRouter, Request, Response, status
 
 from service.api.deps import OwnerDep, ServicesDep
 from service.api.problems import RESPONSES
-from service.api.upload import SCAN_BODY, receive_scan
+from service.api.upload import SCAN_BODY, SeriesQuery, receive_scan
 from service.schemas import Scan
 
 router = APIRouter(prefix="/v1/scans", tags=["scans"], responses=RESPONSES)
 
 
 @router.post("", operation_id="uploadScan", status_code=status.HTTP_201_CREATED, openapi_extra=SCAN_BODY)
-async def upload_scan(request: Request, response: Response, services: ServicesDep, owner: OwnerDep) -> Scan:
-    """Store a scan. Its id is the SHA-256 of the file, so that a scan sent twice is stored once."""
-    scan, _ = await receive_scan(request, services, owner.name)
+async def upload_scan(
+    request: Request, response: Response, services: ServicesDep, owner: OwnerDep, series: SeriesQuery = None
+) -> Scan:
+    """Store a scan. Its id is the SHA-256 of the file, or of the zip of the chosen series: one sent twice is stored once."""
+    scan, _ = await receive_scan(request, services, owner.name, series=series)
     response.headers["Location"] = f"/v1/scans/{scan.id}"
     return scan
 

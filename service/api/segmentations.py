@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api.deps import OwnerDep, ServicesDep
 from service.api.gate import AcceptQuery, ContrastQuery, SuffixQuery, admission_of, reject_unaccepted, stated_by
 from service.api.problems import RESPONSES
-from service.api.upload import SCAN_BODY, receive_scan
+from service.api.upload import SCAN_BODY, SeriesQuery, receive_scan
 from service.bundle.registry import DEFAULT_MODEL
 from service.errors import InvalidRequest
 from service.jobs.segmentation.status import WorkflowInput
@@ -34,6 +34,7 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     services: ServicesDep,
     owner: OwnerDep,
     scan: Annotated[str | None, Query(max_length=64, description="Id of an uploaded scan, instead of a body.")] = None,
+    series: SeriesQuery = None,
     model: Annotated[str, Query(max_length=200, description="Name, or name@sha256.")] = DEFAULT_MODEL,
     outputs: Annotated[list[Output] | None, Query(description="What to keep; everything by default.")] = None,
     priority: Priority = "normal",
@@ -49,7 +50,7 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     admit = partial(admission_of, accept, suffix, ce)
     if scan is None:
         stored, name = await receive_scan(
-            request, services, owner.name, lambda name, stated: reject_unaccepted(bundle, admit(name), stated)
+            request, services, owner.name, lambda name, stated: reject_unaccepted(bundle, admit(name), stated), series
         )
     else:
         stored, name = await run_in_threadpool(services.state.find_scan, owner.name, scan), {}

@@ -2,22 +2,30 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import Request
+from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from service.api.deps import Services
 from service.api.multipart import Piece, file_of
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
-from service.intake.sandbox import check_sandboxed
+from service.intake.sandbox import check_sandboxed, select_sandboxed
 from service.schemas import Scan
 from service.storage.local import Upload
 from service.volume import Stated
 
 # Media types that no scan has. All others are accepted, also curl's default: the bytes decide.
 _WRAPPED: Final = ("application/json", "text/")
+
+SeriesQuery = Annotated[
+    str | None,
+    Query(
+        max_length=64, pattern=r"^[0-9.]+$", description="Series Instance UID: the one to take from a zip of several."
+    ),
+]
+"""Parameter of a route that takes a scan."""
 
 SCAN_BODY: Final = {
     "requestBody": {
@@ -31,7 +39,7 @@ SCAN_BODY: Final = {
                 }
             },
         },
-        "description": "The scan: NIfTI (.nii, .nii.gz), NRRD, MHA, or a zip of one DICOM series.",
+        "description": "The scan: NIfTI (.nii, .nii.gz), NRRD, MHA, FreeSurfer's .mgz or .mgh, a DICOM file of all frames, or a zip of one DICOM series.",
     }
 }
 """How OpenAPI describes the body of a route that takes a scan."""
@@ -62,7 +70,7 @@ def keep_all(_name: Mapping[str, str], _stated: Stated) -> None:
 
 
 async def receive_scan(
-    request: Request, services: Services, owner: str, judge: Judge = keep_all
+    request: Request, services: Services, owner: str, judge: Judge = keep_all, series: str | None = None
 ) -> tuple[Scan, Mapping[str, str]]:
     """Store the scan of the body, complete, checked and flushed to the disk; return it with what its name says.
 
@@ -73,17 +81,22 @@ async def receive_scan(
         services: settings and state directory.
         owner: whose scan it is.
         judge: may refuse the scan.
+        series: UID of the only series of a zip that is kept; None if it holds one.
 
     Raises:
         UnsupportedMediaType: the body is text or JSON, or has a content encoding.
         PayloadTooLarge: more bytes than the settings allow.
         UploadIncomplete: the connection closed first.
-        InvalidRequest: the form holds no file, or more than one.
+        InvalidRequest: the form holds no file, or more than one; or the file does not hold the series.
         ScanError: the file's header, geometry or length is invalid.
         StorageFull: no space is left.
     """
     with Upload(services.state, owner) as upload:
         received = await receive_file(request, upload, services.settings.max_upload_bytes)
+        if series is not None:
+            chosen = await run_in_threadpool(select_sandboxed, upload.path, series)
+            await run_in_threadpool(upload.replace, chosen)
+            received.size = len(chosen)
         judge(received.says, await run_in_threadpool(check_sandboxed, upload.path))
         return Scan(id=await run_in_threadpool(upload.keep), bytes=received.size), received.says
 

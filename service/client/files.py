@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha", ".zip")
+SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha", ".mgz", ".mgh", ".zip")
 """Extensions of the files that can be segmented."""
 
 
@@ -42,5 +42,5 @@ def stem_of(scan: Path) -> str:
     >>> stem_of(Path("a/sub-1.T1.nii.gz"))
     'sub-1.T1'
     """
-    suffix = next((suffix for suffix in SUFFIXES if scan.name.lower().endswith(suffix)), "")
+    suffix = next((suffix for suffix in (*SUFFIXES, ".dcm") if scan.name.lower().endswith(suffix)), "")
     return scan.name[: len(scan.name) - len(suffix)]

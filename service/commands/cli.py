@@ -122,10 +122,13 @@ def remove_key(
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913, PLR0917 - options of a command line
     scan: Annotated[
         Path,
-        typer.Argument(help="The scan: NIfTI, NRRD, MHA, or a zip of one DICOM series.", exists=True, dir_okay=False),
+        typer.Argument(
+            help="The scan: NIfTI, NRRD, MHA, MGZ, a multi-frame DICOM file, or a folder or zip of a DICOM series.",
+            exists=True,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for mask, confidence and summary.")],
     model: Annotated[str | None, typer.Option(help="Name of the model; the default model if left out.")] = None,
@@ -135,11 +138,16 @@ def predict(
     ] = None,
     accept: AcceptOption = "stated",
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 10 if the statement is withdrawn.")] = False,
+    series: Annotated[
+        str | None, typer.Option(help="Series Instance UID of the series to take from a folder or zip of several.")
+    ] = None,
 ) -> None:
     """Segment one scan and write mask, confidence map and calibration summary."""
     from service.commands.predict import predict_here, predict_there
+    from service.commands.series import one_file
 
-    files = predict_there(scan, out, model, url, accept) if url else predict_here(scan, out, model, accept)
+    with one_file(scan, series) as file:
+        files = predict_there(file, out, model, url, accept) if url else predict_here(file, out, model, accept)
     typer.echo(files.report())
     if strict and files.withdrawn:
         raise typer.Exit(EXIT_WITHDRAWN)

@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import EmptyBody, NonFiniteVoxels, UnrecognisedFormat
-from service.intake.formats import archive, metaimage, nifti, nrrd
+from service.intake.dicom import part10
+from service.intake.formats import archive, metaimage, mgh, nifti, nrrd
 from service.intake.formats.geometry import MAX_VOXELS
+from service.intake.formats.payload import GZIP_MAGIC, inflated_start
 from service.volume import Stated, Volume
 
 __all__ = ["MAX_VOXELS", "check_scan", "decode_scan"]
 
-_START_BYTES = 132
-_EXPECTED = "a NIfTI file (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha) or a .zip of the DICOM files of one series"
+_START_BYTES = part10.START_BYTES
+_EXPECTED = "a NIfTI file (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha), FreeSurfer's .mgz or .mgh, a DICOM file of all frames, or a .zip of the DICOM files of one series"
 
 
 class _Format(Protocol):
@@ -36,7 +38,7 @@ class _Format(Protocol):
 
 
 def decode_scan(path: Path) -> Volume:
-    """Return the volume of a NIfTI, NRRD or MetaImage file or of a zip of one DICOM series.
+    """Return the volume of a NIfTI, NRRD, MetaImage, MGH or multi-frame DICOM file, or of a zip of one DICOM series.
 
     Voxels are as stored or, if the file declares a scale, float32; DICOM's are always float32.
 
@@ -65,29 +67,29 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Format]]:
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
         file.seek(0)
-        yield file, _format_of(start)
+        if start.startswith(GZIP_MAGIC):
+            inside = inflated_start(file)
+            file.seek(0)
+            yield file, mgh if mgh.recognise(inside) else nifti
+        else:
+            yield file, _format_of(start)
 
 
 def _format_of(start: bytes) -> _Format:
     if not start:
         msg = f"The body holds 0 bytes. Send {_EXPECTED}."
         raise EmptyBody(msg)
-    if nifti.recognise(start):
-        return nifti
-    if nrrd.recognise(start):
-        return nrrd
-    if metaimage.recognise(start):
-        return metaimage
-    if archive.recognise(start):
+    # A DICOM file first: its preamble may hold anything, the magic number of another format included.
+    if part10.recognise(start) or archive.recognise(start):
         import service.intake.dicom.series as dicom  # half a second of imports, done in advance in the sandbox
 
         return dicom
-    if start[128:] == b"DICM":
-        msg = "A single DICOM file was found. Send all files of its series in one .zip."
-        raise UnrecognisedFormat(msg)
-    msg = (
-        f"The content is not NIfTI, NRRD, MetaImage or zip (its first bytes belong to none of them). Send {_EXPECTED}."
-    )
+    for form in (nifti, nrrd, metaimage, mgh):
+        if form.recognise(start):
+            return form
+    if part10.lacks_header(start):
+        raise UnrecognisedFormat(part10.WITHOUT_HEADER)
+    msg = f"The content is in no format that is read here (its first bytes belong to none). Send {_EXPECTED}."
     raise UnrecognisedFormat(msg)
 
 

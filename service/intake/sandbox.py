@@ -41,6 +41,7 @@ _PROCESSES: Final = multiprocessing.get_context("forkserver")
 _PRELOADED: Final = [
     "service.intake.sandbox",
     "service.intake.dicom.series",
+    "service.intake.dicom.selection",
     "service.commands.cli",  # multiprocessing runs the imports of the script `calibrant` again in every process
     "encodings.cp437",  # names in a zip
     "encodings.iso8859_1",  # text in DICOM
@@ -95,6 +96,28 @@ def check_sandboxed(path: Path, limits: Limits | None = None) -> Stated:
 def _stated(answer: dict[str, Any]) -> Stated:
     # A child that a file has taken over may answer with values of any type.
     return {str(name): tuple(map(str, values)) for name, values in answer["stated"].items()}
+
+
+def select_sandboxed(path: Path, series: str, limits: Limits | None = None) -> bytes:
+    """Return what `select` of `service.intake.dicom.selection` returns for a file, computed in a process of its own.
+
+    Args:
+        path: a zip of DICOM files.
+        series: Series Instance UID.
+        limits: of the process.
+
+    Raises:
+        InvalidRequest: the file does not hold the series.
+        ScanError: it cannot be read.
+    """
+    limits = limits or Limits()
+    shared = _shared_memory(limits.memory_bytes)
+    try:
+        size = int(_ask(path, limits, shared, series)["bytes"])
+        with mmap.mmap(shared, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as packed:
+            return packed[:]
+    finally:
+        os.close(shared)
 
 
 def start_sandbox(*modules: str) -> None:
@@ -163,22 +186,24 @@ def _next_child() -> _DecoderChild:
     return _DecoderChild.started()
 
 
-def _ask(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
-    """Return a child's answer; its voxels, if asked for, are in the shared memory, which the child can no longer write.
+def _ask(path: Path, limits: Limits, shared: int | None, series: str | None = None) -> dict[str, Any]:
+    """Return a child's answer; its voxels or its zip of a series, if asked for, are in the shared memory.
+
+    The child can no longer write that.
 
     A child that dies is replaced once: not the file but a lack of memory on the machine may have ended it.
     """
     _warn_without_landlock()
     try:
-        answer = _ask_child(path, limits, shared)
+        answer = _ask_child(path, limits, shared, series)
     except DecoderCrashed:
-        answer = _ask_child(path, limits, shared)
+        answer = _ask_child(path, limits, shared, series)
     if "code" in answer:
         raise from_code(answer["code"], answer["detail"])
     return answer
 
 
-def _ask_child(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]:
+def _ask_child(path: Path, limits: Limits, shared: int | None, series: str | None) -> dict[str, Any]:
     """Return the answer of one child, which may be an error's code and detail.
 
     Raises:
@@ -195,7 +220,7 @@ def _ask_child(path: Path, limits: Limits, shared: int | None) -> dict[str, Any]
     alarm = threading.Timer(limits.seconds, stop)
     alarm.start()
     try:
-        child.pipe.send((path, limits, shared is not None))
+        child.pipe.send((path, limits, shared is not None, series))
         if shared is not None:
             send_handle(child.pipe, shared, child.process.pid)
         answer: dict[str, Any] = json.loads(child.pipe.recv_bytes())
@@ -252,13 +277,13 @@ def _death(limits: Limits, *, late: bool) -> CalibrantError:
 def _decode_in_child(pipe: Connection) -> None:
     _rehearse()
     try:
-        path, limits, with_voxels = pipe.recv()
+        path, limits, answers_in_memory, series = pipe.recv()
     except EOFError:  # the parent has ended
         return
-    shared = recv_handle(pipe) if with_voxels else None
+    shared = recv_handle(pipe) if answers_in_memory else None
     _confine(path, limits)
     try:
-        answer = _decode(path, shared)
+        answer = _select(path, shared, series) if shared is not None and series is not None else _decode(path, shared)
     except CalibrantError as error:
         answer = {"code": error.code, "detail": error.detail}
     except MemoryError:
@@ -318,6 +343,16 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
         "doubts": volume.doubts,
         "stated": volume.stated,
     }
+
+
+def _select(path: Path, shared: int, series: str) -> dict[str, Any]:
+    from service.intake.dicom.selection import select  # imported in advance, by the server
+
+    with path.open("rb") as file:
+        packed = select(file, series)
+    with _mapped(shared, len(packed)) as memory:
+        memory[:] = packed
+    return {"bytes": len(packed)}
 
 
 def _mapped(shared: int, size: int) -> mmap.mmap:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from service.result.files import CONFIDENCE, FRAME, MASK, SOURCE, SUMMARY, mark_of
 from service.result.frame import Frame, read_frame
+from service.result.mgz import encode_mgz
 from service.result.nifti import encode_confidence, encode_mask, encode_source
 from service.result.segnrrd import encode_segmentation
 from service.result.sidecars import confidence_sidecars, mask_sidecars
@@ -29,9 +30,12 @@ NIFTI: Final = "application/gzip"
 NRRD: Final = "application/vnd.unknown.nrrd"
 """Media type of a .seg.nrrd: none is registered for NRRD either."""
 
+MGZ: Final = "application/vnd.unknown.mgz"
+"""Media type of an .mgz: none is registered for FreeSurfer's format."""
+
 JSON: Final = "application/json"
 
-MaskFormat = Literal["nii.gz", "seg.nrrd", "dcm"]
+MaskFormat = Literal["nii.gz", "seg.nrrd", "mgz", "dcm"]
 """Formats of the mask: the stored file, its conversions below, or `dcm`, a DICOM object of its own."""
 
 
@@ -146,7 +150,8 @@ OUTPUTS: tuple[ResultFile, ...] = (
                 "mask.seg.nrrd",
                 NRRD,
                 lambda result: encode_segmentation(read_mask(result), read_frame(result), mark_of(result)),
-            )
+            ),
+            "mgz": Conversion("mask.mgz", MGZ, lambda result: encode_mgz(read_mask(result), read_frame(result))),
         },
     ),
     ResultFile(

@@ -233,6 +233,18 @@ class Upload:
         except OSError as error:
             raise _storage_error(error) from error
 
+    def replace(self, content: bytes) -> None:
+        """Write other bytes over what was received, e.g. one series of several, and flush them to the disk.
+
+        Raises:
+            StorageFull: no space is left.
+        """
+        self._file.seek(0)
+        self._file.truncate()
+        self._digest = hashlib.sha256()
+        self.write(content)
+        self.flush()
+
     def flush(self) -> None:
         """Flush all bytes to the disk, so that the file can be checked and kept.
 

@@ -5,15 +5,16 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from service.commands.batch.case import BatchCase, FoundCases, Skipped
+from service.intake.dicom import part10
 
 MODALITIES: Final = ("CT", "MR", "PT")
 """Values of Modality (0008,0060) that can be segmented."""
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file has the preamble and prefix of a DICOM file (PS3.10 section 7.1)."""
+    """Return whether a file is a DICOM file (PS3.10 section 7.1), with or without its preamble."""
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        return part10.recognise(file.read(part10.START_BYTES))
 
 
 def find_series(files: list[Path]) -> FoundCases:

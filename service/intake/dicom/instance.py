@@ -9,7 +9,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,9 +30,12 @@ from service.errors import (
     PayloadTooLong,
     PayloadTruncated,
     UndecodableVoxels,
+    UnsupportedDimensions,
     UnsupportedTransferSyntax,
     UnsupportedVoxelType,
 )
+from service.intake.dicom.deflated import inflated
+from service.intake.dicom.part10 import START_BYTES, completed
 from service.intake.dicom.stated import stated_of
 from service.intake.formats.geometry import EXTREMES_MM
 from service.volume import Stated
@@ -52,7 +55,8 @@ _DECODERS = {
     uid.RLELossless: "pydicom",
     **dict.fromkeys([uid.JPEGLSLossless, uid.JPEGLSNearLossless], "pyjpegls"),
     **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "pylibjpeg"),
-    **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1], "gdcm"),
+    **dict.fromkeys([uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K], "pylibjpeg"),
+    **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit], "gdcm"),
 }
 # Functional groups with the place of a frame.
 _GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
@@ -62,12 +66,30 @@ SEPARATORS: Final = {
     "trigger times": "TriggerTime",
     "echo times": "EchoTime",
     "b-values": "DiffusionBValue",
+    "diffusion directions": "DiffusionGradientOrientation",
     "kinds of image": "ImageType",
 }
 """Attributes that distinguish images at one position, by the name of what is counted (PS3.3 C.7.6.1, C.8.3, C.8.13)."""
 
+_IN_GROUPS: Final = {
+    "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
+    "TriggerTime": ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
+    "DiffusionBValue": ("MRDiffusionSequence", "DiffusionBValue"),
+    "DiffusionGradientOrientation": ("MRDiffusionSequence", "DiffusionGradientDirectionSequence"),
+    "ImageType": ("MRImageFrameTypeSequence", "FrameType"),
+}
+"""Where an enhanced image holds the same for each frame (PS3.3 C.8.13.5, C.7.6.16.2)."""
+
+_PRIVATE_B_VALUES: Final = (
+    (0x0019, "SIEMENS MR HEADER", 0x0C),
+    (0x0043, "GEMS_PARM_01", 0x39),
+    (0x2001, "Philips Imaging DD 001", 0x03),
+)
+"""Group, creator and element of the b-value of images that lack the standard's attribute."""
+
 _ROUNDING = 0.01
-_FILE_META, _FILE_META_AT = 0x0002, 132
+_FILE_META = 0x0002
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +98,8 @@ class Slice:
 
     Args:
         series: Series Instance UID.
+        modality: Modality, e.g. MR.
+        number: Series Number as written, empty if there is none.
         instance: SOP Instance UID.
         frame: index within the instance, from 0.
         frame_of_reference: Frame of Reference UID, empty if there is none.
@@ -94,6 +118,8 @@ class Slice:
     """
 
     series: str
+    modality: str
+    number: str
     instance: str
     frame: int
     frame_of_reference: str
@@ -150,7 +176,8 @@ def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
     Raises:
         ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
-    with faults(InvalidHeader, "A DICOM file of the zip cannot be read. Export the series again."):
+    with faults(InvalidHeader, "A DICOM file cannot be read. Export the series again."):
+        content = inflated(completed(content))
         meta = _file_meta(content)
         if meta.get("MediaStorageSOPClassUID") not in _IMAGES:
             return []
@@ -158,6 +185,7 @@ def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
         dataset = pydicom.dcmread(io.BytesIO(content))
         if dataset.get("SOPClassUID") not in _IMAGES:
             return []
+        _reject_mosaic(dataset)
         _reject_voxel_type(dataset)
         _reject_length(dataset)
         stated = stated_of(dataset)
@@ -184,7 +212,7 @@ def faults(error: type[CalibrantError], msg: str) -> Iterator[None]:
 def _file_meta(content: bytes) -> Dataset:
     """Return group 0002 alone: to read more, pydicom would first inflate a deflated file, whatever its size."""
     file = io.BytesIO(content)
-    file.seek(_FILE_META_AT)
+    file.seek(START_BYTES)
     return pydicom.filereader.read_dataset(
         file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, _vr, _length: tag.group != _FILE_META
     )
@@ -195,9 +223,19 @@ def _reject_transfer_syntax(transfer_syntax: uid.UID) -> None:
         return
     if transfer_syntax in _DECODERS and _DECODERS[transfer_syntax] in get_decoder(transfer_syntax).available_plugins:
         return
-    # Deflated transfer syntaxes are left out on purpose: nothing bounds the size of what they inflate to.
-    msg = "The DICOM files are in a transfer syntax that is not decoded here. Export them uncompressed, or as RLE, JPEG lossless, JPEG-LS or JPEG 2000."
+    # A name of the standard's own list, never the file's text.
+    known = transfer_syntax.name != str(transfer_syntax)
+    name = (
+        f"{transfer_syntax.name} ({transfer_syntax})" if known else "a transfer syntax that the standard does not list"
+    )
+    msg = f"The DICOM files are in {name}, which is not decoded here. Export them uncompressed, or as RLE, JPEG lossless, JPEG-LS or JPEG 2000."
     raise UnsupportedTransferSyntax(msg)
+
+
+def _reject_mosaic(dataset: Dataset) -> None:
+    if "MOSAIC" in (dataset.get("ImageType") or []):
+        msg = "A mosaic was found: Siemens stores all slices of a volume as tiles of one image. Convert the series to NIfTI, e.g. by dcm2niix, and send one volume of it."
+        raise UnsupportedDimensions(msg)
 
 
 def _reject_voxel_type(dataset: Dataset) -> None:
@@ -216,11 +254,13 @@ def _reject_length(dataset: Dataset) -> None:
     if dataset.file_meta.TransferSyntaxUID not in _NATIVE:
         return
     expected = dataset.Rows * dataset.Columns * _frames(dataset) * dataset.BitsAllocated // 8
-    size = len(dataset.get("PixelData") or b"")
+    stored = dataset.get("PixelData") or b""
+    size = len(stored)
     if size < expected:
         msg = f"A DICOM file announces {expected} bytes of voxels; {size} were found. It is cut short: send the whole series again."
         raise PayloadTruncated(msg)
-    if size > expected + expected % 2:
+    # Zeros behind the voxels are padding: to an even length by the standard, to a block's by some archives.
+    if size > expected + expected % 2 and any(stored[expected:]):
         msg = f"A DICOM file announces {expected} bytes of voxels; {size} were found. Export the series again."
         raise PayloadTooLong(msg)
 
@@ -236,6 +276,8 @@ def _slice(dataset: Dataset, frame: int, stated: Stated, *, with_voxels: bool) -
         raise InvalidSpacing(msg)
     return Slice(
         series=str(dataset.SeriesInstanceUID),
+        modality=str(dataset.get("Modality") or ""),
+        number=str(dataset.get("SeriesNumber") or ""),
         instance=str(dataset.SOPInstanceUID),
         frame=frame,
         frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
@@ -248,10 +290,29 @@ def _slice(dataset: Dataset, frame: int, stated: Stated, *, with_voxels: bool) -
         rescale=rescale,
         padding=_padding(dataset),
         digest=_digest(dataset, frame),
-        acquired=tuple(str(dataset.get(name) or "") for name in SEPARATORS.values()),
+        acquired=tuple(_separator(dataset, frame, name) for name in SEPARATORS.values()),
         stated=stated,
         dataset=dataset if with_voxels else None,
     )
+
+
+def _separator(dataset: Dataset, frame: int, name: str) -> str:
+    """Return an attribute of `SEPARATORS` as text, wherever the file stores it; empty if it has none."""
+    value = dataset.get(name)
+    if name in _IN_GROUPS and "PerFrameFunctionalGroupsSequence" in dataset:
+        group_name, in_group = _IN_GROUPS[name]
+        group = _group(dataset, frame, group_name)
+        value = value if group is None else group.get(in_group, value)
+    if value is None and name == "DiffusionBValue":
+        value = _private_b_value(dataset)
+    return "" if value is None else str(value)
+
+
+def _private_b_value(dataset: Dataset) -> object:
+    for group, creator, element in _PRIVATE_B_VALUES:
+        with suppress(KeyError):
+            return dataset.private_block(group, creator)[element].value
+    return None
 
 
 def place_of(dataset: Dataset, frame: int) -> Dataset:

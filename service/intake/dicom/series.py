@@ -1,18 +1,22 @@
-"""A zip of one DICOM series -> Volume.
+"""A zip of one DICOM series, or one DICOM file of all its frames -> Volume.
 
 Every file of the zip is read, and its own header decides; DICOMDIR and file names are ignored.
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 import numpy as np
 
-from service.errors import DuplicateInstance, MultipleSeries, NoDicom
+from service.errors import DuplicateInstance, MultipleSeries, NoDicom, UnsupportedDimensions
+from service.intake.dicom import part10
 from service.intake.dicom.instance import Slice, read_instance
+from service.intake.dicom.mixture import SeriesInArchive, several_series
 from service.intake.dicom.source import describe_source
 from service.intake.dicom.stack import stack
 from service.intake.dicom.stated import stated_together
-from service.intake.formats.archive import read_members
+from service.intake.formats import archive
 from service.intake.formats.geometry import nifti_header
 from service.volume import Stated, Volume
 
@@ -62,7 +66,7 @@ def check(file: BinaryIO) -> Stated:
 
 def _series(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str]]:
     slices, warnings = _slices(file, with_voxels=with_voxels)
-    _reject_mixture("series", {image.series for image in slices})
+    _reject_several_series(slices)
     slices = _distinct(slices, warnings)
     slices = _largest_stack(slices, warnings)
     _reject_mixture("frames of reference", {image.frame_of_reference for image in slices})
@@ -74,23 +78,52 @@ def _series(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str
 
 def _slices(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str]]:
     slices: list[Slice] = []
-    others = objects = 0
-    for content in read_members(file):
-        if content[128:132] != b"DICM":
+    others = objects = headless = 0
+    for content in _contents(file):
+        if not part10.recognise(content[: part10.START_BYTES]):
             others += 1
+            headless += part10.lacks_header(content[: part10.START_BYTES])
             continue
         images = read_instance(content, with_voxels=with_voxels)
         objects += not images
         slices += images
+    if not slices and headless:
+        raise NoDicom(part10.WITHOUT_HEADER)
     if not slices:
-        msg = f"No CT, MR or PET image was found in the zip, but {objects} other DICOM files and {others} files that are not DICOM. Zip the DICOM files of one series."
+        msg = f"No CT, MR or PET image was found, but {objects} other DICOM files and {others} files that are not DICOM. Zip the DICOM files of one series."
         raise NoDicom(msg)
+    if len(slices) == 1 and not others and not objects and not _is_zip(file):
+        msg = "A DICOM file of a single image was found. Send all files of its series in one .zip; `calibrant predict` also takes their folder."
+        raise UnsupportedDimensions(msg)
     warnings = []
     if others:
         warnings.append(f"{others} files of the zip are not DICOM and were left out.")
     if objects:
         warnings.append(f"{objects} DICOM files of the zip are no CT, MR or PET images and were left out.")
     return slices, warnings
+
+
+def _contents(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of each file of a zip, or that of a DICOM file."""
+    if _is_zip(file):
+        yield from archive.read_members(file)
+    else:
+        yield file.read()
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    file.seek(0)
+    start = file.read(part10.START_BYTES)
+    file.seek(0)
+    return archive.recognise(start) and not part10.recognise(start)
+
+
+def _reject_several_series(slices: list[Slice]) -> None:
+    counted = Counter((image.series, image.modality, image.number) for image in slices)
+    by_uid = {uid: (modality, number) for uid, modality, number in counted}
+    if len(by_uid) > 1:
+        images = Counter(image.series for image in slices)
+        raise several_series(SeriesInArchive(uid, *of_uid, images[uid]) for uid, of_uid in by_uid.items())
 
 
 def _reject_mixture(what: str, values: set[str]) -> None:

@@ -75,7 +75,10 @@ def without_twins(slices: list[Slice]) -> list[Slice]:
             different += 1
     if different:
         found = several(slices) or "Several time points, echoes or reconstructions may be mixed"
-        msg = f"{different} of {len(slices)} slices share their position with a different slice. {found}. Send one of them only."
+        advice = "Send one of them only."
+        if "b-values" in found or "diffusion" in found:
+            advice = "This is a diffusion series: send one volume of it, e.g. that without diffusion weighting (b = 0) or the trace."
+        msg = f"{different} of {len(slices)} slices share their position with a different slice. {found}. {advice}"
         raise DuplicateInstance(msg)
     return kept
 

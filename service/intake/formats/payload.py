@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Final, Protocol
 
-from isal import isal_zlib
+from isal import igzip, isal_zlib
 
 from service.errors import PayloadTooLong, PayloadTruncated
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
 _PIECE = 1 << 20
+_START_BYTES = 16
 
 
 class Readable(Protocol):
@@ -60,6 +61,18 @@ def damage_refused() -> Iterator[None]:
     except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's types take the class for an instance
         msg = "The gzip stream is cut short or damaged. Send the whole file again; `gzip -t FILE` tells whether it is intact."
         raise PayloadTruncated(msg) from error
+
+
+def inflated_start(file: BinaryIO) -> bytes:
+    """Return the first bytes that a gzip file inflates to; none if it is damaged, which its reader will say.
+
+    Args:
+        file: positioned at its start.
+    """
+    try:
+        return igzip.IGzipFile(fileobj=file).read(_START_BYTES)
+    except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile):  # type: ignore[misc]  # isal's types take the class for an instance
+        return b""
 
 
 def read_exactly(file: Readable, expected: int, *, keep: bool) -> bytes:

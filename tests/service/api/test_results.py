@@ -146,6 +146,20 @@ def test_the_seg_nrrd_holds_the_mask_in_its_place(
     assert nrrd.read_header(str(path))["Segment0_LabelValue"] == "1"
 
 
+def test_the_mgz_holds_the_mask_in_its_place(http: httpx.Client, job: dict[str, Any]) -> None:
+    """Voxels and affine are those of the NIfTI, whether the format is asked for by name or by Accept."""
+    mask = image(http.get(job["links"]["mask"]).content)
+    answer = http.get(job["links"]["mask"], params={"format": "mgz"})
+    again = http.get(job["links"]["mask"], headers={"Accept": answer.headers["content-type"]})
+
+    found = nib.freesurfer.mghformat.MGHImage.from_bytes(gzip.decompress(answer.content))
+
+    assert again.content == answer.content
+    assert 'filename="mask.mgz"' in answer.headers["content-disposition"]
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(mask.dataobj))
+    np.testing.assert_allclose(found.affine, mask.affine, atol=1e-4)
+
+
 def test_maps_agree_with_one_another(http: httpx.Client, job: dict[str, Any]) -> None:
     """The largest probability is the confidence, its class is the mask, and the entropy follows from all of them."""
     probabilities = image(http.get(job["links"]["probabilities"]).content)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydicom.dataset import Dataset
 
 Nifti = Callable[..., bytes]
 
@@ -95,3 +96,28 @@ def test_what_is_no_scan_is_not_kept(http: httpx.Client, server_state: Path) -> 
     assert [answer.status_code for answer in answers] == [422, 422, 413]
     assert {*server_state.glob("scans/*/*")} == before
     assert list((server_state / "incoming").iterdir()) == []
+
+
+def test_one_series_of_several_is_stored(
+    http: httpx.Client, slices_of: Callable[..., list[Dataset]], zip_of: Callable[..., bytes]
+) -> None:
+    """Without a choice each series is named; the chosen one is a scan of its own, from which jobs are made."""
+    first, second = slices_of(), slices_of()
+    for number, image in enumerate(second):
+        image.SeriesInstanceUID, image.SOPInstanceUID = "1.2.55", f"1.2.9.{number}"
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    both = zip_of(first + second[:4])
+
+    for route in (ROUTE, "/v1/segmentations"):
+        refused = http.post(route, content=both)
+        assert (refused.status_code, refused.json()["type"]) == (422, "/problems/multiple-series")
+        assert "1.2.55 (CT, 4 images)" in refused.json()["detail"]
+    scans = [http.post(ROUTE, content=both, params={"series": uid}).json() for uid in ("1.2.5", "1.2.55", "1.2.55")]
+    job = http.post("/v1/segmentations", content=both, params={"series": "1.2.55"})
+    wrong = http.post(ROUTE, content=both, params={"series": "1.2.56"})
+    malformed = http.post(ROUTE, content=both, params={"series": "Doe"})
+
+    assert scans[0]["id"] != scans[1]["id"] == scans[2]["id"]
+    assert (job.status_code, job.json()["scan"]) == (202, scans[1]["id"])
+    assert (wrong.status_code, wrong.json()["type"]) == (422, "/problems/invalid-request")
+    assert malformed.status_code == 422

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import CalibrantError, EmptyBody, NonFiniteVoxels, ScanError, UnrecognisedFormat
+from service.errors import CalibrantError, EmptyBody, NoDicom, NonFiniteVoxels, ScanError, UnrecognisedFormat
 from service.intake.decode import MAX_VOXELS, check_scan, decode_scan
 
 Hostile = tuple[bytes, type[CalibrantError]]
@@ -123,8 +123,8 @@ def test_every_format_gives_the_same_volume_in_the_same_place(
     ("content", "error", "words"),
     [
         (b"", EmptyBody, "0 bytes"),
-        (b"This is a letter.", UnrecognisedFormat, "not NIfTI, NRRD, MetaImage or zip"),
-        (bytes(128) + b"DICM", UnrecognisedFormat, "Send all files of its series in one .zip"),
+        (b"This is a letter.", UnrecognisedFormat, "Send a NIfTI file"),
+        (bytes(128) + b"DICM", NoDicom, "1 other DICOM files"),
     ],
 )
 def test_a_file_of_no_known_format_is_refused_with_advice(

@@ -38,7 +38,7 @@ def test_what_is_left_out_has_a_reason(tmp_path: Path) -> None:
 
     assert ids(tmp_path, "*_T1w*") == ["a_T1w"]
     assert reasons(tmp_path, "*_T1w*") == {
-        "notes.txt": "not a scan: expected .nii.gz, .nii, .nrrd, .mha, .zip or DICOM",
+        "notes.txt": "not a scan: expected .nii.gz, .nii, .nrrd, .mha, .mgz, .mgh, .zip or DICOM",
         "a_dseg.nii.gz": "by its name a mask or map, not a scan",
         "a_T2w.nii": "its name does not match *_T1w*",
     }

@@ -32,4 +32,4 @@ def test_missing_attributes_are_empty(tmp_path: Path) -> None:
     group = b"\x02\x00\x00\x00UL\x04\x00" + len(meta).to_bytes(4, "little")
     path.write_bytes(bytes(128) + b"DICM" + group + meta + b"\x10\x00\x10\x00PN\x04\x00Doe ")
 
-    assert read_series_header(path) == SeriesHeader("", "")
+    assert read_series_header(path) == SeriesHeader("", "", "")

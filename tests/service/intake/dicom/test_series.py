@@ -21,6 +21,7 @@ from service.intake.formats import archive
 from service.intake.formats.geometry import lps_to_ras
 from service.volume import Volume
 from tests.dicom_series import series_of_array
+from tests.service.intake.dicom.test_instance import enhanced
 from tests.service.intake.formats.contract import ScanFormatContract
 
 Slices = Callable[..., list[Dataset]]
@@ -165,15 +166,16 @@ def test_a_zip_without_images_is_refused(zip_of: Zip, canary: str) -> None:
     assert type(refuse(zip_of({}))) is errors.NoDicom
 
 
-def test_two_series_are_refused_with_their_number(images: list[Dataset], zip_of: Zip) -> None:
-    """No series is chosen for the user, and no identifier is repeated."""
+def test_two_series_are_refused_by_name(images: list[Dataset], zip_of: Zip) -> None:
+    """No series is chosen for the user; each is named by its UID, so that the user can."""
     images[3].SeriesInstanceUID = "1.2.99.7"
     images[4].SeriesInstanceUID = "1.2.99.8"
     refusal = refuse(zip_of(images))
 
     assert type(refusal) is errors.MultipleSeries
-    assert refusal.detail.startswith("3 series were found in the zip; one is expected.")
-    assert "1.2" not in refusal.detail
+    assert refusal.detail.startswith(
+        "3 series were found; one is expected: 1.2.5 (CT, 14 images); 1.2.99.7 (CT, 1 image"
+    )
 
 
 def test_two_frames_of_reference_are_refused(images: list[Dataset], zip_of: Zip) -> None:
@@ -424,3 +426,52 @@ def test_a_padding_that_no_voxel_has_changes_nothing(slices_of: Slices, zip_of: 
 
     assert volume.padding is None
     np.testing.assert_array_equal(volume.array_CDHW, plain.array_CDHW)
+
+
+def test_a_file_of_all_frames_is_read_without_a_zip(slices_of: Slices, zip_of: Zip, dicom_file: Save) -> None:
+    """It is the same volume as from a zip of it."""
+    whole = enhanced(slices_of())
+    content = dicom_file(whole)
+
+    volume, zipped = decode(content), decode(zip_of([whole]))
+
+    np.testing.assert_array_equal(volume.array_CDHW, zipped.array_CDHW)
+    np.testing.assert_array_equal(volume.affine, zipped.affine)
+    assert volume.shape == (4, 5, 6)
+
+
+def test_files_without_preambles_are_read(slices_of: Slices, zip_of: Zip, dicom_file: Save) -> None:
+    """The volume is that of whole files; data sets without any header are named."""
+    images = slices_of()
+    cut = {str(n): dicom_file(image)[132:] for n, image in enumerate(images)}
+    np.testing.assert_array_equal(decode(zip_of(cut)).array_CDHW, decode(zip_of(images)).array_CDHW)
+
+    alone = {name: content[content.index(b"\x08\x00\x08\x00") :] for name, content in cut.items()}
+    refusal = refuse(zip_of(alone))
+    assert type(refusal) is errors.NoDicom
+    assert "without the header of a DICOM file" in refusal.detail
+
+
+@pytest.mark.parametrize("kind", ["single frames", "one file of all frames"])
+def test_a_diffusion_series_is_named(kind: str, slices_of: Slices, zip_of: Zip) -> None:
+    """Two b-values at each place: the message says so, and what to send."""
+    images = slices_of()
+    for number, image in enumerate(copy.deepcopy(images)):
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = uid.UID(f"1.2.9.{number}")
+        image.PixelData = image.PixelData[2:] + image.PixelData[:2]
+        images.append(image)
+    if kind == "single frames":
+        for number, image in enumerate(images):
+            image.DiffusionBValue = 0.0 if number < 6 else 800.0
+    else:
+        whole = enhanced(images)
+        for number, frame in enumerate(whole.PerFrameFunctionalGroupsSequence):
+            diffusion = Dataset()
+            diffusion.DiffusionBValue = 0.0 if number < 6 else 800.0
+            frame.MRDiffusionSequence = pydicom.Sequence([diffusion])
+        images = [whole]
+
+    refusal = refuse(zip_of(images))
+
+    assert type(refusal) is errors.DuplicateInstance
+    assert "2 b-values were found. This is a diffusion series" in refusal.detail
