@@ -113,7 +113,7 @@ def test_one_series_of_several_is_stored(
         assert (refused.status_code, refused.json()["type"]) == (422, "/problems/multiple-series")
         assert "1.2.55 (CT, 4 images)" in refused.json()["detail"]
     scans = [http.post(ROUTE, content=both, params={"series": uid}).json() for uid in ("1.2.5", "1.2.55", "1.2.55")]
-    job = http.post("/v1/segmentations", content=both, params={"series": "1.2.55"})
+    job = http.post("/v1/segmentations", content=both, params={"series": "1.2.55", "accept": "anyway"})
     wrong = http.post(ROUTE, content=both, params={"series": "1.2.56"})
     malformed = http.post(ROUTE, content=both, params={"series": "Doe"})
 
