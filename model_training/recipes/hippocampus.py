@@ -59,7 +59,7 @@ _T1: Final = Acceptance(
                     "*PERF*",
                     "*TOF*",
                 ),
-                *("*GADO*", "*POST*CONTRAST*", "*POST*GD*", "*+C*", "*_GD*"),
+                *("*GADO*", "*POST*CONTRAST*", "*POST*GD*", "*+C*", "*_GD", "*_GD_*", "* GD", "* GD *"),
             ),
         ),
         Words(

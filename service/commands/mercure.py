@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.bundle.acceptance import Admission
 from service.commands.batch.case import BatchCase
 from service.commands.batch.dicom import find_series, is_dicom
 from service.commands.predict import installed, served_here
 from service.errors import CalibrantError, SettingsError, SourceError, from_code
-from service.schemas import DEFAULT_OBJECTS, RESEARCH_USE_ONLY, DicomObject, Summary
+from service.schemas import DEFAULT_OBJECTS, RESEARCH_USE_ONLY, Accept, DicomObject, Summary
 
 if TYPE_CHECKING:
     from service.bundle.reader import LoadedBundle
@@ -36,6 +37,8 @@ class ModuleSettings(BaseModel):
     """Name, or name@sha256; the default model if left out."""
     objects: list[DicomObject] = Field(default=list(DEFAULT_OBJECTS), min_length=1)
     """Objects to write for each series."""
+    accept: Accept = "stated"
+    """`anyway`: also series that say that the model is not made for them; their results are withdrawn."""
 
 
 @dataclass(slots=True)
@@ -95,7 +98,7 @@ def run_module(inbox: Path, outbox: Path) -> Report:
     with served_here(description) as bundle:
         for case in cases:
             try:
-                report.segmented.append(_segment(case, outbox, bundle, settings.objects))
+                report.segmented.append(_segment(case, outbox, bundle, settings))
             except CalibrantError as error:
                 report.refused.append({"images": len(case.files), "code": error.code, "detail": error.detail})
     (outbox / RESULT).write_text(json.dumps(report.document(), indent=2) + "\n")
@@ -122,7 +125,7 @@ def read_settings(inbox: Path) -> ModuleSettings:
         raise SettingsError(msg) from error
 
 
-def _segment(case: BatchCase, outbox: Path, bundle: "LoadedBundle", objects: list[DicomObject]) -> dict[str, Any]:
+def _segment(case: BatchCase, outbox: Path, bundle: "LoadedBundle", settings: ModuleSettings) -> dict[str, Any]:
     """Write the objects of a series under mercure's names, and return the report's entry about it."""
     from service.executors.on_demand import derive_dicom
     from service.intake.dicom.header import read_series_header
@@ -133,9 +136,9 @@ def _segment(case: BatchCase, outbox: Path, bundle: "LoadedBundle", objects: lis
         result, made = Path(scratch) / "result", Path(scratch) / "objects"
         result.mkdir()
         made.mkdir()
-        run_case(scan, bundle, result, lambda _stage, _done: None)
+        run_case(scan, bundle, result, lambda _stage, _done: None, admission=Admission(accept=settings.accept))
         files = []
-        for path in derive_dicom(result, made, objects):
+        for path in derive_dicom(result, made, settings.objects):
             header = read_series_header(path)
             # Mercure's convention: the next module distinguishes the series by the first part of the name.
             name = f"{header.uid}#{path.stem}.dcm" if header else path.name

@@ -110,6 +110,14 @@ SAID: dict[str, tuple[str, ...]] = {
 """A usual T1-weighted head."""
 
 
+@pytest.mark.parametrize("description", ["T1w_MPR1_GDC", "t1_mprage_sag", "3D T1 FSPGR", "BRAVO"])
+def test_usual_descriptions_of_t1_are_accepted(description: str) -> None:
+    """GDC is a correction of gradients, not gadolinium."""
+    assert HIPPOCAMPUS.acceptance is not None
+
+    assert judge_words(HIPPOCAMPUS.acceptance, SAID | {"SeriesDescription": (description,)}).refused == ()
+
+
 def test_a_usual_t1_head_is_accepted() -> None:
     """Nothing speaks against it; what it does not say is listed."""
     assert HIPPOCAMPUS.acceptance is not None
@@ -134,6 +142,7 @@ def test_a_usual_t1_head_is_accepted() -> None:
         {"SequenceName": ("FLAIR",)},
         {"SeriesDescription": ("Ax T2 TSE",)},
         {"SeriesDescription": ("sag t1 mprage +C",)},
+        {"SeriesDescription": ("t1_vibe_gd_tra",)},
         {"EchoTime": ("97",)},
         {"InversionTime": ("2200",)},
         {"ContrastBolusAgent": ("Gadovist 7.5 ml",)},
