@@ -72,6 +72,41 @@ def test_what_a_scan_does_not_say_is_listed(http: httpx.Client, nifti: Callable[
     assert "Modality" in summary["statement"]["not_compared"]
 
 
+@pytest.mark.parametrize("by", ["form", "parameter", "client"])
+def test_another_contrast_is_refused_by_the_name_of_the_file(
+    http: httpx.Client, nifti: Callable[..., bytes], tmp_path: Path, by: str
+) -> None:
+    """NIfTI says nothing itself; its BIDS name does, in a form, in a parameter, and through the client."""
+    content = nifti(np.random.default_rng(9).normal(100, 10, (12, 14, 10)).astype(np.float32), np.eye(4))
+    path = tmp_path / "sub-CNRY_FLAIR.nii"
+    path.write_bytes(content)
+    if by == "client":
+        with Client(str(http.base_url)) as client, pytest.raises(ServerProblem) as refused:
+            client.segment(path)
+        problem_type, detail = refused.value.problem_type, refused.value.detail
+    else:
+        sent: dict[str, Any] = {
+            "form": {"files": {"file": (path.name, content)}},
+            "parameter": {"content": content, "params": {"suffix": "FLAIR"}},
+        }
+        answer = http.post(ROUTE, **sent[by])
+        assert answer.status_code == 422
+        problem_type, detail = answer.json()["type"], answer.json()["detail"]
+
+    assert problem_type == REFUSED
+    assert detail.startswith("suffix is FLAIR; accepted: T1W. ")
+
+
+def test_what_was_refused_is_in_no_log(http: httpx.Client, ct: bytes, server: tuple[str, Path, Path]) -> None:
+    """The log has the code of the problem, and no value of the scan."""
+    assert http.post(ROUTE, content=ct).status_code == 422
+
+    log = server[1].read_text()
+    assert "scan-not-accepted" in log or "422" in log
+    assert "Modality" not in log
+    assert "accepted: MR" not in log
+
+
 def test_the_parameters_of_a_name_go_before_the_forms_file_name() -> None:
     """What is asked for explicitly wins; the rest is as the file name says."""
     admission = admission_of("stated", "T1w", None, {"suffix": "T2w", "ce": "gad"})
