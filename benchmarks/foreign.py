@@ -29,7 +29,7 @@ from service.pipeline.run import run_case
 from service.result.files import SUMMARY
 from service.schemas import Summary
 
-SPINE = ("t1w.nii.gz", "t2.nii.gz", "t2s.nii.gz", "t2s_uncropped.nii.gz", "mt0.nii.gz", "mt1.nii.gz")
+SPINE = ("t1w.nii.gz", "t2.nii.gz", "t2s.nii.gz", "mt1.nii.gz")
 HEAD_MM = (0.5, 0.7, 1.0, 1.5)
 CROP_MM = (36, 50, 36)
 WHITE, GREY, FLUID = (
@@ -49,14 +49,14 @@ def foreign(data: Path, work: Path, generator: np.random.Generator) -> Named:
     for path in sorted((data / "sct_testing").glob("*/*.nii.gz")):
         if path.name in SPINE:
             yield "spinal cord MR", path
-    for path in sorted((data / "OpenKBP" / "imagesTr").glob("*.nii.gz"))[:6]:
+    for path in sorted((data / "OpenKBP" / "imagesTr").glob("*.nii.gz"))[:4]:
         yield "head and neck CT, whole", path
         yield from (
             (f"head and neck CT, crops of {' x '.join(map(str, CROP_MM))} mm", crop)
             for crop in _crops(path, work, generator)
         )
     yield "abdominal CT, DICOM", _zipped(data / "chaos_ct_dicom" / "DICOM_anon", work)
-    for path in sorted((data / "brain_label_maps").glob("*.nii.gz"))[:6]:
+    for path in sorted((data / "brain_label_maps").glob("*.nii.gz"))[:4]:
         for contrast in CONTRASTS:
             yield f"drawn head, {contrast}", _drawn(path, contrast, work, generator)
 
@@ -104,7 +104,7 @@ def _drawn(path: Path, contrast: str, work: Path, generator: np.random.Generator
 
 
 def _saved(array: np.ndarray, affine: np.ndarray, work: Path) -> Path:
-    path = Path(tempfile.mkstemp(".nii.gz", dir=work)[1])
+    path = Path(tempfile.mkstemp(".nii", dir=work)[1])
     nib.Nifti1Image(np.asarray(array, np.float32), affine).to_filename(path)
     return path
 
@@ -133,6 +133,8 @@ def counted(inputs: Named, bundle: LoadedBundle, show: Callable[[str], None]) ->
     for name, path in inputs:
         verdict = verdict_on(path, bundle)
         show(f"{name}: {verdict}")
+        if path.parent.name.startswith("foreign"):
+            path.unlink()
         counts.setdefault(name, Counter())[verdict.partition(":")[0]] += 1
     return counts
 
@@ -147,7 +149,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bundle = ready_bundle(arguments.bundle, torch.device("cpu"))
     verdicts = ("holds", "not compared", "withdrawn", "refused")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="foreign") as folder:
         work, generator = Path(folder), np.random.default_rng(0)
         parts = {
             "Foreign scans": foreign(arguments.data, work, generator),
