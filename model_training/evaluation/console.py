@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from service.calibration.shift import LEAST_PERSONS
+
 if TYPE_CHECKING:
     from model_training.evaluation.temperature import Temperatures
     from service.bundle.card import Measurement, ObservedAnswer, ShiftTestRecord
@@ -42,6 +44,9 @@ def print_shift_test(record: "ShiftTestRecord") -> None:
     typer.echo(f"{len(kinds['clean'])} cases of {len(persons)} persons, out of fold; {len(record.features)} features")
     for kind, scores in kinds.items():
         typer.echo(f"  {kind:16} {len(scores):4} answers, mean DSC {sum(scores) / len(scores):.4f}")
+    if len(persons) < LEAST_PERSONS:
+        typer.echo(f"  too few persons: a shift test needs at least {LEAST_PERSONS}")
+        return
     alarms = sum(_withdrawn(record, answer) for answer in record.answers if not answer.artefacts)
     typer.echo(f"  {alarms} clean answers would be withdrawn, each compared with the other persons")
 

@@ -113,6 +113,8 @@ def make_bundle(config: ServiceConfig, weights: dict[str, torch.Tensor] | None, 
             "weights_sha256": sha256_of(root / WEIGHTS),
             "config_sha256": sha256_of(root / CONFIG),
             "locating": None,
+            "shift_tests": (),
+            "resolutions": (),
         }
     )
     (root / CARD).write_text(json.dumps(json.loads(CalibrationCard.model_dump_json(card))))

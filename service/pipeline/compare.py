@@ -8,7 +8,8 @@ import torch
 
 from service.bundle.description import BundleDescription
 from service.calibration.shift import ShiftTest, ShiftVerdict
-from service.pipeline.features import describe
+from service.errors import BundleInvalid
+from service.pipeline.features import describe, features_of
 
 
 def compare(
@@ -24,6 +25,9 @@ def compare(
         images: the network's inputs, (C, D, H, W), of the scan or of each part.
         logits: (images, K, D, H, W) the network's outputs.
         located: whether the images are parts that were located in a larger scan.
+
+    Raises:
+        BundleInvalid: the card's features are not those of the bundle's labels.
     """
     test = _test_of(bundle, located=located)
     if test is None:
@@ -40,4 +44,10 @@ def _test_of(bundle: BundleDescription, *, located: bool) -> ShiftTest | None:
     """Return the fitted test of a bundle, which takes some milliseconds to fit."""
     card = bundle.card
     record = (card.shift_test("located") if located else None) or card.shift_test("whole")
-    return record.test() if record else None
+    if record is None:
+        return None
+    names = [feature.name for feature in record.features]
+    if names != list(features_of(bundle.config)):
+        msg = f"The card of {bundle.config.name} compares other features than this version describes. Export the bundle again."
+        raise BundleInvalid(msg)
+    return record.test()

@@ -8,6 +8,7 @@ from service.bundle.card import ComparedFeature, ObservedAnswer, ShiftTestRecord
 from service.bundle.description import BundleDescription, describe_bundle
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED
 from service.calibration.shift import LEAST_PERSONS
+from service.errors import BundleInvalid
 from service.pipeline.compare import compare
 from service.pipeline.features import describe, features_of
 from service.pipeline.tissue import tissue_of
@@ -80,6 +81,17 @@ def test_a_card_without_observed_answers_compares_nothing(shipped: BundleDescrip
     old = replace(shipped, card=shipped.card.model_copy(update={"shift_tests": ()}))
 
     assert compare(old, [image], logits[None], located=False) is None
+
+
+def test_a_card_of_other_features_is_refused(shipped: BundleDescription) -> None:
+    """The error names the bundle, instead of a feature that is missing."""
+    image, logits = answer(1)
+    (record,) = shipped.card.shift_tests
+    other = record.model_copy(update={"features": record.features[::-1]})
+    changed = replace(shipped, card=shipped.card.model_copy(update={"shift_tests": (other,)}))
+
+    with pytest.raises(BundleInvalid, match="compares other features"):
+        compare(changed, [image], logits[None], located=False)
 
 
 @pytest.mark.parametrize("widths", [((0, 0),) * 3, ((2, 0), (0, 3), (1, 1))])
