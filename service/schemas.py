@@ -109,17 +109,26 @@ class Structure(Wire):
     name: str
     voxels: int
     volume_ml: float | None
-    """Null if the structure is truncated: part of it may lie outside the scan."""
+    """Null if it is not known: the structure is truncated or was not found, or the scan holds two voxel sizes."""
     mean_confidence: float | None
     """Mean confidence over the label's voxels in the mask; null if there are none."""
     p5_confidence: float | None = None
     """5th percentile of the same, linearly interpolated: one voxel in twenty has a lower confidence."""
     truncated: bool = False
-    """Whether the label touches one of the six outermost planes of the scan, so that it may continue outside."""
+    """Whether the label reaches the border of what the scan shows, so that it may continue outside."""
+    found: bool = True
+    """False if the part of the anatomy that it belongs to was not found; then nothing is known of it."""
     confidence_histogram: list[int] | None = None
     """Voxels of the label per confidence bin: 20 bins ``k/20 < p <= (k+1)/20``, by the rule of the card."""
     withdrawn: bool = False
     """Whether the statement is withdrawn: then volume and confidence are those of an answer that is not to be trusted."""
+
+    @property
+    def volume_text(self) -> str:
+        """The volume, or why there is none, for a table."""
+        if self.volume_ml is not None:
+            return f"{self.volume_ml:.2f} ml"
+        return "cut off" if self.truncated else "withheld" if self.found else "not found"
 
 
 class Located(Wire):

@@ -66,8 +66,7 @@ class Prediction:
         lines += [f"{'structure':{width}} {'volume':>9} {'mean confidence':>16}"]
         for structure in summary.structures:
             confidence = "-" if structure.mean_confidence is None else f"{structure.mean_confidence:.3f}"
-            volume = "cut off" if structure.volume_ml is None else f"{structure.volume_ml:.2f} ml"
-            lines.append(f"{structure.name:{width}} {volume:>9} {confidence:>16}")
+            lines.append(f"{structure.name:{width}} {structure.volume_text:>9} {confidence:>16}")
         lines += [
             "",
             *textwrap.wrap(summary.statement.text, WIDTH),

@@ -117,9 +117,7 @@ def run_case(  # noqa: PLR0913 - what, by what, where to, and for whom
             segmentation.mask,
             segmentation.confidence,
             frame_of(volume, grid, config),
-            lambda: summarise(
-                segmentation, volume, description, statement, placement, tissue.warnings if tissue else ()
-            ),
+            lambda: summarise(segmentation, volume, description, statement, placement, tissue),
         )
         files = watch.stage("encode", lambda: encode_files(case, outputs))
         hashes = watch.stage("store", lambda: store.finish(files))

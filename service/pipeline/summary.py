@@ -1,6 +1,6 @@
 """Mask, confidence and statement -> the image-level summary; and what of a scan the statement follows from."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from service.bundle.schema import Label
 from service.bundle.statement import Findings, too_coarse
 from service.calibration.histogram import BINS, bin_index
 from service.calibration.shift import ShiftVerdict
+from service.pipeline.border import labels_at_border
 from service.pipeline.centre import Placement
 from service.pipeline.grid import Grid
 from service.pipeline.predict import Segmentation
@@ -41,7 +42,7 @@ def summarise(
     bundle: BundleDescription,
     statement: Statement,
     placement: Placement | None = None,
-    unusual: Sequence[str] = (),
+    tissue: Tissue | None = None,
 ) -> Summary:
     """Return the summary of one segmented scan.
 
@@ -51,7 +52,7 @@ def summarise(
         bundle: the model.
         statement: the verdict on the answer.
         placement: of the located parts; None if the whole scan was segmented.
-        unusual: warnings about its intensities.
+        tissue: what of the scan shows something; None if that was not looked for.
     """
     labels_of_result = (bundle.config.located if placement else bundle.config).labels[1:]
     missing = _labels_of_absent(bundle, placement) if placement else set()
@@ -60,11 +61,15 @@ def summarise(
     box = _box_around(mask > 0)
     foreground = mask[box] > 0
     labels, confidence = mask[box][foreground], confidences[box][foreground]
-    truncated = labels_at_border(mask) | missing
+    truncated = _truncated(segmentation, volume, tissue, {label.value for label in labels_of_result} - missing)
+    voxel_ml = None if VOXEL_SIZE in volume.doubts else volume.voxel_ml
     structures = [
-        _structure(label, confidence[labels == label.value], volume.voxel_ml, truncated=label.value in truncated)
+        _structure(label, confidence[labels == label.value], voxel_ml, truncated=label.value in truncated)
         for label in labels_of_result
+        if label.value not in missing
     ]
+    structures += [_not_found(label) for label in labels_of_result if label.value in missing]
+    structures.sort(key=lambda structure: [label.value for label in labels_of_result].index(structure.label))
     withdrawn = statement.status == "withdrawn"
     return Summary(
         model=bundle.identity,
@@ -72,7 +77,11 @@ def summarise(
         foreground_confidence=float(confidence.mean()) if confidence.size else None,
         located=_located(bundle, placement) if placement else None,
         statement=statement,
-        warnings=[*volume.warnings, *unusual, *(_warnings(placement) if placement else [])],
+        warnings=[
+            *volume.warnings,
+            *(tissue.warnings if tissue else []),
+            *(_warnings(placement) if placement else []),
+        ],
     )
 
 
@@ -132,10 +141,32 @@ def sizes_of(
     return dict(zip(SIZES, [*extent.tolist(), *spacing.tolist()], strict=True))
 
 
-def labels_at_border(mask: npt.NDArray[np.uint8]) -> set[int]:
-    """Return the label values in the six outermost planes: such a structure may continue outside the scan."""
-    faces = [mask.take(plane, axis).ravel() for axis in range(mask.ndim) for plane in (0, -1)]
-    return set(np.flatnonzero(np.bincount(np.concatenate(faces))).tolist())
+def _truncated(segmentation: Segmentation, volume: Volume, tissue: Tissue | None, sought: set[int]) -> set[int]:
+    """Return the label values that may continue outside the scan; one that has no voxel may, if another one does.
+
+    Args:
+        segmentation: of the scan.
+        volume: the scan.
+        tissue: what of it shows something.
+        sought: label values of the parts that were found.
+    """
+    mask = segmentation.mask
+    shown = None if tissue is None else tissue.box(volume.shape)
+    at_border = labels_at_border(mask, volume.spacing_mm, shown, volume.padding) & sought
+    there = set(np.flatnonzero(np.bincount(mask.ravel(order="K"))).tolist())
+    return at_border | (sought - there if at_border else set())
+
+
+def _not_found(label: Label) -> Structure:
+    return Structure(
+        label=label.value,
+        name=label.name,
+        voxels=0,
+        volume_ml=None,
+        mean_confidence=None,
+        found=False,
+        confidence_histogram=[0] * BINS,
+    )
 
 
 def _labels_of_absent(bundle: BundleDescription, placement: Placement) -> set[int]:
@@ -169,13 +200,15 @@ def _three(point: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _structure(label: Label, confidence: npt.NDArray[np.float32], voxel_ml: float, *, truncated: bool) -> Structure:
+def _structure(
+    label: Label, confidence: npt.NDArray[np.float32], voxel_ml: float | None, *, truncated: bool
+) -> Structure:
     voxels = confidence.size
     return Structure(
         label=label.value,
         name=label.name,
         voxels=voxels,
-        volume_ml=None if truncated else voxels * voxel_ml,
+        volume_ml=None if truncated or voxel_ml is None else voxels * voxel_ml,
         mean_confidence=float(confidence.mean()) if voxels else None,
         p5_confidence=float(np.percentile(confidence, _LOW_PERCENTILE)) if voxels else None,
         truncated=truncated,

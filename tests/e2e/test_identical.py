@@ -295,7 +295,7 @@ def voxel_ml(path: Path) -> float:
 
 
 def cut_off(mask: npt.NDArray[Any], label: int) -> bool:
-    """Return whether a label reaches one of the six outermost planes."""
+    """Return whether a label comes within 2 mm of one of the six outermost planes, of voxels of 1 mm."""
     inner = np.zeros(mask.shape, bool)
-    inner[1:-1, 1:-1, 1:-1] = True
+    inner[tuple(slice(k, -k) for k in (max(1, min(3, n // 10)) for n in mask.shape))] = True
     return bool((mask == label)[~inner].any())

@@ -39,6 +39,7 @@ _MEANINGS: Final = {
     "C20": "Not compared",
     "C21": "p-value against the persons of the calibration card",
     "C22": "Number of persons compared with",
+    "C23": "Found in the scan",
 }
 
 
@@ -66,6 +67,7 @@ IMAGE_LEVEL: Final = _own("C18")
 NOT_COMPARED: Final = _own("C20")
 P_VALUE: Final = _own("C21")
 PERSONS: Final = _own("C22")
+FOUND: Final = _own("C23")
 
 STATUSES: Final[dict[StatementStatus, Code]] = {
     "holds": _own("C09"),

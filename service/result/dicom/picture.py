@@ -102,10 +102,9 @@ def _write_table(draw: ImageDraw.ImageDraw, structures: list[Structure]) -> int:
 
 
 def _row(structure: Structure) -> tuple[str, str, str, str]:
-    volume = "cut off" if structure.volume_ml is None else f"{structure.volume_ml:.2f} ml"
     figures = (structure.mean_confidence, structure.p5_confidence)
     mean, lowest = ("-" if figure is None else f"{figure:.3f}" for figure in figures)
-    return structure.name[:34], volume, mean, lowest
+    return structure.name[:34], structure.volume_text, mean, lowest
 
 
 def _write_lines(draw: ImageDraw.ImageDraw, outcome: Outcome, top: int) -> None:

@@ -138,6 +138,9 @@ def _status(outcome: Outcome) -> QualitativeEvaluation:
 
 
 def _cut_off(structure: Structure) -> QualitativeEvaluation:
+    """Return whether the structure is cut off, or that it was not found: then nothing is known of its end."""
+    if not structure.found:
+        return QualitativeEvaluation(concepts.FOUND, codes.SCT.No)
     return QualitativeEvaluation(concepts.CUT_OFF, codes.SCT.Yes if structure.truncated else codes.SCT.No)
 
 

@@ -237,7 +237,8 @@ def test_the_summary_says_what_the_mask_shows(http: httpx.Client, job: dict[str,
 
     for structure in summary["structures"]:
         inside = mask == structure["label"]
-        at_border = inside.sum() > inside[1:-1, 1:-1, 1:-1].sum()
+        edge = tuple(slice(k, -k) for k in (max(1, min(3, n // 10)) for n in mask.shape))  # 2 mm of 1 mm voxels
+        at_border = inside.sum() > inside[edge].sum()
         assert sum(structure["confidence_histogram"]) == inside.sum()
         assert (structure["truncated"], structure["volume_ml"] is None) == (at_border, at_border)
         assert structure["withdrawn"] == (summary["statement"]["status"] == "withdrawn")

@@ -11,11 +11,12 @@ from service.bundle.registry import SHIPPED
 from service.bundle.statement import statement_about, statement_of
 from service.calibration.shift import ShiftVerdict
 from service.intake.decode import decode_scan
+from service.pipeline.centre import Placed, Placement
 from service.pipeline.grid import Grid
 from service.pipeline.predict import Segmentation
-from service.pipeline.summary import findings_about, labels_at_border, sizes_of, summarise
+from service.pipeline.summary import findings_about, sizes_of, summarise
 from service.schemas import Statement, Summary
-from service.volume import Volume
+from service.volume import VOXEL_SIZE, Volume
 
 
 @pytest.fixture(name="summary_of")
@@ -152,14 +153,6 @@ def test_a_structure_at_the_border_has_no_volume(summary_of: Callable[..., Summa
     assert back.volume_ml == pytest.approx(back.voxels / 1000)
 
 
-def test_labels_of_the_planes_next_to_the_border_are_whole() -> None:
-    """A structure that ends one voxel before the border is whole."""
-    mask = np.zeros((4, 4, 4), np.uint8)
-    mask[1:3, 1:3, 1:3] = 3
-
-    assert labels_at_border(mask) == {0}
-
-
 def test_the_histogram_counts_each_voxel_of_the_mask(summary_of: Callable[..., Summary]) -> None:
     """Bins are right-closed like the card's: 0.5 is in bin 9, 0.501 in bin 10 and 1 in bin 19."""
     mask, confidence = np.zeros((3, 3, 6), np.uint8), np.full((3, 3, 6), 0.4, np.float32)
@@ -197,3 +190,54 @@ def test_every_structure_of_a_withdrawn_answer_is_marked(tiny_bundle: Path) -> N
         summary = summarise(Segmentation(mask, np.ones(mask.shape, np.float32)), volume, bundle, statement)
         assert [structure.withdrawn for structure in summary.structures] == [marked, marked]
         assert summary.statement.status == ("withdrawn" if marked else "holds")
+
+
+def test_a_file_with_two_voxel_sizes_states_no_volume(tiny_bundle: Path) -> None:
+    """Every volume is withheld; nothing is called cut off."""
+    bundle = describe_bundle(tiny_bundle)
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[5:7, 5:7, 5:7] = 1
+    volume = Volume(mask[np.newaxis], np.eye(4), b"", doubts=(VOXEL_SIZE,))
+
+    summary = summarise(
+        Segmentation(mask, np.ones(mask.shape, np.float32)), volume, bundle, statement_about(bundle.card)
+    )
+
+    assert [(one.volume_ml, one.truncated, one.volume_text) for one in summary.structures] == [
+        (None, False, "withheld")
+    ] * 2
+
+
+def test_a_part_that_was_not_found_is_not_cut_off(shipped: BundleDescription) -> None:
+    """Its structures are not found: no volume, no confidence, and nothing is said of the border."""
+    located = shipped.config.located.labels
+    mask = np.zeros((30, 30, 30), np.uint8)
+    mask[10:15, 10:15, 10:15] = located[1].value
+    mask[15:20, 10:15, 10:15] = located[2].value
+    volume = Volume(mask[np.newaxis], np.eye(4), b"")
+    locator = shipped.config.locator
+    assert locator is not None
+    part = Placed(locator.parts[0], volume, (0, 1, 2))
+    placement = Placement((part,), {locator.parts[1].name: "80% of its box lies in the scan"})
+
+    summary = summarise(
+        Segmentation(mask, np.ones(mask.shape, np.float32)), volume, shipped, statement_about(shipped.card), placement
+    )
+
+    assert [one.label for one in summary.structures] == [label.value for label in located[1:]]
+    assert [(one.found, one.truncated, one.volume_text) for one in summary.structures] == [
+        (True, False, "0.12 ml"),
+        (True, False, "0.12 ml"),
+        (False, False, "not found"),
+        (False, False, "not found"),
+    ]
+
+
+def test_a_label_that_may_lie_beyond_the_border_is_cut_off(summary_of: Callable[..., Summary]) -> None:
+    """Nothing of the second structure is in the scan, and the first reaches the border."""
+    mask = np.zeros((30, 30, 30), np.uint8)
+    mask[10:15, 10:15, 28:] = 1
+
+    front, back = summary_of(mask, np.ones(mask.shape, np.float32)).structures
+
+    assert (front.truncated, back.truncated, back.volume_text) == (True, True, "cut off")

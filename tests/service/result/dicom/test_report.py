@@ -15,6 +15,7 @@ from pydicom.sr.codedict import codes
 from service.result.dicom.codes import (
     CUT_OFF,
     ESTIMATED_DICE,
+    FOUND,
     MEAN_CONFIDENCE,
     STATEMENT_STATUS,
     STATUSES,
@@ -80,6 +81,19 @@ def test_highdicom_reads_the_measurements(report: Path) -> None:
         codes.SCT.Yes,
         codes.SCT.No,
     ]
+
+
+def test_a_structure_that_was_not_found_is_not_called_whole(changed: Changed, outcome: Outcome, tmp_path: Path) -> None:
+    """The report says that it was not found, and nothing of the field of view."""
+    first, *others = outcome.summary.structures
+    lost = first.model_copy(update={"found": False, "volume_ml": None, "voxels": 0})
+    write_objects(changed(summary=outcome.summary.model_copy(update={"structures": [lost, *others]})), tmp_path, ["sr"])
+    content: Any = hd.sr.srread(tmp_path / "sr.dcm").content
+    group, *_ = content.get_volumetric_roi_measurement_groups()
+
+    assert group.get_qualitative_evaluations(FOUND)[0].value == codes.SCT.No
+    assert group.get_qualitative_evaluations(CUT_OFF) == []
+    assert faults_of(tmp_path / "sr.dcm") == []
 
 
 def test_estimates_of_a_card_become_measurements(changed: Changed, tmp_path: Path) -> None:
