@@ -88,7 +88,7 @@ def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, f
             "p": shift.p if shift else None,
             "n_compared": shift.n_persons if shift else None,
             "features": [_feature(deviation) for deviation in shift.off] if shift else [],
-            "not_compared": [*findings.not_compared, *([SHIFT] if uncompared else [])],
+            "not_compared": [*findings.not_compared, *([SHIFT] if status == "not compared" else [])],
         }
     )
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.client.http import Client
-from service.commands.predict import WITHDRAWN_BANNER, Prediction
+from service.commands.predict import Prediction
 from service.errors import ServerUnreachable, SettingsError
 from service.schemas import RESEARCH_USE_ONLY, Job
 
@@ -36,6 +36,9 @@ COLOURS: Final = ("#e69f00", "#56b4e9")
 
 VIEW_MM: Final = 32
 """Half the edge of the region that is drawn around a hippocampus."""
+
+_WITHDRAWN: Final = "WITHDRAWN: this answer is unlike those that the model was measured on. Do not rely on the mask."
+"""Under the picture of a withdrawn answer."""
 
 START_S: Final = 60.0
 """Seconds within which the server must be ready."""
@@ -135,7 +138,7 @@ def draw(images: Images, path: Path, *, withdrawn: bool = False) -> None:
     figure.colorbar(shown, ax=axes[:, 4], label="confidence of the mask's label", shrink=0.8)
     legend = "orange: anterior, blue: posterior hippocampus; P A L R: posterior, anterior, left, right"
     if withdrawn:
-        figure.text(0.5, 0.5, WITHDRAWN_BANNER, color="red", ha="center", fontsize=18, weight="bold", zorder=9)
+        figure.supxlabel(_WITHDRAWN, color="red", fontsize=14, weight="bold")
     figure.suptitle(f"MNI152 template (average of 152 brains), as it comes. {legend}\n{RESEARCH_USE_ONLY}", fontsize=10)
     figure.savefig(path, dpi=100)
 
