@@ -89,7 +89,7 @@ def _format_of(start: bytes) -> _Format:
             return form
     if part10.lacks_header(start):
         raise UnrecognisedFormat(part10.WITHOUT_HEADER)
-    msg = f"The content is in no format that is read here (its first bytes belong to none). Send {_EXPECTED}."
+    msg = f"The content is not NIfTI, NRRD, MetaImage, MGH, DICOM or zip (its first bytes belong to none of them). Send {_EXPECTED}."
     raise UnrecognisedFormat(msg)
 
 

@@ -85,7 +85,7 @@ def test_a_server_s_refusal_is_exit_code_6(calibrant: Command, server_url: str, 
     code, _, err = calibrant("predict", tmp_path / "s.nii", "-o", tmp_path / "out", "--url", server_url)
 
     assert code == 6
-    assert "in no format that is read here" in err
+    assert "not NIfTI" in err
 
 
 def test_a_predicted_scan_is_reported(calibrant: Command, hippocampus: Path, server_url: str, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_reference_elsewhere_is_refused(tmp_path: Path, write_nifti: Write, su
     for name, fault in {
         "shape": "4 x 4 x 5",
         "place": "affines of reference and scan differ",
-        "text": "in no format that is read here",
+        "text": "not NIfTI",
         "gone": "cannot be read",
     }.items():
         with pytest.raises(SourceError, match=fault):
