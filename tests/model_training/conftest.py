@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from model_training.config import Recipe, Schedule
 from model_training.data.case import DataError
 from model_training.data.layouts.msd import read_msd
+from model_training.data.transforms import one_model_for_both_sides
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from model_training.training.parallel import ALONE
 from model_training.training.train import WEIGHTS, train
@@ -33,6 +34,7 @@ def recipe(tiny_config: ServiceConfig) -> Recipe:
         HIPPOCAMPUS,
         service=tiny_config,
         cases=lambda root: read_msd(root, str),
+        augmentation=one_model_for_both_sides,  # three steps on spoilt images would end anywhere
         train_splits=("fold1",),
         validation_split="fold2",
         binning="hard",
