@@ -25,6 +25,7 @@ from pathlib import Path
 from model_training.training import train as module
 from model_training.config import Schedule
 from model_training.data.layouts.msd import read_msd
+from model_training.data.transforms import one_model_for_both_sides
 from model_training.training.parallel import process_group
 from model_training.recipes.hippocampus import HIPPOCAMPUS
 from service.bundle.schema import ServiceConfig
@@ -37,6 +38,7 @@ recipe = dataclasses.replace(
     HIPPOCAMPUS,
     service=ServiceConfig.model_validate_json(service),
     cases=lambda root: read_msd(root, str),
+    augmentation=one_model_for_both_sides,
     train_splits=("fold1",),
     validation_split="fold1",
     binning="hard",
