@@ -1,4 +1,4 @@
-"""A state directory that an older version left behind is taken over: what was finished is served, what waited is done.
+"""A state directory that an older version left behind is taken over: what was finished is served, what waited can be done.
 
 `states/6673501.tar.xz` was written by `calibrant serve` of that commit, which was killed with one job finished, one
 running and two waiting. The scans are drawn.
@@ -50,8 +50,8 @@ def http_(state: Path) -> Iterator[httpx.Client]:
         process.terminate()
 
 
-def test_finished_jobs_are_served_and_waiting_ones_done(state: Path, http: httpx.Client, tmp_path: Path) -> None:
-    """The finished job's files are those on disk; each waiting job gets the mask of `calibrant predict`."""
+def test_finished_jobs_are_served_and_waiting_ones_can_be_done(state: Path, http: httpx.Client, tmp_path: Path) -> None:
+    """The finished job's files are those on disk; a waiting job's scan gets the mask of `calibrant predict`."""
     jobs = json.loads((state / "jobs.json").read_bytes())
     finished = f"{ROUTE}/{jobs['finished']}"
     assert http.get(finished).json()["state"] == "succeeded"
@@ -73,11 +73,17 @@ def test_finished_jobs_are_served_and_waiting_ones_done(state: Path, http: httpx
 
 
 def _mask_of(http: httpx.Client, job: str) -> bytes:
-    """Return the voxels of a job's mask once it has succeeded; the stream of its events ends with it."""
+    """Return the voxels of the mask of a waiting job's scan.
+
+    The job names a version of the model that is no longer shipped, so it ends with that reason; its scan is kept, and a job
+    of the version that is shipped takes it.
+    """
     *_, last = (line for line in http.get(f"{ROUTE}/{job}/events").text.splitlines() if line.startswith("data: "))
-    assert json.loads(last.removeprefix("data: "))["state"] == "succeeded"
-    image = nib.Nifti1Image.from_bytes(_unpacked(http.get(f"{ROUTE}/{job}/mask").content))
-    return np.asarray(image.dataobj).tobytes()
+    ended = json.loads(last.removeprefix("data: "))
+    assert (ended["state"], ended["problem"]["type"]) == ("failed", "/problems/model-not-found")
+    again = http.post(ROUTE, params={"scan": ended["scan"]}, headers={"Prefer": "wait=60"}).json()
+    assert again["state"] == "succeeded", again
+    return np.asarray(nib.Nifti1Image.from_bytes(_unpacked(http.get(again["links"]["mask"]).content)).dataobj).tobytes()
 
 
 def _unpacked(content: bytes) -> bytes:

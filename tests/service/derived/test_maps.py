@@ -10,6 +10,7 @@ import pytest
 import SimpleITK
 import torch
 
+from service.bundle.acceptance import Admission
 from service.bundle.reader import load_bundle
 from service.derived.maps import normalised_entropy, slabs_of, write_map
 from service.intake.decode import decode_scan
@@ -94,7 +95,8 @@ def test_declared_padding_is_certain_background_in_every_map(
     (tmp_path / "result").mkdir()
     bundle = load_bundle(tiny_bundle, torch.device("cpu"))
 
-    run_case(tmp_path / "scan", bundle, tmp_path / "result", lambda _stage, _done: None)
+    anyway = Admission(accept="anyway")  # the series says that it is CT
+    run_case(tmp_path / "scan", bundle, tmp_path / "result", lambda _stage, _done: None, admission=anyway)
 
     files: list[Any] = [nib.load(tmp_path / "result" / f"{name}.nii.gz") for name in ("mask", "confidence")]
     mask, confidence = (np.asarray(file.dataobj) for file in files)

@@ -23,21 +23,14 @@ def serve_faulty(pipe: Any, terms: resident.Terms) -> None:  # noqa: ANN401 - as
     """Serve, but raise the error that a scan's name asks for."""
     compute = run.run_case
 
-    def run_case(
-        scan: Path,
-        bundle: Any,  # noqa: ANN401 - as there
-        out: Path,
-        report: Any,  # noqa: ANN401 - as there
-        outputs: Any,  # noqa: ANN401 - as there
-        device: str,
-    ) -> CaseResult:
+    def run_case(scan: Path, bundle: Any, out: Path, report: Any, *rest: Any, **named: Any) -> CaseResult:  # noqa: ANN401 - as there
         if scan.stem in ERRORS:
             report("infer", 0.0)
             raise ERRORS[scan.stem]
         if scan.stem == "poison":
             report("infer", 0.0)
             _poison(bundle.device)
-        return compute(scan, bundle, out, report, outputs, device=device)
+        return compute(scan, bundle, out, report, *rest, **named)
 
     run.run_case = run_case  # type: ignore[assignment]
     resident.serve(pipe, terms)
