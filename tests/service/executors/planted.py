@@ -32,7 +32,7 @@ def serve_faulty(pipe: Any, terms: resident.Terms) -> None:  # noqa: ANN401 - as
             _poison(bundle.device)
         return compute(scan, bundle, out, report, *rest, **named)
 
-    run.run_case = run_case  # type: ignore[assignment]
+    run.run_case = run_case
     resident.serve(pipe, terms)
 
 
