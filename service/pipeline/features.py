@@ -15,6 +15,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter, label
 
 from service.bundle.schema import ServiceConfig
 from service.calibration.shift import Feature
+from service.pipeline.predict import most_probable
 
 MARGIN_VOXELS: Final = 24
 """The box reaches this far beyond the foreground along each axis."""
@@ -50,7 +51,7 @@ class _Box:
     """
 
     image: Array
-    classes: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.uint8]
     confidence: Array
     spacing_mm: npt.NDArray[np.float64]
 
@@ -126,9 +127,8 @@ def describe(image: torch.Tensor, logits: torch.Tensor, config: ServiceConfig) -
 
 
 def _box_of(image: torch.Tensor, logits: torch.Tensor, config: ServiceConfig) -> _Box:
-    classes = logits.argmax(dim=0)
-    found = (classes > 0).nonzero()
-    shape = classes.shape
+    found = (logits[1:].amax(dim=0) > logits[0]).nonzero()
+    shape = logits.shape[1:]
     begin = [0, 0, 0] if not len(found) else (found.amin(dim=0) - MARGIN_VOXELS).clamp_(min=0).tolist()
     end = list(shape) if not len(found) else (found.amax(dim=0) + MARGIN_VOXELS + 1).tolist()
     edges = [min(b, n) - a for a, b, n in zip(begin, end, shape, strict=True)]
@@ -137,10 +137,11 @@ def _box_of(image: torch.Tensor, logits: torch.Tensor, config: ServiceConfig) ->
     temperature = torch.tensor(config.temperature, device=logits.device).view(-1, 1, 1, 1)
     d, h, w = inside
     p = (logits[:, d, h, w].float() / temperature).softmax(dim=0)
+    classes, confidence = most_probable(p, range(len(p)))
     return _Box(
         image[0, d, h, w].float().cpu().numpy(),
-        p.argmax(dim=0).cpu().numpy(),
-        p.amax(dim=0).cpu().numpy(),
+        classes.cpu().numpy(),
+        confidence.cpu().numpy(),
         np.array(config.spacing_mm) * step,
     )
 
