@@ -1,42 +1,26 @@
 """Compares a model with the one before it on the same cases: `python benchmarks/noninferiority.py BEFORE AFTER`.
 
-Each is a calibration card, or the out-of-fold measurement that `calibrant crossvalidate` writes, or a folder of runs of
-`calibrant compare` with the configuration after a colon. Persons are resampled, the same for both.
+Both are calibration cards. Persons are resampled, the same for both.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from page import publish, table
 from trust import PAGE
 
-from model_training.comparison.tables import load_runs
-from service.bundle.card import CalibrationCard, CaseRecord, Measurement
+from service.bundle.card import CalibrationCard
 from service.calibration.cohort import CaseSums, cohort_draws, person_weights
 
 LIMITS = {"dsc": -0.005, "ace_macro": 0.03, "nll": 0.03, "brier": 0.03}
 """Largest accepted loss: of DSC in points, of the others as a share."""
 
 
-def sums_of(source: str) -> dict[str, CaseSums]:
-    """Return the sums of each case, by its name."""
-    path, _, configuration = source.partition(":")
-    if configuration:
-        records = [
-            record for run in load_runs(Path(path)) if run.configuration == configuration for record in run.cases["1.0"]
-        ]
-    else:
-        records = _stated(Path(path))
+def sums_of(card: Path) -> dict[str, CaseSums]:
+    """Return the sums of each case of a card, by its name, with the reference engine."""
+    records = CalibrationCard.model_validate_json(card.read_bytes()).measurements[0].cases
     return {record.case: record.sums() for record in records}
-
-
-def _stated(path: Path) -> list[CaseRecord]:
-    text = path.read_text()
-    if "measurements" in json.loads(text):
-        return CalibrationCard.model_validate_json(text).measurements[0].cases
-    return Measurement.model_validate_json(text).cases
 
 
 def rows_of(before: dict[str, CaseSums], after: dict[str, CaseSums]) -> list[list[str]]:
@@ -67,8 +51,8 @@ def rows_of(before: dict[str, CaseSums], after: dict[str, CaseSums]) -> list[lis
 def main() -> None:
     """Print the table, and write it to the page if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("before")
-    parser.add_argument("after")
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
     parser.add_argument("--title", default="Clean cases")
     parser.add_argument("--write", action="store_true", help="write the table to docs/results/trust.md")
     arguments = parser.parse_args()

@@ -35,16 +35,7 @@ def one_model_for_both_sides(config: ServiceConfig) -> Compose:
     return Compose(
         [
             *_any_patch(config),
-            RandFlipd(_BOTH, prob=0.5, spatial_axis=_left_right(config)),
-            RandAffined(
-                _BOTH,
-                prob=0.8,
-                rotate_range=(0.26, 0.26, 0.26),
-                translate_range=(5, 5, 5),
-                scale_range=(0.15, 0.15, 0.15),
-                mode=_MODES,
-                padding_mode="zeros",
-            ),
+            *_flipped_and_moved(config),
             RandGaussianSmoothd("image", prob=0.15, sigma_x=(0.3, 0.9), sigma_y=(0.3, 0.9), sigma_z=(0.3, 0.9)),
             RandGaussianNoised("image", prob=0.3, std=0.15),
             RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
@@ -62,16 +53,7 @@ def both_sides_with_artefacts(config: ServiceConfig) -> Compose:
         [
             RandCutPlanesd(_BOTH, probability=0.05, most=6),
             *_any_patch(config),
-            RandFlipd(_BOTH, prob=0.5, spatial_axis=_left_right(config)),
-            RandAffined(
-                _BOTH,
-                prob=0.8,
-                rotate_range=(0.26, 0.26, 0.26),
-                translate_range=(5, 5, 5),
-                scale_range=(0.15, 0.15, 0.15),
-                mode=_MODES,
-                padding_mode="zeros",
-            ),
+            *_flipped_and_moved(config),
             RandArtefactsd("image"),
             RandScaleIntensityd("image", prob=0.3, factors=0.15),
         ]
@@ -129,6 +111,22 @@ def zoom_turn_blur(config: ServiceConfig) -> Compose:
             RandFlipd(_BOTH, prob=0.5, spatial_axis=_left_right(config)),
         ]
     )
+
+
+def _flipped_and_moved(config: ServiceConfig) -> list[MapTransform]:
+    """Return a flip of left and right, then translation, rotation and scaling."""
+    return [
+        RandFlipd(_BOTH, prob=0.5, spatial_axis=_left_right(config)),
+        RandAffined(
+            _BOTH,
+            prob=0.8,
+            rotate_range=(0.26, 0.26, 0.26),
+            translate_range=(5, 5, 5),
+            scale_range=(0.15, 0.15, 0.15),
+            mode=_MODES,
+            padding_mode="zeros",
+        ),
+    ]
 
 
 def _any_patch(config: ServiceConfig) -> list[MapTransform]:
