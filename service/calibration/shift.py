@@ -2,7 +2,7 @@
 
 An answer is described by numbers of its image, mask and confidence (`service.pipeline.features`). How far they lie from those
 of the card's persons is one score, a Mahalanobis distance. The share of persons whose answers lie at least as far is
-the p-value: it is below alpha for at most a share of about alpha of new persons of the same kind.
+the p-value: it is at most alpha for a share of at most about alpha of new persons of the same kind.
 
 The p-value is cross-conformal (Vovk, Annals of Mathematics and Artificial Intelligence 74:9-28, 2015): centre, scales and
 correlations by which a person is judged were computed from the persons of the other folds. A person counts once, with
@@ -19,7 +19,7 @@ import numpy.typing as npt
 Values = npt.NDArray[np.float64]
 
 ALPHA: Final = 0.05
-"""Below this p-value an answer is withdrawn: about the share of false alarms."""
+"""At this p-value or below an answer is withdrawn: at most about this share of false alarms."""
 
 LEAST_PERSONS: Final = 19
 """With fewer no p-value can reach alpha: the smallest is 1 / (persons + 1)."""
@@ -106,7 +106,7 @@ class ShiftVerdict:
     @property
     def shifted(self) -> bool:
         """Whether the answer is unlike those of the card's persons, at the level `ALPHA`."""
-        return self.p < ALPHA
+        return self.p <= ALPHA
 
 
 class ShiftTest:

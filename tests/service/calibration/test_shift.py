@@ -3,7 +3,7 @@ import pytest
 from scipy.spatial.distance import mahalanobis
 from scipy.stats import binomtest
 
-from service.calibration.shift import ALPHA, SHRINKAGE, Feature, Observation, ShiftTest
+from service.calibration.shift import ALPHA, LEAST_PERSONS, SHRINKAGE, Feature, Observation, ShiftTest
 
 FEATURES = {f"feature {k}": Feature("mm", log=k == 0) for k in range(6)}
 MIXING = np.random.default_rng(1).normal(size=(6, 6))
@@ -79,6 +79,17 @@ def test_what_is_off_is_named_with_its_range() -> None:
     assert (first.feature, first.value, first.unit) == ("feature 0", 1e4, "mm")
     assert (first.low, first.high) == (rows[:, 0].min(), rows[:, 0].max())
     assert second.feature == "feature 3"
+
+
+def test_the_least_number_of_persons_is_enough_to_withdraw() -> None:
+    """Farther than all of them is withdrawn; with one person fewer nothing could be."""
+    test = ShiftTest(FEATURES, observed(drawn(np.random.default_rng(6), LEAST_PERSONS)))
+
+    verdict = test.verdict(dict.fromkeys(FEATURES, 1e6))
+
+    assert verdict.p == 1 / (LEAST_PERSONS + 1)
+    assert verdict.shifted
+    assert 1 / LEAST_PERSONS > ALPHA
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
