@@ -60,6 +60,11 @@ class Findings:
     located: bool = False
     resolution: ResolutionMeasurement | None = None
 
+    @property
+    def unlike(self) -> bool:
+        """Whether scan or answer differ from those that the card was measured on."""
+        return bool(self.reasons) or (self.shift is not None and self.shift.shifted)
+
 
 def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, findings: Findings) -> Statement:
     """Return the one verdict on an answer: what the card says about its population, or why it does not apply.
@@ -69,28 +74,33 @@ def statement_of(card: CalibrationCard, measurement: Measurement | Unmeasured, f
         measurement: of the engine that ran.
         findings: about this scan.
     """
-    shift = findings.shift
-    reasons = [*findings.reasons]
-    if shift is not None and shift.shifted:
-        reasons.append(_unlike(shift))
-    if isinstance(measurement, Unmeasured):
-        reasons.append(measurement.reason)
-    elif findings.resolution is not None:
-        measurement = measurement.model_copy(update={"scores": findings.resolution.scores})
+    reasons = _reasons(measurement, findings)
     uncompared = _why_not_compared(card, findings)
     status: StatementStatus = "withdrawn" if reasons else "not compared" if uncompared else "holds"
-    unlike = bool(findings.reasons) or (shift is not None and shift.shifted)
-    text = _text(card, measurement, status, unlike=unlike, at=_at(findings.resolution))
-    statement = _quoted(card, measurement, status, text)
-    return statement.model_copy(
+    if isinstance(measurement, Measurement) and findings.resolution is not None:
+        measurement = measurement.model_copy(update={"scores": findings.resolution.scores})
+    text = _text(card, measurement, status, unlike=findings.unlike, at=_at(findings.resolution))
+    return _quoted(card, measurement, status, text).model_copy(
         update={
             "reasons": reasons or ([uncompared] if uncompared else []),
-            "p": shift.p if shift else None,
-            "n_compared": shift.n_persons if shift else None,
-            "features": [_feature(deviation) for deviation in shift.off] if shift else [],
             "not_compared": [*findings.not_compared, *([SHIFT] if status == "not compared" else [])],
+            **_comparison(findings.shift),
         }
     )
+
+
+def _reasons(measurement: Measurement | Unmeasured, findings: Findings) -> list[str]:
+    """Return why the statement is withdrawn."""
+    shifted = [_unlike(findings.shift)] if findings.shift is not None and findings.shift.shifted else []
+    unmeasured = [measurement.reason] if isinstance(measurement, Unmeasured) else []
+    return [*findings.reasons, *shifted, *unmeasured]
+
+
+def _comparison(shift: ShiftVerdict | None) -> dict[str, object]:
+    """Return the fields of the statement that say what the shift test found."""
+    if shift is None:
+        return {"p": None, "n_compared": None, "features": []}
+    return {"p": shift.p, "n_compared": shift.n_persons, "features": [_feature(deviation) for deviation in shift.off]}
 
 
 def statement_about(card: CalibrationCard) -> Statement:

@@ -18,7 +18,8 @@ def compare(
     """Return what the shift test says about an answer; None for a card without one.
 
     Located parts are compared with located answers if the card has any, otherwise with those about whole scans. The
-    verdict on several parts is that on the most unlike one, whose p-value is multiplied by their number (Bonferroni).
+    verdict on several parts is that on the most unlike one, whose p-value is multiplied by their number (Bonferroni); so it
+    takes 39 persons to withdraw one of two parts.
 
     Args:
         bundle: holds the card.

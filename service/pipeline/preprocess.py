@@ -55,33 +55,41 @@ def preprocess(volume: Volume, config: ServiceConfig, tissue: Tissue | None = No
         ConstantVolume: a channel has a single intensity.
         VolumeTooLarge: too many voxels at the bundle's voxel size.
     """
-    if len(volume.array_CDHW) != len(config.channels):
-        msg = f"The scan has {len(volume.array_CDHW)} channels; the model takes {len(config.channels)}."
-        raise InvalidRequest(msg)
-    low, high = (
-        np.array([float(channel_extreme) for channel_extreme in extremes])
-        for extremes in zip(*((channel.min(), channel.max()) for channel in volume.array_CDHW), strict=True)
-    )
-    if (low == high).any():
-        msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
-        raise ConstantVolume(msg)
+    dtype = _arithmetic(volume, config)
     grid = Grid.of(volume, config)
     if math.prod(grid.network_shape) > MAX_VOXELS:
         msg = f"At the model's voxel size the scan would have more than {MAX_VOXELS} voxels. Crop it, or check its voxel size."
         raise VolumeTooLarge(msg)
-    # float32 holds integers up to 2^24: larger intensities would lose the differences that z-scoring amplifies.
-    exact = max(-low.min(), high.max()) <= _FLOAT32_COUNTS
     if tissue is None and needs_tissue(config):
         tissue = tissue_of(volume)
     padding = tissue.padding if tissue else _declared(volume)
     array = volume.array_CDHW if padding is None else _without(volume.array_CDHW, padding)
-    image = to_network_grid(array, grid, np.float32 if exact else np.float64)
+    image = to_network_grid(array, grid, dtype)
     nothing = None if padding is None else _nearest(padding, grid)
     for step in config.intensity:
         for c, channel in enumerate(image):
             _normalise(channel, step, None if nothing is None else nothing[c])
         image = image.float()
     return image, grid
+
+
+def _arithmetic(volume: Volume, config: ServiceConfig) -> type[np.floating]:
+    """Return the type in which a scan's intensities are resampled, and refuse scans without any contrast.
+
+    Raises:
+        InvalidRequest: the number of channels differs from the bundle's.
+        ConstantVolume: a channel has a single intensity.
+    """
+    if len(volume.array_CDHW) != len(config.channels):
+        msg = f"The scan has {len(volume.array_CDHW)} channels; the model takes {len(config.channels)}."
+        raise InvalidRequest(msg)
+    extremes = [(float(channel.min()), float(channel.max())) for channel in volume.array_CDHW]
+    if any(low == high for low, high in extremes):
+        msg = "Every voxel has the same intensity: there is nothing to segment. Check that the right file was sent."
+        raise ConstantVolume(msg)
+    # float32 holds integers up to 2^24: larger intensities would lose the differences that z-scoring amplifies.
+    exact = max(max(-low, high) for low, high in extremes) <= _FLOAT32_COUNTS
+    return np.float32 if exact else np.float64
 
 
 def needs_tissue(config: ServiceConfig) -> bool:

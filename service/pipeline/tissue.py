@@ -130,7 +130,7 @@ def _warnings(volume: Volume, padding: Mask | None) -> list[str]:
     if outliers:
         part = 100 * outliers / volume.array_CDHW.size
         warnings.append(
-            f"{outliers} voxels ({part:.2g} %) lie far outside the usual intensities of the scan: they were clipped."
+            f"Far outside the usual intensities of the scan, and clipped: {outliers} voxel{'s' if outliers > 1 else ''} ({part:.2g} %)."
         )
     return warnings
 

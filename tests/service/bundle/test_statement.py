@@ -123,9 +123,16 @@ def test_an_answer_unlike_the_persons_is_withdrawn_in_figures(card: CalibrationC
     ]
 
 
-def test_an_answer_at_alpha_is_not_withdrawn(card: CalibrationCard) -> None:
-    """Only below alpha; a feature outside the range alone withdraws nothing, and is named."""
+def test_an_answer_at_alpha_is_withdrawn(card: CalibrationCard) -> None:
+    """With 19 persons alpha is the smallest p-value that there is."""
     verdict = ShiftVerdict(p=ALPHA, n_persons=19, off=UNLIKE.off)
+
+    assert statement_of(card, card.measurements[0], Findings(shift=verdict)).status == "withdrawn"
+
+
+def test_a_feature_outside_the_range_alone_withdraws_nothing(card: CalibrationCard) -> None:
+    """Above alpha the statement holds; what is off is named all the same."""
+    verdict = ShiftVerdict(p=1.01 * ALPHA, n_persons=19, off=UNLIKE.off)
     statement = statement_of(card, card.measurements[0], Findings(shift=verdict))
 
     assert statement.status == "holds"
