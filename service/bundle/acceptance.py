@@ -248,7 +248,8 @@ def _fits(value: str, patterns: Iterable[str]) -> str:
 
 
 def _listed(patterns: Sequence[str]) -> str:
-    return ", ".join(pattern.strip("*?") or "any value" for pattern in patterns)
+    """Return the words of patterns, each once; what stands around a word is left out."""
+    return ", ".join(dict.fromkeys(pattern.strip("*? _") or "any value" for pattern in patterns))
 
 
 def _number(text: str) -> float | None:

@@ -133,7 +133,7 @@ class ShiftTest:
         self._metrics = {
             str(fold): _Metric.fitted(self._values[self._folds != fold]) for fold in np.unique(self._folds)
         }
-        self._scale = _Metric.fitted(self._values).scale
+        self._scale = _scale_of(self._values)
         self._worst = np.full(self.n_persons, -np.inf)
         self._fold_of = np.empty(self.n_persons, self._folds.dtype)
         for fold, metric in self._metrics.items():
@@ -201,10 +201,7 @@ class _Metric:
     @classmethod
     def fitted(cls, values: Values) -> "_Metric":
         """Fit to observations, (n, d): median, median absolute deviation, and the shrunk correlation."""
-        centre = np.median(values, axis=0)
-        spread = _NORMAL * np.median(np.abs(values - centre), axis=0)
-        # A feature that most observations share, e.g. one component, has no median deviation.
-        scale = np.maximum(np.maximum(spread, values.std(axis=0) / 2), _DEGENERATE)
+        centre, scale = np.median(values, axis=0), _scale_of(values)
         clipped = np.clip((values - centre) / scale, -_CLIPPED, _CLIPPED)
         clipped -= clipped.mean(axis=0)
         deviation = np.maximum(clipped.std(axis=0), _DEGENERATE)
@@ -216,3 +213,10 @@ class _Metric:
         """Return the distance of each observation, (n, d) -> (n,)."""
         standardised = (values - self.centre) / self.scale
         return np.sqrt(np.einsum("nd,de,ne->n", standardised, self.precision, standardised))
+
+
+def _scale_of(values: Values) -> Values:
+    """Return the robust deviation of each feature over observations, (n, d) -> (d,)."""
+    spread = _NORMAL * np.median(np.abs(values - np.median(values, axis=0)), axis=0)
+    # A feature that most observations share, e.g. one piece, has no median deviation.
+    return np.maximum(np.maximum(spread, values.std(axis=0) / 2), _DEGENERATE)

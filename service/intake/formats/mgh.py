@@ -9,7 +9,6 @@ from typing import BinaryIO, Final, NamedTuple
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from isal import igzip
 
 from service.errors import (
     InvalidHeader,
@@ -20,7 +19,7 @@ from service.errors import (
     UnsupportedVoxelType,
 )
 from service.intake.formats.geometry import checked_affine, nifti_header, reject_shape, reject_spacing
-from service.intake.formats.payload import GZIP_MAGIC, Readable, damage_refused, read_exactly
+from service.intake.formats.payload import Readable, damage_refused, inflating, read_exactly
 from service.volume import Volume
 
 MAX_TAGS_BYTES: Final = 1 << 24
@@ -64,9 +63,7 @@ def check(file: BinaryIO) -> None:
 
 
 def _read(plain: BinaryIO, *, keep: bool) -> tuple[_Header, bytes]:
-    packed = plain.read(2) == GZIP_MAGIC
-    plain.seek(0)
-    file: Readable = igzip.IGzipFile(fileobj=plain) if packed else plain
+    file = inflating(plain)
     with damage_refused():
         header = _read_header(file)
         expected = int(np.prod(header.shape, dtype=np.int64)) * header.dtype.itemsize

@@ -9,7 +9,6 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from isal import igzip
 
 from service.errors import (
     PayloadTruncated,
@@ -19,7 +18,7 @@ from service.errors import (
 )
 from service.intake.formats.geometry import reject_shape
 from service.intake.formats.niftiplace import NiftiPlace, place_of
-from service.intake.formats.payload import GZIP_MAGIC, Readable, damage_refused, read_exactly, read_voxels
+from service.intake.formats.payload import GZIP_MAGIC, Readable, damage_refused, inflating, read_exactly, read_voxels
 from service.volume import Volume
 
 _HEADERS: dict[int, tuple[type[nib.Nifti1Header], bytes]] = {
@@ -53,9 +52,7 @@ def check(file: BinaryIO) -> None:
 
 def _read(plain: BinaryIO, *, with_voxels: bool) -> tuple[NiftiPlace, bytes]:
     """Return what the header says, and the voxels; all of the header is checked before a voxel is read."""
-    compressed = plain.read(2) == GZIP_MAGIC
-    plain.seek(0)
-    file: Readable = igzip.IGzipFile(fileobj=plain) if compressed else plain
+    file = inflating(plain)
     with damage_refused():
         header = _read_header(file)
         place = place_of(header)

@@ -53,6 +53,13 @@ class ZlibFile:
         return b""
 
 
+def inflating(file: BinaryIO) -> Readable:
+    """Return a file's content from its beginning, decompressed if it is gzipped."""
+    packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    file.seek(0)
+    return igzip.IGzipFile(fileobj=file) if packed else file
+
+
 @contextmanager
 def damage_refused() -> Iterator[None]:
     """Turn the errors of a damaged gzip or zlib stream into PayloadTruncated."""
