@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED  # noqa: E402 - the tree that this script lies in
+from service.schemas import WITHDRAWN  # noqa: E402 - as above
 from tests.dicom_series import Identity, file_of, series_of_array  # noqa: E402 - as above
 
 CANARY = "CANARY^PATIENT"
@@ -76,7 +77,8 @@ def service(work: Path, orthanc: Orthanc) -> Iterator[Path]:
     """Run `calibrant serve` that follows Orthanc's changes, and yield its log."""
     pacs = work / "pacs.toml"
     pacs.write_text(
-        f'[pacs.clinic]\nurl = "{orthanc.dicomweb}"\northanc = "{orthanc.url}"\npoll_s = 0.5\n\n[[rule]]\npacs = "clinic"\n'
+        f'[pacs.clinic]\nurl = "{orthanc.dicomweb}"\northanc = "{orthanc.url}"\npoll_s = 0.5\n'
+        'withdrawn = ["seg", "sr", "sc"]\n\n[[rule]]\npacs = "clinic"\n'
     )
     environment = os.environ | {"CALIBRANT_STATE_DIR": str(work / "state"), "CALIBRANT_PACS_FILE": str(pacs)}
     log = work / "serve.log"
@@ -124,7 +126,10 @@ def differing_voxels(segmentation: Dataset, mask: Any) -> tuple[int, int]:  # no
         label["name"]: label["value"]
         for label in json.loads((SHIPPED / DEFAULT_MODEL / "service.json").read_bytes())["labels"]
     }
-    labels = {item.SegmentNumber: names[item.SegmentLabel] for item in segmentation.SegmentSequence}
+    labels = {
+        item.SegmentNumber: names[item.SegmentLabel.removeprefix(f"{WITHDRAWN} ")]
+        for item in segmentation.SegmentSequence
+    }
     expected = np.asarray(mask.dataobj)
     placed = np.zeros_like(expected)
     to_voxel = np.linalg.inv(mask.affine) @ np.diag([-1.0, -1, 1, 1])  # DICOM's LPS -> RAS -> voxel

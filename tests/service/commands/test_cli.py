@@ -14,6 +14,7 @@ from service.commands import cli
 from service.commands.batch.command import BatchRequest
 from service.commands.batch.journal import Shard
 from service.commands.doctor import Finding, Verdict
+from service.commands.predict import WITHDRAWN_BANNER
 from service.errors import (
     CalibrantError,
     ConstantVolume,
@@ -94,7 +95,7 @@ def test_a_predicted_scan_is_reported(calibrant: Command, hippocampus: Path, ser
     code, out, err = calibrant("predict", scan, "-o", tmp_path / "out", "--url", server_url)
 
     assert (code, err) == (0, "")
-    assert out.startswith("structure")
+    assert out.removeprefix(f"{WITHDRAWN_BANNER}\n\n").startswith("structure")  # a drawn scan is withdrawn
     assert str(tmp_path / "out" / "hippocampus_003_dseg.nii.gz") in out
 
 
