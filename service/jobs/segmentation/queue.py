@@ -4,13 +4,12 @@ DBOS owns queue, state and recovery. The workflow is one step, which may run any
 for a published result, and publishing is one rename.
 """
 
-import asyncio
 import concurrent.futures
 import datetime as dt
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -36,6 +35,7 @@ from service.jobs.database import JobDatabase
 from service.jobs.segmentation.ends import Ends
 from service.jobs.segmentation.records import QUEUE, STATUSES, WORKFLOW, Cursor, newest_first
 from service.jobs.segmentation.status import PRIORITIES, Live, Place, WorkflowInput, describe_job
+from service.jobs.segmentation.watch import RECORDING_S, Watch
 from service.jobs.segmentation.worker import Outcome, Worker
 from service.observability.metrics import Metrics
 from service.schemas import FINISHED, Job, Priority, State
@@ -46,9 +46,6 @@ POLL_S: Final = 0.05
 
 LOOK_S: Final = 1.0
 """Most seconds between two looks at a job that somebody waits for: no end is announced when DBOS gives up a job."""
-
-RECORDING_S: Final = 0.005
-"""Seconds between two looks at a job that has ended and is not yet recorded as finished."""
 
 MAX_RECOVERIES: Final = 100
 """Times the whole service may die during one job before the job is given up."""
@@ -70,11 +67,13 @@ class SegmentationJobs:
     metrics: Metrics
     database: JobDatabase
     worker: Worker = field(init=False)
+    watch: Watch = field(init=False)
     _queue: Queue | None = field(default=None, init=False)
     _segment: Callable[..., Outcome] = field(init=False)
 
     def __post_init__(self) -> None:
         self.worker = Worker(self.state, self.registry, self.executor, self.metrics, self._set_concurrency)
+        self.watch = Watch(self.look_at, self.worker.ends, self.worker.ended)
 
     @property
     def ends(self) -> Ends:
@@ -220,17 +219,12 @@ class SegmentationJobs:
 
     async def wait_async(self, owner: str, identifier: str, seconds: float) -> Job:
         """Return the same as `wait`, without holding a thread meanwhile."""
-        deadline = time.monotonic() + seconds
-        job = None
-        while True:
-            ended, left = self.ends.next, deadline - time.monotonic()
-            if job is None or left <= 0 or self._may_have_ended(identifier):
-                job = await to_thread.run_sync(self.find, owner, identifier)
-                if job.state in FINISHED or left <= 0:
-                    return job
-            waiter = asyncio.wrap_future(ended)
-            await asyncio.wait([waiter], timeout=min(left, self._pause_s(identifier)))
-            waiter.cancel()
+        return await self.watch.until_finished(await to_thread.run_sync(self.find, owner, identifier), seconds)
+
+    def look_at(self, identifiers: Collection[str]) -> dict[str, Job]:
+        """Return the jobs with these ids that exist, of any owner."""
+        found = DBOS.list_workflows(workflow_ids=list(identifiers), name=WORKFLOW)
+        return {status.workflow_id: self._describe(status) for status in found}
 
     def _may_have_ended(self, identifier: str) -> bool:
         """Return False for a job that is being computed: the end of another one is no reason to read the database."""

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import threading
 import time
@@ -139,6 +140,42 @@ def test_streams_do_not_keep_others_from_being_served(http: httpx.Client, long: 
 
     assert len(ends) == 50
     assert {*ends} <= {"cancelled", "succeeded"}
+
+
+def test_f3_two_hundred_streams_slow_nobody_down(http: httpx.Client, long: bytes, server_url: str) -> None:
+    """While 200 clients follow a job, the list of the models takes under 0.2 s: the job is looked at once for all of them."""
+    job = http.post(ROUTE, content=long).json()["id"]
+    http.post(ROUTE, content=long)  # followed jobs that wait cost more
+
+    taken = asyncio.run(_models_while_followed(server_url, job))
+    for queued in http.get(ROUTE, params={"state": "queued"}).json()["jobs"]:
+        http.post(f"{ROUTE}/{queued['id']}/cancel")
+
+    assert sorted(taken)[len(taken) // 2] < 0.2, taken
+
+
+async def _models_while_followed(url: str, job: str) -> list[float]:
+    """Return the seconds of ten requests during 200 streams, which are then cancelled with their job."""
+    limits = httpx.Limits(max_connections=300)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http, asyncio.TaskGroup() as streams:
+        followed = asyncio.Semaphore(0)
+
+        async def follow() -> None:
+            async with http.stream("GET", f"{ROUTE}/{job}/events") as answer:
+                async for _ in answer.aiter_lines():
+                    followed.release()
+
+        for _ in range(200):
+            streams.create_task(follow())
+        for _ in range(200):
+            await followed.acquire()
+        taken = []
+        for _ in range(10):
+            started = time.monotonic()
+            assert (await http.get("/v1/models")).status_code == 200
+            taken.append(time.monotonic() - started)
+        await http.post(f"{ROUTE}/{job}/cancel")
+        return taken
 
 
 def _end(url: str, job: str) -> str:
