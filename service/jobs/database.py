@@ -7,16 +7,16 @@ server keeps a second service away, even one on a copy of the directory.
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import psycopg
 import sqlalchemy
 import structlog
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import event
+from sqlalchemy import event, exc
 
 from service.errors import SettingsError
 from service.storage.local import StateDirectory
@@ -44,12 +44,39 @@ class JobDatabase:
         """SQLAlchemy URL, for DBOS."""
         self.reachable = True
         """Whether the database answered the last check."""
+        self.schema: str | None = None
+        """Schema of DBOS's tables."""
+        self.engine = self._new_engine()
+        """Connections for statements of our own."""
+        self._ended = threading.Event()
 
     def hold(self) -> None:
         """Keep other services away until `release`."""
+        self._ended.clear()
 
     def release(self) -> None:
         """Let other services use the database."""
+        self._ended.set()
+        self.engine.dispose()
+
+    def rows(self, statement: sqlalchemy.Select[*tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+        """Return the rows of a query; it waits for a server that has gone away, as everything in DBOS does."""
+        while True:
+            try:
+                with self.engine.connect() as connection:
+                    return [tuple(row) for row in connection.execute(statement)]
+            except (exc.OperationalError, exc.InterfaceError):
+                if self._ended.wait(WATCH_S):
+                    raise
+
+    def index(self, statements: Iterable[str]) -> None:
+        """Create indexes; each statement creates one, unless it exists."""
+        with self.engine.begin() as connection:
+            for statement in statements:
+                connection.execute(sqlalchemy.text(statement))
+
+    def _new_engine(self) -> sqlalchemy.Engine:
+        return sqlalchemy.create_engine(self.address)
 
 
 class PostgresqlDatabase(JobDatabase):
@@ -57,9 +84,9 @@ class PostgresqlDatabase(JobDatabase):
 
     def __init__(self, address: str, url: str) -> None:
         super().__init__(address)
+        self.schema = "dbos"
         self._url = url
         self._connection: psycopg.Connection | None = None
-        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def hold(self) -> None:
@@ -72,16 +99,21 @@ class PostgresqlDatabase(JobDatabase):
             event.listen(sqlalchemy.Engine, "handle_error", _say_that_no_connection_was_made)
         with _told_without_address():
             self._lock()
-        self._ended.clear()
+        super().hold()
         self._thread = threading.Thread(target=self._watch, name="calibrant-database", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
         """End the checks and release the lock."""
-        self._ended.set()
+        super().release()
         if self._thread is not None:
             self._thread.join()
         self._disconnect()
+
+    def _new_engine(self) -> sqlalchemy.Engine:
+        # DBOS, too, means this driver by `postgresql://`.
+        url = sqlalchemy.make_url(self.address).set(drivername="postgresql+psycopg")
+        return sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_S})
 
     def _watch(self) -> None:
         while not self._ended.wait(WATCH_S):

@@ -104,12 +104,9 @@ class PacsJobs:
 
     def start(self) -> None:
         """Let the queues run and erase ledgers without a job; DBOS has been launched."""
-        known = {
-            status.workflow_id for status in DBOS.list_workflows(name=WORKFLOW, load_input=False, load_output=False)
-        }
-        for folder in list(self.state.dicom.iterdir()):
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
+        ledgers = [folder.name for folder in self.state.dicom.iterdir()]
+        for identifier in self.queue.table.missing(ledgers, [WORKFLOW]):
+            shutil.rmtree(self.state.dicom / identifier, ignore_errors=True)
         sizes = {QUEUE: PULLS} | {_push_queue(name): PUSHES for name in self.file.pacs}
         for name, n in sizes.items():
             DBOS.register_queue(name, worker_concurrency=n, polling_interval_sec=POLL_S, on_conflict="always_update")

@@ -33,10 +33,12 @@ from service.errors import IdempotencyKeyReused, InvalidRequest, JobFinished, Jo
 from service.executors.pool import ExecutorPool
 from service.jobs.database import JobDatabase
 from service.jobs.segmentation.ends import Ends
-from service.jobs.segmentation.records import QUEUE, STATUSES, WORKFLOW, Cursor, newest_first
+from service.jobs.segmentation.line import Line
+from service.jobs.segmentation.records import QUEUE, STATUSES, WORKFLOW, newest_first
 from service.jobs.segmentation.status import PRIORITIES, Live, Place, WorkflowInput, describe_job
 from service.jobs.segmentation.watch import RECORDING_S, Watch
 from service.jobs.segmentation.worker import Outcome, Worker
+from service.jobs.table import STARTED, WAITING, Cursor, JobTable
 from service.observability.metrics import Metrics
 from service.schemas import FINISHED, Job, Priority, State
 from service.storage.local import StateDirectory
@@ -49,6 +51,9 @@ LOOK_S: Final = 1.0
 
 MAX_RECOVERIES: Final = 100
 """Times the whole service may die during one job before the job is given up."""
+
+MOST_REMEMBERED: Final = 20_000
+"""Records of unfinished jobs that are kept in memory, a few kilobytes each."""
 
 DRAIN_S: Final = 10
 """Seconds that a running job has to finish when the service is asked to end."""
@@ -68,11 +73,19 @@ class SegmentationJobs:
     database: JobDatabase
     worker: Worker = field(init=False)
     watch: Watch = field(init=False)
+    line: Line = field(init=False)
+    table: JobTable = field(init=False)
+    _known: dict[str, WorkflowStatus] = field(default_factory=dict, init=False)
+    """Records of jobs in the line that somebody has asked for."""
     _queue: Queue | None = field(default=None, init=False)
     _segment: Callable[..., Outcome] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.worker = Worker(self.state, self.registry, self.executor, self.metrics, self._set_concurrency)
+        self.table = JobTable(self.database)
+        self.line = Line(self.table, QUEUE, sorted(PRIORITIES.values()))
+        self.worker = Worker(
+            self.state, self.registry, self.executor, self.metrics, self._set_concurrency, self.line.leave
+        )
         self.watch = Watch(self.look_at, self.worker.ends, self.worker.ended)
 
     @property
@@ -111,6 +124,7 @@ class SegmentationJobs:
         self._segment = segment
         register()
         DBOS.launch()
+        self.table.prepare()
         self._sweep()
         self._queue = DBOS.register_queue(
             QUEUE, worker_concurrency=self.worker.places, polling_interval_sec=POLL_S, on_conflict="always_update"
@@ -118,10 +132,9 @@ class SegmentationJobs:
 
     def _sweep(self) -> None:
         """Erase results without a job: the job was erased while its computation ended."""
-        known = {status.workflow_id for status in DBOS.list_workflows(load_input=False, load_output=False)}
-        for folder in list(self.state.results.iterdir()):
-            if folder.name not in known:
-                self.state.forget_job(folder.name)
+        results = [folder.name for folder in self.state.results.iterdir()]
+        for identifier in self.table.missing(results, [WORKFLOW]):
+            self.state.forget_job(identifier)
 
     def close(self) -> None:
         """Take no more jobs and give the running one a moment; if it needs longer, the next launch computes it again."""
@@ -170,6 +183,7 @@ class SegmentationJobs:
             SetEnqueueOptions(priority=PRIORITIES[priority]),
         ):
             DBOS.enqueue_workflow(QUEUE, self._segment, *order.arguments)
+        self.line.join(identifier, PRIORITIES[priority])
 
     def find(self, owner: str, identifier: str) -> Job:
         """Return a job.
@@ -189,7 +203,7 @@ class SegmentationJobs:
             limit: at most this many.
         """
         jobs: list[Job] = []
-        for status in newest_first(owner, state, before, limit + 1):
+        for status in newest_first(self.table, owner, state, before, limit + 1):
             job = self._describe(status)
             if state in (None, job.state):
                 jobs.append(job)
@@ -223,8 +237,11 @@ class SegmentationJobs:
 
     def look_at(self, identifiers: Collection[str]) -> dict[str, Job]:
         """Return the jobs with these ids that exist, of any owner."""
-        found = DBOS.list_workflows(workflow_ids=list(identifiers), name=WORKFLOW)
-        return {status.workflow_id: self._describe(status) for status in found}
+        known = {identifier: self._remembered(identifier) for identifier in identifiers}
+        unknown = [identifier for identifier, status in known.items() if status is None]
+        for status in DBOS.list_workflows(workflow_ids=unknown, name=WORKFLOW) if unknown else []:
+            known[status.workflow_id] = self._remember(status)
+        return {identifier: self._describe(status) for identifier, status in known.items() if status is not None}
 
     def _may_have_ended(self, identifier: str) -> bool:
         """Return False for a job that is being computed: the end of another one is no reason to read the database."""
@@ -261,6 +278,7 @@ class SegmentationJobs:
         self._stop(identifier)
         with self.worker.turn:
             DBOS.delete_workflow(identifier)
+            self.line.leave(identifier)
             self.state.forget_job(identifier)
             if not self.uses(owner, order.scan):
                 self.state.forget_scan(owner, order.scan)
@@ -292,56 +310,72 @@ class SegmentationJobs:
 
     def count(self) -> dict[State, int]:
         """Return how many jobs wait and how many run."""
-        active = DBOS.list_workflows(name=WORKFLOW, status=STATUSES["queued"], load_input=False, load_output=False)
-        running = sum(self._runs(status) for status in active)
-        return {"queued": len(active) - running, "running": running}
+        reading = self.line.reading
+        running = sum(self._computes(identifier) for identifier in reading.started)
+        return {"queued": len(reading) - running, "running": running}
 
     def uses(self, owner: str, scan: str) -> bool:
         """Return whether any job of an owner was made from a scan."""
-        jobs = DBOS.list_workflows(name=WORKFLOW, user=owner, load_output=False)
-        return any(WorkflowInput.of(status).scan == scan for status in jobs)
+        return self.table.uses(WORKFLOW, owner, scan)
 
     def _stop(self, identifier: str) -> None:
         # One database statement decides whether the job ends or is cancelled: exactly one of the two happens.
         DBOS.cancel_workflow(identifier)
+        self.line.leave(identifier)
         self.worker.stop(identifier)
 
     def _status(self, owner: str, identifier: str) -> WorkflowStatus:
-        status = DBOS.get_workflow_status(identifier)
+        status = self._remembered(identifier)
+        if status is None:
+            status = DBOS.get_workflow_status(identifier)
+            if status is not None:
+                self._remember(status)
         # Another owner's job gets the same answer as one that does not exist.
         if status is None or status.name != WORKFLOW or WorkflowInput.of(status).owner != owner:
             msg = "No segmentation has this id. It may have been deleted."
             raise JobNotFound(msg)
         return status
 
+    def _remembered(self, identifier: str) -> WorkflowStatus | None:
+        """Return the record of a job that has not changed since it was read."""
+        status = self._known.get(identifier)
+        if status is None or status.status != self.line.status_of(identifier) or identifier in self.worker.ended:
+            return None
+        return status
+
+    def _remember(self, status: WorkflowStatus) -> WorkflowStatus:
+        if self.line.status_of(status.workflow_id) == status.status:
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known = {one: known for one, known in self._known.items() if self.line.status_of(one)}
+            if len(self._known) < MOST_REMEMBERED:
+                self._known[status.workflow_id] = status
+        return status
+
     def _describe(self, status: WorkflowStatus) -> Job:
         identifier = status.workflow_id
         live = self.worker.live.get(identifier, Live(waiting=not self._runs(status)))
-        return describe_job(status, live, self._place(status), self.state.result(identifier))
+        result = self.state.result(identifier) if status.status == "SUCCESS" else None
+        return describe_job(status, live, self._place(status), result)
 
     def _place(self, status: WorkflowStatus) -> Place:
         seconds = self.worker.seconds
         mean_s = sum(seconds) / len(seconds) if seconds else None
         if self._runs(status):
             return Place(None, mean_s)
-        if status.status not in ("ENQUEUED", "PENDING"):
+        if status.status not in (WAITING, STARTED):
             return Place()
-        waiting = DBOS.list_workflows(
-            queue_name=QUEUE, status=["ENQUEUED", "PENDING"], load_input=False, load_output=False
-        )
-        # A stable sort: jobs of one priority stay in the order of their creation, in which DBOS takes them.
-        waiting.sort(key=lambda other: (not self._runs(other), other.status != "PENDING", other.priority or 0))
-        order = [other.workflow_id for other in waiting]
-        ahead = order.index(status.workflow_id) if status.workflow_id in order else 0
+        ahead = self.line.ahead_of(status.workflow_id, status.priority or 0, self._computes)
         rounds = ahead // max(self.executor.working, 1) + 1
         return Place(ahead, None if mean_s is None else rounds * mean_s)
 
     def _runs(self, status: WorkflowStatus) -> bool:
         """Return whether a job is being computed, or has been and is not yet recorded as finished."""
-        if status.status != "PENDING":
-            return False
-        live = self.worker.live.get(status.workflow_id)
-        return status.workflow_id in self.worker.ended if live is None else not live.waiting
+        return status.status == STARTED and self._computes(status.workflow_id)
+
+    def _computes(self, identifier: str) -> bool:
+        """Return the same of a job that has left the queue."""
+        live = self.worker.live.get(identifier)
+        return identifier in self.worker.ended if live is None else not live.waiting
 
     def _set_concurrency(self, jobs: int) -> None:
         if self._queue is not None:  # a job of an earlier process may run before the launch has ended

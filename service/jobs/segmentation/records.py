@@ -1,12 +1,12 @@
 """What DBOS has recorded about the jobs: names, states and lists."""
 
-import datetime as dt
 from collections.abc import Iterator
 from typing import Final
 
 from dbos import DBOS, WorkflowStatus
 
 from service.errors import JobCancelled
+from service.jobs.table import Cursor, Filter, JobTable
 from service.schemas import State
 
 QUEUE: Final = "segmentations"
@@ -25,41 +25,33 @@ STATUSES: Final[dict[State, list[str]]] = {
 The workflow of a failed job succeeds: its output is the failure. A pending one may still wait for the case before it.
 """
 
-Cursor = tuple[int, str]
-"""Place of a job in the list: milliseconds of its creation, id."""
+_LONGEST_BATCH: Final = 1000
+"""Jobs that are loaded at once if few of them fit."""
 
 
-def newest_first(owner: str, state: State | None, before: Cursor | None, batch: int) -> Iterator[WorkflowStatus]:
-    """Yield an owner's workflows, the newest first and those of one millisecond by id, which DBOS leaves unordered.
+def newest_first(
+    table: JobTable, owner: str, state: State | None, before: Cursor | None, batch: int
+) -> Iterator[WorkflowStatus]:
+    """Yield an owner's workflows, the newest first and those of one millisecond by id.
 
     Args:
+        table: of the jobs.
         owner: whose.
         state: only those whose DBOS status may mean this state.
         before: only those older than this one.
         batch: workflows per query.
     """
+    wanted = Filter(WORKFLOW, owner, STATUSES[state] if state else None, failed=state == "failed")
     while True:
-        rows = DBOS.list_workflows(
-            name=WORKFLOW,
-            user=owner,
-            status=STATUSES[state] if state else None,
-            # Up to and including that millisecond; DBOS cuts off fractions.
-            end_time=dt.datetime.fromtimestamp((before[0] + 0.5) / 1000, dt.UTC).isoformat() if before else None,
-            sort_desc=True,
-            limit=batch,
-        )
-        is_last = len(rows) < batch
-        rows.sort(key=_cursor, reverse=True)
-        # The next batch may hold more of the oldest millisecond.
-        complete = [row for row in rows if is_last or row.created_at != rows[-1].created_at]
-        following = [row for row in complete if before is None or _cursor(row) < before]
-        yield from following
-        if is_last:
+        places = table.newest(wanted, before, batch)
+        if places:
+            identifiers = [identifier for _, identifier in places]
+            loaded = {row.workflow_id: row for row in DBOS.list_workflows(workflow_ids=identifiers)}
+            yield from (loaded[identifier] for identifier in identifiers if identifier in loaded)
+            before = places[-1]
+        if len(places) < batch:
             return
-        if following:
-            before = _cursor(following[-1])
-        else:
-            batch *= 2
+        batch = min(2 * batch, _LONGEST_BATCH)
 
 
 def reject_cancelled(identifier: str) -> None:
@@ -68,7 +60,3 @@ def reject_cancelled(identifier: str) -> None:
     if status is None or status.status == "CANCELLED":
         msg = "The job was cancelled before it began."
         raise JobCancelled(msg)
-
-
-def _cursor(status: WorkflowStatus) -> Cursor:
-    return status.created_at or 0, status.workflow_id

@@ -50,6 +50,7 @@ class Worker:
         executor: computes the cases.
         metrics: counts how the jobs end.
         take: sets how many jobs may be out of the queue. One that is out without a device waits for one.
+        note: told the id of a job that has left the queue or ended.
     """
 
     state: StateDirectory
@@ -57,6 +58,7 @@ class Worker:
     executor: ExecutorPool
     metrics: Metrics
     take: Callable[[int], None]
+    note: Callable[[str], None] = lambda _: None
     live: dict[str, Live] = field(default_factory=dict)
     """Jobs that have left the queue and have not ended, by id."""
     cancelled: set[str] = field(default_factory=set)
@@ -84,6 +86,7 @@ class Worker:
     def run(self, identifier: str, order: WorkflowInput) -> Outcome:
         """Publish the result, or return the failure; safe to repeat after a crash at any point."""
         live = self.live[identifier] = Live(waiting=True)
+        self.note(identifier)
         failure = None
         try:
             # A cancellation that came before the job was in `live` is only known to the database.
@@ -105,6 +108,7 @@ class Worker:
                 self.ended.append(identifier)
                 self.live.pop(identifier, None)
                 self.cancelled.discard(identifier)
+            self.note(identifier)
             self.ends.tell()
         self._take_ahead(ahead=False)
         self._log(identifier, order, failure)

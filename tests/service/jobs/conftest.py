@@ -222,7 +222,7 @@ def submit(service: Service, queue: SegmentationJobs, model: str) -> Submit:
 def finish(queue: SegmentationJobs, submit: Submit) -> Submit:
     """Return the function that submits a scan and waits for the end of its job."""
 
-    def run(text: str, key: str | None = None) -> Job:
-        return queue.wait("local", submit(text, key).id, 20)
+    def run(text: str, key: str | None = None, *, owner: str = "local") -> Job:
+        return queue.wait(owner, submit(text, key, owner=owner).id, 20)
 
     return run
