@@ -5,6 +5,7 @@ are accepted only where they lie as in a head: scale and residual of the fit are
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +35,9 @@ STEADY_DEGREES: Final = 4.0
 
 LEAST_INSIDE: Final = 0.9
 """Fraction of a part's box that must lie in the scan."""
+
+_COARSER: Final = 1.02
+"""Factor of the voxel size from one trial of a coarser grid to the next."""
 
 _PERCENTILES: Final = (0.5, 99.5)
 
@@ -124,8 +128,9 @@ def locate(network: nn.Module, volume: Volume, locator: Locator) -> Boxes:
     """
     axes = np.eye(3)
     small = averaged(volume, locator.spacing_mm, device_of(network))
+    multiple = multiple_of(locator)
     for _ in range(LOOKS):
-        image, affine = along(*small, locator.spacing_mm, axes)
+        image, affine = along(*small, locator.spacing_mm, axes, multiple)
         landmarks = landmarks_of(network, image, affine, locator)
         pose = fit_pose(landmarks, locator)
         turn = degrees_between(axes, pose.rotation)
@@ -177,7 +182,9 @@ def averaged(volume: Volume, spacing_mm: float, device: torch.device = _CPU) -> 
     return _scaled(small), volume.affine @ _affine(np.diag(ratio), (ratio - 1) / 2)
 
 
-def along(small: torch.Tensor, affine: Points, spacing_mm: float, axes: Points) -> tuple[torch.Tensor, Points]:
+def along(
+    small: torch.Tensor, affine: Points, spacing_mm: float, axes: Points, multiple: int = 1
+) -> tuple[torch.Tensor, Points]:
     """Resample an averaged image to the coarse grid along the given axes; return it and that grid's affine.
 
     Args:
@@ -185,14 +192,23 @@ def along(small: torch.Tensor, affine: Points, spacing_mm: float, axes: Points) 
         affine: (4, 4) of `small`.
         spacing_mm: of the grid; larger where it would have more than `CELLS` voxels.
         axes: (3, 3) columns are the directions of the grid's axes in RAS.
+        multiple: to which the network pads each edge, as by `padded`: padding counts, or a thin scan would cost a
+            thousand times its voxels.
     """
     corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(small.shape[2:])[:, None] - 1)
     mm = axes.T @ (affine[:3, :3] @ corners + affine[:3, 3:])
     low, high = mm.min(axis=1), mm.max(axis=1)
     spacing_mm = max(spacing_mm, float(np.prod(high - low + spacing_mm) / CELLS) ** (1 / 3))
-    size = np.floor((high - low) / spacing_mm).astype(int) + 1
-    grid = _affine(axes * spacing_mm, axes @ (low + high - (size - 1) * spacing_mm) / 2)
-    return resampled(small, np.linalg.inv(affine) @ grid, tuple(size)), grid
+    size = _size(high - low, spacing_mm)
+    while math.prod(_padded_size(size, multiple)) > CELLS and max(size) > 1:
+        spacing_mm *= _COARSER
+        size = _size(high - low, spacing_mm)
+    grid = _affine(axes * spacing_mm, axes @ (low + high - (np.array(size) - 1) * spacing_mm) / 2)
+    return resampled(small, np.linalg.inv(affine) @ grid, size), grid
+
+
+def _size(extent_mm: Points, spacing_mm: float) -> tuple[int, ...]:
+    return tuple(int(n) + 1 for n in np.floor(extent_mm / spacing_mm))
 
 
 @torch.inference_mode()
@@ -245,8 +261,13 @@ def multiple_of(locator: Locator) -> int:
 
 def padded(image: torch.Tensor, multiple: int) -> torch.Tensor:
     """Pad an image with zeros at the end of each axis to a multiple of a number, and at least twice that number."""
-    edges = [max(-(-n // multiple), 2) * multiple - n for n in image.shape[2:]]
+    edges = [whole - n for n, whole in zip(image.shape[2:], _padded_size(image.shape[2:], multiple), strict=True)]
     return torch.nn.functional.pad(image, [width for edge in reversed(edges) for width in (0, edge)])
+
+
+def _padded_size(size: Sequence[int], multiple: int) -> list[int]:
+    """Return the edges of an image after `padded`."""
+    return [max(-(-n // multiple), 2) * multiple for n in size]
 
 
 def fit_pose(landmarks: Landmarks, locator: Locator) -> Pose:

@@ -15,7 +15,7 @@ from torch.nn.functional import grid_sample
 
 from service.bundle.schema import IntensityStep, RobustZScore, ServiceConfig, Window, ZScore
 from service.errors import ConstantVolume, InvalidRequest, VolumeTooLarge
-from service.intake.decode import MAX_VOXELS
+from service.intake.formats.geometry import FEW_VOXELS, MAX_VOXELS
 from service.pipeline.grid import Grid
 from service.pipeline.tissue import Mask, Tissue, tissue_of
 from service.volume import Volume
@@ -31,6 +31,9 @@ _LARGEST_SLAB: Final = 1 << 28
 
 _BYTES_PER_VALUE: Final = 48
 """Memory of a GPU per value of a slab: several float32 copies of it, and as much again for others."""
+
+MOST_FINER: Final = 64
+"""Voxels at the model's voxel size for each voxel of a large scan: four times as fine along each axis."""
 
 _FLOAT32_COUNTS = 1 << 24
 _PIECE = 1 << 16
@@ -57,9 +60,7 @@ def preprocess(volume: Volume, config: ServiceConfig, tissue: Tissue | None = No
     """
     dtype = _arithmetic(volume, config)
     grid = Grid.of(volume, config)
-    if math.prod(grid.network_shape) > MAX_VOXELS:
-        msg = f"At the model's voxel size the scan would have more than {MAX_VOXELS} voxels. Crop it, or check its voxel size."
-        raise VolumeTooLarge(msg)
+    _reject_finer(grid)
     if tissue is None and needs_tissue(config):
         tissue = tissue_of(volume)
     padding = tissue.padding if tissue else _declared(volume)
@@ -71,6 +72,20 @@ def preprocess(volume: Volume, config: ServiceConfig, tissue: Tissue | None = No
             _normalise(channel, step, None if nothing is None else nothing[c])
         image = image.float()
     return image, grid
+
+
+def _reject_finer(grid: Grid) -> None:
+    """Refuse a scan that would have far more voxels at the model's voxel size than it has: they would show nothing more.
+
+    Raises:
+        VolumeTooLarge: more than `MAX_VOXELS`, or more than `FEW_VOXELS` and `MOST_FINER` times those of the scan.
+    """
+    most = min(MAX_VOXELS, max(FEW_VOXELS, MOST_FINER * math.prod(grid.scan_shape)))
+    if math.prod(grid.network_shape) > most:
+        msg = (
+            f"At the model's voxel size the scan would have more than {most} voxels. Crop it, or check its voxel size."
+        )
+        raise VolumeTooLarge(msg)
 
 
 def _arithmetic(volume: Volume, config: ServiceConfig) -> type[np.floating]:

@@ -8,38 +8,37 @@ from typing import Final
 
 from pydicom import uid
 
-from service.errors import ArchiveTooLarge, PayloadTruncated
+from service.errors import PayloadTruncated
 from service.intake.dicom.part10 import START_BYTES
-from service.intake.formats.archive import MAX_UNPACKED_BYTES
+from service.intake.formats.archive import Unpacked
 
 _UL_ELEMENT: Final = b"\x02\x00\x00\x00UL\x04\x00"
 _UID_ELEMENT: Final = b"\x02\x00\x10\x00UI"
 _LENGTH_BYTES = 4
 
 
-def inflated(content: bytes, limit: int = MAX_UNPACKED_BYTES) -> bytes:
+def inflated(content: bytes, unpacked: Unpacked | None = None) -> bytes:
     """Return a deflated DICOM file as an explicit little-endian one; any other file as it is.
 
     Args:
         content: of a file with preamble.
-        limit: maximum size of what it inflates to.
+        unpacked: counts what it inflates to; by default from 0, up to the limit for the file's size.
 
     Raises:
-        ArchiveTooLarge: it inflates to more.
+        ArchiveTooLarge: it inflates to more than is left.
         PayloadTruncated: it is cut short or damaged.
     """
     head = _deflated_head(content)
     if head is None:
         return content
     start, transfer_syntax_at, length = head
+    unpacked = unpacked or Unpacked.of(len(content))
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        dataset = stream.decompress(content[start:], limit + 1)
+        dataset = stream.decompress(content[start:], unpacked.left + 1)
     except zlib.error as error:
         raise _damaged() from error
-    if len(dataset) > limit:
-        msg = f"A deflated DICOM file inflates to more than {limit} bytes. Export the series uncompressed."
-        raise ArchiveTooLarge(msg)
+    unpacked.add(len(dataset))
     if not stream.eof:
         raise _damaged()
     explicit = uid.ExplicitVRLittleEndian.encode().ljust(length, b"\0")

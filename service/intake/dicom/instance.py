@@ -37,6 +37,7 @@ from service.errors import (
 from service.intake.dicom.deflated import inflated
 from service.intake.dicom.part10 import START_BYTES, completed
 from service.intake.dicom.stated import stated_of
+from service.intake.formats.archive import Unpacked
 from service.intake.formats.geometry import EXTREMES_MM
 from service.volume import Stated
 
@@ -166,18 +167,19 @@ class Slice:
         return intensities, (stored >= low) & (stored <= high)
 
 
-def read_instance(content: bytes, *, with_voxels: bool) -> list[Slice]:
+def read_instance(content: bytes, unpacked: Unpacked | None = None, *, with_voxels: bool) -> list[Slice]:
     """Return the slices of a DICOM file; none if it is not a CT, MR, PET or secondary capture image.
 
     Args:
         content: of the file.
+        unpacked: counts what a deflated file inflates to, as for `inflated`.
         with_voxels: whether `Slice.intensities` will be called.
 
     Raises:
         ScanError: its class says what is wrong; the message holds nothing of the file's content.
     """
     with faults(InvalidHeader, "A DICOM file cannot be read. Export the series again."):
-        content = inflated(completed(content))
+        content = inflated(completed(content), unpacked)
         meta = _file_meta(content)
         if meta.get("MediaStorageSOPClassUID") not in _IMAGES:
             return []

@@ -14,6 +14,7 @@ from service.intake.dicom.instance import faults
 from service.intake.dicom.mixture import SeriesInArchive, named
 from service.intake.dicom.part10 import START_BYTES, completed, recognise
 from service.intake.formats import archive
+from service.intake.formats.geometry import bytes_of
 
 _TAGS: Final = ["SeriesInstanceUID", "Modality", "SeriesNumber"]
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -35,12 +36,13 @@ def select(file: BinaryIO, series: str) -> bytes:
     if not archive.recognise(start) and not recognise(start):
         msg = "A series can be chosen in a zip of DICOM files only. Leave `series` out, or send such a zip."
         raise InvalidRequest(msg)
-    members = archive.read_members(file) if archive.recognise(start) else iter([file.read()])
+    unpacked = archive.Unpacked.of(bytes_of(file))
+    members = archive.read_members(file, unpacked) if archive.recognise(start) else iter([file.read()])
     found: Counter[tuple[str, str, str]] = Counter()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as chosen:
         for content in members:
-            identity = _identity(content)
+            identity = _identity(content, unpacked)
             if identity is None:
                 continue
             found[identity] += 1
@@ -53,13 +55,13 @@ def select(file: BinaryIO, series: str) -> bytes:
     return packed.getvalue()
 
 
-def _identity(content: bytes) -> tuple[str, str, str] | None:
+def _identity(content: bytes, unpacked: archive.Unpacked) -> tuple[str, str, str] | None:
     """Return UID, modality and number of a file's series; None if it is no DICOM file or cannot be read."""
     if not recognise(content[:START_BYTES]):
         return None
     try:
         with faults(InvalidRequest, "unreadable"):
-            whole = io.BytesIO(inflated(completed(content)))
+            whole = io.BytesIO(inflated(completed(content), unpacked))
             header = pydicom.dcmread(whole, stop_before_pixels=True, specific_tags=_TAGS)
             uid, modality, number = (str(header.get(name) or "") for name in _TAGS)
     except (InvalidRequest, InvalidDicomError):

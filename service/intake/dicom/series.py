@@ -17,7 +17,7 @@ from service.intake.dicom.source import describe_source
 from service.intake.dicom.stack import stack
 from service.intake.dicom.stated import stated_together
 from service.intake.formats import archive
-from service.intake.formats.geometry import nifti_header
+from service.intake.formats.geometry import bytes_of, nifti_header, reject_bomb
 from service.volume import Stated, Volume
 
 MAX_STRAYS: Final = 3
@@ -39,8 +39,8 @@ def decode(file: BinaryIO) -> Volume:
     """
     images, warnings = _series(file, with_voxels=True)
     slices, affine = stack(images)
-    rows, columns = slices[0].shape
-    shape = (columns, rows, len(slices))
+    shape = _shape_of(slices)
+    reject_bomb(shape, bytes_of(file))
     array = np.empty(shape, np.float32, order="F")
     padding = np.zeros(shape, np.bool_, order="F") if any(image.padding for image in slices) else None
     for k, image in enumerate(slices):
@@ -61,7 +61,13 @@ def check(file: BinaryIO) -> Stated:
     """Raise what `decode` would raise, except that compressed voxels are not decoded; return what the series states."""
     slices, _ = _series(file, with_voxels=False)
     slices, _ = stack(slices)
+    reject_bomb(_shape_of(slices), bytes_of(file))
     return stated_together(image.stated for image in slices)
+
+
+def _shape_of(slices: list[Slice]) -> tuple[int, int, int]:
+    rows, columns = slices[0].shape
+    return columns, rows, len(slices)
 
 
 def _series(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str]]:
@@ -79,12 +85,13 @@ def _series(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str
 def _slices(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str]]:
     slices: list[Slice] = []
     others = objects = headless = 0
-    for content in _contents(file):
+    unpacked = archive.Unpacked.of(bytes_of(file))
+    for content in _contents(file, unpacked):
         if not part10.recognise(content[: part10.START_BYTES]):
             others += 1
             headless += part10.lacks_header(content[: part10.START_BYTES])
             continue
-        images = read_instance(content, with_voxels=with_voxels)
+        images = read_instance(content, unpacked, with_voxels=with_voxels)
         objects += not images
         slices += images
     if not slices and headless:
@@ -103,10 +110,10 @@ def _slices(file: BinaryIO, *, with_voxels: bool) -> tuple[list[Slice], list[str
     return slices, warnings
 
 
-def _contents(file: BinaryIO) -> Iterator[bytes]:
+def _contents(file: BinaryIO, unpacked: archive.Unpacked) -> Iterator[bytes]:
     """Yield the content of each file of a zip, or that of a DICOM file."""
     if _is_zip(file):
-        yield from archive.read_members(file)
+        yield from archive.read_members(file, unpacked)
     else:
         yield file.read()
 

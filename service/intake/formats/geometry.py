@@ -4,7 +4,7 @@ An affine maps voxel indices (i, j, k, 1) to millimetres; it is RAS unless its n
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import BinaryIO, Final
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +14,13 @@ from service.errors import InvalidAffine, InvalidSpacing, UnsupportedDimensions,
 
 MAX_VOXELS: Final = 1 << 29
 """Maximum number of voxels of a volume, 512 x 512 x 2048."""
+
+FEW_VOXELS: Final = 1 << 24
+"""A volume of so many voxels, 256 x 256 x 256, may come from a file of any size."""
+
+MAX_VOXELS_PER_BYTE: Final = 128
+"""Voxels of a larger volume for each byte of its file. Scans with noise in them have 0.3 to 4, with most of the noise
+masked away 30: what compresses better is a drawing, or made to cost work."""
 
 AGREEMENT: Final = 1e-3
 """Largest cosine between two axes, and largest fraction of a voxel by which two orientations may differ."""
@@ -47,6 +54,36 @@ def reject_shape(shape: Sequence[int]) -> None:
             f"A volume of {extents} voxels was found; at most {MAX_VOXELS} voxels are accepted. Crop or downsample it."
         )
         raise VolumeTooLarge(msg)
+
+
+def reject_bomb(shape: Sequence[int], file_bytes: int) -> None:
+    """Refuse a large volume in a file that is far too small for a scan: the work of a case grows with its voxels.
+
+    Called for every compressed file before a voxel is read; one that is not compressed holds a byte for each voxel.
+
+    Args:
+        shape: voxels along i, j, k.
+        file_bytes: of the compressed file.
+
+    Raises:
+        VolumeTooLarge: more than `FEW_VOXELS` voxels, and more than `MAX_VOXELS_PER_BYTE` for each byte.
+    """
+    voxels = int(np.prod(shape[:3], dtype=object))
+    if voxels > max(FEW_VOXELS, MAX_VOXELS_PER_BYTE * file_bytes):
+        msg = (
+            f"A volume of {voxels} voxels was found in a file of {file_bytes} bytes; with more than {FEW_VOXELS} voxels, at most "
+            f"{MAX_VOXELS_PER_BYTE} voxels are accepted for each byte, since no scan compresses so well. Send the scan as it was acquired, or "
+            "crop it to what it shows."
+        )
+        raise VolumeTooLarge(msg)
+
+
+def bytes_of(file: BinaryIO) -> int:
+    """Return the size of a file, which stays where it is positioned."""
+    at = file.tell()
+    size = file.seek(0, 2)
+    file.seek(at)
+    return size
 
 
 def reject_spacing(spacing_mm: npt.NDArray[np.float64]) -> None:

@@ -23,8 +23,10 @@ from service.errors import (
 )
 from service.intake.formats.geometry import (
     AGREEMENT,
+    bytes_of,
     checked_affine,
     lps_to_ras,
+    reject_bomb,
     reject_shape,
     reject_spacing,
 )
@@ -87,6 +89,8 @@ def _layout(file: BinaryIO) -> Layout:
     shape, dtype = _shape(fields), _dtype(fields)
     affine = _affine(fields, shape)
     compressed = _flag(fields, "compresseddata", default=False)
+    if compressed:
+        reject_bomb(shape, bytes_of(file))
     return Layout(shape, dtype, affine, ZlibFile(file) if compressed else file)
 
 

@@ -18,7 +18,14 @@ from service.errors import (
     UnsupportedDimensions,
     UnsupportedVoxelType,
 )
-from service.intake.formats.geometry import checked_affine, nifti_header, reject_shape, reject_spacing
+from service.intake.formats.geometry import (
+    bytes_of,
+    checked_affine,
+    nifti_header,
+    reject_bomb,
+    reject_shape,
+    reject_spacing,
+)
 from service.intake.formats.payload import Readable, damage_refused, inflating, read_exactly
 from service.volume import Volume
 
@@ -66,6 +73,8 @@ def _read(plain: BinaryIO, *, keep: bool) -> tuple[_Header, bytes]:
     file = inflating(plain)
     with damage_refused():
         header = _read_header(file)
+        if file is not plain:
+            reject_bomb(header.shape, bytes_of(plain))
         expected = int(np.prod(header.shape, dtype=np.int64)) * header.dtype.itemsize
         voxels = read_exactly(file, expected, keep=keep)
         _skip_tags(file)

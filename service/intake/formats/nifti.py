@@ -16,7 +16,7 @@ from service.errors import (
     UnsupportedDimensions,
     UnsupportedVoxelType,
 )
-from service.intake.formats.geometry import reject_shape
+from service.intake.formats.geometry import bytes_of, reject_bomb, reject_shape
 from service.intake.formats.niftiplace import NiftiPlace, place_of
 from service.intake.formats.payload import GZIP_MAGIC, Readable, damage_refused, inflating, read_exactly, read_voxels
 from service.volume import Volume
@@ -56,6 +56,8 @@ def _read(plain: BinaryIO, *, with_voxels: bool) -> tuple[NiftiPlace, bytes]:
     with damage_refused():
         header = _read_header(file)
         place = place_of(header)
+        if file is not plain:
+            reject_bomb(header.get_data_shape(), bytes_of(plain))
         return place, _read_voxels(file, header, with_voxels=with_voxels)
 
 

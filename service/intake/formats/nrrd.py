@@ -22,7 +22,7 @@ from service.errors import (
     UnsupportedDimensions,
     UnsupportedVoxelType,
 )
-from service.intake.formats.geometry import checked_affine, lps_to_ras, reject_shape
+from service.intake.formats.geometry import bytes_of, checked_affine, lps_to_ras, reject_bomb, reject_shape
 from service.intake.formats.layout import Layout, check_volume, read_sizes, read_volume
 from service.intake.formats.payload import Readable
 from service.intake.formats.textheader import Fields, read_lines
@@ -86,7 +86,10 @@ def check(file: BinaryIO) -> None:
 def _layout(file: BinaryIO) -> Layout:
     fields = Fields(_fields(file))
     shape, axes = _shape_and_axes(fields)
-    return Layout(shape, _dtype(fields), _affine(fields, shape, axes), _payload(file, fields))
+    payload = _payload(file, fields)
+    if payload is not file:
+        reject_bomb(shape, bytes_of(file))
+    return Layout(shape, _dtype(fields), _affine(fields, shape, axes), payload)
 
 
 def _fields(file: BinaryIO) -> Iterator[tuple[str, str]]:

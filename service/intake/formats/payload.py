@@ -9,7 +9,7 @@ from typing import BinaryIO, Final, Protocol
 
 from isal import igzip, isal_zlib
 
-from service.errors import PayloadTooLong, PayloadTruncated
+from service.errors import PayloadTooLong, PayloadTruncated, UnsafeHeader
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 
@@ -62,9 +62,12 @@ def inflating(file: BinaryIO) -> Readable:
 
 @contextmanager
 def damage_refused() -> Iterator[None]:
-    """Turn the errors of a damaged gzip or zlib stream into PayloadTruncated."""
+    """Turn the errors of a damaged gzip or zlib stream into PayloadTruncated, that of an endless name into UnsafeHeader."""
     try:
         yield
+    except OverflowError as error:  # isal's, over a name or comment that its buffer does not hold
+        msg = "The name or comment in the gzip header is longer than any file name. Compress the scan again with `gzip -n`."
+        raise UnsafeHeader(msg) from error
     except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's types take the class for an instance
         msg = "The gzip stream is cut short or damaged. Send the whole file again; `gzip -t FILE` tells whether it is intact."
         raise PayloadTruncated(msg) from error
@@ -78,7 +81,7 @@ def inflated_start(file: BinaryIO) -> bytes:
     """
     try:
         return igzip.IGzipFile(fileobj=file).read(_START_BYTES)
-    except (EOFError, zlib.error, isal_zlib.error, gzip.BadGzipFile):  # type: ignore[misc]  # isal's types take the class for an instance
+    except (EOFError, OverflowError, zlib.error, isal_zlib.error, gzip.BadGzipFile):  # type: ignore[misc]  # isal's types take the class for an instance
         return b""
 
 

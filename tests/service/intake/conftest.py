@@ -60,14 +60,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 @pytest.fixture(scope="module")
 def slow_scan(nifti: Nifti, patch: Nifti, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of 4 MB that is a valid scan of 4 GB: decoding it takes seconds and 4 GB of memory.
+    """Return a file of 5 MB that is a valid scan of 4 GB: decoding it takes seconds and 4 GB of memory.
 
-    Its voxels are consecutive gzip members of 16 MB of zeros each.
+    Its voxels are consecutive gzip members of 16 MB of zeros each, but for some noise: without that no scan is so small.
     """
     header = patch(nifti(np.zeros((2, 2, 2))), dim_1=512, dim_2=512, dim_3=2048)[:352]
-    member = gzip.compress(bytes(16 * MEBIBYTE))
+    member, noise = gzip.compress(bytes(16 * MEBIBYTE)), np.random.default_rng(1).bytes(MEBIBYTE)
+    first = gzip.compress(noise + bytes(15 * MEBIBYTE))
     path = tmp_path_factory.mktemp("slow") / "scan.nii.gz"
-    path.write_bytes(gzip.compress(header) + member * 256)
+    path.write_bytes(gzip.compress(header) + first + member * 255)
     return path
 
 

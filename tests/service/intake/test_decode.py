@@ -4,11 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
-from service.errors import CalibrantError, EmptyBody, NoDicom, NonFiniteVoxels, ScanError, UnrecognisedFormat
+from service.errors import (
+    CalibrantError,
+    EmptyBody,
+    NoDicom,
+    NonFiniteVoxels,
+    ScanError,
+    UnrecognisedFormat,
+    UnsafeHeader,
+    VolumeTooLarge,
+)
 from service.intake.decode import MAX_VOXELS, check_scan, decode_scan
+from service.intake.formats import geometry
 
 Hostile = tuple[bytes, type[CalibrantError]]
 Nifti = Callable[..., bytes]
@@ -135,6 +147,48 @@ def test_a_file_of_no_known_format_is_refused_with_advice(
         check_scan(write(content))
 
 
+@pytest.fixture(name="bombs")
+def bombs_(
+    nifti: Nifti, nrrd: Nifti, mha: Nifti, slices_of: Callable[..., list[Dataset]], zip_of: Nifti
+) -> list[bytes]:
+    """Return files of every packed format that hold zeros, at least 60 x 60 x 60, in as few bytes as each can."""
+    zeros = np.zeros((60, 60, 60), np.uint8)
+    packed, sizes = zlib.compress(zeros.tobytes(), 9), "60 60 60"
+    mgh = nib.freesurfer.mghformat.MGHImage(zeros, np.eye(4)).to_bytes()
+    tiles = slices_of(np.zeros((300, 300, 60), np.uint16))
+    return [
+        gzip.compress(nifti(zeros)),
+        nrrd(gzip.compress(zeros.tobytes()), encoding="gzip", sizes=sizes, type="uchar"),
+        mha(packed, CompressedData="True", DimSize=sizes, ElementType="MET_UCHAR"),
+        gzip.compress(mgh),
+        zip_of(tiles),
+    ]
+
+
+def test_f1_every_packed_format_is_refused_for_far_too_many_voxels(
+    bombs: list[bytes], write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By checking and by decoding, before a voxel is read."""
+    monkeypatch.setattr(geometry, "FEW_VOXELS", 100_000)
+    for content in bombs:
+        for read in (check_scan, decode_scan):
+            with pytest.raises(VolumeTooLarge, match=f"in a file of {len(content)} bytes"):
+                read(write(content))
+
+
+def test_f15_an_endless_name_in_gzip_is_a_fault_of_the_file(write: Callable[[bytes], Path], nifti: Nifti) -> None:
+    """Names of any usual length do not matter; one of a million bytes is refused for what it is."""
+    packed = gzip.compress(nifti(), mtime=0)
+
+    def named(length: int) -> bytes:
+        return packed[:3] + b"\x08" + packed[4:10] + b"a" * length + b"\0" + packed[10:]
+
+    check_scan(write(named(10_000)))
+    for read in (check_scan, decode_scan):
+        with pytest.raises(UnsafeHeader, match="gzip -n"):
+            read(write(named(1_000_000)))
+
+
 def test_the_limit_of_voxels_is_that_of_the_formats() -> None:
-    """Preprocessing imports the limit from this module."""
+    """It stands in this module's interface."""
     assert MAX_VOXELS == 512 * 512 * 2048

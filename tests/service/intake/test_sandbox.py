@@ -442,3 +442,20 @@ def test_the_first_scan_does_not_wait_for_the_server_of_processes() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "True\n"
+
+
+def test_f1_a_thin_scan_of_20_mm_is_answered_at_once(nifti: Nifti, tmp_path: Path) -> None:
+    """2 x 2 x 2000 voxels of 20 mm, 40 m long, cost the process that checks them next to nothing."""
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(
+        gzip.compress(nifti(np.arange(8000, dtype=np.int16).reshape(2, 2, 2000), np.diag([20.0, 20, 20, 1])))
+    )
+    seconds = []
+    for _ in range(5):
+        settle()
+        started = time.perf_counter()
+        with pytest.raises(errors.InvalidSpacing, match="at most 5000 mm"):
+            check_sandboxed(path)
+        seconds.append(time.perf_counter() - started)
+
+    assert min(seconds) < 0.2

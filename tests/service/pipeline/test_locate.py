@@ -12,8 +12,10 @@ from torch.nn.functional import max_pool3d
 from service.bundle.schema import Label, Landmark, Locator, Network, Part
 from service.errors import AnatomyNotFound
 from service.pipeline.locate import (
+    CELLS,
     Landmarks,
     Pose,
+    along,
     averaged,
     boxes_of,
     coarse,
@@ -21,6 +23,7 @@ from service.pipeline.locate import (
     fit_pose,
     landmarks_of,
     locate,
+    padded,
     share_inside,
     shows_more,
 )
@@ -360,6 +363,32 @@ def test_a_grid_along_other_axes_shows_each_place_where_it_lies() -> None:
     brightest = np.array(np.unravel_index(int(image[0, 0].argmax()), image.shape[2:]))
     place = affine[:3, :3] @ [21.5, 41.5, 11.5] + affine[:3, 3]
     assert np.abs(np.linalg.inv(grid)[:3, :3] @ (place - grid[:3, 3]) - brightest).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "mm"),
+    [
+        ((2, 2, 2000), (2.4, 2.4, 2.4)),
+        ((2, 2, 2), (2499, 2499, 0.001)),
+        ((2, 2, 2), (2499, 2499, 2499)),
+        ((2, 2, 30_000), (0.01, 0.01, 0.16)),
+        ((2, 1000, 1000), (0.001, 5, 5)),
+        ((100, 60, 100), (1, 1, 1)),
+    ],
+)
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_f1_the_network_sees_no_more_than_its_cells_after_padding(
+    shape: tuple[int, ...], mm: tuple[float, ...], multiple: int
+) -> None:
+    """The bound holds for thin and long scans, at any angle; a usual scan keeps the voxel size."""
+    affine = np.diag([*mm, 1.0])
+    small = torch.zeros((1, 1, *(min(n, round(max(n * edge / 4, 1))) for n, edge in zip(shape, mm, strict=True))))
+    affine[:3, :3] *= np.array(shape) / np.array(small.shape[2:])
+    for axes in (np.eye(3), turned(35, -20, 40)):
+        image, grid = along(small, affine, 4.0, axes, multiple)
+
+        assert padded(image, multiple).numel() <= CELLS
+        assert shape != (100, 60, 100) or np.allclose(np.linalg.norm(grid[:3, :3], axis=0), 4)
 
 
 def test_it_looks_again_along_the_axes_of_the_head(make_head: Callable[..., Volume], locator: Locator) -> None:

@@ -16,8 +16,9 @@ from monai.transforms import NormalizeIntensity, Orientation, Spacing
 from monai.transforms.intensity.array import ScaleIntensityRange
 
 from service.bundle.schema import RobustZScore, ServiceConfig, Window, ZScore
-from service.errors import ConstantVolume, InvalidRequest, ScanError
+from service.errors import ConstantVolume, InvalidRequest, ScanError, VolumeTooLarge
 from service.intake.decode import decode_scan
+from service.intake.formats.geometry import FEW_VOXELS
 from service.pipeline import preprocess as preprocess_module
 from service.pipeline.grid import Grid
 from service.pipeline.preprocess import (
@@ -442,3 +443,11 @@ def test_a_scan_of_declared_padding_alone_is_refused(config: Callable[..., Servi
     for step in (ZScore(), RobustZScore()):
         with pytest.raises(ConstantVolume):
             preprocess(volume, config(intensity=[step]))
+
+
+def test_f1_a_few_voxels_do_not_become_many(config: Callable[..., ServiceConfig]) -> None:
+    """2 x 2 x 2 voxels of 300 mm would be 27 million at the model's 1 mm: refused before one of them is made."""
+    scan = volume_of(phantom(2, 2, 2), np.diag([300.0, 300, 300, 1]))
+
+    with pytest.raises(VolumeTooLarge, match=f"more than {FEW_VOXELS} voxels"):
+        preprocess(scan, config(spacing_mm=(1, 1, 1)))

@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from service.errors import ArchiveTooLarge, PayloadTruncated
 from service.intake.dicom.deflated import inflated
 from service.intake.dicom.instance import read_instance
+from service.intake.formats.archive import Unpacked
 
 Save = Callable[[Dataset], bytes]
 
@@ -46,7 +47,17 @@ def test_a_file_that_inflates_without_end_is_refused(image: Dataset, dicom_file:
     assert start < 144 + length
 
     with pytest.raises(ArchiveTooLarge, match="more than 1048576 bytes"):
-        inflated(content[: 144 + length] + bomb, limit=1 << 20)
+        inflated(content[: 144 + length] + bomb, Unpacked(1 << 20))
+
+
+def test_f10_all_deflated_files_of_a_zip_share_one_limit(image: Dataset, dicom_file: Save) -> None:
+    """What the first inflates to is no longer there for the second."""
+    content = dicom_file(image)
+    unpacked = Unpacked(len(inflated(content)) + 100)
+    inflated(content, unpacked)
+
+    with pytest.raises(ArchiveTooLarge):
+        inflated(content, unpacked)
 
 
 def test_a_damaged_stream_is_refused(image: Dataset, dicom_file: Save) -> None:

@@ -102,7 +102,7 @@ def test_encrypted_files_are_refused() -> None:
 
 def test_what_is_unpacked_is_counted(zip_of: Zip, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds for all files together, whatever sizes the zip claims."""
-    monkeypatch.setattr(reader, "MAX_UNPACKED_BYTES", 5_000_000)
+    monkeypatch.setattr(reader, "FEW_UNPACKED_BYTES", 5_000_000)
 
     assert len(members(zip_of({"a": bytes(2_500_000), "b": bytes(2_500_000)}))) == 2
     with pytest.raises(errors.ArchiveTooLarge, match="more than 5000000 bytes"):
@@ -139,12 +139,33 @@ def test_too_many_files_are_refused_before_they_are_listed(zip_of: Zip) -> None:
     assert errors.ArchiveTooLarge.status == 413
 
 
-def test_zip64_is_refused() -> None:
-    """A zip64 directory could hold any number of entries."""
+def in_zip64(content: bytes, entries: int | None = None) -> bytes:
+    """Return a zip with its directory in the zip64 layout (APPNOTE 4.3.14 to 4.3.16), as some programs write any."""
+    at = content.index(b"PK\x05\x06")
+    (count, size, offset) = struct.unpack_from("<HLL", content, at + 10)
+    claimed = count if entries is None else entries
+    record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, claimed, claimed, size, offset)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+    return content[:at] + record + locator + content[at:]
+
+
+def test_f15_a_small_zip64_is_read_and_a_long_one_named_for_what_it_is() -> None:
+    """Not every zip64 holds more than 4096 files: its own counts decide."""
+    assert members(in_zip64(one_member())) == [b"voxels"]
+    with pytest.raises(errors.ArchiveTooLarge, match=f"more than {MAX_MEMBERS} files"):
+        members(in_zip64(one_member(), entries=1 << 40))
     content = one_member()
     at = content.index(b"PK\x05\x06")
-    with pytest.raises(errors.ArchiveTooLarge, match="zip64"):
+    with pytest.raises(errors.PayloadTruncated, match="zip64"):
         members(content[:at] + b"PK\x06\x07" + bytes(16) + content[at:])
+
+
+def test_f10_a_zip_unpacks_to_no_more_than_scans_do(zip_of: Zip) -> None:
+    """60 kB that hold 64 MiB of zeros are refused before more than the limit for their size is in memory."""
+    content = zip_of({"a": bytes(64 << 20)})
+    assert len(content) < 100_000
+    with pytest.raises(errors.ArchiveTooLarge, match=f"more than {reader.FEW_UNPACKED_BYTES} bytes"):
+        members(content)
 
 
 @pytest.mark.parametrize("cut", [4, 30, 60, -1, -22, -23])

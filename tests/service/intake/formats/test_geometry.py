@@ -12,6 +12,7 @@ from service.intake.formats.geometry import (
     lps_to_ras,
     nifti_header,
     reject_affine,
+    reject_bomb,
     reject_shape,
     reject_spacing,
     reject_unphysical,
@@ -108,6 +109,29 @@ def test_a_volume_is_no_larger_than_any_body(
     else:
         with pytest.raises(InvalidSpacing, match=r"Voxels of .* mm, so a volume of .* at most 5000 mm"):
             reject_unphysical(shape, affine)
+
+
+@pytest.mark.parametrize(
+    ("shape", "file_bytes", "refused"),
+    [
+        ((256, 256, 256), 100, False),
+        ((256, 256, 257), 131_583, True),
+        ((256, 256, 257), 131_584, False),
+        ((512, 512, 2048), 4 << 20, False),
+        ((2**20, 2**20, 2**20), 100_000, True),
+    ],
+)
+def test_f1_a_large_volume_needs_a_file_of_some_size(
+    shape: tuple[int, ...],
+    file_bytes: int,
+    refused: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Up to 256 voxels along each axis come from any file; of more, a byte must stand for 128 at most."""
+    if not refused:
+        reject_bomb(shape, file_bytes)
+    else:
+        with pytest.raises(VolumeTooLarge, match=f"in a file of {file_bytes} bytes; .* at most 128 voxels"):
+            reject_bomb(shape, file_bytes)
 
 
 def test_a_place_a_kilometre_off_is_refused() -> None:
