@@ -1,26 +1,39 @@
-"""Compares a model with the one before it on the same cases: `python benchmarks/noninferiority.py BEFORE AFTER`.
+"""Compares a model with the one before it on the same cases: `python benchmarks/noninferiority.py BEFORE ... --after AFTER ...`.
 
-Both are calibration cards. Persons are resampled, the same for both.
+Each file is a calibration card, the measurement that `calibrant crossvalidate` writes, or a run of `calibrant compare`, without a
+temperature; packed or not. Persons are resampled, the same for both.
 """
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from page import publish, table
 from trust import PAGE
 
-from service.bundle.card import CalibrationCard
+from model_training.comparison.files import read_json
+from model_training.comparison.run import Run
+from service.bundle.card import CalibrationCard, CaseRecord, Measurement
 from service.calibration.cohort import CaseSums, cohort_draws, person_weights
 
 LIMITS = {"dsc": -0.005, "ace_macro": 0.03, "nll": 0.03, "brier": 0.03}
 """Largest accepted loss: of DSC in points, of the others as a share."""
 
 
-def sums_of(card: Path) -> dict[str, CaseSums]:
-    """Return the sums of each case of a card, by its name, with the reference engine."""
-    records = CalibrationCard.model_validate_json(card.read_bytes()).measurements[0].cases
-    return {record.case: record.sums() for record in records}
+def sums_of(files: Sequence[Path]) -> dict[str, CaseSums]:
+    """Return the sums of each case, by its name, with the reference engine."""
+    return {record.case: record.sums() for file in files for record in _records_of(read_json(file))}
+
+
+def _records_of(content: bytes) -> Sequence[CaseRecord]:
+    fields = json.loads(content).keys()
+    if "measurements" in fields:
+        return CalibrationCard.model_validate_json(content).measurements[0].cases
+    if "configuration" in fields:
+        return Run.model_validate_json(content).cases["1.0"]
+    return Measurement.model_validate_json(content).cases
 
 
 def rows_of(before: dict[str, CaseSums], after: dict[str, CaseSums]) -> list[list[str]]:
@@ -51,8 +64,8 @@ def rows_of(before: dict[str, CaseSums], after: dict[str, CaseSums]) -> list[lis
 def main() -> None:
     """Print the table, and write it to the page if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("before", type=Path)
-    parser.add_argument("after", type=Path)
+    parser.add_argument("before", type=Path, nargs="+")
+    parser.add_argument("--after", type=Path, nargs="+", required=True)
     parser.add_argument("--title", default="Clean cases")
     parser.add_argument("--write", action="store_true", help="write the table to docs/results/trust.md")
     arguments = parser.parse_args()

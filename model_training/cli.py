@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from model_training.config import Recipe
     from model_training.data.case import Case
     from model_training.locator.recipe import LocatorRecipe
+    from service.bundle.reader import LoadedBundle
 
 app = typer.Typer()
 
@@ -245,39 +246,80 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", exists=True, file_okay=False)],
-    recipe: Annotated[str, typer.Option("--recipe", help="Recipe that knows the data set's layout.")],
-    data: Data,
-    split: Annotated[str | None, typer.Option(help="Split to measure; the card's own by default.")] = None,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="Folder of labelled scans, or CSV file with the columns image, label, person.", exists=True
+        ),
+    ],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe that knows the data set's layout and splits.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="With --recipe: split to measure; the card's own by default.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for report.html, cases.csv and reliability diagrams.")
+        Path | None, typer.Option("--out", "-o", help="Folder for a table of the cases and reliability diagrams.")
     ] = None,
     engine: Annotated[
         str,
         typer.Option(help="As for serving: the fastest that the card covers by default.", envvar="CALIBRANT_ENGINE"),
     ] = "auto",
 ) -> None:
-    """Measure a bundle on labelled cases; on the card's own split, compare with the card (exit code 1 if they disagree)."""
+    """Measure a bundle on labelled scans, and print its figures beside the card's with a test whether they differ.
+
+    With --recipe, measure a split of the recipe's data set; on the card's own, exit code 1 if the card cannot be repeated.
+    """
     import torch
 
+    from service.engines.ready import ready_bundle
+
+    if recipe is None and split is not None:
+        typer.echo("--split needs --recipe, which knows the splits.", err=True)
+        raise typer.Exit(2)
+    loaded = ready_bundle(bundle, torch.device("cpu"), engine)
+    if recipe is None:
+        _evaluate_site(loaded, data, out)
+    else:
+        _evaluate_split(loaded, _recipe(recipe), data, split, out)
+
+
+def _evaluate_site(bundle: "LoadedBundle", data: Path, out: Path | None) -> None:
+    """Measure a bundle on any labelled folder; exit code 1 if a case could not be measured."""
+    from model_training.data.layouts.labelled import read_labelled
+    from model_training.evaluation.console import print_site
+    from model_training.evaluation.site import evaluate_site, write_site
+
+    found = read_labelled(data)
+    for path in found.left_out:
+        typer.echo(f"left out: {path} has no partner.", err=True)
+    typer.echo(f"{len(found.cases)} labelled cases; persons are told by {found.persons}")
+    evaluation = evaluate_site(bundle, found.cases, _show)
+    print_site(evaluation)
+    if out is not None and evaluation.cases:
+        for path in write_site(out, evaluation, f"{bundle.description.config.name} on {data.name}"):
+            typer.echo(f"  {path}")
+    raise typer.Exit(1 if evaluation.failed else 0)
+
+
+def _evaluate_split(bundle: "LoadedBundle", recipe: "Recipe", data: Path, split: str | None, out: Path | None) -> None:
+    """Measure a bundle on a split of a recipe's data set; on the card's own, compare with the card."""
     from model_training.evaluation.console import disagrees, print_scores
     from model_training.evaluation.evaluate import evaluate as measure_bundle
     from model_training.evaluation.report import write_report
     from model_training.evaluation.results import write_results
-    from service.engines.ready import ready_bundle
 
-    chosen = _recipe(recipe)
-    loaded = ready_bundle(bundle, torch.device("cpu"), engine)
-    name = split or chosen.validation_split
-    splits = chosen.cases(data)
+    name = split or recipe.validation_split
+    splits = recipe.cases(data)
     _reject_unknown("split", name, splits)
-    evaluation = measure_bundle(loaded, chosen, name, splits[name], _show)
+    evaluation = measure_bundle(bundle, recipe, name, splits[name], _show)
     measurement = evaluation.measurement
     print_scores(name, measurement)
     if out is not None:
         for path in (*write_results(out, evaluation), write_report(out / "report.html", evaluation)):
             typer.echo(f"  {path}")
-    stated = loaded.description.card.measurement(measurement.engine, measurement.precision, measurement.device)
-    if name == chosen.validation_split and stated is not None:
+    stated = bundle.description.card.measurement(measurement.engine, measurement.precision, measurement.device)
+    if name == recipe.validation_split and stated is not None:
         raise typer.Exit(disagrees(measurement, stated))
 
 

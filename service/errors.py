@@ -237,6 +237,10 @@ class UnknownLabels(RequestError, title="The reference holds unknown labels", st
     """The reference holds values that the model has no label for."""
 
 
+class MeasuredDiffer(RequestError, title="The measured images do not belong together", status=422):
+    """Images that were measured with different models, or whose structures differ."""
+
+
 class NotOffered(RequestError, title="Not implemented", status=404):
     """A MONAI Label route that this service does not implement."""
 

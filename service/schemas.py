@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -241,6 +241,8 @@ class Measured(Wire):
     basis: Literal["measured"] = "measured"
     model: str
     """name@sha256 of the bundle."""
+    statement: StatementStatus | None = None
+    """Status of the result's statement; null if its summary was not kept."""
     structures: list[MeasuredStructure]
     brier: float
     """Mean over voxels of ``sum_c (p_c - y_c)^2``, in [0, 2]; a proper score, unlike ACE, ECE and MCE."""
@@ -248,6 +250,51 @@ class Measured(Wire):
     """Mean negative log likelihood over voxels, in nats; also a proper score."""
     reliability: Reliability
     """Reliability histogram of this image."""
+    research_use_only: str = RESEARCH_USE_ONLY
+
+
+class MeasuredCase(Wire):
+    """One measured image of a site, and whose image it is."""
+
+    person: Annotated[str, Field(min_length=1, max_length=200)]
+    """Any text that is the same for all images of a person. Persons are resampled, not images."""
+    measured: Measured
+
+
+class SiteCases(Wire):
+    """The measured images of a site."""
+
+    cases: Annotated[list[MeasuredCase], Field(min_length=1, max_length=10_000)]
+
+
+class SiteFigure(Wire):
+    """A figure of a site beside the card's. All but the site's are null where the card measures other structures."""
+
+    site: Figure
+    card: Figure | None
+    difference: Figure | None
+    """Site minus card, with its 95 % interval."""
+    p: float | None
+    """Two-sided p-value: persons are exchanged between site and card at random."""
+    differs: bool | None
+    """Whether the difference is significant at 0.05 among all figures together (Holm's correction)."""
+
+
+class SiteFigures(Wire):
+    """What a site measured about a model, beside what the model's card states."""
+
+    basis: Literal["measured"] = "measured"
+    model: str
+    """name@sha256 of the bundle."""
+    n_cases: int
+    n_persons: int
+    statements: dict[str, int]
+    """Number of cases by the status of their statement; `not kept` where the summary was not."""
+    card_n_cases: int | None
+    """Number of the card's cases; null where it measures other structures, as of whole scans whose parts are located."""
+    card_n_persons: int | None
+    figures: dict[str, SiteFigure]
+    """By name: dsc, ace_macro, nll, brier, as the card defines them."""
     research_use_only: str = RESEARCH_USE_ONLY
 
 

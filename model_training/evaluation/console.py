@@ -7,8 +7,10 @@ import typer
 from service.calibration.shift import LEAST_PERSONS
 
 if TYPE_CHECKING:
+    from model_training.evaluation.site import SiteEvaluation
     from model_training.evaluation.temperature import Temperatures
     from service.bundle.card import Measurement, ObservedAnswer, ShiftTestRecord
+    from service.schemas import Figure, SiteFigures
 
 
 def print_scores(split: str, measurement: "Measurement") -> None:
@@ -54,6 +56,39 @@ def print_shift_test(record: "ShiftTestRecord") -> None:
 def _withdrawn(record: "ShiftTestRecord", answer: "ObservedAnswer") -> bool:
     names = [feature.name for feature in record.features]
     return record.without(answer.person).test().verdict(dict(zip(names, answer.values, strict=True))).shifted
+
+
+def print_site(evaluation: "SiteEvaluation") -> None:
+    """Print the site's figures beside the card's, of all cases and of those whose statement holds, and what failed."""
+    for name, why in evaluation.failed.items():
+        typer.echo(f"not measured: {name}: {why}", err=True)
+    for cohort, figures in evaluation.figures.items():
+        if cohort == "held" and figures.n_cases == evaluation.figures["all"].n_cases:
+            continue  # the same cases
+        _print_site_figures("all cases" if cohort == "all" else "cases whose statement holds", figures)
+
+
+def _print_site_figures(cohort: str, figures: "SiteFigures") -> None:
+    verdicts = ", ".join(f"{number} {status}" for status, number in sorted(figures.statements.items()))
+    typer.echo(f"\n{cohort}: {figures.n_cases} of {figures.n_persons} persons ({verdicts})")
+    if figures.card_n_cases is None:
+        typer.echo("  The card measures other structures than these, so that there is nothing to compare with.")
+    else:
+        typer.echo(
+            f"card: {figures.card_n_cases} cases of {figures.card_n_persons} persons; 95 % intervals over persons"
+        )
+    typer.echo(f"  {'':10} {'here':26} {'card':26} {'difference':28} {'p':7} differs")
+    for name, figure in figures.figures.items():
+        row = [_interval(found) for found in (figure.site, figure.card, figure.difference)]
+        p = "" if figure.p is None else f"{figure.p:.4f}"
+        differs = {True: "yes", False: "not shown", None: ""}[figure.differs]
+        typer.echo(f"  {name:10} {row[0]:26} {row[1]:26} {row[2]:28} {p:7} {differs}")
+
+
+def _interval(figure: "Figure | None") -> str:
+    if figure is None or figure.value is None or figure.low is None or figure.high is None:
+        return "-"
+    return f"{figure.value:.4f} ({figure.low:.4f} to {figure.high:.4f})"
 
 
 def disagrees(measured: "Measurement", stated: "Measurement") -> bool:

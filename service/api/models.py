@@ -14,9 +14,20 @@ from service.bundle.figures import draw_reliability
 from service.bundle.registry import DEFAULT_MODEL
 from service.bundle.reliability import reliability_of
 from service.bundle.schema import Code
+from service.bundle.site import site_figures
 from service.bundle.statement import statement_about
 from service.errors import NotAcceptable, SettingsError
-from service.schemas import Card, CardMeasurement, Figure, LabelDetail, Model, Models, Reliability
+from service.schemas import (
+    Card,
+    CardMeasurement,
+    Figure,
+    LabelDetail,
+    Model,
+    Models,
+    Reliability,
+    SiteCases,
+    SiteFigures,
+)
 
 router = APIRouter(prefix="/v1/models", tags=["models"], responses=RESPONSES)
 
@@ -103,6 +114,16 @@ def get_reliability(
     reliability = _reliability(description)
     content = reliability.model_dump_json().encode() if chosen == "json" else _drawn(reliability, chosen)
     return Response(content, media_type=_MEDIA_TYPES[chosen], headers=headers)
+
+
+@router.post("/{name}/site-figures", operation_id="siteFigures")
+def compare_site(name: str, cases: SiteCases, services: ServicesDep, _: OwnerDep) -> SiteFigures:
+    """Pool images that `measureAgainstReference` measured: the site's figures beside the card's, tested for a difference.
+
+    Nothing is kept: the caller sends the measured documents, and says whose images they are.
+    """
+    description = services.registry.find(name)
+    return site_figures(description.card, description.identity, cases.cases)
 
 
 def _drawn(reliability: Reliability, picture_format: Literal["png", "svg"]) -> bytes:

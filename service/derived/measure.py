@@ -16,6 +16,7 @@ from service.calibration.histogram import ReliabilityHistogram
 from service.calibration.scores import Scores, ace, brier_sum, ece, mce, nll_sum
 from service.derived.maps import slabs_of
 from service.derived.surfaces import hd95_mm
+from service.result.files import status_of
 from service.result.frame import Frame, read_frame
 from service.schemas import Measured, MeasuredStructure
 
@@ -46,6 +47,7 @@ def measure(result: Path, classes: npt.NDArray[np.uint8], model: str) -> Measure
     names = [structure.name for structure in frame.config.structures]
     return Measured(
         model=model,
+        statement=status_of(result),
         structures=[
             MeasuredStructure(
                 name=name,

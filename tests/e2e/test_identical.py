@@ -158,7 +158,7 @@ def evaluated(setting: Setting) -> tuple[dict[str, npt.NDArray[np.uint8]], list[
         # The table alone is compared here: pictures of every case would take longer than all clients together.
         patch.setattr("model_training.evaluation.results._write_images", lambda *_: None)
         patch.setattr("model_training.evaluation.report.write_report", lambda path, _: path)
-        cli.evaluate(BUNDLE, "hippocampus", setting.data, "test", setting.work / "report")
+        cli.evaluate(BUNDLE, setting.data, "hippocampus", "test", setting.work / "report")
     return masks, rows_of(setting.work / "report" / "cases.csv")
 
 

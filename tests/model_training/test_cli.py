@@ -86,6 +86,28 @@ def test_a_card_that_claims_something_else_is_found_out(tiny: str, tiny_bundle: 
     assert "differ from the card's" in output
 
 
+def test_any_labelled_folder_is_measured_without_a_recipe(tiny_bundle: Path, tiny_msd: Path, tmp_path: Path) -> None:
+    """The site's figures stand beside the card's with a p-value; a label map that does not fit gives exit code 1."""
+    code, output = call("evaluate", tiny_bundle, "--data", tiny_msd, "-o", tmp_path / "out")
+    assert code == 0
+    assert "5 labelled cases; persons are told by persons.json" in output
+    assert "all cases: 5 of 4 persons (5 not compared)" in output
+    assert {"here", "card", "difference", "differs"} <= set(output.split())
+    assert (tmp_path / "out" / "cases.csv").is_file()
+
+    (tiny_msd / "labelsTr" / "a1.nii.gz").write_bytes((tiny_msd / "imagesTr" / "a1.nii.gz").read_bytes())
+    code, output = call("evaluate", tiny_bundle, "--data", tiny_msd)
+    assert code == 1
+    assert "not measured: a1: " in output
+
+
+def test_a_split_needs_the_recipe_that_knows_it(tiny_bundle: Path, tiny_msd: Path) -> None:
+    """Without --recipe, --split is refused."""
+    code, output = call("evaluate", tiny_bundle, "--data", tiny_msd, "--split", "test")
+    assert code == 2
+    assert "--split needs --recipe" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,7 +25,7 @@ def read_msd(root: Path, person_of: PersonOf) -> dict[str, list[Case]]:
         path.name.removesuffix(".nii.gz") for path in root.glob("labelsTr/*.nii.gz") if not path.name.startswith(".")
     )
     reject_other_layout(bool(names), root, "imagesTr/NAME.nii.gz and labelsTr/NAME.nii.gz")
-    persons = _persons(root / "persons.json", names, person_of)
+    persons = persons_of_cases(root / "persons.json", names, person_of)
     cases = [
         Case(name, persons[name], (root / "imagesTr" / f"{name}.nii.gz",), root / "labelsTr" / f"{name}.nii.gz")
         for name in names
@@ -35,7 +35,12 @@ def read_msd(root: Path, person_of: PersonOf) -> dict[str, list[Case]]:
     return splits
 
 
-def _persons(file: Path, names: list[str], person_of: PersonOf) -> dict[str, str]:
+def persons_of_cases(file: Path, names: list[str], person_of: PersonOf) -> dict[str, str]:
+    """Return the person of each case: as a file {person: [case]} says, or, where there is none, by their names.
+
+    Raises:
+        DataError: the file is malformed, or leaves out a case.
+    """
     if not file.is_file():
         return {name: person_of(name) for name in names}
     try:

@@ -106,3 +106,22 @@ def test_a_reference_of_nothing_is_404(http: httpx.Client, mask: bytes) -> None:
     answer = http.post(f"{ROUTE}/{'0' * 32}/reference", content=mask)
 
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")
+
+
+def test_measured_images_are_pooled_beside_the_card(http: httpx.Client, job: dict[str, Any], mask: bytes) -> None:
+    """Two measured documents give a site's figures; another model's are refused; nothing has to be kept for that."""
+    measured = http.post(job["links"]["reference"], content=mask).json()
+    route = f"/v1/models/{job['model'].partition('@')[0]}/site-figures"
+    cases = [{"person": person, "measured": measured} for person in ("A", "B")]
+
+    answer = http.post(route, json={"cases": cases})
+
+    assert answer.status_code == 200, answer.text
+    figures = answer.json()
+    assert (figures["n_cases"], figures["n_persons"], figures["model"]) == (2, 2, job["model"])
+    assert figures["statements"] == {measured["statement"]: 2}
+    assert figures["figures"]["brier"]["site"]["value"] == pytest.approx(measured["brier"])
+    assert figures["figures"]["brier"]["p"] > 0
+    cases[1]["measured"] = measured | {"model": "other@0"}
+    answer = http.post(route, json={"cases": cases})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/measured-differ")
