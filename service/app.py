@@ -22,6 +22,7 @@ from service.api.openapi import describe
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.executors.on_demand import derive_dicom
 from service.executors.pool import ExecutorPool
+from service.intake.budget import Budget
 from service.intake.sandbox import start_sandbox
 from service.jobs.database import open_database
 from service.jobs.pacs.arrivals import Arrivals
@@ -89,8 +90,11 @@ def _services(settings: Settings) -> Services:
     executor = ExecutorPool.of(settings, warm=registry.ready.get(DEFAULT_MODEL))
     jobs = SegmentationJobs(state, registry, executor, metrics, database)
     dicom = PacsJobs(jobs, state, pacs_file, derive_dicom, settings.case_deadline_s)
+    checks = Budget(settings.check_bytes)
     arrivals = Arrivals(dicom, pacs_file, registry, state)
-    return Services(settings, state, registry, jobs, keys, Sessions(settings.session_hours), metrics, dicom, arrivals)
+    return Services(
+        settings, state, registry, jobs, keys, Sessions(settings.session_hours), metrics, dicom, arrivals, checks
+    )
 
 
 @asynccontextmanager

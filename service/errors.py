@@ -345,6 +345,15 @@ class JobAbandoned(ExecutionError, title="The job was given up"):
     """The service was interrupted too often while it worked on the job."""
 
 
+class ServiceBusy(CalibrantError, title="The service is busy", status=503):
+    """The service has too much to do at the moment; the same request succeeds later."""
+
+    def __init__(self, detail: str, retry_after_s: float = 5.0) -> None:
+        """Keep the detail, and the seconds after which to try again."""
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class StorageFull(CalibrantError, title="No space is left for the scan", status=507, code="insufficient-storage"):
     """The state directory has no space left."""
 

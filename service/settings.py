@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """Engine that runs the networks; by default the fastest that the machine has and the card covers."""
     max_upload_bytes: PositiveInt = 2 << 30
     """Largest accepted body, in bytes."""
+    check_bytes: Annotated[int, Field(ge=256 << 20)] = 4 << 30
+    """Memory that the checks of all scans that arrive at once may take, in bytes."""
     case_deadline_s: PositiveFloat = 600.0
     """Seconds after which a case is given up and its process killed."""
     memory_bytes: Annotated[int, Field(ge=1 << 30)] | None = None

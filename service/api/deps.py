@@ -1,6 +1,6 @@
 """Dependencies of the routes: the services that they use, and the caller."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from service.api.auth import Sessions, caller
 from service.bundle.registry import Registry
 from service.errors import Forbidden
+from service.intake.budget import Budget
 from service.jobs.pacs.arrivals import Arrivals
 from service.jobs.pacs.queue import PacsJobs
 from service.jobs.segmentation.queue import SegmentationJobs
@@ -30,6 +31,7 @@ class Services:
     metrics: Metrics
     dicom: PacsJobs
     arrivals: Arrivals
+    checks: Budget = field(default_factory=Budget)
 
 
 async def _services(request: Request) -> Services:  # async: a thread pool that is full must not delay it

@@ -1,5 +1,6 @@
 """Answers errors with problem documents (RFC 9457): a stable type, what to do, nothing that the user sent."""
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import CalibrantError, InvalidRequest
+from service.errors import CalibrantError, InvalidRequest, ServiceBusy
 from service.schemas import Problem, problem_of
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,8 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
     response = respond(problem_of(error))
     if error.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, ServiceBusy):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     return response
 
 

@@ -8,10 +8,10 @@ from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from service.api.checks import check_scan_of, select_series
 from service.api.deps import Services
 from service.api.multipart import Piece, file_of
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
-from service.intake.sandbox import check_sandboxed, select_sandboxed
 from service.schemas import Scan
 from service.storage.local import Upload
 from service.volume import Stated
@@ -90,14 +90,13 @@ async def receive_scan(
         InvalidRequest: the form holds no file, or more than one; or the file does not hold the series.
         ScanError: the file's header, geometry or length is invalid.
         StorageFull: no space is left.
+        ServiceBusy: too many other scans are being checked.
     """
     with Upload(services.state, owner) as upload:
         received = await receive_file(request, upload, services.settings.max_upload_bytes)
         if series is not None:
-            chosen = await run_in_threadpool(select_sandboxed, upload.path, series)
-            await run_in_threadpool(upload.replace, chosen)
-            received.size = len(chosen)
-        judge(received.says, await run_in_threadpool(check_sandboxed, upload.path))
+            received.size = await select_series(services, upload, series)
+        judge(received.says, await check_scan_of(services, upload.path))
         return Scan(id=await run_in_threadpool(upload.keep), bytes=received.size), received.says
 
 

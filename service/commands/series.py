@@ -33,7 +33,8 @@ def one_file(scan: Path, series: str | None) -> Iterator[Path]:
             from service.intake.sandbox import select_sandboxed
 
             path = path.with_name(scan.name)
-            path.write_bytes(select_sandboxed(scan, str(series)))
+            with path.open("w+b") as packed:
+                select_sandboxed(scan, str(series), packed)
             yield path
             return
         with _case_of(scan, series).opened() as packed:

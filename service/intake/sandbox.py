@@ -8,6 +8,7 @@ taken over cannot run code in its parent. The parent reads the voxels only after
 writes or ended the child.
 """
 
+import errno
 import fcntl
 import io
 import json
@@ -25,15 +26,17 @@ from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
 
-from service.errors import CalibrantError, DecoderCrashed, DecoderDeadline, VolumeTooLarge, from_code
+from service.errors import CalibrantError, DecoderCrashed, DecoderDeadline, StorageFull, VolumeTooLarge, from_code
+from service.intake.budget import claim_of
 from service.intake.decode import check_scan, decode_scan
 from service.intake.formats import nifti
+from service.intake.formats.archive import MAX_UNPACKED_BYTES
 from service.intake.landlock import landlock_version, read_only_this
 from service.volume import Stated, Volume
 
@@ -59,6 +62,8 @@ class Limits:
     """Address space."""
     seconds: float = 60.0
     """Wall time; CPU time may be as long."""
+    data_bytes: int | None = None
+    """Memory that the process may take beyond what it has when it starts; None for no limit but the address space."""
 
 
 def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
@@ -89,8 +94,13 @@ def decode_sandboxed(path: Path, limits: Limits | None = None) -> Volume:
 
 
 def check_sandboxed(path: Path, limits: Limits | None = None) -> Stated:
-    """Raise what `check_scan` raises and return what it returns, running it in a process of its own."""
-    return _stated(_ask(path, limits or Limits(), None))
+    """Raise what `check_scan` raises and return what it returns, running it in a process of its own.
+
+    Args:
+        path: the file.
+        limits: of the process; by default it may take what the file may claim (`service.intake.budget`).
+    """
+    return _stated(_ask(path, limits or Limits(data_bytes=claim_of(path)), None))
 
 
 def _stated(answer: dict[str, Any]) -> Stated:
@@ -98,26 +108,21 @@ def _stated(answer: dict[str, Any]) -> Stated:
     return {str(name): tuple(map(str, values)) for name, values in answer["stated"].items()}
 
 
-def select_sandboxed(path: Path, series: str, limits: Limits | None = None) -> bytes:
-    """Return what `select` of `service.intake.dicom.selection` returns for a file, computed in a process of its own.
+def select_sandboxed(path: Path, series: str, out: IO[bytes], limits: Limits | None = None) -> None:
+    """Write what `select` of `service.intake.dicom.selection` writes for a file, running it in a process of its own.
 
     Args:
         path: a zip of DICOM files.
         series: Series Instance UID.
-        limits: of the process.
+        out: an empty file on a disk, open for reading and writing.
+        limits: of the process; by default it may take what the file may claim (`service.intake.budget`).
 
     Raises:
         InvalidRequest: the file does not hold the series.
+        StorageFull: there is no space for it.
         ScanError: it cannot be read.
     """
-    limits = limits or Limits()
-    shared = _shared_memory(limits.memory_bytes)
-    try:
-        size = int(_ask(path, limits, shared, series)["bytes"])
-        with mmap.mmap(shared, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as packed:
-            return packed[:]
-    finally:
-        os.close(shared)
+    _ask(path, limits or Limits(data_bytes=claim_of(path)), out.fileno(), series)
 
 
 def start_sandbox(*modules: str) -> None:
@@ -154,6 +159,9 @@ class _DecoderChild:
         self.process.close()
 
 
+MAX_PACKED_BYTES: Final = MAX_UNPACKED_BYTES + (1 << 20)
+"""Most bytes of a zip of one series: those of its files, and of its directory."""
+
 _REHEARSED: Final = (256, 256, 8)
 """Shape of the sample scan that a process decodes to warm up."""
 
@@ -187,9 +195,9 @@ def _next_child() -> _DecoderChild:
 
 
 def _ask(path: Path, limits: Limits, shared: int | None, series: str | None = None) -> dict[str, Any]:
-    """Return a child's answer; its voxels or its zip of a series, if asked for, are in the shared memory.
+    """Return a child's answer; its voxels or its zip of a series, if asked for, are in the shared memory or file.
 
-    The child can no longer write that.
+    The child can no longer write there.
 
     A child that dies is replaced once: not the file but a lack of memory on the machine may have ended it.
     """
@@ -281,15 +289,20 @@ def _decode_in_child(pipe: Connection) -> None:
     except EOFError:  # the parent has ended
         return
     shared = recv_handle(pipe) if answers_in_memory else None
-    _confine(path, limits)
+    _confine(path, limits, MAX_PACKED_BYTES if series is not None else 0)
     try:
         answer = _select(path, shared, series) if shared is not None and series is not None else _decode(path, shared)
     except CalibrantError as error:
         answer = {"code": error.code, "detail": error.detail}
     except MemoryError:
-        msg = f"The volume needs more than the {limits.memory_bytes >> 30} GiB that decoding may use. Crop or downsample it."
-        answer = {"code": VolumeTooLarge.code, "detail": msg}
+        answer = {"code": VolumeTooLarge.code, "detail": _too_large(limits)}
     pipe.send_bytes(json.dumps(answer).encode())
+
+
+def _too_large(limits: Limits) -> str:
+    if limits.data_bytes is None:
+        return f"The volume needs more than the {limits.memory_bytes >> 30} GiB that decoding may use. Crop or downsample it."
+    return f"The file needs more than the {limits.data_bytes >> 20} MiB that the check of one of its size may use. Export the scan uncompressed."
 
 
 def _rehearse() -> None:
@@ -299,17 +312,21 @@ def _rehearse() -> None:
     landlock_version()
 
 
-def _confine(path: Path, limits: Limits) -> None:
+def _confine(path: Path, limits: Limits, written_bytes: int) -> None:
     # Output is discarded: what a library prints could contain what the user sent.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
+    present = _data_bytes()
     read_only_this(path)
     seconds = int(limits.seconds) + 1
+    if limits.data_bytes is not None:
+        data_bytes = present + limits.data_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
     for limited, limit in {
         resource.RLIMIT_AS: limits.memory_bytes,
         resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_FSIZE: written_bytes,
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_CORE: 0,
     }.items():
@@ -345,14 +362,25 @@ def _decode(path: Path, shared: int | None) -> dict[str, Any]:
     }
 
 
-def _select(path: Path, shared: int, series: str) -> dict[str, Any]:
+def _data_bytes() -> int:
+    """Return the private writable memory of this process (Linux, proc(5): statm), which RLIMIT_DATA counts."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+
+
+def _select(path: Path, out: int, series: str) -> dict[str, Any]:
     from service.intake.dicom.selection import select  # imported in advance, by the server
 
-    with path.open("rb") as file:
-        packed = select(file, series)
-    with _mapped(shared, len(packed)) as memory:
-        memory[:] = packed
-    return {"bytes": len(packed)}
+    try:
+        with path.open("rb") as file, os.fdopen(out, "w+b") as packed:
+            packed.seek(0)
+            packed.truncate()
+            select(file, series, packed)
+    except OSError as error:  # also of closing, which writes once more
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        msg = "No space is left for the series that was chosen. Try again later, or tell the operator."
+        raise StorageFull(msg) from error
+    return {}
 
 
 def _mapped(shared: int, size: int) -> mmap.mmap:

@@ -23,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Collection
 from contextlib import suppress
@@ -201,6 +202,9 @@ class StateDirectory:
         return folder if (folder / RESULT).is_file() else None
 
 
+_PIECE: Final = 1 << 20
+
+
 class Upload:
     """An upload on its way to `scans/`; a context manager that removes the file unless `keep` was called."""
 
@@ -233,17 +237,25 @@ class Upload:
         except OSError as error:
             raise _storage_error(error) from error
 
-    def replace(self, content: bytes) -> None:
-        """Write other bytes over what was received, e.g. one series of several, and flush them to the disk.
+    def beside(self) -> IO[bytes]:
+        """Return a file without a name on the same disk, for what this one will be replaced by."""
+        return tempfile.TemporaryFile(dir=self._state.incoming)
+
+    def replace(self, content: IO[bytes]) -> int:
+        """Write a file over what was received, e.g. one series of several, flush it to the disk and return its bytes.
 
         Raises:
             StorageFull: no space is left.
         """
+        content.seek(0)
         self._file.seek(0)
         self._file.truncate()
         self._digest = hashlib.sha256()
-        self.write(content)
+        size = 0
+        while piece := content.read(_PIECE):
+            size += self.write(piece)
         self.flush()
+        return size
 
     def flush(self) -> None:
         """Flush all bytes to the disk, so that the file can be checked and kept.

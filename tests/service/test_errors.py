@@ -87,6 +87,7 @@ inference-out-of-memory 500 The case needs too much memory
 device-unavailable 503 The device cannot be used
 job-cancelled 409 The job was cancelled
 job-abandoned 500 The job was given up
+service-busy 503 The service is busy
 insufficient-storage 507 No space is left for the scan
 invalid-probabilities 500 The values are not probabilities
 settings-error 500 The configuration is not valid

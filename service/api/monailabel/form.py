@@ -6,11 +6,11 @@ from typing import Final
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from service.api.checks import check_scan_of
 from service.api.deps import Services
 from service.api.multipart import pieces_of
 from service.api.upload import FRAME_BYTES, limited_body, reject_headers, too_large
 from service.errors import InvalidRequest
-from service.intake.sandbox import check_sandboxed
 from service.schemas import Scan
 from service.storage.local import Upload
 
@@ -66,7 +66,7 @@ async def receive_form(request: Request, services: Services, owner: str, field: 
         if not scan_part:
             return Sent(bytes(params), None)
         await run_in_threadpool(upload.flush)
-        await run_in_threadpool(check_sandboxed, upload.path)
+        await check_scan_of(services, upload.path)
         return Sent(bytes(params), Scan(id=await run_in_threadpool(upload.keep), bytes=received))
 
 

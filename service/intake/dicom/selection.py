@@ -20,12 +20,13 @@ _TAGS: Final = ["SeriesInstanceUID", "Modality", "SeriesNumber"]
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
-def select(file: BinaryIO, series: str) -> bytes:
-    """Return a zip of the files of one series; the same files give the same bytes.
+def select(file: BinaryIO, series: str, out: BinaryIO) -> None:
+    """Write a zip of the files of one series; the same files give the same bytes.
 
     Args:
         file: a zip, or a DICOM file.
         series: Series Instance UID.
+        out: the zip is written here, one file after another.
 
     Raises:
         InvalidRequest: the file holds no DICOM, or not this series; the message names those that it holds.
@@ -39,8 +40,7 @@ def select(file: BinaryIO, series: str) -> bytes:
     unpacked = archive.Unpacked.of(bytes_of(file))
     members = archive.read_members(file, unpacked) if archive.recognise(start) else iter([file.read()])
     found: Counter[tuple[str, str, str]] = Counter()
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as chosen:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as chosen:
         for content in members:
             identity = _identity(content, unpacked)
             if identity is None:
@@ -52,7 +52,6 @@ def select(file: BinaryIO, series: str) -> bytes:
         held = named([SeriesInArchive(*identity, images) for identity, images in found.most_common()])
         msg = f"The series that was asked for is not in the file. It holds {held or 'no DICOM'}."
         raise InvalidRequest(msg)
-    return packed.getvalue()
 
 
 def _identity(content: bytes, unpacked: archive.Unpacked) -> tuple[str, str, str] | None:

@@ -97,6 +97,18 @@ def read_members(file: BinaryIO, unpacked: Unpacked | None = None) -> Iterator[b
                 yield content
 
 
+def largest_member(file: BinaryIO) -> int:
+    """Return the bytes of the largest file in a zip as its directory says: Python unpacks no more than that.
+
+    Raises:
+        ArchiveTooLarge: more than `MAX_MEMBERS` files.
+        PayloadTruncated: cut short or damaged.
+    """
+    _reject_long_directory(file)
+    with _damage_refused(), zipfile.ZipFile(file) as archive:
+        return max((member.file_size for member in archive.infolist()), default=0)
+
+
 @contextmanager
 def _damage_refused() -> Iterator[None]:
     try:

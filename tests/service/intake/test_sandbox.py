@@ -20,9 +20,10 @@ from pydicom.dataset import Dataset
 
 from service import errors
 from service.intake import sandbox
+from service.intake.budget import claim_of
 from service.intake.decode import decode_scan
 from service.intake.landlock import landlock_version
-from service.intake.sandbox import Limits, check_sandboxed, decode_sandboxed
+from service.intake.sandbox import Limits, check_sandboxed, decode_sandboxed, select_sandboxed
 from tests.dicom_checks import program
 from tests.service.intake.conftest import Watched, kill_decoders, limits_of, settle
 
@@ -171,7 +172,7 @@ def test_a_confined_process_reads_the_scan_and_nothing_else(scan: Path) -> None:
         try:
             # The fork has inherited the memory and the open files of all earlier tests.
             os.closerange(3, 1 << 16)
-            sandbox._confine(scan, Limits(memory_bytes=1 << 40))
+            sandbox._confine(scan, Limits(memory_bytes=1 << 40), 0)
             with suppress(PermissionError):
                 Path("/etc/passwd").read_bytes()
                 os._exit(200)
@@ -297,6 +298,51 @@ def test_a_scan_beyond_the_memory_limit_is_too_large(slow_scan: Path) -> None:
     """4 GB of voxels do not fit into 1 GiB, and the message says so."""
     with pytest.raises(errors.VolumeTooLarge, match=r"^The volume needs more than the 1 GiB that decoding may use\."):
         decode_sandboxed(slow_scan, Limits(memory_bytes=1 << 30))
+
+
+def test_f10_a_check_takes_no_more_than_its_file_may_claim(
+    slices_of: Callable[..., list[Dataset]], dicom_file: Callable[[Dataset], bytes], tmp_path: Path
+) -> None:
+    """The kernel holds the process to it, whatever the file unpacks to; more is refused with the limit."""
+    image = slices_of(np.zeros((2000, 2000, 1), np.int16))[0]
+    path = tmp_path / "scan.dcm"
+    path.write_bytes(dicom_file(image))
+
+    with pytest.raises(errors.UnsupportedDimensions):  # one image is no volume: it was read
+        check_sandboxed(path, Limits(data_bytes=claim_of(path)))
+    with pytest.raises(errors.VolumeTooLarge, match="more than the 4 MiB that the check"):
+        check_sandboxed(path, Limits(data_bytes=4 << 20))
+
+
+def test_f10_a_chosen_series_is_written_to_the_disk(
+    slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """The process writes into the file that it is given, and never into memory that grows with the series."""
+    path = tmp_path / "scan.zip"
+    path.write_bytes(zip_of(slices_of()))
+    with (tmp_path / "chosen").open("w+b") as chosen:
+        select_sandboxed(path, "1.2.5", chosen)
+
+    assert decode_scan(tmp_path / "chosen").shape == decode_scan(path).shape
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_f10_a_full_disk_is_not_the_files_fault(
+    slices_of: Callable[..., list[Dataset]], zip_of: Nifti, tmp_path: Path
+) -> None:
+    """A series that does not fit ends in 507, not in a decoder that crashed."""
+    path = tmp_path / "scan.zip"
+    path.write_bytes(zip_of(slices_of(np.random.default_rng(1).integers(0, 999, (100, 100, 20)).astype(np.int16))))
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        with pytest.raises(errors.StorageFull), (small / "chosen").open("w+b") as chosen:
+            select_sandboxed(path, "1.2.5", chosen)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
 
 
 def test_a_file_that_is_not_there_is_an_error_of_the_decoder(tmp_path: Path) -> None:
