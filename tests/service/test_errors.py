@@ -61,6 +61,7 @@ not-acceptable 406 The result is not available in this format
 no-source-series 409 The scan was not a DICOM series
 geometry-mismatch 422 The reference does not lie on the scan's grid
 unknown-labels 422 The reference holds unknown labels
+measured-differ 422 The measured images do not belong together
 not-offered 404 Not implemented
 pacs-not-found 404 There is no such PACS
 series-not-found 404 There is no such series
