@@ -80,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _services(settings: Settings) -> Services:
     """Return the connected services, not yet started."""
-    state = StateDirectory.open(settings.state_dir)
+    state = StateDirectory.open(settings.state_dir, settings.reserve_bytes)
     database = open_database(state, settings.postgresql_url)
     keys = Keys(settings.keys_file) if settings.keys_file else None
     folders = [SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else [])]

@@ -17,6 +17,8 @@ class CalibrantError(Exception):
     code: ClassVar[str] = "internal-error"
     status: int = 500
     title: str = "Internal error"
+    retry_after_s: float | None = None
+    """Seconds after which asking again may help; None if it does not help."""
 
     def __init_subclass__(cls, *, title: str, status: int | None = None, code: str | None = None) -> None:
         super().__init_subclass__()
@@ -348,6 +350,8 @@ class JobAbandoned(ExecutionError, title="The job was given up"):
 class ServiceBusy(CalibrantError, title="The service is busy", status=503):
     """The service has too much to do at the moment; the same request succeeds later."""
 
+    retry_after_s: float
+
     def __init__(self, detail: str, retry_after_s: float = 5.0) -> None:
         """Keep the detail, and the seconds after which to try again."""
         super().__init__(detail)
@@ -356,6 +360,20 @@ class ServiceBusy(CalibrantError, title="The service is busy", status=503):
 
 class StorageFull(CalibrantError, title="No space is left for the scan", status=507, code="insufficient-storage"):
     """The state directory has no space left."""
+
+    retry_after_s = 60
+
+
+class StorageFault(CalibrantError, title="The state directory cannot be used", status=503, code="storage-error"):
+    """The disk of the state directory fails, is read-only or was taken away."""
+
+    retry_after_s = 30
+
+
+class DatabaseBusy(CalibrantError, title="The database of the jobs is locked", status=503):
+    """Another program locks the database of the jobs."""
+
+    retry_after_s = 5
 
 
 class InvalidProbabilities(CalibrantError, ValueError, title="The values are not probabilities"):

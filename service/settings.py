@@ -4,7 +4,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
@@ -61,6 +70,8 @@ class Settings(BaseSettings):
     """Largest accepted body, in bytes."""
     check_bytes: Annotated[int, Field(ge=256 << 20)] = 4 << 30
     """Memory that the checks of all scans that arrive at once may take, in bytes."""
+    reserve_bytes: NonNegativeInt = 64 << 20
+    """Space that uploads leave free on the disk of the state directory, in bytes; never more than a fiftieth of the disk."""
     case_deadline_s: PositiveFloat = 600.0
     """Seconds after which a case is given up and its process killed."""
     memory_bytes: Annotated[int, Field(ge=1 << 30)] | None = None

@@ -9,6 +9,7 @@ from service.api.auth import Sessions, caller
 from service.bundle.registry import Registry
 from service.errors import Forbidden
 from service.intake.budget import Budget
+from service.jobs.database import HURRIED
 from service.jobs.pacs.arrivals import Arrivals
 from service.jobs.pacs.queue import PacsJobs
 from service.jobs.segmentation.queue import SegmentationJobs
@@ -35,6 +36,7 @@ class Services:
 
 
 async def _services(request: Request) -> Services:  # async: a thread pool that is full must not delay it
+    HURRIED.set(True)
     services: Services = request.app.state.services
     return services
 

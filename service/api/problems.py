@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import CalibrantError, InvalidRequest, ServiceBusy
+from service.errors import CalibrantError, InvalidRequest
 from service.schemas import Problem, problem_of
+from service.storage.faults import storage_error_of
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +48,10 @@ def respond(problem: Problem) -> JSONResponse:
 async def _known(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CalibrantError)  # noqa: S101 - Starlette's handlers take any Exception
     response = respond(problem_of(error))
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if error.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, ServiceBusy):
-        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     return response
 
 
@@ -107,6 +108,11 @@ class _Wall:
         except Exception as error:  # the wall of the HTTP handler
             if scope["type"] != "http":
                 raise
+            fault = storage_error_of(error) if isinstance(error, OSError) else None
+            if fault is not None and not started:
+                log.error("storage failed", problem=fault.code)  # noqa: TRY400 - as below
+                await (await _known(Request(scope), fault))(scope, receive, send)
+                return
             log.error("request failed", error=type(error).__name__)  # noqa: TRY400 - a traceback may hold what was sent
             if started:
                 return

@@ -6,6 +6,7 @@ again: a case that has not begun waits meanwhile.
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -58,6 +59,10 @@ MAX_FAULTS: Final = 3
 
 REST_S: Final = (10.0, 300.0)
 """Seconds of the first rest of a device and of the longest; each is twice as long as the one before."""
+
+
+FROM_OUTSIDE: Final = frozenset({-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT})
+"""Exit codes of a child that somebody has ended."""
 
 
 class ExecutorStopped(BaseException):
@@ -213,7 +218,7 @@ class EmbeddedExecutor:
             except (_ChildLost, ExecutorStopped) as error:
                 self._end(child)
                 self._reject_stopped()
-                raise self._death(late=isinstance(error, _ChildLost) and error.late) from error
+                raise self._death(child, late=isinstance(error, _ChildLost) and error.late) from error
             if end == FAULT:
                 self._end(child)
                 self._note_fault(content[0])
@@ -244,9 +249,11 @@ class EmbeddedExecutor:
                     child.pipe.send((CANCEL, None))
                 notified = True
 
-    def _death(self, *, late: bool) -> CalibrantError:
+    def _death(self, child: _Child, *, late: bool) -> CalibrantError:
         if late:
             return InferenceDeadline(f"The case took longer than {self._deadline_s:.0f} s and was stopped.")
+        if child.process.exitcode in FROM_OUTSIDE:  # no case does that to itself: it does not count as its crash
+            return DeviceUnavailable("The process that computed the case was ended by somebody.")
         return InferenceCrashed("The process that computed the case died.")
 
     def _keep(self) -> None:

@@ -23,6 +23,7 @@ from service.executors.faults import device_failed, device_ran_out_of_memory, ex
 from service.executors.memory import limit_memory
 from service.observability.log import configure_logging
 from service.schemas import Output, Stage
+from service.storage.faults import storage_error_of
 
 if TYPE_CHECKING:
     import torch
@@ -175,6 +176,8 @@ class _Case:
 
     def _failure(self, error: Exception) -> tuple[str, ...]:
         terms = self.terms
+        if isinstance(error, OSError) and (fault := storage_error_of(error)) is not None:
+            return FAILED, fault.code, fault.detail
         explained = explain(error, self.networks.device, terms.device.name, terms.memory_bytes)
         if isinstance(explained, DeviceUnavailable):
             return FAULT, explained.detail

@@ -7,8 +7,10 @@ server keeps a second service away, even one on a copy of the directory.
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -18,7 +20,7 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import event, exc
 
-from service.errors import SettingsError
+from service.errors import CalibrantError, DatabaseBusy, SettingsError, StorageFault, StorageFull
 from service.storage.local import StateDirectory
 
 log = structlog.get_logger(__name__)
@@ -32,12 +34,24 @@ WATCH_S: Final = 0.5
 LEASE_S: Final = 10
 """Seconds without a check after which the server releases the lock: the machine of the service has died."""
 
+BUSY_S: Final = 5
+"""Seconds for which a statement waits while another program locks the SQLite file."""
+
+TRIAL_S: Final = 3
+"""The same, for a trial whether it can be written."""
+
+HURRIED: Final = ContextVar("hurried", default=False)
+"""Whether somebody waits for the answer: then an error is better than a long wait."""
+
+_TIDY_SINCE: Final = 1
+"""`user_version` of a SQLite file in which deleted rows were always overwritten."""
+
 # An arbitrary number that no other program is likely to lock.
 _LOCK: Final = 0x63616C696272
 
 
 class JobDatabase:
-    """The database of the jobs. SQLite: a file in the state directory, which is locked already."""
+    """The database of the jobs."""
 
     def __init__(self, address: str) -> None:
         self.address: Final = address
@@ -75,8 +89,103 @@ class JobDatabase:
             for statement in statements:
                 connection.execute(sqlalchemy.text(statement))
 
+    def forget(self) -> None:
+        """Leave no copy of a row that was deleted, at once or at the next `tidy`."""
+
+    def tidy(self) -> None:
+        """Do what `forget` could not do because somebody was reading."""
+
+    def trouble(self) -> CalibrantError | None:
+        """Return why nothing can be written now; None if it can."""
+        return None if self.reachable else StorageFault("The database of the jobs does not answer.")
+
     def _new_engine(self) -> sqlalchemy.Engine:
-        return sqlalchemy.create_engine(self.address)
+        raise NotImplementedError
+
+
+class SqliteDatabase(JobDatabase):
+    """A SQLite file in the state directory.
+
+    What a request asks for fails within seconds while another program locks the file, or the disk fails. Whatever else
+    meets that - a job that ends, a queue - waits until it works again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"sqlite:///{path}")
+        self._path = path
+        self.await_repair: Callable[[], bool] = lambda: True
+        """Waits until the database can be written again; returns False if the service ends first."""
+        self.note: Callable[[CalibrantError], None] = lambda _: None
+        """Told what fails."""
+        self._untidy = False
+
+    def forget(self) -> None:
+        """Leave no copy of a row that was deleted, at once or at the next `tidy`.
+
+        Deleted rows are overwritten (secure_delete), but stay in the write-ahead log until it is written back and cut.
+        """
+        self._untidy = True
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Do what `forget` could not do because somebody was reading."""
+        if not self._untidy:
+            return
+        with suppress(sqlite3.Error), closing(sqlite3.connect(self._path, timeout=0)) as connection:
+            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._untidy = bool(busy)
+
+    def trouble(self) -> CalibrantError | None:
+        """Return why nothing can be written now; None if it can."""
+        try:
+            with closing(sqlite3.connect(self._path, TRIAL_S, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            return trouble_of(error)
+        return None
+
+    def _new_engine(self) -> sqlalchemy.Engine:
+        # As many connections as threads that answer requests, and some for the queues.
+        engine = sqlalchemy.create_engine(self.address, pool_size=60, max_overflow=0)
+        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "handle_error", self._on_error)
+        return engine
+
+    def _on_error(self, context: sqlalchemy.ExceptionContext) -> None:
+        error = context.original_exception
+        trouble = trouble_of(error) if isinstance(error, sqlite3.Error) else None
+        if trouble is None:
+            return
+        self.note(trouble)
+        if HURRIED.get():
+            raise trouble from error
+        if context.connection is not None:  # a transaction must not hold up what repairs the disk
+            with suppress(sqlite3.Error, exc.SQLAlchemyError):
+                context.connection.connection.rollback()
+        if self.await_repair():
+            # DBOS repeats what failed with this text, and nothing else.
+            raise sqlite3.OperationalError("database is locked") from error  # noqa: TRY003, EM101 - as said
+
+
+def trouble_of(error: sqlite3.Error) -> CalibrantError | None:
+    """Return the error of ours that an error of SQLite means; None for one that is not about the file or its disk."""
+    code = getattr(error, "sqlite_errorcode", None)
+    kind = None if code is None else code & 0xFF
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return DatabaseBusy("Another program locks the database of the jobs. Try again in a few seconds.")
+    if kind == sqlite3.SQLITE_FULL:
+        return StorageFull("The state directory has no space left. Try again later, or tell the operator.")
+    if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB):
+        return StorageFault(f"The database of the jobs cannot be used ({error.sqlite_errorname}). Tell the operator.")
+    return None
+
+
+def _prepare(connection: sqlite3.Connection, _: object) -> None:
+    """Set up a connection: writers take turns, every commit is flushed, and what is erased is overwritten."""
+    connection.isolation_level = "IMMEDIATE"
+    for pragma in (f"busy_timeout={BUSY_S * 1000}", "foreign_keys=ON", "synchronous=FULL", "secure_delete=ON"):
+        connection.execute(f"PRAGMA {pragma}")
 
 
 class PostgresqlDatabase(JobDatabase):
@@ -163,7 +272,7 @@ def open_database(state: StateDirectory, postgresql_url: str | None) -> JobDatab
     if postgresql_url is None:
         _leave_servers(state)
         _use_write_ahead_log(state)
-        return JobDatabase(f"sqlite:///{state.database}")
+        return SqliteDatabase(state.database)
     with _told_without_address(), _connect(postgresql_url) as connection:
         with connection.transaction():
             _claim(connection, state)
@@ -173,8 +282,20 @@ def open_database(state: StateDirectory, postgresql_url: str | None) -> JobDatab
 def _use_write_ahead_log(state: StateDirectory) -> None:
     # The file keeps this setting. With the default rollback journal, readers block the writer. Every commit is still
     # flushed: SQLite's default is synchronous=FULL.
-    with closing(sqlite3.connect(state.database)) as database:
-        database.execute("PRAGMA journal_mode=WAL")
+    try:
+        with closing(sqlite3.connect(state.database)) as database:
+            database.execute("PRAGMA journal_mode=WAL")
+            (written_by,) = database.execute("PRAGMA user_version").fetchone()
+            if written_by < _TIDY_SINCE:  # an earlier version left what it deleted
+                database.execute("VACUUM")
+                database.execute(f"PRAGMA user_version={_TIDY_SINCE}")
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        msg = (
+            f"The database {state.database} cannot be used ({error.sqlite_errorname}). Stop whatever else uses it, make "
+            "room on its disk, or restore a backup (docs/operations.md)."
+        )
+        raise SettingsError(msg) from error
 
 
 def _leave_servers(state: StateDirectory) -> None:

@@ -7,6 +7,8 @@ from typing import Final
 
 import structlog
 
+from service.errors import CalibrantError
+from service.jobs.database import HURRIED
 from service.jobs.pacs.queue import PacsJobs
 from service.jobs.segmentation.queue import SegmentationJobs
 from service.result.files import LOGITS
@@ -69,11 +71,12 @@ class Sweeper:
         self._thread.join()
 
     def _run(self) -> None:
+        HURRIED.set(True)
         while not self._ended.is_set():
             try:
                 if removed := sweep(*self._arguments, dt.datetime.now(dt.UTC), self._dicom):
                     log.info("erased by the retention policy", removed=removed)
-            except OSError as error:
+            except (CalibrantError, OSError) as error:
                 log.warning("retention sweep failed", error=type(error).__name__)
             self._ended.wait(EVERY_S)
 

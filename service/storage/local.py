@@ -11,6 +11,9 @@
     jobs.sqlite             owned by DBOS, unless its database is on a PostgreSQL server
     identity                the name of this directory in such a database
     unloaded.json           names of the models that are out of service
+    reserve                 space that is given up for erasing on a full disk (service.storage.room)
+
+Only the user of the service may read any of it, whatever the umask was.
 
 A result is published by renaming the folder of a whole attempt, so it is never incomplete. A second attempt that
 finishes later finds the name taken.
@@ -32,9 +35,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
+import structlog
+
 from service.errors import ScanNotFound, SettingsError, StorageFull
 from service.schemas import Scan
 from service.storage.durable import sync_folder, write_durably
+from service.storage.faults import told
+from service.storage.private import keep_private
+
+log = structlog.get_logger(__name__)
 
 RESULT: Final = "result.json"
 """The file of a result that is written last: a folder without it is not a result."""
@@ -48,30 +57,67 @@ class StateDirectory:
     """The folders of one running service."""
 
     root: Path
+    reserve_bytes: int = 0
+    """Bytes that uploads leave free, at most a fiftieth of the disk."""
 
     @classmethod
-    def open(cls, root: Path) -> "StateDirectory":
+    def open(cls, root: Path, reserve_bytes: int = 0) -> "StateDirectory":
         """Create missing folders, lock the directory for this process and remove the leftovers of a crash.
 
+        From here on, nobody else may read what this process and its children write, there or elsewhere.
+
         Raises:
-            SettingsError: another service holds the directory.
+            SettingsError: another service holds the directory, or it cannot be written.
         """
-        state = cls(root)
-        folders = (state.scans, state.work, state.results, state.incoming, state.dicom, state.changes, state.received)
+        state = cls(root, reserve_bytes)
+        try:
+            open_to_others = keep_private(root)
+            state._prepare()
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                msg = "Another calibrant serve uses this state directory. Stop it, or set CALIBRANT_STATE_DIR to another one."
+            else:
+                msg = (
+                    f"The state directory {root} cannot be used ({error.strerror}). Let the user of the service own it and "
+                    "write to it, or set CALIBRANT_STATE_DIR to another one."
+                )
+            raise SettingsError(msg) from error
+        if open_to_others:
+            log.warning("others may read parts of the state directory, which belong to another user")
+        return state
+
+    def _prepare(self) -> None:
+        folders = (self.scans, self.work, self.results, self.incoming, self.dicom, self.changes, self.received)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError:
             os.close(lock)
-            msg = (
-                "Another calibrant serve uses this state directory. Stop it, or set CALIBRANT_STATE_DIR to another one."
-            )
-            raise SettingsError(msg) from error
-        for leftover in (*state.incoming.iterdir(), *state.work.iterdir()):
+            raise
+        for leftover in (*self.incoming.iterdir(), *self.work.iterdir()):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-        return state
+
+    @property
+    def least_free_bytes(self) -> int:
+        """Bytes that uploads leave free."""
+        return min(self.reserve_bytes, shutil.disk_usage(self.root).total // 50)
+
+    def reject_full(self) -> None:
+        """Refuse an upload to a disk that is almost full: the rest of the space is for the results of accepted jobs.
+
+        Raises:
+            StorageFull: less is free than must be.
+        """
+        if shutil.disk_usage(self.root).free < self.least_free_bytes:
+            msg = "The state directory has no space left for this scan. Try again later, or tell the operator."
+            raise StorageFull(msg)
+
+    @property
+    def lock(self) -> Path:
+        """File whose lock this process holds."""
+        return self.root / "lock"
 
     @property
     def scans(self) -> Path:
@@ -213,7 +259,9 @@ class Upload:
         self._owner = owner
         self.path = state.incoming / uuid.uuid4().hex
         self._digest = hashlib.sha256()
-        self._file: IO[bytes] = self.path.open("wb")
+        with told():
+            state.reject_full()
+            self._file: IO[bytes] = self.path.open("wb")
 
     def __enter__(self) -> Self:
         return self
@@ -223,19 +271,19 @@ class Upload:
     ) -> None:
         with suppress(OSError):  # on a full disk, closing fails again
             self._file.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # the next start removes it
+            self.path.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> int:
         """Append a chunk of the body and return its length, as files do.
 
         Raises:
             StorageFull: no space is left.
+            StorageFault: the disk fails.
         """
         self._digest.update(chunk)
-        try:
+        with told():
             return self._file.write(chunk)
-        except OSError as error:
-            raise _storage_error(error) from error
 
     def beside(self) -> IO[bytes]:
         """Return a file without a name on the same disk, for what this one will be replaced by."""
@@ -262,28 +310,25 @@ class Upload:
 
         Raises:
             StorageFull: no space is left.
+            StorageFault: the disk fails; the file is not kept, and flushing is not tried again.
         """
-        try:
+        with told():
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _storage_error(error) from error
 
     def keep(self) -> str:
-        """Move the flushed file to its place in `scans/` and return its SHA-256."""
+        """Move the flushed file to its place in `scans/` and return its SHA-256.
+
+        Raises:
+            StorageFull: no space is left.
+            StorageFault: the disk fails; a scan whose entry may not be on the disk is not kept.
+        """
         sha256 = self._digest.hexdigest()
         scan = self._state.scan(self._owner, sha256)
-        if not scan.parent.exists():
-            scan.parent.mkdir(exist_ok=True)
-            sync_folder(self._state.scans)
-        self.path.rename(scan)
-        sync_folder(scan.parent)
+        with told():
+            if not scan.parent.exists():
+                scan.parent.mkdir(exist_ok=True)
+                sync_folder(self._state.scans)
+            self.path.rename(scan)
+            sync_folder(scan.parent)
         return sha256
-
-
-def _storage_error(error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFull(
-            "The state directory has no space left for this scan. Try again later, or tell the operator."
-        )
-    return error

@@ -182,7 +182,7 @@ def test_the_metric_counts_it(status: StatementStatus, result: Path) -> None:
     metrics = Metrics()
     state: Any = SimpleNamespace(result=lambda _: result)
     nothing: Any = None
-    worker = Worker(state, nothing, nothing, metrics, lambda _: None)
+    worker = Worker(state, nothing, nothing, metrics, nothing, nothing, nothing)
     worker._log("7f", WorkflowInput("local", "0" * 64, "tiny@0", ALL_OUTPUTS), None)
 
     counted = {

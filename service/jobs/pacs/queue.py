@@ -198,6 +198,7 @@ class PacsJobs:
             DBOS.delete_workflow(status.workflow_id)
         DBOS.delete_workflow(identifier)
         shutil.rmtree(self.state.dicom / identifier, ignore_errors=True)
+        self.queue.database.forget()
 
     def erase_finished(self, before: dt.datetime) -> int:
         """Erase the finished jobs of every owner that were made before a time, and return their number."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
 from dbos import DBOS
@@ -25,6 +25,7 @@ from service.errors import (
 )
 from service.executors.embedded import ExecutorStopped
 from service.executors.on_demand import derive_refusal
+from service.executors.pool import MAX_ATTEMPTS
 from service.intake.sandbox import check_sandboxed
 from service.jobs.pacs.series import reject_other_images, reject_ours
 from service.jobs.pacs.status import WORKFLOW, DicomOrder, LiveDicom, inner_of
@@ -40,9 +41,16 @@ from service.pacs.spool import Spool
 from service.pacs.web import write_zip
 from service.result.files import status_of
 from service.schemas import DicomObject, Superseded, problem_of
+from service.storage.faults import STORAGE_ERRORS, told
 from service.storage.local import StateDirectory, Upload
 
 log = structlog.get_logger(__name__)
+
+STORAGE_PAUSE_S: Final = 2.0
+"""Seconds that a job waits after the storage has been repaired."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Build = Callable[[Path, Path, Collection[DicomObject], float, Superseded | None], list[Path]]
 """`service.executors.on_demand.derive_dicom`: result, folder to write to, objects, seconds, what is replaced -> files."""
@@ -97,8 +105,8 @@ class PacsWorker:
         if Ledger.read(self.state.dicom / identifier) is not None:
             return {"failure": None}
         try:
-            return {"failure": None, "scan": self._stored(identifier, order, live)}
-        except (CalibrantError, OSError) as error:
+            return {"failure": None, "scan": self._despite_faults(identifier, live, self._stored, order, live)}
+        except CalibrantError as error:
             return _failed(identifier, error)
 
     def build_objects(self, identifier: str, order: DicomOrder) -> Outcome:
@@ -112,8 +120,8 @@ class PacsWorker:
                 live.stage = "segment"
                 job = self._segmented(identifier, order)
                 live.stage = "build"
-                self._build(identifier, order, job)
-        except (CalibrantError, OSError) as error:
+                self._despite_faults(identifier, live, self._build, order, job)
+        except CalibrantError as error:
             reported = isinstance(error, ScanNotAccepted) and self._reported(identifier, order, error)
             return _failed(identifier, error) | ({"reported": True} if reported else {})
         return {"failure": None}
@@ -138,6 +146,26 @@ class PacsWorker:
         if not ledger.dead:
             shutil.rmtree(folder / OBJECTS, ignore_errors=True)  # the PACS has them
         log.info("dicom job ended", job=identifier, state="failed" if ledger.dead else "succeeded")
+
+    def _despite_faults(
+        self, identifier: str, live: LiveDicom, act: Callable[Concatenate[str, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return what an act returns, as soon as the storage lets it; for want of space no job fails."""
+        faults = 0
+        while True:
+            try:
+                with told():
+                    return act(identifier, *args, **kwargs)
+            except STORAGE_ERRORS as error:
+                faults += 1
+                if faults >= MAX_ATTEMPTS and not isinstance(error, StorageFull):
+                    raise
+                live.waits_for = problem_of(error)
+                self.queue.guard.note(error)
+            if not self.queue.guard.await_repair(lambda: self._reject_ended(identifier)):
+                raise ExecutorStopped
+            self._sleep(identifier, STORAGE_PAUSE_S)
+            live.waits_for = None
 
     def _stored(self, identifier: str, order: DicomOrder, live: LiveDicom) -> str:
         """Return the id of the scan that holds the series."""
@@ -250,8 +278,6 @@ class PacsWorker:
         reject_cancelled(workflow)
 
 
-def _failed(identifier: str, error: CalibrantError | OSError) -> Outcome:
-    if isinstance(error, OSError):
-        error = StorageFull(f"The state directory could not be written ({error.strerror}).")
+def _failed(identifier: str, error: CalibrantError) -> Outcome:
     log.info("dicom job ended", job=identifier, state="failed", problem=error.code)
     return {"failure": {"code": error.code, "detail": error.detail}}

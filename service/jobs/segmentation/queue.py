@@ -31,7 +31,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.bundle.registry import Registry
 from service.errors import IdempotencyKeyReused, InvalidRequest, JobFinished, JobNotFound
 from service.executors.pool import ExecutorPool
-from service.jobs.database import JobDatabase
+from service.jobs.database import JobDatabase, SqliteDatabase
+from service.jobs.guard import Guard
 from service.jobs.segmentation.ends import Ends
 from service.jobs.segmentation.line import Line
 from service.jobs.segmentation.records import QUEUE, STATUSES, WORKFLOW, newest_first
@@ -42,6 +43,7 @@ from service.jobs.table import STARTED, WAITING, Cursor, JobTable
 from service.observability.metrics import Metrics
 from service.schemas import FINISHED, Job, Priority, State
 from service.storage.local import StateDirectory
+from service.storage.room import Room
 
 POLL_S: Final = 0.05
 """Seconds between two looks at the queue."""
@@ -73,6 +75,7 @@ class SegmentationJobs:
     database: JobDatabase
     worker: Worker = field(init=False)
     watch: Watch = field(init=False)
+    guard: Guard = field(init=False)
     line: Line = field(init=False)
     table: JobTable = field(init=False)
     _known: dict[str, WorkflowStatus] = field(default_factory=dict, init=False)
@@ -81,10 +84,13 @@ class SegmentationJobs:
     _segment: Callable[..., Outcome] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.guard = Guard(Room(self.state), self.database)
+        if isinstance(self.database, SqliteDatabase):
+            self.database.await_repair, self.database.note = self.guard.await_repair, self.guard.note
         self.table = JobTable(self.database)
         self.line = Line(self.table, QUEUE, sorted(PRIORITIES.values()))
         self.worker = Worker(
-            self.state, self.registry, self.executor, self.metrics, self._set_concurrency, self.line.leave
+            self.state, self.registry, self.executor, self.metrics, self._set_concurrency, self.line.leave, self.guard
         )
         self.watch = Watch(self.look_at, self.worker.ends, self.worker.ended)
 
@@ -111,6 +117,8 @@ class SegmentationJobs:
             "console_log_level": "CRITICAL",
             "serializer": DBOSPortableJSONSerializer(),
         }
+        if isinstance(self.database, SqliteDatabase):
+            config["system_database_engine"] = self.database.engine
         DBOS(config=config)
 
         @DBOS.step(name="run_case")
@@ -123,6 +131,7 @@ class SegmentationJobs:
 
         self._segment = segment
         register()
+        self.guard.start()
         DBOS.launch()
         self.table.prepare()
         self._sweep()
@@ -138,15 +147,16 @@ class SegmentationJobs:
 
     def close(self) -> None:
         """Take no more jobs and give the running one a moment; if it needs longer, the next launch computes it again."""
+        self.guard.stop()  # who waits for the storage waits for the next start
         DBOS.destroy(destroy_registry=True, workflow_completion_timeout_sec=DRAIN_S)
         self.executor.stop()
         self.database.release()
 
     @property
     def why_not(self) -> str:
-        """Why no job can be computed at the moment; empty if a device computes and the database answers."""
+        """Why no job could be accepted, computed and published now; empty if one could."""
         if self.executor.ready:
-            return "" if self.database.reachable else "The database of the jobs does not answer."
+            return self.guard.trouble.detail if self.guard.trouble else ""
         return self.executor.why_not or "The inference process is still starting."
 
     def submit(self, order: WorkflowInput, *, priority: Priority = "normal", idempotency_key: str | None = None) -> Job:
@@ -160,7 +170,9 @@ class SegmentationJobs:
         Raises:
             IdempotencyKeyReused: the key belongs to another order.
             ScanNotFound: the scan was erased meanwhile, with another job.
+            CalibrantError: disk or database cannot be used at the moment.
         """
+        self.guard.reject()
         identifier = identifier_of(order.owner, idempotency_key)
         with self.worker.turn:
             self.state.find_scan(order.owner, order.scan)
@@ -282,6 +294,8 @@ class SegmentationJobs:
             self.state.forget_job(identifier)
             if not self.uses(owner, order.scan):
                 self.state.forget_scan(owner, order.scan)
+        self._known.pop(identifier, None)
+        self.database.forget()
 
     def erase_scan(self, owner: str, scan: str) -> None:
         """Erase a scan that no job was made from.
@@ -319,6 +333,7 @@ class SegmentationJobs:
         return self.table.uses(WORKFLOW, owner, scan)
 
     def _stop(self, identifier: str) -> None:
+        self.guard.room.give_up_reserve()
         # One database statement decides whether the job ends or is cancelled: exactly one of the two happens.
         DBOS.cancel_workflow(identifier)
         self.line.leave(identifier)

@@ -72,6 +72,8 @@ class Live:
     attempt: int = 1
     waiting: bool = False
     """Whether it has left the queue only to begin the moment the case before it ends."""
+    started: float = 0.0
+    """`time.monotonic()` of the beginning of its last attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
+from service.bundle.description import BundleDescription
 from service.bundle.registry import Registry
 from service.errors import (
     CalibrantError,
@@ -19,13 +21,16 @@ from service.errors import (
     JobCancelled,
     StorageFull,
 )
+from service.executors.embedded import ExecutorStopped
 from service.executors.pool import MAX_ATTEMPTS, ExecutorPool
+from service.jobs.guard import Guard
 from service.jobs.segmentation.ends import Ends
 from service.jobs.segmentation.records import reject_cancelled
 from service.jobs.segmentation.status import Live, WorkflowInput
 from service.observability.metrics import Metrics
 from service.result.files import RESULT, SUMMARY
-from service.schemas import CaseResult, Stage, Summary
+from service.schemas import CaseResult, Report, Stage, Summary
+from service.storage.faults import STORAGE_ERRORS, told
 from service.storage.local import StateDirectory
 
 log = structlog.get_logger(__name__)
@@ -35,6 +40,14 @@ AHEAD_S: Final = 0.2
 
 Otherwise a poll interval of the queue separates consecutive cases.
 """
+
+BACK_OFF_S: Final = (2.0, 10.0)
+"""Seconds between the first crash of a case and its second attempt, and between the second crash and the third attempt."""
+
+PAUSE_S: Final = 1.0
+"""Seconds that a job waits after the storage has been repaired; each time twice as long, up to `LONGEST_PAUSE_S`."""
+
+LONGEST_PAUSE_S: Final = 60.0
 
 Outcome = dict[str, Any]
 """Output of the workflow: ``{"attempts": n, "failure": None or {"code": ..., "detail": ...}}``."""
@@ -51,6 +64,7 @@ class Worker:
         metrics: counts how the jobs end.
         take: sets how many jobs may be out of the queue. One that is out without a device waits for one.
         note: told the id of a job that has left the queue or ended.
+        guard: a job that finds no room waits there.
     """
 
     state: StateDirectory
@@ -58,7 +72,8 @@ class Worker:
     executor: ExecutorPool
     metrics: Metrics
     take: Callable[[int], None]
-    note: Callable[[str], None] = lambda _: None
+    note: Callable[[str], None]
+    guard: Guard
     live: dict[str, Live] = field(default_factory=dict)
     """Jobs that have left the queue and have not ended, by id."""
     cancelled: set[str] = field(default_factory=set)
@@ -97,9 +112,6 @@ class Worker:
                 live.waiting, live.attempt = False, 0  # counted by the process that published it
         except CalibrantError as error:
             failure = {"code": error.code, "detail": error.detail}
-        except OSError as error:
-            detail = f"The state directory could not be written ({error.strerror})."
-            failure = {"code": StorageFull.code, "detail": detail}
         finally:
             self.state.clear_attempts(identifier)
             with self.turn:
@@ -124,49 +136,82 @@ class Worker:
     def _compute(self, identifier: str, order: WorkflowInput, live: Live) -> None:
         """Compute the case until a result is published."""
         bundle = self.registry.find(order.model)
-        self.state.find_scan(order.owner, order.scan)
-        scan = self.state.scan(order.owner, order.scan)
-        started = 0.0
+        faults = 0
 
         def report(stage: Stage, progress: float) -> None:
             live.stage, live.progress = stage, progress
-            taken = time.monotonic() - started
+            taken = time.monotonic() - live.started
             if stage == "infer" and progress and taken * (1 / progress - 1) < AHEAD_S < taken:
                 self._take_ahead(ahead=True)
 
         while True:
-            folder = self.state.begin_attempt(identifier)
+            self.state.find_scan(order.owner, order.scan)
+            if self.state.result(identifier) is not None:  # it was published, and only the proof of that failed
+                return
             try:
-                with self.executor.lend(lambda: self._reject_cancelled(identifier, "before it began")) as device:
-                    live.waiting = False
-                    started = time.monotonic()
-                    device.run(
-                        scan,
-                        bundle,
-                        folder,
-                        report,
-                        lambda: identifier in self.cancelled,
-                        order.outputs,
-                        order.admission,
-                    )
+                with told():
+                    self._attempt(identifier, order, bundle, report, live)
             except (DeviceUnavailable, InferenceCrashed, InferenceDeadline) as error:
-                self._prepare_another_attempt(live, error)
+                self._prepare_another_attempt(identifier, live, error)
+            except STORAGE_ERRORS as error:
+                faults += 1
+                self._await_storage(identifier, live, error, faults)
             else:
-                with self.turn:
-                    self._reject_cancelled(identifier, "when it was done")
-                    self.state.publish(identifier, folder)
-                self.seconds.append(time.monotonic() - started)
+                self.seconds.append(time.monotonic() - live.started)
                 return
 
-    def _prepare_another_attempt(self, live: Live, error: CalibrantError) -> None:
+    def _attempt(
+        self, identifier: str, order: WorkflowInput, bundle: BundleDescription, report: Report, live: Live
+    ) -> None:
+        """Compute the case once and publish its result."""
+        folder = self.state.begin_attempt(identifier)
+        with self.executor.lend(lambda: self._reject_cancelled(identifier, "before it began")) as device:
+            live.waiting = False
+            live.started = time.monotonic()
+            device.run(
+                self.state.scan(order.owner, order.scan),
+                bundle,
+                folder,
+                report,
+                lambda: identifier in self.cancelled,
+                order.outputs,
+                order.admission,
+            )
+        with self.turn:
+            self._reject_cancelled(identifier, "when it was done")
+            self.state.publish(identifier, folder)
+
+    def _await_storage(self, identifier: str, live: Live, error: CalibrantError, faults: int) -> None:
+        """Let a job wait until the storage works again; raise the error if it works and the job still meets the error.
+
+        For want of space no job fails: of that, it may need more than others.
+        """
+        live.waiting = True
+        self.state.clear_attempts(identifier)
+        self.guard.note(error)
+        log.warning("a job waits for the storage", job=identifier, problem=error.code)
+        check = partial(self._reject_cancelled, identifier, "while it waited")
+        if not self.guard.await_repair(check):
+            raise ExecutorStopped
+        if faults >= MAX_ATTEMPTS and not isinstance(error, StorageFull):
+            raise error
+        self._pause(min(PAUSE_S * 2 ** (faults - 1), LONGEST_PAUSE_S), check)
+
+    def _pause(self, seconds: float, check: Callable[[], None]) -> None:
+        if not self.guard.pause(seconds, check):
+            raise ExecutorStopped
+
+    def _prepare_another_attempt(self, identifier: str, live: Live, error: CalibrantError) -> None:
         """Let the case wait for a device that computes; raise the error if it was tried often enough."""
         if isinstance(error, DeviceUnavailable):  # it has not begun
             live.waiting = True
             return
         if live.attempt == MAX_ATTEMPTS:
             raise error
+        # Whatever killed the process, e.g. a machine short of memory, may kill the next one, too, for a moment.
+        live.waiting = True
+        self._pause(BACK_OFF_S[live.attempt - 1], partial(self._reject_cancelled, identifier, "between two attempts"))
         live.attempt += 1
-        live.waiting = self.executor.why_not is not None
 
     def _reject_cancelled(self, identifier: str, when: str) -> None:
         if identifier in self.cancelled:
@@ -184,8 +229,12 @@ class Worker:
         model = order.model.partition("@")[0]
         folder = self.state.result(identifier)
         if failure is None and folder is not None:
-            seconds = CaseResult.model_validate_json((folder / RESULT).read_bytes()).seconds
-            summary = _summary(folder)
+            try:
+                seconds = CaseResult.model_validate_json((folder / RESULT).read_bytes()).seconds
+                summary = _summary(folder)
+            except OSError as error:  # it is published, whether the disk can read it now or not
+                log.warning("a result cannot be read", job=identifier, error=type(error).__name__)
+                return
             confidence = summary.foreground_confidence if summary else None
             self.metrics.case_succeeded(model, seconds, confidence, summary.statement.status if summary else None)
             log.info("job succeeded", job=identifier, model=model, seconds=seconds)

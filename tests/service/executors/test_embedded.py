@@ -21,6 +21,7 @@ from service.errors import (
     InferenceOutOfMemory,
     JobCancelled,
     NonFiniteVoxels,
+    StorageFault,
 )
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
 from service.result.files import RESULT
@@ -201,14 +202,35 @@ def test_an_unexpected_error_comes_without_its_message(
     executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path
 ) -> None:
     """Only the type of an unexpected exception leaves the child, because its message may hold a path."""
-    missing = tmp_path / "Doe^Jane"
+    impossible = tmp_path / "Doe^Jane\0"
 
     with pytest.raises(CalibrantError) as caught:
-        executor.run(scan, description, missing, lambda _stage, _done: None)
+        executor.run(scan, description, impossible, lambda _stage, _done: None)
 
     assert type(caught.value) is CalibrantError
     assert caught.value.code == "internal-error"
-    assert caught.value.detail == "The computation failed (FileNotFoundError)."
+    assert caught.value.detail == "The computation failed (ValueError)."
+
+
+def test_f7_a_folder_that_cannot_be_written_is_told_apart(
+    executor: EmbeddedExecutor, description: BundleDescription, scan: Path, tmp_path: Path
+) -> None:
+    """The job can wait for the storage, and the message shows no path."""
+    with pytest.raises(StorageFault, match="No such file or directory") as caught:
+        executor.run(scan, description, tmp_path / "Doe^Jane", lambda _stage, _done: None)
+
+    assert "Doe" not in caught.value.detail
+
+
+def test_f15_what_ends_a_child_from_outside_is_no_crash_of_its_case(executor: EmbeddedExecutor) -> None:
+    """Nothing in a case sends SIGTERM; SIGKILL may come from the kernel, because the case took too much memory."""
+    with executor._turn:
+        child = executor._ready_child()
+    os.kill(child.process.pid or 0, signal.SIGTERM)
+    child.process.join(10)
+
+    assert type(executor._death(child, late=False)) is DeviceUnavailable
+    assert type(executor._death(child, late=True)) is InferenceDeadline
 
 
 def test_a_child_killed_in_a_case_fails_that_case_only(case: Case, executor: EmbeddedExecutor) -> None:

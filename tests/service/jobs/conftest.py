@@ -14,6 +14,7 @@ from service.errors import CalibrantError, JobCancelled
 from service.executors.embedded import EmbeddedExecutor, ExecutorStopped
 from service.executors.pool import ExecutorPool
 from service.jobs.database import open_database
+from service.jobs.segmentation import worker
 from service.jobs.segmentation.queue import SegmentationJobs
 from service.jobs.segmentation.status import WorkflowInput
 from service.observability.metrics import Metrics
@@ -116,8 +117,10 @@ class FakeExecutor(EmbeddedExecutor):
 class Service:
     """One state directory with one queue at a time, because DBOS is one per process and launching it takes a second."""
 
-    def __init__(self, root: Path, registry: Registry, postgresql_url: str | None = None) -> None:
-        self.state = StateDirectory.open(root)
+    def __init__(
+        self, root: Path, registry: Registry, postgresql_url: str | None = None, *, reserve_bytes: int = 0
+    ) -> None:
+        self.state = StateDirectory.open(root, reserve_bytes)
         self.registry = registry
         self._url = postgresql_url
         self.executor = FakeExecutor()
@@ -147,6 +150,13 @@ class Service:
         scan.parent.mkdir(exist_ok=True)
         scan.write_text(text)
         return sha256
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a case be tried again at once."""
+    monkeypatch.setattr(worker, "BACK_OFF_S", (0.01, 0.02))
+    monkeypatch.setattr(worker, "PAUSE_S", 0.05)
 
 
 Submit = Callable[..., Job]

@@ -3,6 +3,7 @@ import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import ScanNotFound, SettingsError, StorageFull
+from service.errors import ScanNotFound, SettingsError, StorageFault, StorageFull
 from service.storage import local
 from service.storage.local import RESULT, StateDirectory, Upload
 
@@ -230,19 +231,52 @@ def test_a_full_disk_is_storage_full(state: StateDirectory, monkeypatch: pytest.
     assert [*state.incoming.iterdir()] == []
 
 
-def test_another_failure_of_the_disk_is_not_storage_full(
-    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("synced", ["the file", "its folder"])
+def test_f7_r5_a_failed_flush_is_never_acknowledged(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch, synced: str
 ) -> None:
-    """An input/output error is raised unchanged."""
+    """An input/output error while file or folder is flushed is said, and flushing is not tried again."""
+    calls: list[int] = []
 
-    def fail(_: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def fail(descriptor: int) -> None:
+        calls.append(descriptor)
+        if synced == "the file" or len(calls) > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught, Upload(state, "local") as upload:
-        upload.flush()
+    with pytest.raises(StorageFault, match=os.strerror(errno.EIO)) as caught:
+        _keep(state, "local", b"abc")
 
-    assert caught.value.errno == errno.EIO
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 30)
+    assert len(calls) == (1 if synced == "the file" else 2)
+    assert [*state.incoming.iterdir()] == []
+
+
+def test_f7_a_reserve_stays_free(state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload to an almost full disk is refused before a byte of it is written."""
+    careful = StateDirectory(state.root, 1 << 30)
+    assert careful.least_free_bytes <= shutil.disk_usage(state.root).total // 50
+    _keep(careful, "local", b"abc")
+    almost_full = shutil.disk_usage(state.root)._replace(free=careful.least_free_bytes - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: almost_full)
+
+    with pytest.raises(StorageFull, match="no space left"):
+        Upload(careful, "local")
+
+    assert [*state.incoming.iterdir()] == []
+
+
+def test_f15_a_directory_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names directory, reason and setting."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(SettingsError, match=r"Read-only file system.*CALIBRANT_STATE_DIR") as caught:
+        StateDirectory.open(tmp_path / "state")
+
+    assert str(tmp_path / "state") in caught.value.detail
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from service.errors import (
     JobNotFound,
     NonFiniteVoxels,
     ScanNotFound,
-    StorageFull,
 )
 from service.jobs.segmentation import queue as segment
 from service.jobs.segmentation.queue import SegmentationJobs
@@ -30,7 +29,7 @@ from tests.service.jobs.conftest import FakeExecutor, Service, Submit
 
 
 def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, state: StateDirectory, model: str) -> None:
-    """A success publishes one result; an error of scan or disk becomes the job's problem and is not retried.
+    """A success publishes one result; an error of the scan becomes the job's problem and is not retried.
 
     One queue for all cases, because launching DBOS takes a second.
     """
@@ -42,7 +41,7 @@ def test_jobs_end_as_their_cases_do(finish: Submit, executor: FakeExecutor, stat
     assert result is not None
     assert (result / "mask").read_text() == "good"
 
-    for error in (NonFiniteVoxels("3 of 9 voxels."), StorageFull("No space."), CalibrantError("It failed.")):
+    for error in (NonFiniteVoxels("3 of 9 voxels."), CalibrantError("It failed.")):
         executor.errors["bad"] = [error]
         executor.calls.clear()
         bad = finish("bad")

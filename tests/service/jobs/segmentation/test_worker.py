@@ -2,6 +2,7 @@ import errno
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dbos import DBOS
@@ -24,22 +25,37 @@ from service.storage.local import StateDirectory
 from tests.service.jobs.conftest import FakeExecutor, Submit
 
 
-def test_a_state_directory_that_cannot_be_written_fails_the_job(
-    finish: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+def test_f7_a_state_directory_that_cannot_be_written_delays_the_job(
+    submit: Submit, queue: SegmentationJobs, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full or read-only disk fails the running job, without showing a path, and the next job is computed."""
+    """A job that finds no room waits, and ends well once there is some."""
+    refusals: list[str] = []
 
     def full(_: StateDirectory, job: str) -> Path:
+        refusals.append(job)
         raise OSError(errno.ENOSPC, "No space left on device", str(state.work / job))
 
     with monkeypatch.context() as broken:
         broken.setattr(StateDirectory, "begin_attempt", full)
-        failed = finish("good")
+        job = submit("good")
+        while len(refusals) < 2:
+            assert queue.find("local", job.id).state == "queued"
+            time.sleep(0.01)
 
-    assert failed.problem is not None
-    assert failed.problem.type == "/problems/insufficient-storage"
-    assert failed.problem.detail == "The state directory could not be written (No space left on device)."
-    assert finish("good").state == "succeeded"
+    assert queue.wait("local", job.id, 20).state == "succeeded"
+    assert set(refusals) == {job.id}
+
+
+def test_f15_attempts_after_crashes_are_spread(
+    finish: Submit, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment in which every process dies uses up no attempts: a job pauses after each crash, the longer the later."""
+    monkeypatch.setattr(worker, "BACK_OFF_S", (0.3, 0.6))
+    executor.errors["unlucky"] = [InferenceCrashed("died"), InferenceCrashed("died")]
+    started = time.monotonic()
+
+    assert finish("unlucky").state == "succeeded"
+    assert time.monotonic() - started > 0.9
 
 
 def test_a_case_that_kills_the_child_is_tried_again(
@@ -199,5 +215,6 @@ def test_with_several_devices_one_job_more_is_at_hand(
 ) -> None:
     """With one device none waits outside the queue, where no urgent job overtakes it, until shortly before its turn."""
     pool = ExecutorPool([FakeExecutor() for _ in range(devices)])
+    nothing: Any = None
 
-    assert worker.Worker(state, registry, pool, Metrics(), lambda _: None).places == places
+    assert worker.Worker(state, registry, pool, Metrics(), nothing, nothing, nothing).places == places
