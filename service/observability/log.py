@@ -1,10 +1,12 @@
 """Logs: one JSON object per line with fields from a fixed list, none of which can hold what a user sent.
 
-Records of third-party libraries may contain anything, so only their logger, level and line of code are logged.
+Records of third-party libraries may contain anything, so only their logger, level and line of code are logged; of Python's
+warnings and of errors that end a thread, no more than that.
 """
 
 import logging
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any, Final
 
@@ -48,7 +50,14 @@ def configure_logging(least: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    threading.excepthook = _log_end
     logging.getLogger("service").setLevel(least)
+
+
+def _log_end(end: "threading.ExceptHookArgs") -> None:
+    """Log that a thread ended by an error; Python would print its message, which may hold what was sent."""
+    structlog.get_logger(__name__).error("a thread failed", error=end.exc_type.__name__)
 
 
 def _only_where_of_others(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

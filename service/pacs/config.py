@@ -212,6 +212,7 @@ class Receiver(_Table):
     least_free_bytes: PositiveInt = 1 << 30
     """Free disk space below which images are refused (0xA700)."""
     most_associations: PositiveInt = 10
+    """Connections that one sender, by its address, may have at once; all together may have eight times as many."""
 
 
 class PacsFile(_Table):

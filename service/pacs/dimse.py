@@ -21,6 +21,7 @@ from pynetdicom.association import Association
 
 from service.errors import PacsBadResponse, PacsBusy, PacsError, PacsRefused, PacsUnreachable
 from service.pacs.config import Dimse, Pacs
+from service.pacs.listener import listen
 from service.pacs.selection import Series
 
 VERIFICATION: Final = UID("1.2.840.10008.1.1")
@@ -43,6 +44,9 @@ TRANSFER_SYNTAXES: Final = (
 
 _SUCCESS, _PENDING = 0x0000, (0xFF00, 0xFF01)
 _WARNINGS: Final = frozenset({0xB000, 0xB006, 0xB007})
+_MOST_SENDING: Final = 4
+"""Connections over which a PACS may send the images of a C-MOVE at once."""
+
 _MOVES: Final = threading.Lock()  # all moves share the port of the second connection
 
 
@@ -168,13 +172,13 @@ class DimsePeer:
             return _SUCCESS
 
         receiver = AE(ae_title=self._dimse.our_aet)
-        receiver.maximum_associations = 1
+        receiver.network_timeout = receiver.dimse_timeout = self._pacs.timeout_s
         receiver.require_called_aet = True
         for context in AllStoragePresentationContexts:
             receiver.add_supported_context(str(context.abstract_syntax), list(TRANSFER_SYNTAXES))
         try:
-            receiver.start_server(
-                (self._dimse.move_host, self._dimse.move_port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+            listen(
+                receiver, (self._dimse.move_host, self._dimse.move_port), [(evt.EVT_C_STORE, keep)], most=_MOST_SENDING
             )
         except OSError as error:
             msg = f"Port {self._dimse.move_port}, where the images of a C-MOVE are received, is taken. Set move_port to a free one."

@@ -14,6 +14,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from service.pacs.config import Receiver
 from service.pacs.dimse import TRANSFER_SYNTAXES, VERIFICATION
+from service.pacs.listener import listen
 from service.pacs.selection import NEVER
 from service.pacs.spool import Spool
 
@@ -23,8 +24,7 @@ MEMORY_BYTES: Final = 8 << 30
 """Limit of the process's address space: guards against lengths that a sender makes up."""
 
 NETWORK_TIMEOUT_S: Final = 60.0
-REQUEST_TIMEOUT_S: Final = 5.0
-"""Seconds within which a caller must request an association: until then it occupies one of few slots."""
+"""Seconds of silence after which an association is ended."""
 
 _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _SUCCESS, _OUT_OF_RESOURCES, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
@@ -32,6 +32,8 @@ _SUCCESS, _OUT_OF_RESOURCES, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 
 def start_receiver(receiver: Receiver, root: Path) -> AE:
     """Start to listen in threads of this process and return the AE, whose `shutdown` ends it.
+
+    Each sender may have `most_associations` at once (`service.pacs.listener`).
 
     Args:
         receiver: its configuration.
@@ -45,15 +47,13 @@ def start_receiver(receiver: Receiver, root: Path) -> AE:
     ours = AE(ae_title=receiver.aet)
     ours.require_called_aet = True
     ours.require_calling_aet = list(receiver.allowed)
-    ours.maximum_associations = receiver.most_associations
     ours.network_timeout = ours.dimse_timeout = NETWORK_TIMEOUT_S
-    ours.acse_timeout = REQUEST_TIMEOUT_S
     ours.add_supported_context(VERIFICATION)
     for context in AllStoragePresentationContexts:
         ours.add_supported_context(str(context.abstract_syntax), list(TRANSFER_SYNTAXES))
     tls: Any = receiver.tls.context() if receiver.tls else None
-    handlers: Any = [(evt.EVT_C_STORE, _keep, [Spool(root), root, receiver.least_free_bytes])]
-    ours.start_server((receiver.host, receiver.port), block=False, evt_handlers=handlers, ssl_context=tls)
+    handlers = [(evt.EVT_C_STORE, _keep, [Spool(root), root, receiver.least_free_bytes])]
+    listen(ours, (receiver.host, receiver.port), handlers, most=receiver.most_associations, tls=tls)
     return ours
 
 

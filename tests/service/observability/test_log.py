@@ -4,6 +4,8 @@ import sys
 
 SCRIPT = """
 import logging
+import threading
+import warnings
 import structlog
 from service.observability.log import configure_logging
 
@@ -16,6 +18,12 @@ try:
     raise ValueError("CANARY^ERROR")
 except ValueError:
     logging.getLogger("uvicorn.error").exception("Exception in CANARY^PATH")
+warnings.warn("Invalid value for VR UI: 'CANARY^UID'")
+def fail():
+    raise ValueError("CANARY^THREAD")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
 """
 
 
@@ -39,7 +47,15 @@ def test_of_other_libraries_only_the_place_is_kept() -> None:
     """Messages and tracebacks of libraries are not logged."""
     logged = lines()
 
-    assert [line["logger"] for line in logged] == ["service.api", "service.bundle", "pydicom", "uvicorn.error"]
+    assert [line["logger"] for line in logged[:4]] == ["service.api", "service.bundle", "pydicom", "uvicorn.error"]
     assert "CANARY" not in json.dumps(logged)
     assert logged[2].keys() == {"event", "level", "logger", "line", "timestamp"}
     assert logged[1]["event"] == "bundle reloaded"
+
+
+def test_f14_warnings_and_threads_that_fail_say_nothing_of_what_was_sent() -> None:
+    """Pydicom repeats a malformed value in a Python warning; Python prints the message of an error that ends a thread."""
+    warning, failure = lines()[4:]
+
+    assert (warning["logger"], warning["level"]) == ("py.warnings", "warning")
+    assert (failure["event"], failure["error"]) == ("a thread failed", "ValueError")
