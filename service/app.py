@@ -5,20 +5,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
-from service.api import events, health, login, models, pacs, problems, reference, results, scans, segmentations
+from service.api import docs, events, health, login, models, pacs, problems, reference, results, scans, segmentations
 from service.api import metrics as metrics_route
 from service.api.auth import Sessions
 from service.api.deps import Services
+from service.api.forwarded import Forwarded
+from service.api.head import answer_head
 from service.api.hosts import KnownHosts
+from service.api.inflight import UploadsInFlight
 from service.api.metrics import CountedRequests
 from service.api.monailabel import idle, infer, info, session
 from service.api.monailabel import login as monailabel_login
 from service.api.monailabel.door import Door
 from service.api.openapi import describe
+from service.api.origins import OwnOrigin
+from service.api.security import SecurityHeaders
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
 from service.executors.on_demand import derive_dicom
 from service.executors.pool import ExecutorPool
@@ -28,6 +32,7 @@ from service.jobs.database import open_database
 from service.jobs.pacs.arrivals import Arrivals
 from service.jobs.pacs.queue import PacsJobs
 from service.jobs.retention import Policy, Sweeper
+from service.jobs.segmentation.bounds import Bounds
 from service.jobs.segmentation.queue import SegmentationJobs
 from service.observability.metrics import Metrics
 from service.pacs.config import read_pacs_file
@@ -40,7 +45,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host headers that a service on a loopback address answers: a web page elsewhere cannot rebind its name to it."""
 
 _ROUTES = (
-    *(segmentations, events, results, reference, scans, models, health, metrics_route, login, pacs),
+    *(docs, segmentations, events, results, reference, scans, models, health, metrics_route, login, pacs),
     *(monailabel_login, info, session, infer, idle),
 )
 
@@ -55,25 +60,30 @@ def create_app(settings: Settings) -> FastAPI:
             cannot be used.
     """
     services = _services(settings)
-    # FastAPI's own page of the routes loads its scripts from the internet, which a hospital does not have.
-    app = FastAPIOffline(
+    app = FastAPI(
+        docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # service.api.docs has its own, behind the key
         title="Calibrant",
         version=__version__,
         description=f"3-D medical image segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         servers=[{"url": "/"}],
-        lifespan=lambda app: _lifespan(app, services),
+        lifespan=lambda _: _lifespan(services),
     )
-    app.state.executor = services.jobs.executor
+    app.state.services, app.state.executor = services, services.jobs.executor
     if not settings.behind_proxy and services.keys is None:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
+    app.add_middleware(OwnOrigin, viewers=settings.monailabel_origins)
     problems.install(app)
     app.add_middleware(CountedRequests, metrics=services.metrics)
     for module in _ROUTES:
+        answer_head(module.router)
         app.include_router(module.router)
     # The middleware added last is the outermost: what counts and logs requests never sees the secret.
     app.add_middleware(Door, secret=settings.monailabel_path, origins=settings.monailabel_origins)
+    app.add_middleware(Forwarded, trusted=settings.trusted_proxies, root_path=settings.root_path)
+    app.add_middleware(SecurityHeaders)
     describe(app)
     return app
 
@@ -88,17 +98,17 @@ def _services(settings: Settings) -> Services:
     metrics = Metrics()
     pacs_file = read_pacs_file(settings.pacs_file)
     executor = ExecutorPool.of(settings, warm=registry.ready.get(DEFAULT_MODEL))
-    jobs = SegmentationJobs(state, registry, executor, metrics, database)
+    bounds = Bounds(settings.max_jobs_per_owner, settings.max_jobs)
+    jobs = SegmentationJobs(state, registry, executor, metrics, database, bounds)
     dicom = PacsJobs(jobs, state, pacs_file, derive_dicom, settings.case_deadline_s)
     checks = Budget(settings.check_bytes)
     arrivals = Arrivals(dicom, pacs_file, registry, state)
-    return Services(
-        settings, state, registry, jobs, keys, Sessions(settings.session_hours), metrics, dicom, arrivals, checks
-    )
+    sessions, uploads = Sessions(settings.session_hours), UploadsInFlight.of(settings)
+    return Services(settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals, checks, uploads)
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+async def _lifespan(services: Services) -> AsyncIterator[None]:
     jobs, dicom = services.jobs, services.dicom
     jobs.executor.start()
     start_sandbox("service.derived.dicom")
@@ -107,7 +117,6 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
         await run_in_threadpool(jobs.launch, dicom.register)
         await run_in_threadpool(dicom.start)
         sweeper.start()
-        app.state.services = services
         services.arrivals.start()
         yield
         await run_in_threadpool(services.arrivals.stop)

@@ -26,9 +26,17 @@ class CalibrantError(Exception):
         cls.status = cls.status if status is None else status
         cls.code = code or re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, retry_after_s: float | None = None) -> None:
+        """Keep a sentence for the caller.
+
+        Args:
+            detail: what was found, what was expected, what to do.
+            retry_after_s: seconds after which asking again may help; by default what the class says.
+        """
         super().__init__(detail)
         self.detail = detail
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class ScanError(CalibrantError, title="The scan cannot be used", status=422, code="scan-invalid"):
@@ -167,6 +175,18 @@ class UploadIncomplete(RequestError, title="The upload was interrupted"):
     """The connection closed before the whole body had arrived."""
 
 
+class MalformedRequest(RequestError, title="The request is not HTTP"):
+    """What was received is not an HTTP request."""
+
+
+class HeadersTooLarge(RequestError, title="The headers are too large", status=431):
+    """The request line and headers are larger than the limit."""
+
+
+class RequestTooSlow(RequestError, title="The request came too slowly", status=408):
+    """The headers or the body did not arrive in time."""
+
+
 class UnknownHost(RequestError, title="The request is addressed to another host"):
     """The Host header names another service."""
 
@@ -189,6 +209,18 @@ class Unauthorized(RequestError, title="A key is needed", status=401):
 
 class Forbidden(RequestError, title="Not allowed", status=403):
     """The key's owner may not do this."""
+
+
+class ForeignOrigin(RequestError, title="Sent by a page of another site", status=403):
+    """A web page of another site sent the request from a user's browser."""
+
+
+class TooManyJobs(RequestError, title="Too many unfinished jobs", status=429):
+    """The owner has as many unfinished jobs as are allowed; `Retry-After` says when there is room."""
+
+
+class TooManyUploads(RequestError, title="Too many uploads at a time", status=429):
+    """The owner sends as many scans, or bytes, at a time as are allowed; `Retry-After` says when there is room."""
 
 
 class ModelNotFound(RequestError, title="There is no such model", status=404):
@@ -348,14 +380,7 @@ class JobAbandoned(ExecutionError, title="The job was given up"):
 
 
 class ServiceBusy(CalibrantError, title="The service is busy", status=503):
-    """The service has too much to do at the moment; the same request succeeds later."""
-
-    retry_after_s: float
-
-    def __init__(self, detail: str, retry_after_s: float = 5.0) -> None:
-        """Keep the detail, and the seconds after which to try again."""
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
+    """The service has too much to do at the moment; the same request succeeds after the seconds of `Retry-After`."""
 
 
 class StorageFull(CalibrantError, title="No space is left for the scan", status=507, code="insufficient-storage"):
@@ -410,10 +435,10 @@ class ServerProblem(ClientError, title="The server refused the request"):
         tried again.
         """
         super().__init__(detail)
+        self.retry_after_s = retry_after_s
         self.status = status
         self.problem_type = self.kind = problem_type  # the second is its former name, which leaves with version 0.2
         self.title = title or type(self).title
-        self.retry_after_s = retry_after_s
 
 
 def _tree(root: type[CalibrantError]) -> list[type[CalibrantError]]:

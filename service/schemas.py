@@ -2,9 +2,10 @@
 
 import datetime as dt
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from .errors import CalibrantError, ServerProblem
 
@@ -13,6 +14,12 @@ RESEARCH_USE_ONLY: Final = "For research use only. Not a medical device; not for
 
 WITHDRAWN: Final = "WITHDRAWN:"
 """Stands before every name of a withdrawn result that a viewer shows: series, segments, labels, banners."""
+
+LINK_PREFIX: Final[ContextVar[str]] = ContextVar("LINK_PREFIX", default="")
+"""What a reverse proxy puts before the path of every route, while a request is answered."""
+
+Link = Annotated[str, PlainSerializer(lambda path: LINK_PREFIX.get() + path, return_type=str, when_used="json")]
+"""Path of a route, which the answer carries with the prefix."""
 
 Stage = Literal["decode", "locate", "preprocess", "infer", "calibrate", "encode", "store"]
 Report = Callable[[Stage, float], None]
@@ -320,17 +327,17 @@ def problem_of(error: CalibrantError) -> Problem:
 class Links(Wire):
     """Links from a job to its routes and results."""
 
-    self: str
-    events: str | None = None
-    cancel: str | None = None
-    mask: str | None = None
-    confidence: str | None = None
-    summary: str | None = None
-    probabilities: str | None = None
-    uncertainty: str | None = None
-    reference: str | None = None
+    self: Link
+    events: Link | None = None
+    cancel: Link | None = None
+    mask: Link | None = None
+    confidence: Link | None = None
+    summary: Link | None = None
+    probabilities: Link | None = None
+    uncertainty: Link | None = None
+    reference: Link | None = None
     """Route that takes a reference mask by POST."""
-    bundle: str | None = None
+    bundle: Link | None = None
     """All files of the result in one zip."""
 
 
@@ -444,7 +451,7 @@ class Model(Wire):
     """What is compared of a scan, with the accepted values, one sentence for each."""
     card: Card | None = None
     """Only in the answer about a single model."""
-    reliability: str | None = None
+    reliability: Link | None = None
     """Route of its reliability diagram."""
 
 

@@ -1,6 +1,7 @@
 """Every setting of the service: environment variable, unit, default."""
 
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -51,6 +52,13 @@ def _reject_no_origin(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _reject_no_prefix(prefix: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*", prefix):
+        msg = "expected nothing, or a path without a slash at its end, e.g. /calibrant"
+        raise ValueError(msg)
+    return prefix
+
+
 class Settings(BaseSettings):
     """Settings of the service, from environment variables with the prefix ``CALIBRANT_`` and the command line."""
 
@@ -72,6 +80,26 @@ class Settings(BaseSettings):
     """Memory that the checks of all scans that arrive at once may take, in bytes."""
     reserve_bytes: NonNegativeInt = 64 << 20
     """Space that uploads leave free on the disk of the state directory, in bytes; never more than a fiftieth of the disk."""
+    max_uploads: PositiveInt = 128
+    """Most uploads at a time."""
+    max_uploads_per_owner: PositiveInt = 64
+    """Most uploads of one owner at a time."""
+    max_upload_bytes_in_all: PositiveInt = 16 << 30
+    """Most bytes of all uploads at a time."""
+    max_upload_bytes_per_owner: PositiveInt = 8 << 30
+    """Most bytes of one owner's uploads at a time."""
+    max_jobs: PositiveInt = 50_000
+    """Most unfinished jobs."""
+    max_jobs_per_owner: PositiveInt = 20_000
+    """Most unfinished jobs of one owner."""
+    max_connections: PositiveInt = 2000
+    """Most connections at a time; beyond, the one that has been silent for longest is closed."""
+    max_header_bytes: PositiveInt = 65536
+    """Largest accepted request line and headers, in bytes."""
+    header_deadline_s: PositiveFloat = 10.0
+    """Seconds within which they must be complete."""
+    min_upload_bytes_per_s: PositiveInt = 1024
+    """Least bytes per second of a body, over 30 seconds."""
     case_deadline_s: PositiveFloat = 600.0
     """Seconds after which a case is given up and its process killed."""
     memory_bytes: Annotated[int, Field(ge=1 << 30)] | None = None
@@ -94,6 +122,13 @@ class Settings(BaseSettings):
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_reject_no_origin)
     ] = ()
     """Origins of the web pages that may read answers of /monailabel/, separated by commas."""
+    root_path: Annotated[str, AfterValidator(_reject_no_prefix)] = ""
+    """What a reverse proxy puts before every path, e.g. /calibrant, unless its X-Forwarded-Prefix says so."""
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)] = (
+        ip_network("127.0.0.0/8"),
+        ip_network("::1/128"),
+    )
+    """Addresses or networks of the reverse proxies whose X-Forwarded- headers are believed, separated by commas."""
     behind_proxy: bool = False
     """Whether a reverse proxy authenticates every request, so that the service may listen beyond this machine."""
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.auth import Sessions, caller
+from service.api.inflight import UploadsInFlight
 from service.bundle.registry import Registry
 from service.errors import Forbidden
 from service.intake.budget import Budget
@@ -33,6 +34,7 @@ class Services:
     dicom: PacsJobs
     arrivals: Arrivals
     checks: Budget = field(default_factory=Budget)
+    uploads: UploadsInFlight = field(default_factory=lambda: UploadsInFlight.of(Settings()))
 
 
 async def _services(request: Request) -> Services:  # async: a thread pool that is full must not delay it

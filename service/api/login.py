@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from service.api.auth import COOKIE
 from service.api.deps import ServicesDep
+from service.schemas import LINK_PREFIX
 
 router = APIRouter(tags=["login"], include_in_schema=False)
 
@@ -23,7 +24,7 @@ small {{ color: #555 }}
 <body>
 <h1>Calibrant</h1>
 {alert}
-<form method="post" action="/login">
+<form method="post" action="{prefix}/login">
 <label for="key">Key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
 <button>Log in</button>
@@ -36,15 +37,14 @@ _ALERT: Final = '<p role="alert">This key is not known here. Copy it again, or a
 
 _HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 }
 
 
 @router.get("/login", response_class=HTMLResponse)
 def show_login() -> HTMLResponse:
     """Return the page that asks for the key."""
-    return HTMLResponse(_PAGE.format(alert=""), headers=_HEADERS)
+    return HTMLResponse(_PAGE.format(alert="", prefix=LINK_PREFIX.get()), headers=_HEADERS)
 
 
 @router.post("/login")
@@ -52,7 +52,9 @@ def log_in(request: Request, services: ServicesDep, key: Annotated[str, Form(max
     """Set the cookie and redirect to the routes; show the page again for an unknown key."""
     owner = services.keys.owner_of(key.strip()) if services.keys else None
     if owner is None:
-        return HTMLResponse(_PAGE.format(alert=_ALERT), status.HTTP_401_UNAUTHORIZED, headers=_HEADERS)
+        return HTMLResponse(
+            _PAGE.format(alert=_ALERT, prefix=LINK_PREFIX.get()), status.HTTP_401_UNAUTHORIZED, headers=_HEADERS
+        )
     answer = RedirectResponse("/docs", status.HTTP_303_SEE_OTHER)
     answer.set_cookie(
         COOKIE,
@@ -60,6 +62,7 @@ def log_in(request: Request, services: ServicesDep, key: Annotated[str, Form(max
         max_age=int(services.sessions.seconds),
         httponly=True,
         samesite="strict",
+        path=LINK_PREFIX.get() or "/",
         secure=request.url.scheme == "https" or services.settings.behind_proxy,
     )
     return answer
@@ -70,5 +73,5 @@ def log_out(request: Request, services: ServicesDep) -> Response:
     """Forget the session and its cookie."""
     services.sessions.end(request.cookies.get(COOKIE, ""))
     answer = RedirectResponse("/login", status.HTTP_303_SEE_OTHER)
-    answer.delete_cookie(COOKIE)
+    answer.delete_cookie(COOKIE, path=LINK_PREFIX.get() or "/")
     return answer

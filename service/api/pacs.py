@@ -67,6 +67,7 @@ async def create_dicom_job(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> DicomJob:
     """Segment a series of a PACS and store the results in a PACS; the same series with the same images is the same job."""
+    await run_in_threadpool(services.jobs.reject_full, owner.name)
     body = await receive_document(request, DicomRequest)
     order = PacsRequest(
         owner=owner.name,

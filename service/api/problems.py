@@ -83,7 +83,8 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 def _methods_of(request: Request) -> set[str]:
     """Return every method of the route's path; Starlette only names those of the first matching route."""
     path = getattr(request.scope.get("route"), "path", "")
-    return {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
+    return methods | ({"HEAD"} if "GET" in methods else set())
 
 
 class _Wall:

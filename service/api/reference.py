@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api.deps import OwnerDep, Services, ServicesDep
 from service.api.problems import RESPONSES
 from service.api.results import result_of
-from service.api.upload import SCAN_BODY, receive_file
+from service.api.upload import SCAN_BODY, admitted, receive_file
 from service.derived.reference import read_reference
 from service.executors.on_demand import derive_measured
 from service.result.files import RESULT, reject_without_logits
@@ -26,8 +26,8 @@ async def measure_against_reference(request: Request, job_id: str, services: Ser
     """Measure DSC, HD95, ACE, ECE and MCE of this image against a mask on its grid, with the reliability histogram."""
     result = await run_in_threadpool(result_of, services, owner, job_id)
     reject_without_logits(result)
-    with Upload(services.state, owner.name) as upload:
-        await receive_file(request, upload, services.settings.max_upload_bytes)
+    with admitted(request, services, owner.name) as place, Upload(services.state, owner.name) as upload:
+        await receive_file(request, upload, services.settings.max_upload_bytes, place)
         return await run_in_threadpool(_measured, services, result, upload.path)
 
 

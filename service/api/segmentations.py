@@ -47,6 +47,7 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     """Segment a scan. 202 and `Location` as soon as the scan is stored; 200 if it is done within `Prefer: wait=N`."""
     wait_s = _seconds_to_wait(", ".join(prefer or []), services.settings.max_wait_s)
     bundle = services.registry.find(model)
+    await run_in_threadpool(services.jobs.reject_full, owner.name, idempotency_key)
     admit = partial(admission_of, accept, suffix, ce)
     if scan is None:
         stored, name = await receive_scan(

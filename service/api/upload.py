@@ -1,6 +1,7 @@
 """Streams a request body into a checked scan in the state directory, never whole in memory."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -10,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.checks import check_scan_of, select_series
 from service.api.deps import Services
+from service.api.inflight import Place
 from service.api.multipart import Piece, file_of
 from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
 from service.schemas import Scan
@@ -90,29 +92,42 @@ async def receive_scan(
         InvalidRequest: the form holds no file, or more than one; or the file does not hold the series.
         ScanError: the file's header, geometry or length is invalid.
         StorageFull: no space is left.
-        ServiceBusy: too many other scans are being checked.
+        TooManyUploads: the owner sends too many at a time.
+        ServiceBusy: too many others are being sent or checked.
     """
-    with Upload(services.state, owner) as upload:
-        received = await receive_file(request, upload, services.settings.max_upload_bytes)
+    with admitted(request, services, owner) as place, Upload(services.state, owner) as upload:
+        received = await receive_file(request, upload, services.settings.max_upload_bytes, place)
         if series is not None:
             received.size = await select_series(services, upload, series)
         judge(received.says, await check_scan_of(services, upload.path))
         return Scan(id=await run_in_threadpool(upload.keep), bytes=received.size), received.says
 
 
-async def receive_file(request: Request, upload: Upload, limit: int) -> Received:
+def admitted(request: Request, services: Services, owner: str) -> AbstractContextManager[Place]:
+    """Give a request its place among the uploads, by the length that it announces.
+
+    Raises:
+        UnsupportedMediaType: the body is text or JSON, or has a content encoding.
+        PayloadTooLarge: the announced length exceeds the limit.
+        TooManyUploads, ServiceBusy: there is no room for it.
+    """
+    reject_headers(request, services.settings.max_upload_bytes)
+    return services.uploads.admit(owner, int(request.headers.get("content-length", "0")))
+
+
+async def receive_file(request: Request, upload: Upload, limit: int, place: Place) -> Received:
     """Write the file of the body to `upload`, flush it to the disk and return its size and what its name says.
 
     Raises:
         CalibrantError: as `receive_scan`, except ScanError: the file is not examined.
     """
-    reject_headers(request, limit)
     received = Received()
     async for piece in _content(request, limit):
         received.says = piece.says
         received.size += len(piece.data)
         if received.size > limit:
             raise too_large(limit)
+        place.grow(received.size)
         await run_in_threadpool(upload.write, piece.data)
     await run_in_threadpool(upload.flush)
     return received

@@ -138,7 +138,11 @@ class AsyncClient:
             with attempt, self._errors():
                 content = None if call.body is None else _pieces(call.body)
                 answer = await self._http.request(
-                    call.method, call.path, params=call.params, headers=call.headers, content=content
+                    call.method,
+                    calls.below(self._http.base_url, call.path),
+                    params=call.params,
+                    headers=call.headers,
+                    content=content,
                 )
                 self._retry.met = True
                 calls.reject_error(answer)

@@ -231,6 +231,12 @@ def address_of(url: str) -> httpx.URL:
     return address
 
 
+def below(address: httpx.URL, path: str) -> str:
+    """Return a path below the server's address: links carry the prefix of the address, if a proxy put one there."""
+    prefix = address.path.rstrip("/")
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+
+
 def headers_of(key: str | None) -> dict[str, str]:
     """Return the headers of every request: the given key, or CALIBRANT_KEY of the environment."""
     key = key or os.environ.get("CALIBRANT_KEY")

@@ -166,9 +166,17 @@ class Client:
 
     def _send_once(self, call: Call) -> httpx.Response:
         if call.body is None:
-            return self._http.request(call.method, call.path, params=call.params, headers=call.headers)
+            return self._http.request(
+                call.method, calls.below(self._http.base_url, call.path), params=call.params, headers=call.headers
+            )
         with call.body.open("rb") as file:
-            return self._http.request(call.method, call.path, params=call.params, headers=call.headers, content=file)
+            return self._http.request(
+                call.method,
+                calls.below(self._http.base_url, call.path),
+                params=call.params,
+                headers=call.headers,
+                content=file,
+            )
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """`calibrant serve`: checks address and devices, runs the application in uvicorn and prints where it listens."""
 
 import os
+import resource
 import socket
 import sys
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Final
 import uvicorn
 
 from service import __version__
+from service.api.connection import bounded
 from service.app import LOOPBACK_HOSTS, create_app
 from service.errors import SettingsError
 from service.observability.log import configure_logging
@@ -40,6 +42,7 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         )
         raise SettingsError(msg)
     configure_logging()
+    _allow_files(settings.max_connections)
     app = create_app(settings)
     app.state.executor.start()
     app.state.executor.await_verdict()  # a service without its GPU would only fail later, job by job
@@ -48,9 +51,12 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         app,
         host,
         port,
+        http=bounded(settings),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # service.api.forwarded reads them
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
     server = _AnnouncingServer(config, settings, app.state.executor.names)
@@ -62,6 +68,16 @@ def run_server(settings: Settings, host: str, port: int) -> None:
         raise SettingsError(msg)
     if not server.started:
         sys.exit(1)
+
+
+def _allow_files(connections: int) -> None:
+    """Let this process hold as many files as the connections need, if the system's hard limit allows it."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + 1024
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most)
+        )
 
 
 class _AnnouncingServer(uvicorn.Server):

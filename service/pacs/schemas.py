@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-from service.schemas import DicomObject, Problem, State, StatementStatus, Wire
+from service.schemas import DicomObject, Link, Problem, State, StatementStatus, Wire
 
 DicomStage = Literal["pull", "segment", "build", "push"]
 """Stage of a DICOM job: fetching the series, waiting for its segmentation, making objects, storing them."""
@@ -26,10 +26,10 @@ class DeliveredObject(Wire):
 class DicomLinks(Wire):
     """Links of a DICOM job."""
 
-    self: str
-    segmentation: str | None
+    self: Link
+    segmentation: Link | None
     """The segmentation job, once it exists; its results can be fetched there, too."""
-    retry: str | None
+    retry: Link | None
     """Where to retry dead letters, if there are any."""
 
 

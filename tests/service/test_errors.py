@@ -43,12 +43,18 @@ decoder-deadline 422 The file took too long to decode
 bad-request 400 The request cannot be served
 payload-too-large 413 The upload is too large
 upload-incomplete 400 The upload was interrupted
+malformed-request 400 The request is not HTTP
+headers-too-large 431 The headers are too large
+request-too-slow 408 The request came too slowly
 unknown-host 400 The request is addressed to another host
 unsupported-media-type 415 The content type is not supported
 invalid-request 422 A parameter of the request is not valid
 idempotency-key-reused 422 The idempotency key belongs to another request
 unauthorized 401 A key is needed
 forbidden 403 Not allowed
+foreign-origin 403 Sent by a page of another site
+too-many-jobs 429 Too many unfinished jobs
+too-many-uploads 429 Too many uploads at a time
 model-not-found 404 There is no such model
 model-unloaded 409 This model is out of service
 job-not-found 404 There is no such segmentation

@@ -88,8 +88,10 @@ def test_the_documented_default_is_the_default() -> None:
         shown = documented[name.upper()].strip("`")
         if name == "state_dir":
             assert Path(shown).expanduser() == field.get_default(call_default_factory=True)
-        elif field.default == ():
+        elif field.default in ((), ""):
             assert shown == "none"
+        elif isinstance(field.default, tuple):
+            assert shown == ", ".join(map(str, field.default))
         elif isinstance(field.default, float):
             assert float(shown) == field.default
         else:
@@ -161,4 +163,21 @@ def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, given: st
     """Patterns are refused, because they would match every page."""
     monkeypatch.setenv("CALIBRANT_MONAILABEL_ORIGINS", given)
     with pytest.raises(SettingsError, match="CALIBRANT_MONAILABEL_ORIGINS"):
+        Settings.read()
+
+
+@pytest.mark.parametrize("given", ["calibrant", "/calibrant/", "//x", "/a/../b", "/a b", "/.."])
+def test_what_is_no_prefix_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """A prefix begins with a slash and ends without one."""
+    monkeypatch.setenv("CALIBRANT_ROOT_PATH", given)
+    with pytest.raises(SettingsError, match="CALIBRANT_ROOT_PATH"):
+        Settings.read()
+
+
+def test_trusted_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses and networks are separated by commas; a name is refused, because whoever answers for it would be trusted."""
+    monkeypatch.setenv("CALIBRANT_TRUSTED_PROXIES", "10.0.0.7, 172.18.0.0/16,::1")
+    assert [str(network) for network in Settings.read().trusted_proxies] == ["10.0.0.7/32", "172.18.0.0/16", "::1/128"]
+    monkeypatch.setenv("CALIBRANT_TRUSTED_PROXIES", "proxy.example")
+    with pytest.raises(SettingsError, match="CALIBRANT_TRUSTED_PROXIES"):
         Settings.read()

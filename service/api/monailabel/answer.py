@@ -18,7 +18,7 @@ from service.result.files import MASK, RESULT, SUMMARY, mark_of
 from service.result.frame import read_frame
 from service.result.outputs import read_mask
 from service.result.segnrrd import encode_nrrd, encode_segmentation
-from service.schemas import Accept, CaseResult, Job, Stage, Summary
+from service.schemas import LINK_PREFIX, Accept, CaseResult, Job, Stage, Summary
 
 BINARY: Final = "application/octet-stream"
 """Media type of every mask; OHIF searches a form for exactly this text."""
@@ -101,7 +101,7 @@ def describe(job: Job, result: Path) -> dict[str, Any]:
         "centroids": {name: [value, *centre.tolist()] for (name, value), centre in centroids.items()},
         "latencies": {**latencies, "total": round(sum(seconds.values()), 3), "transform": {}},
         "calibration": summary.model_dump(mode="json"),
-        "confidence_url": job.links.confidence,
+        "confidence_url": job.links.confidence and LINK_PREFIX.get() + job.links.confidence,
         "job_url": job.links.self,
     }
 

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api.checks import check_scan_of
 from service.api.deps import Services
 from service.api.multipart import pieces_of
-from service.api.upload import FRAME_BYTES, limited_body, reject_headers, too_large
+from service.api.upload import FRAME_BYTES, admitted, limited_body, too_large
 from service.errors import InvalidRequest
 from service.schemas import Scan
 from service.storage.local import Upload
@@ -45,12 +45,12 @@ async def receive_form(request: Request, services: Services, owner: str, field: 
         UploadIncomplete: the connection closed first.
         ScanError: the file's header, geometry or length is invalid.
         StorageFull: no space is left.
+        TooManyUploads, ServiceBusy: there is no room for another upload.
     """
     limit = services.settings.max_upload_bytes
-    reject_headers(request, limit)
     params = bytearray()
     received = scan_part = 0
-    with Upload(services.state, owner) as upload:
+    with admitted(request, services, owner) as place, Upload(services.state, owner) as upload:
         body = limited_body(request, limit + FRAME_BYTES)
         async for piece in pieces_of(body, request.headers.get("content-type", "")):
             if piece.is_file:
@@ -59,6 +59,7 @@ async def receive_form(request: Request, services: Services, owner: str, field: 
                 received += len(piece.data)
                 if received > limit:
                     raise too_large(limit)
+                place.grow(received)
                 await run_in_threadpool(upload.write, piece.data)
             elif piece.name == "params":
                 params += piece.data

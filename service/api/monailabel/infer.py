@@ -47,6 +47,7 @@ async def infer(  # noqa: PLR0913, PLR0917 - a request has many parts
     The job goes on when the client disconnects; `/v1/segmentations` shows it like any other.
     """
     bundle = services.registry.find(model)
+    await run_in_threadpool(services.jobs.reject_full, owner.name)
     sent = await receive_form(request, services, owner.name, "file")
     wish = Wish.read(sent.params)
     scan = await _scan_of(services, owner, session_id, image, sent.scan)

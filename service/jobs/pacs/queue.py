@@ -96,6 +96,7 @@ class PacsJobs:
                     outcome = build_objects(identifier, order)
             finally:
                 self.worker.live.pop(identifier, None)
+                self.queue.count_out(identifier)
             if outcome["failure"] is None or outcome.get("reported"):
                 self._enqueue_push(identifier, order["destination"], 0)
             return {"failure": outcome["failure"]}
@@ -104,6 +105,8 @@ class PacsJobs:
 
     def start(self) -> None:
         """Let the queues run and erase ledgers without a job; DBOS has been launched."""
+        for status in DBOS.list_workflows(name=WORKFLOW, status=["ENQUEUED", "PENDING"], load_output=False):
+            self.queue.count_in(status.workflow_id, DicomOrder.of(status).owner)
         ledgers = [folder.name for folder in self.state.dicom.iterdir()]
         for identifier in self.queue.table.missing(ledgers, [WORKFLOW]):
             shutil.rmtree(self.state.dicom / identifier, ignore_errors=True)
@@ -157,6 +160,8 @@ class PacsJobs:
             accept=request.accept,
         )
         identifier = order.identifier(key)
+        if DBOS.get_workflow_status(identifier) is None:
+            self.queue.count_in(identifier, order.owner)
         with SetWorkflowID(identifier), DBOSContextSetAuth(order.owner, None):
             DBOS.enqueue_workflow(QUEUE, self._dicom, order.document)
         return self.find(order.owner, identifier)
@@ -248,6 +253,7 @@ class PacsJobs:
     def _stop(self, identifier: str) -> None:
         status = DBOS.get_workflow_status(identifier)
         DBOS.cancel_workflow(identifier)
+        self.queue.count_out(identifier)
         for push in self._pushes(identifier):
             DBOS.cancel_workflow(push.workflow_id)
         if status is not None:

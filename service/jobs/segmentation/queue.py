@@ -29,10 +29,11 @@ from dbos import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.bundle.registry import Registry
-from service.errors import IdempotencyKeyReused, InvalidRequest, JobFinished, JobNotFound
+from service.errors import CalibrantError, IdempotencyKeyReused, InvalidRequest, JobFinished, JobNotFound
 from service.executors.pool import ExecutorPool
 from service.jobs.database import JobDatabase, SqliteDatabase
 from service.jobs.guard import Guard
+from service.jobs.segmentation.bounds import Bounds
 from service.jobs.segmentation.ends import Ends
 from service.jobs.segmentation.line import Line
 from service.jobs.segmentation.records import QUEUE, STATUSES, WORKFLOW, newest_first
@@ -73,6 +74,7 @@ class SegmentationJobs:
     executor: ExecutorPool
     metrics: Metrics
     database: JobDatabase
+    bounds: Bounds = field(default_factory=lambda: Bounds(20_000, 50_000))
     worker: Worker = field(init=False)
     watch: Watch = field(init=False)
     guard: Guard = field(init=False)
@@ -90,7 +92,14 @@ class SegmentationJobs:
         self.table = JobTable(self.database)
         self.line = Line(self.table, QUEUE, sorted(PRIORITIES.values()))
         self.worker = Worker(
-            self.state, self.registry, self.executor, self.metrics, self._set_concurrency, self.line.leave, self.guard
+            self.state,
+            self.registry,
+            self.executor,
+            self.metrics,
+            self._set_concurrency,
+            self.line.leave,
+            self.guard,
+            self.bounds.leave,
         )
         self.watch = Watch(self.look_at, self.worker.ends, self.worker.ended)
 
@@ -134,6 +143,11 @@ class SegmentationJobs:
         self.guard.start()
         DBOS.launch()
         self.table.prepare()
+        unfinished = DBOS.list_workflows(name=WORKFLOW, status=STATUSES["queued"], load_output=False)
+        with self.worker.turn:
+            self.bounds.begin_with({status.workflow_id: WorkflowInput.of(status).owner for status in unfinished})
+            for identifier in self.worker.ended:  # meanwhile
+                self.bounds.leave(identifier)
         self._sweep()
         self._queue = DBOS.register_queue(
             QUEUE, worker_concurrency=self.worker.places, polling_interval_sec=POLL_S, on_conflict="always_update"
@@ -171,20 +185,58 @@ class SegmentationJobs:
             IdempotencyKeyReused: the key belongs to another order.
             ScanNotFound: the scan was erased meanwhile, with another job.
             CalibrantError: disk or database cannot be used at the moment.
+            TooManyJobs, ServiceBusy: there is no room for another job.
         """
         self.guard.reject()
         identifier = identifier_of(order.owner, idempotency_key)
         with self.worker.turn:
+            self._reject_full(order.owner, identifier, idempotency_key)
             self.state.find_scan(order.owner, order.scan)
+            is_new = idempotency_key is None or DBOS.get_workflow_status(identifier) is None
             self._enqueue(order, identifier, priority)
+            if is_new:
+                self.bounds.join(identifier, order.owner)
         status = DBOS.get_workflow_status(identifier)
         if status is None or WorkflowInput.of(status) != order:
             msg = "The Idempotency-Key was used before for another scan, model or outputs, or with another `accept`. Send a new key for a new request."
             raise IdempotencyKeyReused(msg)
         return self._describe(status)
 
+    def reject_full(self, owner: str, idempotency_key: str | None = None) -> None:
+        """Refuse a job before its scan is received, if there is no room for it; one that exists already needs none.
+
+        Raises:
+            TooManyJobs, ServiceBusy: as `submit`.
+        """
+        with self.worker.turn:
+            self._reject_full(owner, identifier_of(owner, idempotency_key), idempotency_key)
+
+    def count_in(self, identifier: str, owner: str) -> None:
+        """Count a job of another kind among the owner's unfinished ones."""
+        with self.worker.turn:
+            self.bounds.join(identifier, owner)
+
+    def count_out(self, identifier: str) -> None:
+        """Count it no longer."""
+        with self.worker.turn:
+            self.bounds.leave(identifier)
+
+    def _reject_full(self, owner: str, identifier: str, idempotency_key: str | None) -> None:
+        try:
+            self.bounds.reject_full(owner, self._seconds_between_ends)
+        except CalibrantError:
+            if idempotency_key is None or DBOS.get_workflow_status(identifier) is None:
+                raise
+
+    def _seconds_between_ends(self) -> float | None:
+        seconds = self.worker.seconds
+        return sum(seconds) / len(seconds) / max(self.executor.working, 1) if seconds else None
+
     def enqueue_child(self, order: WorkflowInput, idempotency_key: str) -> None:
-        """Enqueue a job from within a workflow, which DBOS records as its parent; repeating that is harmless."""
+        """Enqueue a job from within a workflow, which DBOS records as its parent; repeating that is harmless.
+
+        The parent counts among the unfinished jobs, so this one does not.
+        """
         with self.worker.turn:
             self._enqueue(order, identifier_of(order.owner, idempotency_key), "normal")
 
@@ -338,6 +390,9 @@ class SegmentationJobs:
         DBOS.cancel_workflow(identifier)
         self.line.leave(identifier)
         self.worker.stop(identifier)
+        with self.worker.turn:
+            if identifier not in self.worker.live:
+                self.bounds.leave(identifier)
 
     def _status(self, owner: str, identifier: str) -> WorkflowStatus:
         status = self._remembered(identifier)

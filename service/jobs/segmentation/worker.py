@@ -65,6 +65,7 @@ class Worker:
         take: sets how many jobs may be out of the queue. One that is out without a device waits for one.
         note: told the id of a job that has left the queue or ended.
         guard: a job that finds no room waits there.
+        leave: called with the id of each job that has ended, with `turn` held.
     """
 
     state: StateDirectory
@@ -74,6 +75,7 @@ class Worker:
     take: Callable[[int], None]
     note: Callable[[str], None]
     guard: Guard
+    leave: Callable[[str], None] = lambda _: None
     live: dict[str, Live] = field(default_factory=dict)
     """Jobs that have left the queue and have not ended, by id."""
     cancelled: set[str] = field(default_factory=set)
@@ -120,6 +122,7 @@ class Worker:
                 self.ended.append(identifier)
                 self.live.pop(identifier, None)
                 self.cancelled.discard(identifier)
+                self.leave(identifier)
             self.note(identifier)
             self.ends.tell()
         self._take_ahead(ahead=False)

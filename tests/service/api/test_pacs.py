@@ -116,7 +116,7 @@ def send(tmp_path: Path, fake: Fake, ask: Callable[..., httpx.Response]) -> Send
     settings = Settings(state_dir=tmp_path / "state", keys_file=keys)
     app: FastAPI = create_app(settings)
     state = StateDirectory(settings.state_dir)
-    nothing: Any = SimpleNamespace()
+    nothing: Any = SimpleNamespace(reject_full=lambda *_: None)
     services: Any = (settings, state, Registry.scan(SHIPPED), nothing, Keys(keys), Sessions(8), Metrics(), fake, fake)
     app.state.services = Services(*services)
 

@@ -169,7 +169,11 @@ def test_an_unknown_route_is_404(http: httpx.Client, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("PUT", "/v1/segmentations", "GET, POST"), ("DELETE", "/v1/models", "GET"), ("PUT", "/v2/health/live", "GET")],
+    [
+        ("PUT", "/v1/segmentations", "GET, HEAD, POST"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("PUT", "/v2/health/live", "GET, HEAD"),
+    ],
 )
 def test_another_method_is_405(http: httpx.Client, method: str, path: str, allowed: str) -> None:
     """The answer names the methods of the route, as RFC 9110, section 15.5.6, requires."""

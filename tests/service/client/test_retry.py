@@ -63,6 +63,16 @@ def test_a_pause_longer_than_the_patience_is_not_begun() -> None:
     assert _attempts(ServerProblem("x", 429, retry_after_s=3600)) == 1
 
 
+@pytest.mark.parametrize("problem", ["too-many-jobs", "too-many-uploads", "service-busy"])
+def test_f2_waiting_for_room_is_waiting_in_a_queue(problem: str) -> None:
+    """A server that is full and says for how long is asked again beyond the usual patience, up to an hour; never without any."""
+    full = ServerProblem("x", 429, problem_type=f"/problems/{problem}", retry_after_s=300)
+
+    assert _attempts(full) == 5
+    assert _attempts(full, patience_s=0) == 1
+    assert _attempts(ServerProblem("x", 429, problem_type=f"/problems/{problem}", retry_after_s=3601)) == 1
+
+
 def test_without_patience_nothing_is_repeated() -> None:
     """With zero seconds of patience there is one attempt."""
     assert _attempts(ServerProblem("x", 503), patience_s=0) == 1

@@ -81,7 +81,7 @@ def test_f10_who_waits_too_long_is_told_when_to_come_again() -> None:
                 async with budget.claim(60):
                     pass
             assert busy.value.status == 503
-            assert busy.value.retry_after_s > 0
+            assert (busy.value.retry_after_s or 0) > 0
             cancelled = asyncio.ensure_future(budget.claim(60).__aenter__())
             await asyncio.sleep(0.01)
             behind = asyncio.ensure_future(budget.claim(40).__aenter__())

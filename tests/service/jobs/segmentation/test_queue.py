@@ -18,8 +18,10 @@ from service.errors import (
     JobNotFound,
     NonFiniteVoxels,
     ScanNotFound,
+    TooManyJobs,
 )
 from service.jobs.segmentation import queue as segment
+from service.jobs.segmentation.bounds import Bounds
 from service.jobs.segmentation.queue import SegmentationJobs
 from service.jobs.segmentation.status import WorkflowInput
 from service.result.files import RESULT
@@ -76,6 +78,31 @@ def test_an_idempotency_key_names_one_job(queue: SegmentationJobs, executor: Fak
             submit(scan, "one key", **other)
     assert submit("slow", "another key").id != first.id
     assert submit("slow").id != submit("slow").id
+
+
+def test_f2_every_end_of_a_job_makes_room(
+    queue: SegmentationJobs, executor: FakeExecutor, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that succeed, are cancelled or erased leave the count; a key that came before is answered even when all is full."""
+    running, waiting = submit("slow", "mine"), submit("waits")
+    assert executor.entered.wait(10)
+    assert len(queue.bounds) == 2
+    monkeypatch.setattr(queue, "bounds", bounds := Bounds(2, 2))
+    bounds.begin_with({running.id: "local", waiting.id: "local"})
+    monkeypatch.setattr(queue.worker, "leave", bounds.leave)
+
+    with pytest.raises(TooManyJobs) as caught:
+        submit("third")
+    assert caught.value.retry_after_s is not None
+    assert submit("slow", "mine").id == running.id
+    queue.cancel("local", waiting.id)
+    last = submit("third")
+    queue.erase("local", last.id)
+    executor.released.set()
+    queue.wait("local", running.id, 10)
+    submit("slow", "mine")
+
+    assert len(bounds) == 0
 
 
 def test_an_unknown_job_is_said(queue: SegmentationJobs) -> None:
