@@ -112,7 +112,7 @@ async def _lifespan(services: Services) -> AsyncIterator[None]:
     jobs, dicom = services.jobs, services.dicom
     jobs.executor.start()
     start_sandbox("service.derived.dicom")
-    sweeper = Sweeper(jobs, services.state, _policy(services.settings), dicom)
+    sweeper = Sweeper(jobs, services.state, _policy(services), dicom)
     try:
         await run_in_threadpool(jobs.launch, dicom.register)
         await run_in_threadpool(dicom.start)
@@ -126,8 +126,13 @@ async def _lifespan(services: Services) -> AsyncIterator[None]:
         await run_in_threadpool(jobs.close)
 
 
-def _policy(settings: Settings) -> Policy:
+def _policy(services: Services) -> Policy:
+    settings = services.settings
+
     def days(number: float | None) -> dt.timedelta | None:
         return None if number is None else dt.timedelta(days=number)
 
-    return Policy(days(settings.retention_days), days(settings.logits_retention_days))
+    # A directory of an earlier version, which kept everything, gets as many days of notice.
+    notice = days(settings.retention_days) if settings.retention_is_default else None
+    not_before = services.state.first_swept(dt.datetime.now(dt.UTC)) + notice if notice else None
+    return Policy(days(settings.retention_days), days(settings.logits_retention_days), not_before)

@@ -41,6 +41,10 @@ def _reject_short_secret(secret: SecretStr | None) -> SecretStr | None:
     return secret
 
 
+def _never(days: object) -> object:
+    return None if days in {"never", ""} else days
+
+
 def _split(origins: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(origins.replace(",", " ").split()) if isinstance(origins, str) else origins
 
@@ -110,8 +114,8 @@ class Settings(BaseSettings):
     """File of API keys, written by `calibrant keys`. With it, every request needs a key, and the service may listen beyond this machine."""
     session_hours: PositiveFloat = 8.0
     """Hours until a browser must log in again."""
-    retention_days: PositiveFloat | None = None
-    """Days after which a finished job is erased with its scan and results; by default it is kept until deleted."""
+    retention_days: Annotated[PositiveFloat | None, BeforeValidator(_never)] = 30.0
+    """Days after which a finished job is erased with its scan and results; `never` keeps it until somebody deletes it."""
     logits_retention_days: PositiveFloat | None = None
     """Days after which the logits behind probabilities and uncertainty are erased; by default they are kept with the job."""
     pacs_file: Path | None = None
@@ -131,6 +135,19 @@ class Settings(BaseSettings):
     """Addresses or networks of the reverse proxies whose X-Forwarded- headers are believed, separated by commas."""
     behind_proxy: bool = False
     """Whether a reverse proxy authenticates every request, so that the service may listen beyond this machine."""
+
+    @property
+    def retention_is_default(self) -> bool:
+        """Whether nobody has chosen how long finished jobs are kept."""
+        return "retention_days" not in self.model_fields_set
+
+    @property
+    def retention_text(self) -> str:
+        """A sentence about how long finished jobs are kept."""
+        if self.retention_days is None:
+            return "finished jobs are kept until somebody deletes them"
+        default = "; CALIBRANT_RETENTION_DAYS=never keeps them" if self.retention_is_default else ""
+        return f"finished jobs are erased after {self.retention_days:g} days (unfinished ones never){default}"
 
     @property
     def postgresql_url(self) -> str | None:

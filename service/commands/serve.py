@@ -16,6 +16,7 @@ from service.errors import SettingsError
 from service.observability.log import configure_logging
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
+from service.storage.scratch import remove_scratch
 
 LAST_ANSWERS_S: Final = 3
 """Seconds that running requests have when the service is asked to end; those that wait for a job could take for ever."""
@@ -90,6 +91,10 @@ class _AnnouncingServer(uvicorn.Server):
         self.refusal: OSError | None = None
         """Why it cannot listen; uvicorn only logs it."""
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        remove_scratch()  # uvicorn then ends the process by the signal that it got, and nothing else runs at its end
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
@@ -103,6 +108,7 @@ class _AnnouncingServer(uvicorn.Server):
         sys.stdout.write(
             f"Calibrant {__version__} listens at {address} (routes: {address}/docs)\n"
             f"  devices: {self._devices}; state in {self._settings.state_dir}; no telemetry\n"
+            f"  {self._settings.retention_text}\n"
             f"  {RESEARCH_USE_ONLY}\n"
         )
         sys.stdout.flush()

@@ -27,6 +27,7 @@ from service.errors import CalibrantError, DeviceUnavailable, InferenceCrashed, 
 from service.executors.memory import machine_memory_bytes
 from service.executors.resident import CANCEL, FAILED, FAULT, FORGET, READY, RUN, STAGE, UNUSABLE, Terms, serve
 from service.schemas import CaseResult, Output, Report
+from service.storage.scratch import scratch
 
 log = structlog.get_logger(__name__)
 
@@ -332,6 +333,7 @@ class EmbeddedExecutor:
         return self._child
 
     def _new_child(self) -> _Child:
+        scratch()  # which the child shares: it may be killed
         ours, theirs = _PROCESSES.Pipe()
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         child = _PROCESSES.Process(target=serve, args=(theirs, self._terms), name="calibrant-inference")

@@ -20,6 +20,7 @@ from service.intake.sandbox import decode_sandboxed
 from service.result.files import offers_dicom, reject_without_logits, reject_without_series
 from service.result.nifti import Content, VoxelType
 from service.schemas import DEFAULT_OBJECTS, DicomObject, Measured, Superseded
+from service.storage.scratch import scratch
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
 _TURN: Final = threading.Semaphore(1)
@@ -125,6 +126,7 @@ def derive_refusal(scan: Path, work: Path, bundle: Path, detail: str, seconds: f
 
 def _in_child(work: Callable[..., None], result: Path, seconds: float, *arguments: object) -> None:
     with _TURN:
+        scratch()  # the server of the processes puts its socket there
         process = _PROCESSES.Process(target=work, args=(result, *arguments), daemon=True)
         process.start()
         process.join(seconds)

@@ -38,6 +38,7 @@ from service.intake.decode import check_scan, decode_scan
 from service.intake.formats import nifti
 from service.intake.formats.archive import MAX_UNPACKED_BYTES
 from service.intake.landlock import landlock_version, read_only_this
+from service.storage.scratch import scratch
 from service.volume import Stated, Volume
 
 _PROCESSES: Final = multiprocessing.get_context("forkserver")
@@ -145,6 +146,7 @@ class _DecoderChild:
     @classmethod
     def started(cls) -> "_DecoderChild":
         """Start a process."""
+        scratch()  # the server of the processes puts its socket there
         ours, theirs = _PROCESSES.Pipe()
         process = _PROCESSES.Process(target=_decode_in_child, args=(theirs,), daemon=True)
         process.start()

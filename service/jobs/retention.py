@@ -27,10 +27,12 @@ class Policy:
     Args:
         jobs: for finished jobs with their scans and results, and for scans that no job was made from.
         logits: for the logits behind probabilities and uncertainty.
+        not_before: no job or scan is erased before, however old; None if that was decided long ago.
     """
 
     jobs: dt.timedelta | None
     logits: dt.timedelta | None
+    not_before: dt.datetime | None = None
 
 
 def sweep(
@@ -38,7 +40,7 @@ def sweep(
 ) -> int:
     """Erase what is older than the policy allows, and return the number of jobs, scans and files of logits erased."""
     removed = 0
-    if policy.jobs is not None:
+    if policy.jobs is not None and (policy.not_before is None or policy.not_before <= now):
         removed += dicom.erase_finished(now - policy.jobs) if dicom else 0
         removed += jobs.erase_finished(now - policy.jobs)
         removed += _erase_idle_scans(jobs, state, now - policy.jobs)

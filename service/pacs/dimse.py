@@ -23,6 +23,7 @@ from service.errors import PacsBadResponse, PacsBusy, PacsError, PacsRefused, Pa
 from service.pacs.config import Dimse, Pacs
 from service.pacs.listener import listen
 from service.pacs.selection import Series
+from service.storage.scratch import scratch
 
 VERIFICATION: Final = UID("1.2.840.10008.1.1")
 _FIND: Final = UID("1.2.840.10008.5.1.4.1.2.2.1")  # Study Root Query/Retrieve Information Model (PS3.4 C.6.2)
@@ -150,7 +151,7 @@ class DimsePeer:
 
     def _move(self, query: Dataset) -> Iterator[bytes]:
         """Yield the files that a C-MOVE delivers; all of them are first received on disk."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
             with _MOVES, self._receiving(Path(folder)):
                 self._ask_for(query)
             for path in sorted(Path(folder).iterdir()):

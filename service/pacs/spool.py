@@ -25,6 +25,7 @@ from service.pacs.instance import read_instance, read_series
 from service.pacs.selection import Series
 from service.pacs.web import write_zip
 from service.storage.durable import sync_folder, write_durably
+from service.storage.scratch import scratch
 
 KEEP_S: Final = 3600.0
 """Seconds without a new image after which a series is erased; slices that arrive later start a new one."""
@@ -105,7 +106,7 @@ class Spool:
         files = self._files(study, series)
         if len(files) < max(_announced_images(path) for path in files):
             return False
-        with tempfile.NamedTemporaryFile(suffix=".zip") as packed:
+        with tempfile.NamedTemporaryFile(suffix=".zip", dir=scratch()) as packed:
             write_zip((path.read_bytes() for path in files), packed)
             packed.flush()
             try:

@@ -11,6 +11,7 @@
     jobs.sqlite             owned by DBOS, unless its database is on a PostgreSQL server
     identity                the name of this directory in such a database
     unloaded.json           names of the models that are out of service
+    swept                   when a service with a default retention first used this directory
     reserve                 space that is given up for erasing on a full disk (service.storage.room)
 
 Only the user of the service may read any of it, whatever the umask was.
@@ -19,6 +20,7 @@ A result is published by renaming the folder of a whole attempt, so it is never 
 finishes later finds the name taken.
 """
 
+import datetime as dt
 import errno
 import fcntl
 import hashlib
@@ -50,6 +52,7 @@ RESULT: Final = "result.json"
 
 _UNLOADED: Final = "unloaded.json"
 _IDENTITY: Final = "identity"
+_SWEPT: Final = "swept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,16 @@ class StateDirectory:
         """Drop the name; the next use of `identity` creates another."""
         (self.root / _IDENTITY).unlink(missing_ok=True)
         sync_folder(self.root)
+
+    def first_swept(self, now: dt.datetime) -> dt.datetime:
+        """Return when this was called first; the time is kept."""
+        path = self.root / _SWEPT
+        if not path.exists():
+            draft = self.incoming / _SWEPT
+            write_durably(draft, now.isoformat().encode())
+            draft.rename(path)
+            sync_folder(self.root)
+        return dt.datetime.fromisoformat(path.read_text())
 
     @property
     def holds_cases(self) -> bool:

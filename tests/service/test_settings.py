@@ -28,7 +28,7 @@ def test_defaults_are_safe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert (settings.case_deadline_s, settings.max_wait_s) == (600, 60)
     assert settings.behind_proxy is False
     assert (settings.keys_file, settings.session_hours) == (None, 8)
-    assert (settings.retention_days, settings.logits_retention_days) == (None, None)
+    assert (settings.retention_days, settings.logits_retention_days) == (30, None)
     assert not settings.state_dir.exists()
 
 
@@ -49,6 +49,19 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.keys_file, settings.session_hours) == (Path("/k.json"), 0.5)
     assert (settings.retention_days, settings.logits_retention_days) == (30, 1.5)
     assert settings.memory_bytes == 1 << 30
+
+
+def test_f8_how_long_jobs_are_kept_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default is 30 days and says how to keep them; a choice is said without that."""
+    assert Settings().retention_is_default
+    assert Settings().retention_text == (
+        "finished jobs are erased after 30 days (unfinished ones never); CALIBRANT_RETENTION_DAYS=never keeps them"
+    )
+    monkeypatch.setenv("CALIBRANT_RETENTION_DAYS", "7.5")
+    assert Settings().retention_text == "finished jobs are erased after 7.5 days (unfinished ones never)"
+    monkeypatch.setenv("CALIBRANT_RETENTION_DAYS", "never")
+    assert (Settings().retention_days, Settings().retention_is_default) == (None, False)
+    assert Settings().retention_text == "finished jobs are kept until somebody deletes them"
 
 
 def test_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:

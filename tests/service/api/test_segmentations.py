@@ -1,6 +1,7 @@
 import base64
 import datetime as dt
 import json
+import os
 import sqlite3
 import time
 import uuid
@@ -545,3 +546,32 @@ def test_a_deleted_job_is_gone(
     again = http.post(ROUTE, content=content, headers=key | {"Prefer": "wait=50"}).json()
     assert again["state"] == "succeeded"
     assert again["id"] != occupied["id"]
+
+
+def _holding(state: Path, traces: dict[str, bytes]) -> dict[str, list[str]]:
+    """Return the names of the files in which each trace stands, or whose path it is part of."""
+    return {
+        name: [
+            str(path.relative_to(state))
+            for path in state.rglob("*")
+            if trace in os.fsencode(path) or (path.is_file() and trace in path.read_bytes())
+        ]
+        for name, trace in traces.items()
+    }
+
+
+def test_f13_erasure_leaves_nothing(http: httpx.Client, nifti: Nifti, server_state: Path) -> None:
+    """No byte of the state directory holds the job's id, the scan's hash or the name of its file, not even in the log."""
+    content = nifti(descrip=uuid.uuid4().hex.encode())
+    name = f"sub-canary{uuid.uuid4().hex}_T1w.nii.gz"
+    answer = http.post(ROUTE, files={"file": (name, content)}, headers={"Prefer": "wait=50"}).json()
+    traces = {"job": answer["id"].encode(), "scan": answer["scan"].encode(), "file": name.encode()}
+    before = _holding(server_state, traces)
+    assert "jobs.sqlite" in " ".join(before["job"] + before["scan"])
+
+    assert http.delete(answer["links"]["self"]).status_code == 204
+
+    deadline = time.monotonic() + 10
+    while any((after := _holding(server_state, traces)).values()) and time.monotonic() < deadline:
+        time.sleep(0.5)  # somebody else may have been reading the database
+    assert after == {"job": [], "scan": [], "file": []}

@@ -83,6 +83,7 @@ def test_a_running_server_says_where_it_is(tmp_path: Path) -> None:
         address = _address(process)
         assert process.stdout is not None
         assert f"state in {state}; no telemetry" in process.stdout.readline()
+        assert "finished jobs are erased after 30 days" in process.stdout.readline()
         assert "For research use only" in process.stdout.readline()
         assert httpx.get(f"{address}/v2/health/live").json() == {"live": True}
 

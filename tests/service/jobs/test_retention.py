@@ -59,6 +59,18 @@ def test_jobs_and_idle_scans_are_erased_after_their_days(state: StateDirectory) 
     assert [path.exists() for path in (old, used, fresh)] == [False, True, True]
 
 
+def test_f8_a_default_gives_notice(state: StateDirectory) -> None:
+    """Until the notice has passed, nothing is erased, however old; afterwards it is."""
+    scan, jobs = make(state.scan("local", "old"), 999), Jobs()
+    policy = Policy(30 * DAY, None, state.first_swept(NOW) + 30 * DAY)
+
+    assert sweep(cast("SegmentationJobs", jobs), state, policy, NOW + 29 * DAY) == 0
+    assert scan.exists()
+    assert sweep(cast("SegmentationJobs", jobs), state, policy, NOW + 30 * DAY) == 3
+    assert not scan.exists()
+    assert state.first_swept(NOW + 99 * DAY) == NOW
+
+
 def test_logits_go_before_their_job(state: StateDirectory) -> None:
     """Logits older than their policy are erased; mask and newer logits stay."""
     old, young = (make(state.results / job / "logits.npy.gz", days) for job, days in (("a", 3), ("b", 1)))
