@@ -23,7 +23,10 @@ from service.api.monailabel.door import Door
 from service.api.openapi import describe
 from service.api.origins import OwnOrigin
 from service.api.security import SecurityHeaders
+from service.bundle.proof import prove
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
+from service.bundle.signature import read_public_keys
+from service.bundle.trust import Trust
 from service.executors.on_demand import derive_dicom
 from service.executors.pool import ExecutorPool
 from service.intake.budget import Budget
@@ -94,7 +97,8 @@ def _services(settings: Settings) -> Services:
     database = open_database(state, settings.postgresql_url)
     keys = Keys(settings.keys_file) if settings.keys_file else None
     folders = [SHIPPED, *([settings.bundle_dir] if settings.bundle_dir else [])]
-    registry = Registry.scan(*folders, unloaded=state.unloaded)
+    trust = Trust(settings.bundle_pins or {}, read_public_keys(settings.bundle_keys_file), prove)
+    registry = Registry.scan(*folders, unloaded=state.unloaded, trust=trust)
     metrics = Metrics()
     pacs_file = read_pacs_file(settings.pacs_file)
     executor = ExecutorPool.of(settings, warm=registry.ready.get(DEFAULT_MODEL))
@@ -114,6 +118,8 @@ async def _lifespan(services: Services) -> AsyncIterator[None]:
     start_sandbox("service.derived.dicom")
     sweeper = Sweeper(jobs, services.state, _policy(services), dicom)
     try:
+        # Before the jobs: one that waits for a bundle must find it, or its reason.
+        await run_in_threadpool(services.registry.prove)
         await run_in_threadpool(jobs.launch, dicom.register)
         await run_in_threadpool(dicom.start)
         sweeper.start()

@@ -45,6 +45,17 @@ def _never(days: object) -> object:
     return None if days in {"never", ""} else days
 
 
+def _pins(pins: str | dict[str, str] | None) -> dict[str, str] | None:
+    if not isinstance(pins, str):
+        return pins
+    named = [re.fullmatch(r"([a-z0-9-]+)@([0-9a-f]{64})", pin) for pin in pins.replace(",", " ").split()]
+    chosen = {pin[1]: pin[2] for pin in named if pin}
+    if len(chosen) < len(named):
+        msg = "expected NAME@SHA256 of models, each name once, with commas between them; GET /v1/models shows the identities"
+        raise ValueError(msg)
+    return chosen or None
+
+
 def _split(origins: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(origins.replace(",", " ").split()) if isinstance(origins, str) else origins
 
@@ -72,6 +83,10 @@ class Settings(BaseSettings):
     """Folder of scans, jobs and results. It must be on a local disk, not on a network share."""
     bundle_dir: Path | None = None
     """Folder of further bundles, a folder for each, besides the shipped ones."""
+    bundle_pins: Annotated[dict[str, str] | None, NoDecode, BeforeValidator(_pins)] = None
+    """The one version that is served of each of these models: name@sha256, several with commas between them."""
+    bundle_keys_file: Path | None = None
+    """File of minisign's public keys, one on each line: every bundle of `bundle_dir` must be signed with one of them."""
     database_url: Annotated[SecretStr | None, AfterValidator(_reject_other_databases)] = None
     """Address of the PostgreSQL database of the jobs; without it, a SQLite file in the state directory."""
     device: str = "cpu"

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 from pydantic import ValidationError
 
 from service.bundle.card import CalibrationCard
+from service.bundle.limits import reject_unservable
 from service.bundle.manifest import sha256_of, verify_manifest
 from service.bundle.schema import Declaration, ServiceConfig
 from service.errors import BundleIntegrity, BundleInvalid
@@ -49,9 +50,11 @@ def describe_bundle(root: Path) -> BundleDescription:
     Raises:
         BundleIntegrity: a file differs from the manifest, or the card belongs to other weights.
         BundleInvalid: a description breaks its schema, or weights are missing.
+        BundleUnsupported: it asks for what no machine can serve.
     """
     sha256 = verify_manifest(root)
     config, card = _read(root / CONFIG, ServiceConfig), _read(root / CARD, CalibrationCard)
+    reject_unservable(config)
     for weights in (WEIGHTS, LOCATOR) if config.locator else (WEIGHTS,):
         if not (root / weights).is_file():
             msg = f"{weights} is missing. Export the bundle again."

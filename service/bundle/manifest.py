@@ -38,7 +38,7 @@ def write_manifest(root: Path) -> str:
 
 
 def verify_manifest(root: Path) -> str:
-    """Compare every file of a bundle with its manifest and return the manifest's SHA-256, the bundle's identity.
+    """Compare every file of a bundle but its signature with its manifest and return the manifest's SHA-256, the bundle's identity.
 
     Raises:
         BundleIntegrity: there is no manifest, or a file is missing, added, changed or a link.
@@ -62,5 +62,7 @@ def _files(root: Path) -> list[str]:
         msg = f"{len(links)} symbolic links were found. A bundle holds plain files only."
         raise BundleIntegrity(msg)
     return sorted(
-        path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path != root / NAME
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.is_file() and path not in (root / NAME, root / f"{NAME}.minisig")
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -70,13 +70,39 @@ def load_bundle(root: Path, device: torch.device) -> LoadedBundle:
 
 
 def _loaded(declaration: Network, weights: Path) -> nn.Module:
+    _reject_other_shapes(declaration, weights)
     network = build_network(declaration)
     try:
         network.load_state_dict(load_file(weights), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         msg = f"models/{weights.name} does not fit the network of service.json. Export the bundle again."
         raise BundleInvalid(msg) from error
+    if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
+        msg = f"models/{weights.name} holds weights that are NaN or infinite. Export the bundle again."
+        raise BundleInvalid(msg)
     return network.eval()
+
+
+def _reject_other_shapes(declaration: Network, weights: Path) -> None:
+    """Refuse weights of other names or shapes than the network's, before either is in memory.
+
+    A declaration of a few bytes can ask for a network of any size; that of a network without memory costs nothing.
+
+    Raises:
+        BundleInvalid: they differ, or the file is not of safetensors.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in build_network(declaration).state_dict().items()}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        msg = f"models/{weights.name} is no file of safetensors, or is damaged. Export the bundle again."
+        raise BundleInvalid(msg) from error
+    if found != expected:
+        differ = sum(found.get(name) != expected.get(name) for name in {*found, *expected})
+        msg = f"models/{weights.name} does not fit the network of service.json: {differ} of {len(expected)} tensors differ. Export the bundle again."
+        raise BundleInvalid(msg)
 
 
 def _channels_last(network: nn.Module) -> nn.Module:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 from service.bundle.acceptance import Admission
 from service.bundle.description import BundleDescription
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
+from service.bundle.signature import read_public_keys
+from service.bundle.trust import Trust
 from service.client.files import Files, stem_of
 from service.client.http import Client
 from service.names import parts_of
@@ -144,10 +146,12 @@ def registry() -> Registry:
     """Return the bundles that are installed on this machine.
 
     Raises:
-        SettingsError: CALIBRANT_BUNDLE_DIR is no folder.
+        SettingsError: CALIBRANT_BUNDLE_DIR is no folder, or CALIBRANT_BUNDLE_KEYS_FILE no list of keys.
     """
-    extra = Settings.read().bundle_dir
-    return Registry.scan(SHIPPED, *([extra] if extra else []))
+    settings = Settings.read()
+    extra = settings.bundle_dir
+    trust = Trust(settings.bundle_pins or {}, read_public_keys(settings.bundle_keys_file))
+    return Registry.scan(SHIPPED, *([extra] if extra else []), trust=trust)
 
 
 def installed(model: str | None) -> BundleDescription:

@@ -91,6 +91,18 @@ def test_limits_must_be_positive(monkeypatch: pytest.MonkeyPatch, name: str, val
         Settings()
 
 
+def test_pins_name_each_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that stands twice, or a pin without a whole hash, is refused; nothing is no pin."""
+    one, other = "a" * 64, "b" * 64
+    for text, pins in (("", None), (f"x@{one}, y@{other}", {"x": one, "y": other})):
+        monkeypatch.setenv("CALIBRANT_BUNDLE_PINS", text)
+        assert Settings().bundle_pins == pins
+    for text in (f"x@{one},x@{other}", "x@abc", "x"):
+        monkeypatch.setenv("CALIBRANT_BUNDLE_PINS", text)
+        with pytest.raises(ValidationError, match="NAME@SHA256"):
+            Settings()
+
+
 def test_the_documented_default_is_the_default() -> None:
     """docs/settings.md states the default of every setting."""
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from minisign import KeyPair
 
+from service.bundle import registry as registry_module
+from service.bundle.description import describe_bundle
 from service.bundle.manifest import write_manifest
 from service.bundle.registry import Registry
-from service.errors import BundleInvalid, ModelNotFound, ModelUnloaded
+from service.bundle.trust import Trust
+from service.errors import BundleIntegrity, BundleInvalid, ModelNotFound, ModelUnloaded
 
 Reseal = Callable[[Path], str]
 
@@ -88,12 +92,81 @@ def test_missing_weights_do_not_stop_the_service(tiny_bundle: Path, reseal: Rese
     assert (list(registry.ready), list(registry.broken)) == (["tiny"], ["broken"])
 
 
-def test_the_later_folder_wins(tiny_bundle: Path, tmp_path: Path, reseal: Reseal) -> None:
-    """A bundle in the operator's folder replaces the shipped one of the same name."""
-    own = copy_of(tiny_bundle, tmp_path / "own" / "tiny", reseal, version="9.9.9")
+def test_f9_a_second_bundle_of_a_name_needs_a_pin(
+    tiny_bundle: Path, tmp_path: Path, reseal: Reseal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of the package goes on, and the other is refused with both named; a pin chooses either."""
+    own = copy_of(tiny_bundle, tmp_path / "own" / "copy", reseal, temperature=[50, 50, 50])
+    monkeypatch.setattr(registry_module, "SHIPPED", tiny_bundle.parent)
+    folders = (tiny_bundle.parent, own.parent)
+    shipped, copied = (describe_bundle(root) for root in (tiny_bundle, own))
 
-    assert Registry.scan(tiny_bundle.parent, own.parent).find("tiny").config.version == "9.9.9"
-    assert Registry.scan(own.parent, tiny_bundle.parent).find("tiny").config.version == "0.0.1"
+    registry = Registry.scan(*folders)
+
+    assert registry.find("tiny").sha256 == shipped.sha256
+    assert shipped.identity in registry.broken["copy"]
+    assert copied.identity in registry.broken["copy"]
+    for one in (shipped, copied):
+        pinned = Registry.scan(*folders, trust=Trust({"tiny": one.sha256}))
+        assert pinned.find("tiny").sha256 == one.sha256
+        assert pinned.broken == {}
+
+
+def test_f9_of_two_bundles_of_a_site_none_is_served_without_a_pin(tiny_bundle: Path, reseal: Reseal) -> None:
+    """Neither has the better right; a pin of neither names what was found, and exact copies are one model."""
+    shutil.copytree(tiny_bundle, tiny_bundle.parent / "same")
+    assert Registry.scan(tiny_bundle.parent).broken == {}
+    copy_of(tiny_bundle, tiny_bundle.parent / "other", reseal, version="9.9.9")
+
+    registry = Registry.scan(tiny_bundle.parent)
+    assert registry.ready == {}
+    assert set(registry.broken) == {"other", "same", "tiny"}
+    assert "CALIBRANT_BUNDLE_PINS=tiny@" in registry.broken["other"]
+    absent = Registry.scan(tiny_bundle.parent, trust=Trust({"tiny": "0" * 64}))
+    assert absent.ready == {}
+    assert "CALIBRANT_BUNDLE_PINS asks for" in next(iter(absent.broken.values()))
+
+
+def test_f9_an_unsigned_bundle_is_broken_where_keys_are_demanded(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that come with the package need no signature: it is trusted as its code is."""
+    trust = Trust(keys=(KeyPair.generate().public_key,))
+
+    assert "minisign" in Registry.scan(tiny_bundle.parent, trust=trust).broken["tiny"]
+    monkeypatch.setattr(registry_module, "SHIPPED", tiny_bundle.parent)
+    assert list(Registry.scan(tiny_bundle.parent, trust=trust).ready) == ["tiny"]
+
+
+def test_f9_a_bundle_that_cannot_be_loaded_is_not_ready(tiny_bundle: Path) -> None:
+    """It is broken with its reason at start, and refused when it is loaded later."""
+    trust = Trust(proof=lambda bundles: {bundle.root: "it holds a pickle" for bundle in bundles})
+    registry = Registry.scan(tiny_bundle.parent, trust=trust)
+
+    with pytest.raises(BundleInvalid, match="pickle"):
+        registry.load("tiny")
+    registry.prove()
+
+    assert (registry.ready, registry.broken) == ({}, {"tiny": "it holds a pickle"})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": [50, 50, 50]},
+        {"intensity": [{"step": "window", "low": 0, "high": 1}]},
+        {"spacing_mm": [2, 2, 2]},
+        {"overlap": 0.75},
+        {"patch_size": [16, 16, 16]},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_f9_the_card_covers_every_declared_step(tiny_bundle: Path, fields: dict[str, object]) -> None:
+    """A manifest that fits a changed declaration does not help: the card names the one that was measured."""
+    changed = copy_of(tiny_bundle, tiny_bundle.parent / "changed", write_manifest, **fields)
+
+    with pytest.raises(BundleIntegrity, match="another configuration"):
+        describe_bundle(changed)
 
 
 def test_files_beside_the_bundles_are_ignored(tiny_bundle: Path) -> None:
