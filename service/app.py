@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from service import __version__
 from service.api import docs, events, health, login, models, pacs, problems, reference, results, scans, segmentations
 from service.api import metrics as metrics_route
+from service.api.audited import Audited
 from service.api.auth import Sessions
 from service.api.deps import Services
 from service.api.forwarded import Forwarded
@@ -41,6 +42,7 @@ from service.observability.metrics import Metrics
 from service.pacs.config import read_pacs_file
 from service.schemas import RESEARCH_USE_ONLY
 from service.settings import Settings
+from service.storage.audit import AuditLog, Event
 from service.storage.keys import Keys
 from service.storage.local import StateDirectory
 
@@ -63,6 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
             cannot be used.
     """
     services = _services(settings)
+    audit = AuditLog(services.state.root)
+    services.jobs.on_expiry = lambda owner, job: audit.record(Event("retention", owner, job=job))
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
@@ -79,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(KnownHosts, hosts=LOOPBACK_HOSTS)
     app.add_middleware(OwnOrigin, viewers=settings.monailabel_origins)
     problems.install(app)
+    app.add_middleware(Audited, audit=audit)
     app.add_middleware(CountedRequests, metrics=services.metrics)
     for module in _ROUTES:
         answer_head(module.router)

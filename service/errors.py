@@ -401,6 +401,10 @@ class DatabaseBusy(CalibrantError, title="The database of the jobs is locked", s
     retry_after_s = 5
 
 
+class AuditBroken(CalibrantError, title="The audit log was changed"):
+    """A line of the audit log was changed, taken out or put in."""
+
+
 class InvalidProbabilities(CalibrantError, ValueError, title="The values are not probabilities"):
     """The values are not probabilities in [0, 1], or not class labels."""
 

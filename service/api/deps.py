@@ -48,7 +48,9 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 def _caller(request: Request, services: ServicesDep) -> Owner:
-    return caller(request, services.keys, services.sessions)
+    owner = caller(request, services.keys, services.sessions)
+    request.state.owner = owner  # for the audit log
+    return owner
 
 
 def _administrator(owner: Annotated[Owner, Depends(_caller)]) -> Owner:

@@ -55,6 +55,7 @@ def log_in(request: Request, services: ServicesDep, key: Annotated[str, Form(max
         return HTMLResponse(
             _PAGE.format(alert=_ALERT, prefix=LINK_PREFIX.get()), status.HTTP_401_UNAUTHORIZED, headers=_HEADERS
         )
+    request.state.owner = owner  # for the audit log
     answer = RedirectResponse("/docs", status.HTTP_303_SEE_OTHER)
     answer.set_cookie(
         COOKIE,

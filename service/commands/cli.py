@@ -199,6 +199,34 @@ def batch(  # noqa: PLR0913, PLR0917 - options of a command line
     raise typer.Exit(run_command(request, Console(width=None if sys.stdout.isatty() else 160)))
 
 
+audit = typer.Typer(help="Who did what to which job, in the state directory that CALIBRANT_STATE_DIR names.")
+app.add_typer(audit, name="audit")
+
+
+@audit.command(name="list")
+def list_audit(
+    job: Annotated[str | None, typer.Option(help="Only what concerns the job with this id.")] = None,
+) -> None:
+    """Show the audit log, a JSON object per line, the oldest first."""
+    from service.commands.audit import show_audit
+    from service.settings import Settings
+
+    show_audit(Settings.read().state_dir, job)
+
+
+@audit.command(name="verify")
+def verify_audit(
+    noted: Annotated[
+        str | None, typer.Option(help="NUMBER:HASH that an earlier check showed; it must still be there.")
+    ] = None,
+) -> None:
+    """Check that no line of the audit log was changed, taken out or put in."""
+    from service.commands.audit import check_audit
+    from service.settings import Settings
+
+    typer.echo(check_audit(Settings.read().state_dir, noted))
+
+
 pacs = typer.Typer(help="The PACS that series come from and results go to, as listed in the file CALIBRANT_PACS_FILE.")
 app.add_typer(pacs, name="pacs")
 
@@ -226,12 +254,14 @@ def receive(file: PacsPath) -> None:
     from service.pacs.config import read_pacs_file
     from service.pacs.receiver import run_receiver
     from service.settings import Settings
+    from service.storage.private import keep_private
 
     receiver = read_pacs_file(file).receiver
     if receiver is None:
         msg = "The PACS file has no [receiver]. See docs/pacs.md."
         raise SettingsError(msg)
     configure_logging()
+    keep_private(Settings.read().state_dir / "received")
     typer.echo(f"Calibrant receives as {receiver.aet} at {receiver.host}:{receiver.port} until Ctrl-C.")
     run_receiver(receiver, Settings.read().state_dir / "received")
 

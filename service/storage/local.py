@@ -11,6 +11,7 @@
     jobs.sqlite             owned by DBOS, unless its database is on a PostgreSQL server
     identity                the name of this directory in such a database
     unloaded.json           names of the models that are out of service
+    audit.jsonl, audit.key  who did what (service.storage.audit)
     swept                   when a service with a default retention first used this directory
     reserve                 space that is given up for erasing on a full disk (service.storage.room)
 

@@ -98,6 +98,7 @@ service-busy 503 The service is busy
 insufficient-storage 507 No space is left for the scan
 storage-error 503 The state directory cannot be used
 database-busy 503 The database of the jobs is locked
+audit-broken 500 The audit log was changed
 invalid-probabilities 500 The values are not probabilities
 settings-error 500 The configuration is not valid
 client-error 500 The request failed

@@ -80,6 +80,8 @@ class SegmentationJobs:
     guard: Guard = field(init=False)
     line: Line = field(init=False)
     table: JobTable = field(init=False)
+    on_expiry: Callable[[str, str], None] = field(default=lambda _owner, _job: None, init=False)
+    """Told owner and id of each job that the retention policy has erased."""
     _known: dict[str, WorkflowStatus] = field(default_factory=dict, init=False)
     """Records of jobs in the line that somebody has asked for."""
     _queue: Queue | None = field(default=None, init=False)
@@ -371,7 +373,9 @@ class SegmentationJobs:
         )
         for status in old:
             with suppress(JobNotFound):  # its owner was faster
-                self.erase(WorkflowInput.of(status).owner, status.workflow_id)
+                owner = WorkflowInput.of(status).owner
+                self.erase(owner, status.workflow_id)
+                self.on_expiry(owner, status.workflow_id)
         return len(old)
 
     def count(self) -> dict[State, int]:
