@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from service import __version__
@@ -23,6 +23,7 @@ from service.api.monailabel import login as monailabel_login
 from service.api.monailabel.door import Door
 from service.api.openapi import describe
 from service.api.origins import OwnOrigin
+from service.api.parameters import reject_unknown
 from service.api.security import SecurityHeaders
 from service.bundle.proof import prove
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
@@ -49,10 +50,11 @@ from service.storage.local import StateDirectory
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host headers that a service on a loopback address answers: a web page elsewhere cannot rebind its name to it."""
 
-_ROUTES = (
-    *(docs, segmentations, events, results, reference, scans, models, health, metrics_route, login, pacs),
-    *(monailabel_login, info, session, infer, idle),
-)
+_ROUTES = (segmentations, events, results, reference, scans, models, health, metrics_route, pacs)
+"""Routes that take the parameters of the OpenAPI document and no others."""
+
+_OPEN_ROUTES = (docs, login, monailabel_login, info, session, infer, idle)
+"""Pages, and what the clients of MONAI Label send their own parameters to."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -76,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=f"3-D medical image segmentation that says how far it can be trusted. {RESEARCH_USE_ONLY}",
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         servers=[{"url": "/"}],
-        lifespan=lambda _: _lifespan(services),
+        lifespan=lambda app: _lifespan(app, services),
     )
     app.state.services, app.state.executor = services, services.jobs.executor
     if not settings.behind_proxy and services.keys is None:
@@ -85,9 +87,10 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.add_middleware(Audited, audit=audit)
     app.add_middleware(CountedRequests, metrics=services.metrics)
-    for module in _ROUTES:
+    for module in (*_ROUTES, *_OPEN_ROUTES):
         answer_head(module.router)
-        app.include_router(module.router)
+        strict = [Depends(reject_unknown)] if module in _ROUTES else []
+        app.include_router(module.router, dependencies=strict)
     # The middleware added last is the outermost: what counts and logs requests never sees the secret.
     app.add_middleware(Door, secret=settings.monailabel_path, origins=settings.monailabel_origins)
     app.add_middleware(Forwarded, trusted=settings.trusted_proxies, root_path=settings.root_path)
@@ -117,7 +120,7 @@ def _services(settings: Settings) -> Services:
 
 
 @asynccontextmanager
-async def _lifespan(services: Services) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     jobs, dicom = services.jobs, services.dicom
     jobs.executor.start()
     start_sandbox("service.derived.dicom")
@@ -125,6 +128,7 @@ async def _lifespan(services: Services) -> AsyncIterator[None]:
     try:
         # Before the jobs: one that waits for a bundle must find it, or its reason.
         await run_in_threadpool(services.registry.prove)
+        await run_in_threadpool(app.openapi)  # every request looks its parameters up there
         await run_in_threadpool(jobs.launch, dicom.register)
         await run_in_threadpool(dicom.start)
         sweeper.start()

@@ -1,6 +1,9 @@
 """Every setting of the service: environment variable, unit, default."""
 
+import difflib
+import os
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -18,6 +21,13 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
+
+_PREFIX: Final = "CALIBRANT_"
+
+_OF_OTHERS: Final = frozenset(
+    {"CALIBRANT_DATA", "CALIBRANT_KEY", "CALIBRANT_PORT", "CALIBRANT_GPUS", "CALIBRANT_GPU_DAY_PLANT"}
+)
+"""Variables of tests and training, of the client, of deploy/ and of scripts/gpu-day."""
 
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{22,}")
 """At least 128 random bits in base64; `secrets.token_urlsafe()` makes 256."""
@@ -77,7 +87,7 @@ def _reject_no_prefix(prefix: str) -> str:
 class Settings(BaseSettings):
     """Settings of the service, from environment variables with the prefix ``CALIBRANT_`` and the command line."""
 
-    model_config = SettingsConfigDict(env_prefix="CALIBRANT_", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore", hide_input_in_errors=True)
 
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "calibrant")
     """Folder of scans, jobs and results. It must be on a local disk, not on a network share."""
@@ -179,8 +189,9 @@ class Settings(BaseSettings):
         """Return the settings of the environment and the command line.
 
         Raises:
-            SettingsError: a variable cannot be used.
+            SettingsError: a variable cannot be used, or there is no such setting.
         """
+        cls._reject_unknown(os.environ)
         try:
             return cls(behind_proxy=True) if behind_proxy else cls()
         except ValidationError as error:
@@ -189,3 +200,15 @@ class Settings(BaseSettings):
             )
             msg = f"These settings cannot be used: {names}. See docs/settings.md."
             raise SettingsError(msg) from error
+
+    @classmethod
+    def _reject_unknown(cls, names: Iterable[str]) -> None:
+        """Refuse a variable that would be ignored, and name the nearest setting."""
+        known = {f"{_PREFIX}{name.upper()}" for name in cls.model_fields} | _OF_OTHERS
+        for name in sorted(names):
+            if name.startswith(_PREFIX) and name not in known:
+                rest = [one.removeprefix(_PREFIX) for one in known]
+                near = difflib.get_close_matches(name.removeprefix(_PREFIX), rest, 1)
+                advice = f" Did you mean {_PREFIX}{near[0]}?" if near else ""
+                msg = f"There is no setting {name}.{advice} Remove the variable, or see docs/settings.md."
+                raise SettingsError(msg)

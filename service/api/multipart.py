@@ -1,6 +1,6 @@
 """Streams the parts of a form (multipart/form-data, RFC 7578); python-multipart parses it."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -13,12 +13,15 @@ from service.names import parts_of
 _MOST_HEADER_BYTES: Final = 8192
 
 
-async def file_of(body: AsyncIterator[bytes], content_type: str) -> "AsyncIterator[Piece]":
+async def file_of(
+    body: AsyncIterator[bytes], content_type: str, meet_field: Callable[[str], None] = lambda _: None
+) -> "AsyncIterator[Piece]":
     """Yield the pieces of the one part that has a file name; of the name, only what it says in BIDS is kept.
 
     Args:
         body: pieces of the request's body.
         content_type: its header, with the boundary.
+        meet_field: called with the name of each field without a file; it may refuse the form.
 
     Raises:
         InvalidRequest: the form is damaged, or holds no file, or more than one.
@@ -26,6 +29,7 @@ async def file_of(body: AsyncIterator[bytes], content_type: str) -> "AsyncIterat
     files: list[int] = []
     async for piece in pieces_of(body, content_type):
         if not piece.is_file:
+            meet_field(piece.name)
             continue
         if piece.part not in files[-1:]:
             files.append(piece.part)

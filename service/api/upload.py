@@ -1,8 +1,9 @@
 """Streams a request body into a checked scan in the state directory, never whole in memory."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import Query, Request
@@ -13,7 +14,8 @@ from service.api.checks import check_scan_of, select_series
 from service.api.deps import Services
 from service.api.inflight import Place
 from service.api.multipart import Piece, file_of
-from service.errors import PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
+from service.api.parameters import parameters_of, suggestion
+from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
 from service.schemas import Scan
 from service.storage.local import Upload
 from service.volume import Stated
@@ -138,11 +140,27 @@ async def _content(request: Request, limit: int) -> AsyncIterator[Piece]:
     body = limited_body(request, limit + FRAME_BYTES)
     content_type = request.headers.get("content-type", "")
     if content_type.lower().startswith("multipart/"):
-        async for piece in file_of(body, content_type):
+        async for piece in file_of(body, content_type, partial(_reject_field, parameters_of(request))):
             yield piece
     else:
         async for chunk in body:
             yield Piece(1, "", is_file=True, data=chunk)
+
+
+def _reject_field(known: Collection[str], name: str) -> None:
+    """Refuse a form whose parameters would be ignored.
+
+    Raises:
+        InvalidRequest: always.
+    """
+    if name == "file":
+        msg = "The form's field `file` holds no file. With curl: -F file=@scan.nii.gz"
+        raise InvalidRequest(msg)
+    if name in known:
+        msg = f"The form holds a field besides the file. Send it as a query parameter: ?{name}=..."
+        raise InvalidRequest(msg)
+    msg = f"The form holds a field besides the file; parameters are sent in the query. {suggestion(name, known)}"
+    raise InvalidRequest(msg)
 
 
 async def limited_body(request: Request, limit: int) -> AsyncIterator[bytes]:

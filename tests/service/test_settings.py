@@ -206,3 +206,30 @@ def test_trusted_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CALIBRANT_TRUSTED_PROXIES", "proxy.example")
     with pytest.raises(SettingsError, match="CALIBRANT_TRUSTED_PROXIES"):
         Settings.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("CALIBRANT_STATEDIR", "Did you mean CALIBRANT_STATE_DIR"),
+        ("CALIBRANT_RETENTION", "Did you mean CALIBRANT_RETENTION_DAYS"),
+        ("CALIBRANT_XYZ", "There is no setting CALIBRANT_XYZ. Remove"),
+    ],
+)
+def test_f15_a_variable_that_would_be_ignored_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+    """A misspelt setting ends the start with the nearest name; its value is not repeated."""
+    monkeypatch.setenv(name, "secret-value")
+
+    with pytest.raises(SettingsError) as caught:
+        Settings.read()
+
+    assert says in caught.value.detail
+    assert "secret-value" not in caught.value.detail
+
+
+def test_variables_of_other_parts_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's key, the tests' data and variables without the prefix stop no service."""
+    for name in ("CALIBRANT_DATA", "CALIBRANT_KEY", "CALIBRANT", "XCALIBRANT_Y"):
+        monkeypatch.setenv(name, "x")
+
+    Settings.read()
