@@ -255,6 +255,10 @@ class ResultExpired(RequestError, title="The result is no longer there", status=
     """The result, or the logits that it is computed from, was not kept."""
 
 
+class RangeNotSatisfiable(RequestError, title="The file has no such range", status=416):
+    """The range of bytes that was asked for lies beyond the end of the file."""
+
+
 class NotAcceptable(RequestError, title="The result is not available in this format", status=406):
     """The result exists in none of the formats that the caller accepts."""
 

@@ -4,6 +4,7 @@ Starlette's `FileResponse` handles ranges and HEAD; conditional requests are dec
 """
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,12 +14,17 @@ from typing import Final
 
 from fastapi import Request, Response, status
 from fastapi.responses import FileResponse
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
 
 from service import __version__
-from service.errors import ResultExpired
+from service.api.problems import respond
+from service.errors import RangeNotSatisfiable, ResultExpired
 from service.result.files import RESULT
-from service.schemas import CaseResult
+from service.schemas import CaseResult, problem_of
+
+_RANGE: Final = re.compile(rb"\s*bytes\s*=\s*(\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.IGNORECASE)
+"""A header Range in bytes; any other is ignored (RFC 9110, section 14.2)."""
 
 _CACHE: Final = "private, no-cache"
 """A result never changes but may be erased, so a cache must revalidate; the answer to that is 304."""
@@ -53,7 +59,7 @@ class Answer:
         headers = self._headers(case.files[self.name])
         if self._is_current(headers["ETag"]):
             return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
-        return FileResponse(path, media_type=self.media_type, filename=self.name, headers=headers)
+        return _RangedResponse(path, media_type=self.media_type, filename=self.name, headers=headers)
 
     def made(self, how: str, folder: Path, write: Callable[[Path], Path]) -> Response:
         """Answer with a file that is written now and erased afterwards; the same request gives the same bytes.
@@ -111,7 +117,39 @@ class _OfNoLength(Response):
         del self.headers["content-length"]
 
 
-class _ScratchResponse(FileResponse):
+class _RangedResponse(FileResponse):
+    """A file, or a range of its bytes; a range beyond its end is a problem document, one that is not understood is ignored."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range" or _understands(value)]
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == status.HTTP_416_RANGE_NOT_SATISFIABLE:
+                self._beyond = MutableHeaders(scope=message)["content-range"]
+            if self._beyond is None:
+                await send(message)
+
+        await super().__call__({**scope, "headers": headers}, receive, watch)
+        if self._beyond is not None:
+            size = self._beyond.rpartition("/")[2]
+            error = RangeNotSatisfiable(
+                f"The file has {size} bytes. Ask for a range within them, or for the whole file."
+            )
+            response = respond(problem_of(error))
+            response.headers["Content-Range"] = self._beyond
+            await response(scope, receive, send)
+
+    _beyond: str | None = None
+    """Content-Range of an answer 416."""
+
+
+def _understands(value: bytes) -> bool:
+    """Return whether a header Range asks for bytes, each range with its first byte before its last."""
+    pairs = (part.strip().partition(b"-") for part in value.partition(b"=")[2].split(b","))
+    return bool(_RANGE.fullmatch(value)) and all(int(first or 0) <= int(last) for first, _, last in pairs if last)
+
+
+class _ScratchResponse(_RangedResponse):
     """A file whose folder is erased when the answer has ended, even if the caller disconnected."""
 
     def __init__(self, path: Path, scratch: Path, *, media_type: str, filename: str, headers: dict[str, str]) -> None:

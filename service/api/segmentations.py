@@ -4,14 +4,14 @@ import base64
 import binascii
 import re
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request, Response, status
-from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import OwnerDep, ServicesDep
 from service.api.gate import AcceptQuery, ContrastQuery, SuffixQuery, admission_of, reject_unaccepted, stated_by
+from service.api.prefer import seconds_to_wait
 from service.api.problems import RESPONSES
 from service.api.upload import SCAN_BODY, SeriesQuery, receive_scan
 from service.bundle.registry import DEFAULT_MODEL
@@ -21,13 +21,25 @@ from service.schemas import ALL_OUTPUTS, FINISHED, Job, Jobs, Output, Priority, 
 
 router = APIRouter(prefix="/v1/segmentations", tags=["segmentations"], responses=RESPONSES)
 
-Preference = Annotated[str, StringConstraints(max_length=200)]
+PreferHeader = Annotated[
+    str | None, Header(max_length=200, description="`wait=N`: the answer may take N seconds (RFC 7240).")
+]
+
+DONE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"model": Job, "description": "The segmentation has finished within the seconds of `Prefer: wait=N`"}
+}
 
 RETRY_AFTER_S: Final = 1
 """Seconds that a polling client should wait."""
 
 
-@router.post("", operation_id="createSegmentation", status_code=status.HTTP_202_ACCEPTED, openapi_extra=SCAN_BODY)
+@router.post(
+    "",
+    operation_id="createSegmentation",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses=DONE,
+    openapi_extra=SCAN_BODY,
+)
 async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many parts
     request: Request,
     response: Response,
@@ -41,11 +53,11 @@ async def create_segmentation(  # noqa: PLR0913, PLR0917 - a request has many pa
     accept: AcceptQuery = "stated",
     suffix: SuffixQuery = None,
     ce: ContrastQuery = None,
-    prefer: Annotated[list[Preference] | None, Header()] = None,
+    prefer: PreferHeader = None,  # noqa: ARG001 - all of its lines are read
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> Job:
     """Segment a scan. 202 and `Location` as soon as the scan is stored; 200 if it is done within `Prefer: wait=N`."""
-    wait_s = _seconds_to_wait(", ".join(prefer or []), services.settings.max_wait_s)
+    wait_s = seconds_to_wait(request.headers.getlist("prefer"), services.settings.max_wait_s)
     bundle = services.registry.find(model)
     await run_in_threadpool(services.jobs.reject_full, owner.name, idempotency_key)
     admit = partial(admission_of, accept, suffix, ce)
@@ -117,12 +129,3 @@ def _before(cursor: str) -> tuple[int, str]:
         msg = "The cursor is not valid. Take `next` of the page before, or leave it out."
         raise InvalidRequest(msg)
     return int(match[1]), match[2]
-
-
-def _seconds_to_wait(prefer: str, longest_s: float) -> float:
-    """Return N of ``Prefer: wait=N`` (RFC 7240, section 4.3), capped; other preferences are ignored, as the RFC requires."""
-    match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer)
-    if match is None and "wait=" in prefer:
-        msg = "Prefer: wait= must be followed by whole seconds, e.g. Prefer: wait=30."
-        raise InvalidRequest(msg)
-    return min(float(match[1]), longest_s) if match else 0.0

@@ -63,6 +63,7 @@ scan-not-found 404 There is no such scan
 result-not-ready 409 The segmentation has not finished
 result-unavailable 409 The segmentation failed
 result-expired 410 The result is no longer there
+range-not-satisfiable 416 The file has no such range
 not-acceptable 406 The result is not available in this format
 no-source-series 409 The scan was not a DICOM series
 geometry-mismatch 422 The reference does not lie on the scan's grid

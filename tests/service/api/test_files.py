@@ -115,3 +115,37 @@ def test_a_file_that_was_not_kept_is_gone(result: Path) -> None:
     assert kept(result, "mask").read_bytes() == b"0123456789"
     with pytest.raises(ResultExpired, match=r"it was not among the outputs"):
         kept(result, "confidence")
+
+
+@pytest.mark.parametrize("asked", ["bytes=10-", "bytes=10-11", "bytes=0-1,99-100"])
+def test_f15_a_range_beyond_the_end_is_a_problem_document(result: Path, asked: str) -> None:
+    """The answer 416 says how long the file is."""
+    request = asking(range=asked)
+    start, body = sent(Answer(request, result, "mask", "application/gzip").stored(), request)
+
+    headers = dict(start["headers"])
+    assert (start["status"], headers[b"content-range"]) == (416, b"bytes */10")
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert b"/problems/range-not-satisfiable" in body["body"]
+    assert b"The file has 10 bytes." in body["body"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "content"),
+    [
+        ("bytes=2-3", 206, b"23"),
+        ("Bytes=-3", 206, b"789"),
+        ("bytes=8-", 206, b"89"),
+        ("bytes=5-3", 200, b"0123456789"),
+        ("items=0-1", 200, b"0123456789"),
+        ("bytes", 200, b"0123456789"),
+        ("bytes=a-b", 200, b"0123456789"),
+    ],
+)
+def test_a_range_is_answered_and_what_is_none_is_ignored(result: Path, asked: str, status: int, content: bytes) -> None:
+    """A header that is not understood gets the whole file, as RFC 9110, section 14.2, requires."""
+    request = asking(range=asked)
+    start, *rest = sent(Answer(request, result, "mask", "application/gzip").stored(), request)
+
+    assert start["status"] == status
+    assert b"".join(message.get("body", b"") for message in rest) == content

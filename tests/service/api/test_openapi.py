@@ -70,3 +70,14 @@ def test_every_state_and_problem_is_listed(document: dict[str, Any]) -> None:
     assert {"/problems/payload-truncated", "/problems/job-finished", "/problems/internal-error"} <= set(listed)
     assert f"/problems/{ScanError.code}" not in listed
     assert {name.removeprefix("/problems/") for name in listed} <= BY_CODE.keys() | {"not-found", "method-not-allowed"}
+
+
+def test_f15_the_route_that_segments_is_one_that_generators_understand(document: dict[str, Any]) -> None:
+    """Both answers are documented, with a job each, and `prefer` is a string: a list made openapi-python-client drop the route."""
+    operation = document["paths"]["/v1/segmentations"]["post"]
+    answers = operation["responses"]
+    (prefer,) = [one for one in operation["parameters"] if (one["in"], one["name"]) == ("header", "prefer")]
+
+    job = {"$ref": "#/components/schemas/Job"}
+    assert [answers[code]["content"]["application/json"]["schema"] for code in ("200", "202")] == [job, job]
+    assert {kind["type"] for kind in prefer["schema"]["anyOf"]} == {"string", "null"}

@@ -39,7 +39,7 @@ def test_f15_an_unknown_parameter_is_refused_with_the_nearest(
 @pytest.mark.parametrize(
     ("method", "url"),
     [
-        ("GET", "/v1/segmentations/x/dicom.zip?objects=seg&objects=report"),
+        ("GET", "/v1/segmentations/x/dicom.zip?objects=seg&objects=sr"),
         ("GET", "/v1/models"),
         ("GET", "/monailabel/info/?whatever=1"),
         ("GET", "/login?next=/docs"),

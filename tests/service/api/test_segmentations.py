@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from service.api import segmentations
 from service.bundle.description import describe_bundle
 from service.bundle.registry import SHIPPED
 
@@ -283,12 +282,6 @@ def test_a_wait_that_is_no_number_of_seconds_is_refused(http: httpx.Client, scan
     assert answer.status_code == 422
     assert answer.json()["type"] == "/problems/invalid-request"
     assert answer.json()["detail"].endswith("e.g. Prefer: wait=30.")
-
-
-@pytest.mark.parametrize(("prefer", "seconds"), [("wait=500", 60), ("wait=59", 59), ("wait=0", 0), ("", 0)])
-def test_nobody_is_held_longer_than_the_setting(prefer: str, seconds: float) -> None:
-    """A request waits for at most CALIBRANT_MAX_WAIT_S."""
-    assert segmentations._seconds_to_wait(prefer, 60) == seconds
 
 
 @pytest.mark.parametrize("prefer", ["respond-async", "handling=lenient", "return=minimal; foo", "WAIT"])
