@@ -24,6 +24,7 @@ from service.api.monailabel.door import Door
 from service.api.openapi import describe
 from service.api.origins import OwnOrigin
 from service.api.parameters import reject_unknown
+from service.api.rates import Rates
 from service.api.security import SecurityHeaders
 from service.bundle.proof import prove
 from service.bundle.registry import DEFAULT_MODEL, SHIPPED, Registry
@@ -116,7 +117,9 @@ def _services(settings: Settings) -> Services:
     checks = Budget(settings.check_bytes)
     arrivals = Arrivals(dicom, pacs_file, registry, state)
     sessions, uploads = Sessions(settings.session_hours), UploadsInFlight.of(settings)
-    return Services(settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals, checks, uploads)
+    return Services(
+        settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals, checks, uploads, Rates(settings)
+    )
 
 
 @asynccontextmanager

@@ -211,6 +211,10 @@ class Forbidden(RequestError, title="Not allowed", status=403):
     """The key's owner may not do this."""
 
 
+class RateLimited(RequestError, title="Too many requests", status=429):
+    """The key was used, or a login failed, too often of late; `Retry-After` says when to go on."""
+
+
 class ForeignOrigin(RequestError, title="Sent by a page of another site", status=403):
     """A web page of another site sent the request from a user's browser."""
 

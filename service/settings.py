@@ -137,6 +137,10 @@ class Settings(BaseSettings):
     """Longest time, in seconds, for which a request with `Prefer: wait` is held."""
     keys_file: Path | None = None
     """File of API keys, written by `calibrant keys`. With it, every request needs a key, and the service may listen beyond this machine."""
+    max_requests_per_minute: PositiveInt = 20_000
+    """Most requests with one key in a minute."""
+    max_failed_logins_per_minute: PositiveInt = 10
+    """Most failed logins from one address in a minute."""
     session_hours: PositiveFloat = 8.0
     """Hours until a browser must log in again."""
     retention_days: Annotated[PositiveFloat | None, BeforeValidator(_never)] = 30.0

@@ -11,12 +11,15 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from service.errors import Unauthorized
-from service.storage.keys import LOCAL, Keys, Owner
+from service.errors import Forbidden, Unauthorized
+from service.storage.keys import EVERYTHING, LOCAL, Keys, Owner, Scope
 
 COOKIE: Final = "calibrant_session"
 
 _MOST_SESSIONS = 10_000
+
+_READ: Final[frozenset[Scope]] = frozenset({"read"})
+_SUBMIT: Final[frozenset[Scope]] = frozenset({"submit"})
 
 
 class Sessions:
@@ -73,3 +76,30 @@ def caller(request: HTTPConnection, keys: Keys | None, sessions: Sessions) -> Ow
         msg = "This service needs a key: send it as Authorization: Bearer KEY, or log in at /login. The operator makes keys with calibrant keys add."
         raise Unauthorized(msg)
     return owner
+
+
+def reject_beyond_scope(owner: Owner, request: HTTPConnection) -> None:
+    """Refuse a request that the key is not for.
+
+    Raises:
+        Forbidden: the message names the scopes that are needed.
+    """
+    needed = needed_for(request.scope["method"], getattr(request.scope.get("route"), "path", ""))
+    if not needed <= owner.scopes:
+        msg = f"This key is for {' and '.join(sorted(owner.scopes))} only; this needs {' and '.join(sorted(needed))}. The operator makes keys with calibrant keys add --scope."
+        raise Forbidden(msg)
+
+
+def needed_for(method: str, path: str) -> frozenset[Scope]:
+    """Return the scopes that a route needs: what changes nothing needs to read, all else to submit.
+
+    Args:
+        method: HTTP method.
+        path: of the route, with its parameters' names.
+    """
+    if path.startswith("/monailabel/infer"):  # takes a scan and answers with its mask
+        return EVERYTHING
+    reads = method in ("GET", "HEAD") or path.endswith(
+        "/reference"
+    )  # measures a result; the mask that is sent is not kept
+    return _READ if reads else _SUBMIT

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.auth import Sessions, caller
+from service.api.auth import Sessions, caller, reject_beyond_scope
 from service.api.inflight import UploadsInFlight
+from service.api.rates import Rates
 from service.bundle.registry import Registry
 from service.errors import Forbidden
 from service.intake.budget import Budget
@@ -35,6 +36,7 @@ class Services:
     arrivals: Arrivals
     checks: Budget = field(default_factory=Budget)
     uploads: UploadsInFlight = field(default_factory=lambda: UploadsInFlight.of(Settings()))
+    rates: Rates = field(default_factory=lambda: Rates(Settings()))
 
 
 async def _services(request: Request) -> Services:  # async: a thread pool that is full must not delay it
@@ -50,7 +52,14 @@ ServicesDep = Annotated[Services, Depends(_services)]
 def _caller(request: Request, services: ServicesDep) -> Owner:
     owner = caller(request, services.keys, services.sessions)
     request.state.owner = owner  # for the audit log
+    services.rates.count_request(owner.key)
+    reject_beyond_scope(owner, request)
     return owner
+
+
+def address_of(request: Request) -> str:
+    """Return the address that a request comes from, as far as trusted proxies say it."""
+    return request.client.host if request.client else ""
 
 
 def _administrator(owner: Annotated[Owner, Depends(_caller)]) -> Owner:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Request, Response, status
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from service.api.auth import COOKIE
-from service.api.deps import ServicesDep
+from service.api.deps import ServicesDep, address_of
 from service.schemas import LINK_PREFIX
 
 router = APIRouter(tags=["login"], include_in_schema=False)
@@ -50,8 +50,10 @@ def show_login() -> HTMLResponse:
 @router.post("/login")
 def log_in(request: Request, services: ServicesDep, key: Annotated[str, Form(max_length=200)]) -> Response:
     """Set the cookie and redirect to the routes; show the page again for an unknown key."""
+    services.rates.reject_guessing(address_of(request))
     owner = services.keys.owner_of(key.strip()) if services.keys else None
     if owner is None:
+        services.rates.count_failure(address_of(request))
         return HTMLResponse(
             _PAGE.format(alert=_ALERT, prefix=LINK_PREFIX.get()), status.HTTP_401_UNAUTHORIZED, headers=_HEADERS
         )

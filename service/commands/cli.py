@@ -4,7 +4,7 @@ import logging
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -93,20 +93,26 @@ def add_key(
     owner: Annotated[str, typer.Argument(help="Owner of the key; other owners do not see what is sent with it.")],
     file: KeysFile,
     admin: Annotated[bool, typer.Option("--admin", help="May also load and unload models.")] = False,
+    scope: Annotated[
+        Literal["submit", "read"] | None,
+        typer.Option(help="Only send scans and cancel jobs, or only see jobs and results; by default both."),
+    ] = None,
 ) -> None:
     """Make a key and show it; it cannot be shown again."""
+    from service.storage.keys import EVERYTHING
     from service.storage.keys import add_key as make
 
-    typer.echo(make(file, owner, admin=admin))
+    typer.echo(make(file, owner, admin=admin, scopes=frozenset({scope}) if scope else EVERYTHING))
 
 
 @keys.command("list")
 def list_keys(file: KeysFile) -> None:
-    """Show the id, owner and date of each key."""
-    from service.storage.keys import read_keys
+    """Show the id, owner, date and scope of each key, if it may not do everything."""
+    from service.storage.keys import EVERYTHING, read_keys
 
     for key in read_keys(file):
-        typer.echo(f"{key.id}  {key.owner:24} {key.created}{'  admin' if key.admin else ''}")
+        scope = "admin" if key.admin else "" if key.scopes == EVERYTHING else f"{', '.join(sorted(key.scopes))} only"
+        typer.echo(f"{key.id}  {key.owner:24} {key.created}  {scope}".rstrip())
 
 
 @keys.command("remove")

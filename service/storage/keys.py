@@ -10,10 +10,10 @@ import hmac
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from service.errors import SettingsError
 from service.storage.durable import write_durably
@@ -26,6 +26,12 @@ LOCAL: Final = "local"
 OwnerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
+Scope = Literal["submit", "read"]
+"""What a key is for: to send scans, and to cancel and erase jobs; or to see jobs and results."""
+
+EVERYTHING: Final[frozenset[Scope]] = frozenset({"submit", "read"})
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """The owner of a request.
@@ -34,11 +40,13 @@ class Owner:
         name: lower-case letters, digits and hyphens; also the name of a folder.
         admin: may load and unload models.
         key: id of the key; empty if no keys are in use.
+        scopes: what the key is for.
     """
 
     name: str
     admin: bool
     key: str = ""
+    scopes: frozenset[Scope] = EVERYTHING
 
 
 class Key(BaseModel):
@@ -52,6 +60,12 @@ class Key(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of the secret."""
     created: dt.date
+    scopes: Annotated[frozenset[Scope], Field(min_length=1)] = EVERYTHING
+    """Keys of version 0.1 have none in the file, and may do everything."""
+
+    @field_serializer("scopes")
+    def _in_order(self, scopes: frozenset[Scope]) -> list[str]:
+        return sorted(scopes)
 
 
 class _File(BaseModel):
@@ -82,7 +96,7 @@ class Keys:
         key = self._keys.get(identifier)
         expected = key.sha256 if key else hashlib.sha256(b"").hexdigest()
         same = hmac.compare_digest(_hash(secret), expected)
-        return Owner(key.owner, key.admin, key.id) if key and same else None
+        return Owner(key.owner, key.admin, key.id, key.scopes) if key and same else None
 
     def holds(self, identifier: str) -> bool:
         """Return whether the file still has a key."""
@@ -124,10 +138,10 @@ def read_keys(path: Path) -> list[Key]:
         raise SettingsError(msg) from error
 
 
-def add_key(path: Path, owner: str, *, admin: bool) -> str:
+def add_key(path: Path, owner: str, *, admin: bool, scopes: frozenset[Scope] = EVERYTHING) -> str:
     """Add a key to the file and return it; it cannot be shown again.
 
-    The file is created if missing, readable by its user alone.
+    The file is created if missing, readable by its user alone. An administrator's key may do everything.
 
     Raises:
         SettingsError: the owner's name cannot be used, or the file is not a file of keys or cannot be written.
@@ -135,7 +149,14 @@ def add_key(path: Path, owner: str, *, admin: bool) -> str:
     keys = read_keys(path)
     identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     try:
-        key = Key(id=identifier, owner=owner, admin=admin, sha256=_hash(secret), created=dt.datetime.now(dt.UTC).date())
+        key = Key(
+            id=identifier,
+            owner=owner,
+            admin=admin,
+            sha256=_hash(secret),
+            created=dt.datetime.now(dt.UTC).date(),
+            scopes=EVERYTHING if admin else scopes,
+        )
     except ValidationError as error:
         msg = "An owner's name has 1 to 63 lower-case letters, digits and hyphens, e.g. radiology-lab."
         raise SettingsError(msg) from error

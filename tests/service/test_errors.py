@@ -52,6 +52,7 @@ invalid-request 422 A parameter of the request is not valid
 idempotency-key-reused 422 The idempotency key belongs to another request
 unauthorized 401 A key is needed
 forbidden 403 Not allowed
+rate-limited 429 Too many requests
 foreign-origin 403 Sent by a page of another site
 too-many-jobs 429 Too many unfinished jobs
 too-many-uploads 429 Too many uploads at a time

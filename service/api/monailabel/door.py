@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.auth import caller
+from service.api.auth import caller, reject_beyond_scope
 from service.api.deps import ServicesDep
 from service.storage.keys import LOCAL, Owner
 
@@ -66,7 +66,11 @@ def came_by_secret(request: Request) -> bool:
 def _viewer(request: Request, services: ServicesDep) -> Owner:
     if came_by_secret(request):
         return Owner(VIEWER if services.keys else LOCAL, admin=False)
-    return caller(request, services.keys, services.sessions)
+    owner = caller(request, services.keys, services.sessions)
+    request.state.owner = owner  # for the audit log
+    services.rates.count_request(owner.key)
+    reject_beyond_scope(owner, request)
+    return owner
 
 
 ViewerDep = Annotated[Owner, Depends(_viewer)]

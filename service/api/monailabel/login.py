@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 
-from service.api.deps import ServicesDep
+from service.api.deps import ServicesDep, address_of
 from service.api.monailabel.door import PREFIX, ViewerDep, came_by_secret
 from service.errors import InvalidRequest, Unauthorized
 
@@ -18,18 +18,23 @@ def show_auth(request: Request, services: ServicesDep) -> dict[str, bool | str]:
 
 
 @router.post("/token")
-def make_token(services: ServicesDep, password: Annotated[str, Form(max_length=200)]) -> dict[str, str]:
+def make_token(
+    request: Request, services: ServicesDep, password: Annotated[str, Form(max_length=200)]
+) -> dict[str, str]:
     """Return the key as a token.
 
     Raises:
         InvalidRequest: no keys are in use.
         Unauthorized: the key is not known.
+        RateLimited: too many were unknown of late.
     """
     if services.keys is None:
         msg = "This service uses no keys. Connect without a user name and password."
         raise InvalidRequest(msg)
+    services.rates.reject_guessing(address_of(request))
     key = password.strip()
     if services.keys.owner_of(key) is None:
+        services.rates.count_failure(address_of(request))
         msg = "This key is not known here. The password is a key that the operator made with calibrant keys add; the user name does not matter."
         raise Unauthorized(msg)
     return {"access_token": key, "token_type": "Bearer"}

@@ -1,4 +1,5 @@
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,8 +15,12 @@ from starlette.routing import Mount, Route
 from service.api import auth
 from service.api.auth import COOKIE, Sessions, caller
 from service.errors import Unauthorized
-from service.storage.keys import Keys, Owner, add_key, remove_key
+from service.storage.keys import Keys, Owner, Scope, add_key, remove_key
 from tests.service.api.conftest import Guarded
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
+
+import write_tenancy
 
 Ask = Callable[..., httpx.Response]
 Client = Callable[[str], httpx.Client]
@@ -235,3 +240,45 @@ def test_no_key_is_ever_logged(guarded: Guarded, caplog: pytest.LogCaptureFixtur
         content = file.read_bytes()
         assert secret.encode() not in content
         assert token.encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scopes"),
+    [
+        ("GET", "/v1/segmentations/{job_id}", {"read"}),
+        ("HEAD", "/v1/segmentations/{job_id}/mask", {"read"}),
+        ("POST", "/v1/segmentations", {"submit"}),
+        ("DELETE", "/v1/scans/{scan_id}", {"submit"}),
+        ("PUT", "/monailabel/session", {"submit"}),
+        ("POST", "/v1/segmentations/{job_id}/reference", {"read"}),
+        ("POST", "/monailabel/infer/{model}", {"submit", "read"}),
+    ],
+)
+def test_what_changes_nothing_needs_to_read_and_all_else_to_submit(method: str, path: str, scopes: set[str]) -> None:
+    """A reference is sent, but measures a result; an inference takes a scan and answers with its mask."""
+    assert auth.needed_for(method, path) == scopes
+
+
+@pytest.mark.parametrize(("scope", "refused"), [("read", "POST"), ("submit", "GET")])
+def test_a_key_does_what_it_is_for(ask: Ask, locked: FastAPI, keys_file: Path, scope: Scope, refused: str) -> None:
+    """A key with one scope is refused what needs the other, with a message that names both; also as a cookie."""
+    key = add_key(keys_file, "gateway", admin=False, scopes=frozenset({scope}))
+    cookie = ask(locked, "POST", "/login", data={"key": key}).cookies[COOKIE]
+
+    for headers in ({"Authorization": f"Bearer {key}"}, {"Cookie": f"{COOKIE}={cookie}"}):
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/scans")):
+            answer = ask(locked, method, path, headers=headers)
+            assert (answer.status_code == 403) == (method == refused)
+        answer = ask(locked, refused, "/v1/models" if refused == "GET" else "/v1/scans", headers=headers)
+        assert answer.json()["type"] == "/problems/forbidden"
+        assert f"for {scope} only" in answer.json()["detail"]
+
+
+def test_the_committed_table_is_what_a_service_answers(guarded: Guarded) -> None:
+    """docs/tenancy.md shows what every operation answers to callers who may not use it; scripts/write_tenancy.py writes it."""
+    table = write_tenancy.table(guarded.url, guarded.keys)
+
+    assert write_tenancy.TARGET.read_text() == table
+    for row in table.splitlines():
+        if row.startswith(("| GET ", "| POST ", "| DELETE ")):
+            assert " | 2" not in row, row

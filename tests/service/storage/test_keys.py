@@ -215,3 +215,17 @@ def test_without_a_readable_file_no_key_is_valid(path: Path, damage: object) -> 
 
     path.write_bytes(content)
     assert known.owner_of(key) is not None
+
+
+def test_a_key_keeps_its_scopes(path: Path) -> None:
+    """A key has those it was made with; an administrator's has all, and so has one of an earlier version's file."""
+    read = add_key(path, "viewer", admin=False, scopes=frozenset({"read"}))
+    both = add_key(path, "lab", admin=False)
+    admin = add_key(path, "root", admin=True, scopes=frozenset({"read"}))
+    document = json.loads(path.read_text())
+    assert document["keys"][0]["scopes"] == ["read"]
+    del document["keys"][1]["scopes"]
+    path.write_text(json.dumps(document))
+
+    owners = [Keys(path).owner_of(key) for key in (read, both, admin)]
+    assert [sorted(owner.scopes) for owner in owners if owner] == [["read"], ["read", "submit"], ["read", "submit"]]
