@@ -1,7 +1,7 @@
 # One target per wish; CI calls the same ones.
 BIN := .venv/bin
 
-.PHONY: setup demo test test-fast check bench crash trust
+.PHONY: setup demo test test-fast check bench crash limits soak trust
 
 setup: .venv/.installed
 
@@ -36,4 +36,10 @@ trust: setup
 	scripts/trust
 
 crash: setup
-	$(BIN)/python benchmarks/crash.py --kills 100
+	$(BIN)/python benchmarks/crash.py --kills $(or $(KILLS),100) --points $(or $(POINTS),1) --write
+
+limits: setup
+	$(BIN)/python benchmarks/limits.py $(ROWS)
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60) --over $(or $(OVER),10) --write

@@ -1,5 +1,6 @@
 """`/metrics` for Prometheus, and the middleware that counts requests."""
 
+import shutil
 import time
 
 import structlog
@@ -18,7 +19,10 @@ router = APIRouter(tags=["health"], responses=RESPONSES)
 @router.get("/metrics", operation_id="getMetrics", response_class=Response)
 def get_metrics(services: ServicesDep, _: OwnerDep) -> Response:
     """Return the metrics in Prometheus's text format."""
-    return Response(services.metrics.text(services.jobs.count()), media_type=CONTENT_TYPE)
+    ready = bool(services.registry.ready) and not services.jobs.why_not
+    free_bytes = shutil.disk_usage(services.settings.state_dir).free
+    text = services.metrics.text(services.jobs.count(), ready=ready, free_bytes=free_bytes)
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 class CountedRequests:

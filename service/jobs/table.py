@@ -100,11 +100,19 @@ class JobTable:
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.workflow_uuid.desc()).limit(limit)
         return [(created, identifier) for created, identifier in self._database.rows(query)]
 
-    def uses(self, name: str, owner: str, scan: str) -> bool:
-        """Return whether any job of an owner was made from a scan, which is the second argument of its workflow."""
+    def uses(self, name: str, owner: str, scan: str, besides: str = "") -> bool:
+        """Return whether any job of an owner was made from a scan.
+
+        Args:
+            name: DBOS's name of the workflow.
+            owner: whose.
+            scan: the second argument of the workflow.
+            besides: id of a job that does not count.
+        """
         jobs, inputs = self._jobs, self._inputs
         # Not a plain comparison: the planner would go through all jobs of the owner instead of those of the scan.
-        theirs = (jobs.c.name == name, sa.func.coalesce(jobs.c.authenticated_user, "") == owner)
+        of_owner = sa.func.coalesce(jobs.c.authenticated_user, "") == owner
+        theirs = (jobs.c.name == name, of_owner, jobs.c.workflow_uuid != besides)
         now = (
             sa.select(sa.literal(1))
             .select_from(inputs.join(jobs, inputs.c.workflow_uuid == jobs.c.workflow_uuid))

@@ -27,6 +27,8 @@ class Metrics:
     | `calibrant_request_seconds` | histogram | method, route | time until the response starts |
     | `calibrant_jobs_finished_total` | counter | model, state | finished jobs by final state |
     | `calibrant_jobs` | gauge | state | jobs that wait or run at the moment |
+    | `calibrant_ready` | gauge | | 1 if a job could be accepted, computed and published now |
+    | `calibrant_state_free_bytes` | gauge | | free space on the disk of the state directory |
     | `calibrant_stage_seconds` | histogram | model, stage | time of each stage of a succeeded case |
     | `calibrant_foreground_confidence` | histogram | model | mean confidence over the foreground, one value per case |
     | `calibrant_statements_total` | counter | model, status | verdicts: holds, withdrawn, not compared |
@@ -43,6 +45,8 @@ class Metrics:
         )
         self._finished = Counter("calibrant_jobs_finished_total", "Jobs that ended.", ["model", "state"], **given)
         self._jobs = Gauge("calibrant_jobs", "Jobs that wait or run.", ["state"], **given)
+        self._ready = Gauge("calibrant_ready", "Whether a job could be accepted.", **given)
+        self._free = Gauge("calibrant_state_free_bytes", "Free space for the state.", **given)
         self._stages = Histogram(
             "calibrant_stage_seconds", "Time of each stage.", ["model", "stage"], buckets=_SECONDS, **given
         )
@@ -86,12 +90,16 @@ class Metrics:
         """Count a case that failed or was cancelled."""
         self._finished.labels(model, state).inc()
 
-    def text(self, jobs: Mapping[State, int]) -> bytes:
+    def text(self, jobs: Mapping[State, int], *, ready: bool, free_bytes: int) -> bytes:
         """Return all metrics in Prometheus format.
 
         Args:
             jobs: number of jobs in each state at the moment.
+            ready: whether a job could be accepted now.
+            free_bytes: free space on the disk of the state directory.
         """
+        self._ready.set(ready)
+        self._free.set(free_bytes)
         for state, number in jobs.items():
             self._jobs.labels(state).set(number)
         return generate_latest(self._registry)

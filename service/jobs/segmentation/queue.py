@@ -343,11 +343,12 @@ class SegmentationJobs:
         order = WorkflowInput.of(self._status(owner, identifier))
         self._stop(identifier)
         with self.worker.turn:
+            # The record comes last: after a crash in between, the job can still be found and erased again.
+            if not self.table.uses(WORKFLOW, owner, order.scan, besides=identifier):
+                self.state.forget_scan(owner, order.scan)
+            self.state.forget_job(identifier)
             DBOS.delete_workflow(identifier)
             self.line.leave(identifier)
-            self.state.forget_job(identifier)
-            if not self.uses(owner, order.scan):
-                self.state.forget_scan(owner, order.scan)
         self._known.pop(identifier, None)
         self.database.forget()
 

@@ -5,7 +5,7 @@ from service.observability.metrics import Metrics
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
     """Return every sample by name and label values, as Prometheus's own parser reads them."""
-    text = metrics.text({"queued": 3, "running": 1}).decode()
+    text = metrics.text({"queued": 3, "running": 1}, ready=True, free_bytes=7).decode()
     return {
         (sample.name, tuple(sample.labels[key] for key in sorted(sample.labels))): sample.value
         for family in text_string_to_metric_families(text)
@@ -58,7 +58,10 @@ def test_every_name_stands_in_the_table() -> None:
     metrics = Metrics()
     metrics.request_answered("GET", "/", 200, 0.1)
     metrics.case_succeeded("m", {"infer": 1.0}, 0.5, "withdrawn")
-    families = {family.name for family in text_string_to_metric_families(metrics.text({"queued": 0}).decode())}
+    families = {
+        family.name
+        for family in text_string_to_metric_families(metrics.text({"queued": 0}, ready=False, free_bytes=0).decode())
+    }
 
     table = {line.split("`")[1].removesuffix("_total") for line in (Metrics.__doc__ or "").splitlines() if "`" in line}
     assert families == table

@@ -13,6 +13,7 @@ from dbos import DBOS
 
 from service.errors import (
     CalibrantError,
+    DatabaseBusy,
     IdempotencyKeyReused,
     JobFinished,
     JobNotFound,
@@ -536,3 +537,25 @@ def test_old_jobs_are_erased_whoever_owns_them(
     assert state.result(theirs.id) is None
     assert queue.find("local", running.id).state == "running"
     assert queue.count() == {"queued": 0, "running": 1}
+
+
+def test_f13_an_interrupted_erasure_can_be_repeated(
+    queue: SegmentationJobs, finish: Submit, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the record cannot be deleted, scan and result are gone already, and the next attempt finds the job."""
+    job = finish("erased twice")
+
+    def fail(_: str) -> None:
+        raise DatabaseBusy("busy")  # noqa: EM101 - as said
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DBOS, "delete_workflow", fail)
+        with pytest.raises(DatabaseBusy):
+            queue.erase("local", job.id)
+    assert state.result(job.id) is None
+    assert not state.scan("local", job.scan).exists()
+
+    queue.erase("local", job.id)
+
+    with pytest.raises(JobNotFound):
+        queue.find("local", job.id)
