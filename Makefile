@@ -39,7 +39,7 @@ crash: setup
 	$(BIN)/python benchmarks/crash.py --kills $(or $(KILLS),100) --points $(or $(POINTS),1) --write
 
 limits: setup
-	$(BIN)/python benchmarks/limits.py $(ROWS)
+	$(BIN)/python benchmarks/at_the_limits.py $(ROWS)
 
 soak: setup
 	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),60) --over $(or $(OVER),10) --write

@@ -1,4 +1,4 @@
-"""What a service does at its limits, in figures: `python benchmarks/limits.py`, or some rows: `... limits.py disk locks`.
+"""What a service does at its limits, in figures: `python benchmarks/at_the_limits.py`, or some rows: `... at_the_limits.py disk locks`.
 
 Each row starts a service of its own, takes something away from it - space, its database, its directory, its process, the right
 time, quick clients, a short queue - and measures what a client sees, and how long the service takes to recover. Figures go to
