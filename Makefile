@@ -1,7 +1,7 @@
 # One target per wish; CI calls the same ones.
 BIN := .venv/bin
 
-.PHONY: setup demo test test-fast check bench crash limits soak trust
+.PHONY: setup demo test test-fast check bench crash fuzz limits soak trust
 
 setup: .venv/.installed
 
@@ -34,6 +34,9 @@ bench: setup
 
 trust: setup
 	scripts/trust
+
+fuzz: setup
+	scripts/fuzz $(MUTANTS)
 
 crash: setup
 	$(BIN)/python benchmarks/crash.py --kills $(or $(KILLS),100) --points $(or $(POINTS),1) --write

@@ -89,6 +89,7 @@ _PRIVATE_B_VALUES: Final = (
 )
 """Group, creator and element of the b-value of images that lack the standard's attribute."""
 
+_NEEDED = ("StudyInstanceUID", "SliceThickness")  # by `service.intake.dicom.source`
 _ROUNDING = 0.01
 _FILE_META = 0x0002
 
@@ -191,6 +192,8 @@ def read_instance(content: bytes, unpacked: Unpacked | None = None, *, with_voxe
         _reject_voxel_type(dataset)
         _reject_length(dataset)
         stated = stated_of(dataset)
+        for name in _NEEDED:  # pydicom reads an element when it is asked for: it fails here, before the 202
+            dataset.get(name)
         return [_slice(dataset, frame, stated, with_voxels=with_voxels) for frame in range(_frames(dataset))]
 
 

@@ -111,6 +111,11 @@ def describe_source(slices: list[Slice]) -> str | None:
     Args:
         slices: of one series, with their datasets, in the order of k.
     """
+    with faults(InvalidHeader, "A DICOM file's header cannot be read. Export the series again."):
+        return _described(slices)
+
+
+def _described(slices: list[Slice]) -> str | None:
     first = slices[0]
     if not _dataset(first).get("StudyInstanceUID"):
         return None

@@ -475,3 +475,14 @@ def test_a_diffusion_series_is_named(kind: str, slices_of: Slices, zip_of: Zip) 
 
     assert type(refusal) is errors.DuplicateInstance
     assert "2 b-values were found. This is a diffusion series" in refusal.detail
+
+
+def test_d7_a_study_that_cannot_be_read_is_refused_by_the_check(
+    slices_of: Slices, dicom_file: Save, zip_of: Zip
+) -> None:
+    """Found by `make fuzz`: a type that no standard knows ended the decoder, after the 202."""
+    files = {str(k): dicom_file(image) for k, image in enumerate(slices_of())}
+    at = files["0"].index(b"\x20\x00\x0d\x00UI")
+    files["0"] = files["0"][: at + 4] + b"U\xc9" + files["0"][at + 6 :]
+
+    assert type(refuse(zip_of(files))) is errors.InvalidHeader
