@@ -111,19 +111,20 @@ def describe_source(slices: list[Slice]) -> str | None:
     Args:
         slices: of one series, with their datasets, in the order of k.
     """
+    datasets = [_dataset(image) for image in slices]
     with faults(InvalidHeader, "A DICOM file's header cannot be read. Export the series again."):
-        return _described(slices)
+        return _described(slices, datasets)
 
 
-def _described(slices: list[Slice]) -> str | None:
+def _described(slices: list[Slice], datasets: list[Dataset]) -> str | None:
     first = slices[0]
-    if not _dataset(first).get("StudyInstanceUID"):
+    if not datasets[0].get("StudyInstanceUID"):
         return None
-    place = place_of(_dataset(first), first.frame)
+    place = place_of(datasets[0], first.frame)
     rows, columns = first.shape
     distance_mm = float(np.linalg.norm(slices[-1].position_mm - first.position_mm)) / (len(slices) - 1)
     source = {
-        "head": _head(_dataset(first)),
+        "head": _head(datasets[0]),
         "frame_of_reference": first.frame_of_reference,
         "rows": rows,
         "columns": columns,
@@ -134,11 +135,11 @@ def _described(slices: list[Slice]) -> str | None:
         "slices": [
             {
                 "instance": image.instance,
-                "sop_class": str(_dataset(image).SOPClassUID),
-                "frame": image.frame + 1 if "PerFrameFunctionalGroupsSequence" in _dataset(image) else None,
+                "sop_class": str(dataset.SOPClassUID),
+                "frame": image.frame + 1 if "PerFrameFunctionalGroupsSequence" in dataset else None,
                 "position_mm": image.position_mm.tolist(),
             }
-            for image in slices
+            for image, dataset in zip(slices, datasets, strict=True)
         ],
     }
     return json.dumps(source)
