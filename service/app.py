@@ -21,6 +21,7 @@ from service.api.metrics import CountedRequests
 from service.api.monailabel import idle, infer, info, session
 from service.api.monailabel import login as monailabel_login
 from service.api.monailabel.door import Door
+from service.api.oidc import TokenVerifier
 from service.api.openapi import describe
 from service.api.origins import OwnOrigin
 from service.api.parameters import reject_unknown
@@ -116,9 +117,15 @@ def _services(settings: Settings) -> Services:
     dicom = PacsJobs(jobs, state, pacs_file, derive_dicom, settings.case_deadline_s)
     checks = Budget(settings.check_bytes)
     arrivals = Arrivals(dicom, pacs_file, registry, state)
+    issuer, audience = settings.oidc_issuer, settings.oidc_audience
+    tokens = TokenVerifier(issuer, audience) if issuer and audience else None
     sessions, uploads = Sessions(settings.session_hours), UploadsInFlight.of(settings)
     return Services(
-        settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals, checks, uploads, Rates(settings)
+        *(settings, state, registry, jobs, keys, sessions, metrics, dicom, arrivals),
+        checks=checks,
+        uploads=uploads,
+        rates=Rates(settings),
+        tokens=tokens,
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -75,6 +76,13 @@ def _reject_no_origin(origins: tuple[str, ...]) -> tuple[str, ...]:
         msg = "expected addresses without a path, e.g. http://localhost:3000, with commas between them; no *"
         raise ValueError(msg)
     return origins
+
+
+def _reject_plain_http(issuer: str | None) -> str | None:
+    if issuer and not re.match(r"https://[^/\s]+|http://(localhost|127\.0\.0\.1)(:\d+)?(/|$)", issuer):
+        msg = "expected an address that begins with https://, e.g. https://login.hospital.example/realms/imaging"
+        raise ValueError(msg)
+    return issuer or None
 
 
 def _reject_no_prefix(prefix: str) -> str:
@@ -137,6 +145,10 @@ class Settings(BaseSettings):
     """Longest time, in seconds, for which a request with `Prefer: wait` is held."""
     keys_file: Path | None = None
     """File of API keys, written by `calibrant keys`. With it, every request needs a key, and the service may listen beyond this machine."""
+    oidc_issuer: Annotated[str | None, AfterValidator(_reject_plain_http)] = None
+    """Address of the OpenID Connect provider whose tokens are accepted besides keys, as the tokens write it."""
+    oidc_audience: str | None = None
+    """Name of this service there, which its tokens carry in `aud`."""
     max_requests_per_minute: PositiveInt = 20_000
     """Most requests with one key in a minute."""
     max_failed_logins_per_minute: PositiveInt = 10
@@ -178,6 +190,13 @@ class Settings(BaseSettings):
         default = "; CALIBRANT_RETENTION_DAYS=never keeps them" if self.retention_is_default else ""
         return f"finished jobs are erased after {self.retention_days:g} days (unfinished ones never){default}"
 
+    @model_validator(mode="after")
+    def _reject_half_a_provider(self) -> Self:
+        if self.oidc_issuer and not (self.oidc_audience and self.keys_file):
+            msg = "CALIBRANT_OIDC_ISSUER needs CALIBRANT_OIDC_AUDIENCE, without which tokens for other services would be accepted, and CALIBRANT_KEYS_FILE"
+            raise ValueError(msg)
+        return self
+
     @property
     def postgresql_url(self) -> str | None:
         """`database_url` as plain text, with its password."""
@@ -200,7 +219,8 @@ class Settings(BaseSettings):
             return cls(behind_proxy=True) if behind_proxy else cls()
         except ValidationError as error:
             names = ", ".join(
-                f"CALIBRANT_{str(detail['loc'][0]).upper()} ({detail['msg']})" for detail in error.errors()
+                f"CALIBRANT_{str(detail['loc'][0]).upper()} ({detail['msg']})" if detail["loc"] else detail["msg"]
+                for detail in error.errors()
             )
             msg = f"These settings cannot be used: {names}. See docs/settings.md."
             raise SettingsError(msg) from error

@@ -4,6 +4,7 @@ Browsers cannot set headers on page loads, images and downloads: the login page 
 script can read and no other site can send (HttpOnly, SameSite=Strict).
 """
 
+import re
 import secrets
 import threading
 import time
@@ -11,12 +12,16 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
+from service.api.oidc import TokenVerifier
 from service.errors import Forbidden, Unauthorized
 from service.storage.keys import EVERYTHING, LOCAL, Keys, Owner, Scope
 
 COOKIE: Final = "calibrant_session"
 
 _MOST_SESSIONS = 10_000
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
+"""A signed JSON Web Token (RFC 7515, section 7.1); keys have no dots."""
 
 _READ: Final[frozenset[Scope]] = frozenset({"read"})
 _SUBMIT: Final[frozenset[Scope]] = frozenset({"submit"})
@@ -57,16 +62,21 @@ class Sessions:
             self._sessions.pop(token, None)
 
 
-def caller(request: HTTPConnection, keys: Keys | None, sessions: Sessions) -> Owner:
+def caller(
+    request: HTTPConnection, keys: Keys | None, sessions: Sessions, tokens: TokenVerifier | None = None
+) -> Owner:
     """Return the owner of a request, `local` where no keys are in use.
 
     Raises:
-        Unauthorized: key or cookie are missing or unknown; the message does not say which.
+        Unauthorized: key, token or cookie are missing or unknown; the message does not say which.
+        ServiceBusy: the provider's keys cannot be fetched.
     """
     if keys is None:
         return Owner(LOCAL, admin=True)
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
+        if tokens is not None and _TOKEN.fullmatch(key.strip()):
+            return tokens.owner_of(key.strip())
         owner = keys.owner_of(key.strip())
     else:
         owner = sessions.owner_of(request.cookies.get(COOKIE, ""))

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from service.api.auth import Sessions, caller, reject_beyond_scope
 from service.api.inflight import UploadsInFlight
+from service.api.oidc import TokenVerifier
 from service.api.rates import Rates
 from service.bundle.registry import Registry
 from service.errors import Forbidden
@@ -37,6 +38,7 @@ class Services:
     checks: Budget = field(default_factory=Budget)
     uploads: UploadsInFlight = field(default_factory=lambda: UploadsInFlight.of(Settings()))
     rates: Rates = field(default_factory=lambda: Rates(Settings()))
+    tokens: TokenVerifier | None = None
 
 
 async def _services(request: Request) -> Services:  # async: a thread pool that is full must not delay it
@@ -50,7 +52,7 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 def _caller(request: Request, services: ServicesDep) -> Owner:
-    owner = caller(request, services.keys, services.sessions)
+    owner = caller(request, services.keys, services.sessions, services.tokens)
     request.state.owner = owner  # for the audit log
     services.rates.count_request(owner.key)
     reject_beyond_scope(owner, request)

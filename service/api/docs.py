@@ -36,7 +36,7 @@ _POLICY: Final = (
 def show_docs(request: Request, services: ServicesDep) -> Response:
     """Return the page of the routes; a browser without a session is sent to the login."""
     try:
-        caller(request, services.keys, services.sessions)
+        caller(request, services.keys, services.sessions, services.tokens)
     except Unauthorized:
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/login", status.HTTP_303_SEE_OTHER)

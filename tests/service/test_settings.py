@@ -233,3 +233,16 @@ def test_variables_of_other_parts_are_known(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, "x")
 
     Settings.read()
+
+
+def test_a_provider_needs_an_audience_and_an_encrypted_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an audience, tokens that were made for other services would be accepted."""
+    monkeypatch.setenv("CALIBRANT_OIDC_ISSUER", "https://login.example")
+    with pytest.raises(SettingsError, match="needs CALIBRANT_OIDC_AUDIENCE"):
+        Settings.read()
+    monkeypatch.setenv("CALIBRANT_OIDC_AUDIENCE", "calibrant")
+    monkeypatch.setenv("CALIBRANT_KEYS_FILE", "/k.json")
+    assert Settings.read().oidc_issuer == "https://login.example"
+    monkeypatch.setenv("CALIBRANT_OIDC_ISSUER", "http://login.example")
+    with pytest.raises(SettingsError, match="CALIBRANT_OIDC_ISSUER"):
+        Settings.read()

@@ -66,7 +66,7 @@ def came_by_secret(request: Request) -> bool:
 def _viewer(request: Request, services: ServicesDep) -> Owner:
     if came_by_secret(request):
         return Owner(VIEWER if services.keys else LOCAL, admin=False)
-    owner = caller(request, services.keys, services.sessions)
+    owner = caller(request, services.keys, services.sessions, services.tokens)
     request.state.owner = owner  # for the audit log
     services.rates.count_request(owner.key)
     reject_beyond_scope(owner, request)
