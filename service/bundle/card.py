@@ -6,7 +6,7 @@ add fields. 1.1 adds the device of a measurement; a card without one stays 1.0, 
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Final, Literal, Self
 
 import numpy as np
@@ -249,6 +249,12 @@ class ShiftTestRecord(Declaration):
     def without(self, person: str) -> Self:
         """Return the record without the answers about a person, who is then new to the test."""
         return self.model_copy(update={"answers": [answer for answer in self.answers if answer.person != person]})
+
+    def only(self, names: Collection[str]) -> Self:
+        """Return the record with these features alone."""
+        kept = [k for k, feature in enumerate(self.features) if feature.name in names]
+        answers = [answer.model_copy(update={"values": [answer.values[k] for k in kept]}) for answer in self.answers]
+        return self.model_copy(update={"features": [self.features[k] for k in kept], "answers": answers})
 
     def test(self) -> ShiftTest:
         """Return the test; it takes some milliseconds to fit.

@@ -9,7 +9,7 @@ import torch
 from service.bundle.description import BundleDescription
 from service.calibration.shift import ShiftTest, ShiftVerdict
 from service.errors import BundleInvalid
-from service.pipeline.features import describe, features_of
+from service.pipeline.features import answer_features, describe, features_of
 
 
 def compare(
@@ -17,7 +17,8 @@ def compare(
 ) -> ShiftVerdict | None:
     """Return what the shift test says about an answer; None for a card without one.
 
-    Located parts are compared with located answers if the card has any, otherwise with those about whole scans. The
+    Located parts are compared with located answers if the card has any, otherwise with those about whole scans, by the
+    features of the answer alone: what else lies in a box follows from how it was placed, which those never show. The
     verdict on several parts is that on the most unlike one, whose p-value is multiplied by their number (Bonferroni); so it
     takes 39 persons to withdraw one of two parts.
 
@@ -44,11 +45,12 @@ def compare(
 def _test_of(bundle: BundleDescription, *, located: bool) -> ShiftTest | None:
     """Return the fitted test of a bundle, which takes some milliseconds to fit."""
     card = bundle.card
-    record = (card.shift_test("located") if located else None) or card.shift_test("whole")
+    own, whole = card.shift_test("located") if located else None, card.shift_test("whole")
+    record = own or whole
     if record is None:
         return None
     names = [feature.name for feature in record.features]
     if names != list(features_of(bundle.config)):
         msg = f"The card of {bundle.config.name} compares other features than this version describes. Export the bundle again."
         raise BundleInvalid(msg)
-    return record.test()
+    return (record if own or not located else record.only(answer_features(bundle.config))).test()

@@ -35,6 +35,21 @@ _SCALES: Final = (0.7, 1.5, 4.0)
 
 _LEAST: Final = 1e-6
 
+_IMAGE_FEATURES: Final = {
+    **{f"{q}th percentile of intensity": Feature("deviations") for q in _QUANTILES},
+    "mean gradient": Feature("deviations per voxel", log=True),
+    "sideways share of the gradient": Feature("", log=True),
+    "second-axis share of the gradient": Feature("", log=True),
+    "third-axis share of the gradient": Feature("", log=True),
+    "fine detail": Feature("deviations", log=True),
+    "fine over middle detail": Feature("", log=True),
+    "coarse share of variance": Feature(""),
+    "share of flat voxels": Feature(""),
+    "sideways trend of intensity": Feature(""),
+    "second-axis trend of intensity": Feature(""),
+    "third-axis trend of intensity": Feature(""),
+}
+
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
@@ -62,6 +77,11 @@ class _Box:
 
 def features_of(config: ServiceConfig) -> dict[str, Feature]:
     """Return the features of a bundle's answers by name, in the order of `describe`."""
+    return answer_features(config) | _IMAGE_FEATURES
+
+
+def answer_features(config: ServiceConfig) -> dict[str, Feature]:
+    """Return those features that describe the foreground and its rim, not everything in the box around it."""
     names = [label.name for label in config.labels[1:]]
     of_labels = {
         f"{feature} of {name}": Feature(unit, log=log)
@@ -89,21 +109,7 @@ def features_of(config: ServiceConfig) -> dict[str, Feature]:
         "doubtful share elsewhere": Feature("", log=True),
         "share of foreground at the edge of what is shown": Feature(""),
     }
-    of_image = {
-        **{f"{q}th percentile of intensity": Feature("deviations") for q in _QUANTILES},
-        "mean gradient": Feature("deviations per voxel", log=True),
-        "sideways share of the gradient": Feature("", log=True),
-        "second-axis share of the gradient": Feature("", log=True),
-        "third-axis share of the gradient": Feature("", log=True),
-        "fine detail": Feature("deviations", log=True),
-        "fine over middle detail": Feature("", log=True),
-        "coarse share of variance": Feature(""),
-        "share of flat voxels": Feature(""),
-        "sideways trend of intensity": Feature(""),
-        "second-axis trend of intensity": Feature(""),
-        "third-axis trend of intensity": Feature(""),
-    }
-    return of_labels | offsets | of_answer | of_image
+    return of_labels | offsets | of_answer
 
 
 def describe(image: torch.Tensor, logits: torch.Tensor, config: ServiceConfig) -> dict[str, float]:

@@ -60,6 +60,22 @@ def test_an_answer_like_the_others_is_not_shifted(shipped: BundleDescription) ->
     assert verdict.n_persons == LEAST_PERSONS + 1
 
 
+def test_what_lies_around_a_located_part_does_not_count(shipped: BundleDescription) -> None:
+    """An image with other surroundings is unlike the whole scans of the card; as a located part it is not."""
+    image, logits = answer(100)
+    far = logits[1:].amax(dim=0) < -9  # beyond the rim: a voxel further away is 3 less
+    image[0][far] = torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5, 8.0, -8.0)[far]
+
+    whole = compare(shipped, [image], logits[None], located=False)
+    part = compare(shipped, [image], logits[None], located=True)
+
+    assert whole is not None
+    assert part is not None
+    assert whole.shifted
+    assert not part.shifted
+    assert all("percentile of intensity" not in feature.feature for feature in part.off)
+
+
 def test_the_most_unlike_part_decides(shipped: BundleDescription) -> None:
     """Of two parts one is far off: its p-value counts, twice, and its features are named."""
     good, logits = answer(100)
