@@ -5,13 +5,14 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from model_training.config import Recipe
     from model_training.data.case import Case
+    from model_training.evaluation.temperature import Scaling
     from model_training.locator.recipe import LocatorRecipe
     from service.bundle.reader import LoadedBundle
 
@@ -23,6 +24,13 @@ Data = Annotated[
 ]
 Maps = Annotated[
     Path, typer.Option("--maps", help="Folder of label maps of whole heads with FreeSurfer's values.", exists=True)
+]
+TemperatureFile = Annotated[
+    Path | None, typer.Option("--temperature", help="File that calibrant calibrate wrote; 1 by default.", exists=True)
+]
+ScalingOption = Annotated[
+    Literal["scalar", "per-class", "least-ace"],
+    typer.Option("--scaling", help="Which temperature of the file: with the lowest NLL, or with the lowest ACE."),
 ]
 Runs = Annotated[
     Path | None, typer.Option(help="Instead: print the tables of the runs in this folder, as Markdown.", exists=True)
@@ -106,13 +114,8 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
         Path, typer.Option("--run", help="Folder that calibrant train wrote.", exists=True, file_okay=False)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle; must not exist.")],
-    temperature: Annotated[
-        Path | None,
-        typer.Option(help="File that calibrant calibrate wrote; 1 for all classes by default.", exists=True),
-    ] = None,
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="Use the temperature of each class instead of the scalar.")
-    ] = False,
+    temperature: TemperatureFile = None,
+    scaling: ScalingOption = "scalar",
     locator: Annotated[
         Path | None, typer.Option(help="Folder of a trained and measured locator; no locator by default.", exists=True)
     ] = None,
@@ -129,17 +132,9 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     device: Annotated[str, typer.Option(help="GPU whose engines are measured beside the CPU's, e.g. cuda:0.")] = "cpu",
 ) -> None:
     """Measure a trained network on persons it never saw, and write the bundle with its calibration card."""
-    from model_training.evaluation.temperature import Temperatures
-    from model_training.export.bundle import export as write_bundle
-
-    chosen = _recipe(recipe)
-    if temperature is not None:
-        fitted = Temperatures.model_validate_json(temperature.read_bytes())
-        chosen = chosen.with_temperature(
-            fitted.of_classes("per-class" if per_class else "scalar", len(chosen.service.labels))
-        )
     from model_training.evaluation.evaluate import CPU
     from model_training.evaluation.resolution import common_spacings
+    from model_training.export.bundle import export as write_bundle
     from service.bundle.card import ShiftTestRecord
     from service.engines.devices import claim, first_device
     from service.engines.machine import available
@@ -147,7 +142,7 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
     gpu = None if (claimed := claim(first_device(device))) == CPU else claimed
     tests = [] if shift_test is None else [ShiftTestRecord.model_validate_json(shift_test.read_bytes())]
     identity = write_bundle(
-        chosen,
+        _tempered(_recipe(recipe), temperature, scaling),
         data,
         run,
         out,
@@ -162,20 +157,25 @@ def export(  # noqa: PLR0913, PLR0917 - one for each option
 
 
 @app.command()
-def crossvalidate(
+def crossvalidate(  # noqa: PLR0913, PLR0917 - one for each option
     recipe: RecipeName,
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs; finished folds are skipped.")],
     fold: Annotated[list[int] | None, typer.Option(help="Folds to hold out; all by default.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same runs on the same machine.")] = 0,
     device: Annotated[str, typer.Option(help="torch device, e.g. cpu or cuda:0.")] = "cpu",
+    temperature: TemperatureFile = None,
+    scaling: ScalingOption = "scalar",
 ) -> None:
-    """Train without each fold in turn and measure on it; folds are by person. Stop it and call it again to resume."""
+    """Train without each fold in turn and measure on it; folds are by person. Stop it and call it again to resume.
+
+    With --temperature, the measurement is that of the calibrated probabilities; training does not depend on it.
+    """
     from model_training.evaluation.console import print_scores
     from model_training.evaluation.crossvalidate import MEASUREMENT, measure_folds, train_folds
     from model_training.training.parallel import process_group
 
-    chosen = _recipe(recipe)
+    chosen = _tempered(_recipe(recipe), temperature, scaling)
     folds = _folds(chosen, data, fold)
     with process_group(device) as group:
         train_folds(chosen, data, out, folds, seed=seed, group=group)
@@ -186,7 +186,7 @@ def crossvalidate(
 
 
 @app.command()
-def shift_test(
+def shift_test(  # noqa: PLR0913, PLR0917 - one for each option
     recipe: RecipeName,
     data: Data,
     runs: Annotated[
@@ -194,12 +194,14 @@ def shift_test(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file of the answers, for calibrant export.")],
     fold: Annotated[list[int] | None, typer.Option(help="Folds whose persons are observed; all by default.")] = None,
+    temperature: TemperatureFile = None,
+    scaling: ScalingOption = "scalar",
 ) -> None:
     """Describe the answers about each fold by the network that never saw it: what new answers are compared with."""
     from model_training.evaluation.console import print_shift_test
     from model_training.evaluation.shift import observe_folds
 
-    chosen = _recipe(recipe)
+    chosen = _tempered(_recipe(recipe), temperature, scaling)
     record = observe_folds(chosen, data, runs, _folds(chosen, data, fold), _show)
     out.write_text(record.model_dump_json() + "\n")
     print_shift_test(record)
@@ -225,7 +227,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     engine: Annotated[str | None, typer.Option(hidden=True)] = None,
     state: Annotated[Path | None, typer.Option(hidden=True, envvar="CALIBRANT_STATE_DIR")] = None,
 ) -> None:
-    """Fit a temperature, scalar and per class, on out-of-fold cases."""
+    """Fit a temperature on out-of-fold cases: scalar and per class with the lowest NLL, scalar with the lowest ACE."""
     from model_training.evaluation.console import print_temperatures
     from model_training.evaluation.temperature import calibrate as fit
 
@@ -240,7 +242,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one for each option
     temperatures = fit(chosen, data, runs, folds, _show)
     out.write_text(temperatures.model_dump_json(indent=2) + "\n")
     print_temperatures(temperatures)
-    typer.echo(f"Next: calibrant export {recipe} ... --temperature {out} [--per-class]")
+    typer.echo(f"Next: calibrant export {recipe} ... --temperature {out} [--scaling ...]")
 
 
 @app.command()
@@ -462,6 +464,16 @@ def _recipe(name: str) -> "Recipe":
 
     _reject_unknown("recipe", name, RECIPES)
     return RECIPES[name]
+
+
+def _tempered(recipe: "Recipe", temperature: Path | None, scaling: "Scaling") -> "Recipe":
+    """Return the recipe with a temperature of a file that calibrant calibrate wrote, or as it is without one."""
+    from model_training.evaluation.temperature import Temperatures
+
+    if temperature is None:
+        return recipe
+    fitted = Temperatures.model_validate_json(temperature.read_bytes())
+    return recipe.with_temperature(fitted.of_classes(scaling, len(recipe.service.labels)))
 
 
 def _locator(recipe: str) -> "LocatorRecipe":

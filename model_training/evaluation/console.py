@@ -33,8 +33,9 @@ def print_temperatures(temperatures: "Temperatures") -> None:
     persons, folds = temperatures.n_persons, ", ".join(temperatures.folds)
     typer.echo(f"{temperatures.n_cases} cases of {persons} persons ({folds}), out of fold")
     typer.echo(f"  scalar {temperatures.scalar:.4f}; per class {' '.join(f'{t:.4f}' for t in temperatures.per_class)}")
+    typer.echo(f"  with the lowest ACE {temperatures.least_ace:.2f}")
     for scaling, nll in temperatures.nll.items():
-        typer.echo(f"  NLL {scaling:10} {nll:.5f}")
+        typer.echo(f"  {scaling:10} NLL {nll:.5f}  ACE {temperatures.ace[scaling]:.5f}")
 
 
 def print_shift_test(record: "ShiftTestRecord") -> None:

@@ -2,11 +2,12 @@
 
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: logits are divided by a temperature before softmax, chosen
 to minimise the negative log likelihood (NLL). It is a scalar, or one per class. The scaled logits are linear in the inverse
-temperatures, so the NLL is convex in these and has one minimum.
+temperatures, so the NLL is convex in these and has one minimum. The scalar with the lowest average calibration error (ACE) is
+another one, since ACE weighs all bins alike and most of them lie between the certain voxels; it is found on a grid.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,17 +19,25 @@ from model_training.config import Recipe
 from model_training.data.case import Case, DataError, read_case
 from model_training.evaluation.crossvalidate import networks_of
 from service.bundle.schema import Declaration
+from service.calibration.histogram import ReliabilityHistogram
+from service.calibration.scores import ace
 from service.pipeline.infer import infer
 from service.pipeline.preprocess import preprocess, to_scan_grid
 
 VOXELS_PER_CASE: Final = 200_000
 """Voxels that are drawn from each case at most; each case has the same weight."""
 
-Scaling = Literal["scalar", "per-class"]
+GRID: Final = tuple(round(0.5 + 0.05 * step, 2) for step in range(31))
+"""Temperatures among which the lowest ACE is looked for, 0.5 to 2; between neighbours it hardly differs."""
+
+Scaling = Literal["scalar", "per-class", "least-ace"]
 
 
 class Temperatures(Declaration):
-    """Temperatures fitted for a recipe, and the NLL with and without them."""
+    """Temperatures fitted for a recipe, and NLL and ACE with and without them.
+
+    Each fold is scored with the temperatures fitted on the others.
+    """
 
     recipe: str
     folds: list[str]
@@ -38,13 +47,18 @@ class Temperatures(Declaration):
     """One temperature for all classes, fitted on all folds."""
     per_class: list[float]
     """One temperature for each class, fitted on all folds."""
+    least_ace: float
+    """One temperature for all classes, with the lowest ACE on all folds."""
     nll: dict[str, float]
-    """NLL in nats, mean over voxels, then over cases: ``none``, ``scalar``, ``per-class``. Each fold is scored with the
-    temperatures fitted on the others."""
+    """NLL in nats, mean over voxels, then over cases, by scaling and with ``none``."""
+    ace: dict[str, float]
+    """ACE, mean over the foreground classes that a case has, then over cases, by scaling and with ``none``."""
 
     def of_classes(self, scaling: Scaling, classes: int) -> list[float]:
         """Return the temperature of each class, as `service.json` states them."""
-        return [self.scalar] * classes if scaling == "scalar" else self.per_class
+        if scaling == "per-class":
+            return self.per_class
+        return [self.scalar if scaling == "scalar" else self.least_ace] * classes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +69,8 @@ class _Voxels:
     person: str
     logits: torch.Tensor
     classes: torch.Tensor
+    ace_at: dict[tuple[float, ...], float] = field(default_factory=dict)
+    """ACE by inverse temperatures, since folds share most of the cases that they are fitted on."""
 
 
 def calibrate(
@@ -81,6 +97,7 @@ def calibrate(
         for network, cases in networks_of(recipe, data, runs, [fold])
         for case in cases
     ]
+    choices = {fold: _fitted_without(voxels, fold) for fold in folds}
     return Temperatures(
         recipe=recipe.service.name,
         folds=list(folds),
@@ -88,7 +105,9 @@ def calibrate(
         n_persons=len({case.person for case in voxels}),
         scalar=fitted(voxels, "scalar")[0],
         per_class=fitted(voxels, "per-class"),
-        nll=_cross_fitted_nll(voxels, folds),
+        least_ace=least_ace(voxels),
+        nll=_scored(voxels, choices, lambda case, inverse: float(_nll(case, inverse))),
+        ace=_scored(voxels, choices, _ace),
     )
 
 
@@ -131,16 +150,42 @@ def _nll(case: _Voxels, inverse: torch.Tensor) -> torch.Tensor:
     return cross_entropy(case.logits.clone().double() * inverse, case.classes.clone())
 
 
-def _cross_fitted_nll(cases: Sequence[_Voxels], folds: Sequence[str]) -> dict[str, float]:
-    totals = {"none": 0.0, "scalar": 0.0, "per-class": 0.0}
-    for fold in folds:
-        others = [case for case in cases if case.fold != fold]
-        choices = {
-            "none": [1.0],
-            "scalar": fitted(others, "scalar"),
-            "per-class": fitted(others, "per-class"),
-        }
-        for scaling, temperatures in choices.items():
-            inverse = 1 / torch.tensor(temperatures, dtype=torch.float64)
-            totals[scaling] += sum(float(_nll(case, inverse)) for case in cases if case.fold == fold)
-    return {scaling: total / len(cases) for scaling, total in totals.items()}
+def least_ace(cases: Sequence[_Voxels]) -> float:
+    """Return the temperature of `GRID` for all classes with the lowest mean ACE over the cases."""
+    means = {t: np.mean([_ace(case, torch.tensor([1 / t], dtype=torch.float64)) for case in cases]) for t in GRID}
+    return min(means, key=means.__getitem__)
+
+
+def _ace(case: _Voxels, inverse: torch.Tensor) -> float:
+    """Return the mean ACE over the foreground classes that a case has."""
+    key = inverse.tolist()
+    known = case.ace_at.get(tuple(key))
+    if known is None:
+        probs = (case.logits.float() * inverse.float()).softmax(dim=1).T.contiguous().numpy()
+        known = float(np.nanmean(ace(ReliabilityHistogram.from_probabilities(probs, case.classes.numpy()))[1:]))
+        case.ace_at[tuple(key)] = known
+    return known
+
+
+def _fitted_without(cases: Sequence[_Voxels], fold: str) -> dict[str, list[float]]:
+    others = [case for case in cases if case.fold != fold]
+    return {
+        "none": [1.0],
+        "scalar": fitted(others, "scalar"),
+        "per-class": fitted(others, "per-class"),
+        "least-ace": [least_ace(others)],
+    }
+
+
+def _scored(
+    cases: Sequence[_Voxels],
+    choices: Mapping[str, Mapping[str, list[float]]],
+    score: Callable[[_Voxels, torch.Tensor], float],
+) -> dict[str, float]:
+    """Return the mean score over the cases by scaling, each case with the temperatures that were fitted without its fold."""
+    return {
+        scaling: float(
+            np.mean([score(case, 1 / torch.tensor(choices[case.fold][scaling], dtype=torch.float64)) for case in cases])
+        )
+        for scaling in next(iter(choices.values()))
+    }

@@ -157,7 +157,7 @@ _COMPARED: Final = Recipe(
 HIPPOCAMPUS: Final = replace(
     _COMPARED,
     service=_COMPARED.service.model_copy(
-        update={"schema_version": "1.1", "version": "0.4.0", "intensity": [RobustZScore()]}
+        update={"schema_version": "1.1", "version": "0.4.1", "intensity": [RobustZScore()]}
     ),
     augmentation=both_sides_with_artefacts,
     ace_after=2150,

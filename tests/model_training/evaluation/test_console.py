@@ -33,8 +33,8 @@ def test_undefined_figures_are_called_undefined(measurement: Measurement, capsys
     assert line.split() == ["mean", "dsc", "undefined"]
 
 
-def test_temperatures_are_printed_with_their_nll(capsys: pytest.CaptureFixture[str]) -> None:
-    """Cases, persons and folds first, then the temperatures, then the NLL of each scaling."""
+def test_temperatures_are_printed_with_their_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cases, persons and folds first, then the temperatures, then NLL and ACE of each scaling."""
     print_temperatures(
         Temperatures(
             recipe="tiny",
@@ -43,15 +43,18 @@ def test_temperatures_are_printed_with_their_nll(capsys: pytest.CaptureFixture[s
             n_persons=3,
             scalar=1.25,
             per_class=[1.0, 1.5],
+            least_ace=1.1,
             nll={"none": 0.5, "scalar": 0.25},
+            ace={"none": 0.07, "scalar": 0.08},
         )
     )
 
     assert capsys.readouterr().out.splitlines() == [
         "4 cases of 3 persons (fold1, fold2), out of fold",
         "  scalar 1.2500; per class 1.0000 1.5000",
-        "  NLL none       0.50000",
-        "  NLL scalar     0.25000",
+        "  with the lowest ACE 1.10",
+        "  none       NLL 0.50000  ACE 0.07000",
+        "  scalar     NLL 0.25000  ACE 0.08000",
     ]
 
 

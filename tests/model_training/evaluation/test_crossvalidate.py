@@ -72,9 +72,9 @@ def test_from_folds_to_a_calibrated_bundle_by_commands(
     folds, fitted, run, bundle = (str(tmp_path / name) for name in ("folds", "temperature.json", "run", "bundle"))
     assert "fold1, fold2, out of fold: 4 cases of 3 persons" in call("crossvalidate", "tiny", "-o", folds)
     output = call("calibrate", "tiny", "--runs", folds, "-o", fitted, "--fold", "1", "--fold", "2")
-    assert "NLL per-class" in output
+    assert "per-class  NLL" in output
     call("train", "tiny", "-o", run)
-    call("export", "tiny", "--run", run, "-o", bundle, "--temperature", fitted, "--per-class")
+    call("export", "tiny", "--run", run, "-o", bundle, "--temperature", fitted, "--scaling", "per-class")
 
     from model_training.evaluation.temperature import Temperatures
     from service.bundle.schema import ServiceConfig

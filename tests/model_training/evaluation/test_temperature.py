@@ -3,13 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.metrics import CalibrationErrorMetric, CalibrationReduction
 from torch.nn.functional import cross_entropy
 
 from model_training.config import Recipe
 from model_training.data.case import Case, DataError
 from model_training.evaluation.crossvalidate import train_folds
 from model_training.evaluation.evaluate import measure
-from model_training.evaluation.temperature import Temperatures, _Voxels, calibrate, fitted
+from model_training.evaluation.temperature import GRID, Temperatures, _Voxels, calibrate, fitted, least_ace
 from model_training.training.parallel import ALONE
 
 
@@ -47,6 +48,30 @@ def test_temperatures_per_class_are_found_again() -> None:
     assert fitted([overconfident(1, (0.4, 0.8, 1.25), 100_000)], "per-class") == pytest.approx(
         [2.5, 1.25, 0.8], rel=0.05
     )
+
+
+def test_the_temperature_with_the_lowest_ace_is_the_best_of_its_grid() -> None:
+    """By the metric of MONAI, no temperature of the grid has a lower mean ACE over the foreground classes."""
+    cases = [overconfident(seed, (0.6, 0.6, 0.6)) for seed in (1, 2)]
+
+    found = least_ace(cases)
+
+    def mean_ace(t: float) -> float:
+        values = []
+        for case in cases:
+            metric = CalibrationErrorMetric(
+                num_bins=20, include_background=False, calibration_reduction=CalibrationReduction.AVERAGE
+            )
+            one_hot = torch.nn.functional.one_hot(case.classes, 3).float()
+            probs = (case.logits / t).softmax(dim=1)
+            metric(probs.T[None, ..., None].contiguous(), one_hot.T[None, ..., None].contiguous())
+            buffer = metric.get_buffer()
+            assert isinstance(buffer, torch.Tensor)
+            values.append(float(buffer.nanmean()))
+        return float(np.mean(values))
+
+    assert mean_ace(found) == pytest.approx(min(mean_ace(t) for t in GRID), abs=1e-5)
+    assert 1.4 < found < 2.0
 
 
 def test_a_case_counts_the_same_however_large_it_is() -> None:
