@@ -71,6 +71,8 @@ def _reason(detail: Mapping[str, Any]) -> str:
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     status = HTTPStatus(error.status_code)
+    if status == HTTPStatus.BAD_REQUEST:  # FastAPI could not parse the body
+        return respond(problem_of(InvalidRequest("The body cannot be read. Send JSON in UTF-8, as /docs shows it.")))
     code = status.phrase.lower().replace(" ", "-")
     detail = f"{status.description or status.phrase}. See /docs for the routes of this service."
     response = respond(Problem(type=f"/problems/{code}", title=status.phrase, status=status, detail=detail))

@@ -45,6 +45,7 @@ NOT_EXECUTED = {
     ("docs/pacs.md", "printf 'open-sesame"): "needs an Orthanc; tests/e2e/test_pacs.py follows these steps",
     ("docs/pacs.md", 'curl -d \'{"pacs": "clinic"'): "needs an Orthanc; tests/service/api/test_pacs.py",
     ("docs/settings.md", "export CALIBRANT_KEYS_FILE"): "writes below /etc; tests/service/commands/test_cli.py",
+    ("docs/verdict.md", "curl --data-binary @reference"): "needs reference masks; tests/service/api/test_reference.py",
     ("docs/viewers.md", "export CALIBRANT_PACS_FILE"): "needs an Orthanc; tests/service/api/monailabel",
 }
 """Blocks that are not executed: page and first words, and why."""

@@ -125,3 +125,13 @@ def test_measured_images_are_pooled_beside_the_card(http: httpx.Client, job: dic
     cases[1]["measured"] = measured | {"model": "other@0"}
     answer = http.post(route, json={"cases": cases})
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/measured-differ")
+
+
+def test_a_body_that_is_no_json_is_refused(http: httpx.Client, job: dict[str, Any]) -> None:
+    """Bytes that are not UTF-8 give a problem document that says what was expected."""
+    route = f"/v1/models/{job['model'].partition('@')[0]}/site-figures"
+
+    answer = http.post(route, content=b"\xff", headers={"Content-Type": "application/json"})
+
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-request")
+    assert "JSON in UTF-8" in answer.json()["detail"]
