@@ -42,6 +42,8 @@ NOT_EXECUTED = {
     ("docs/gpu.md", "pip install 'torch"): "installs; `make setup` and tests/library build and install the packages",
     ("docs/gpu.md", "docker run"): "needs Docker",
     ("docs/gpu.md", "scripts/gpu_day/fetch"): "downloads; tests/architecture/test_gpu_day.py runs the kit",
+    ("docs/operations.md", "calibrant audit"): "needs a service's state; tests/service/storage/test_audit.py",
+    ("docs/operations.md", "deploy/backup.sh"): "needs a service's state; tests/e2e/test_backup.py",
     ("docs/pacs.md", "printf 'open-sesame"): "needs an Orthanc; tests/e2e/test_pacs.py follows these steps",
     ("docs/pacs.md", 'curl -d \'{"pacs": "clinic"'): "needs an Orthanc; tests/service/api/test_pacs.py",
     ("docs/settings.md", "export CALIBRANT_KEYS_FILE"): "writes below /etc; tests/service/commands/test_cli.py",
