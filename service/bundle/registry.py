@@ -26,6 +26,7 @@ class Registry:
         folders: searched for bundles.
         unloaded: descriptions, by name, of the bundles that an administrator has taken out of service.
         trust: what is demanded of bundles.
+        proved: SHA-256 of the bundles that could be loaded.
     """
 
     ready: dict[str, BundleDescription] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Registry:
     folders: tuple[Path, ...] = ()
     unloaded: dict[str, BundleDescription] = field(default_factory=dict)
     trust: Trust = field(default_factory=Trust)
+    proved: set[str] = field(default_factory=set)
 
     @classmethod
     def scan(cls, *folders: Path, unloaded: Collection[str] = (), trust: Trust | None = None) -> "Registry":
@@ -97,11 +99,17 @@ class Registry:
 
     def prove(self) -> None:
         """Load each bundle in service that does not come with the package; one that cannot be loaded counts as broken."""
-        others = [description for description in self.ready.values() if description.root.parent != SHIPPED]
-        for root, why in self.trust.proof(others).items():
+        for root, why in self._unproved(list(self.ready.values())).items():
             self.broken[root.name] = why
             name = next(name for name, description in self.ready.items() if description.root == root)
             del self.ready[name]
+
+    def _unproved(self, bundles: list[BundleDescription]) -> dict[Path, str]:
+        """Return why bundles cannot be loaded, by their root; each version is tried once, those of the package never."""
+        tried = [one for one in bundles if one.root.parent != SHIPPED and one.sha256 not in self.proved]
+        why = self.trust.proof(tried)
+        self.proved.update(one.sha256 for one in tried if one.root not in why)
+        return why
 
     def load(self, name: str) -> BundleDescription:
         """Read a bundle from disk, for the first time or again, and put it into service.
@@ -121,7 +129,7 @@ class Registry:
             raise BundleInvalid(on_disk.broken[known.root.name])
         if description is None:
             raise self._not_found()
-        for why in self.trust.proof([description]).values():
+        for why in self._unproved([description]).values():
             raise BundleInvalid(why)
         self.broken.pop(description.root.name, None)
         self.unloaded.pop(name, None)

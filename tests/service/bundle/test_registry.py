@@ -1,13 +1,13 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from minisign import KeyPair
 
 from service.bundle import registry as registry_module
-from service.bundle.description import describe_bundle
+from service.bundle.description import BundleDescription, describe_bundle
 from service.bundle.manifest import write_manifest
 from service.bundle.registry import Registry
 from service.bundle.trust import Trust
@@ -136,6 +136,21 @@ def test_f9_an_unsigned_bundle_is_broken_where_keys_are_demanded(
     assert "minisign" in Registry.scan(tiny_bundle.parent, trust=trust).broken["tiny"]
     monkeypatch.setattr(registry_module, "SHIPPED", tiny_bundle.parent)
     assert list(Registry.scan(tiny_bundle.parent, trust=trust).ready) == ["tiny"]
+
+
+def test_a_version_is_tried_once(tiny_bundle: Path) -> None:
+    """Loading what is served already asks for no second proof."""
+    asked: list[str] = []
+
+    def proof(bundles: Iterable[BundleDescription]) -> dict[Path, str]:
+        asked.extend(bundle.config.name for bundle in bundles)
+        return {}
+
+    registry = Registry.scan(tiny_bundle.parent, trust=Trust(proof=proof))
+    registry.prove()
+    registry.load("tiny")
+
+    assert asked == ["tiny"]
 
 
 def test_f9_a_bundle_that_cannot_be_loaded_is_not_ready(tiny_bundle: Path) -> None:
