@@ -4,9 +4,9 @@ import csv
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from model_training.data.case import Case
 from service.bundle.acceptance import Admission
@@ -57,28 +57,6 @@ class SiteEvaluation:
     figures: dict[str, SiteFigures]
 
 
-@dataclass(kw_only=True, slots=True, frozen=True)
-class Row:
-    """One structure in one case, a row of cases.csv; what is undefined is an empty cell."""
-
-    case: str
-    person: str
-    statement: str
-    reasons: str
-    structure: str
-    reference_voxels: int
-    predicted_voxels: int
-    dsc: float | None
-    hd95_mm: float | None
-    ace: float | None
-    ece: float | None
-    mce: float | None
-    brier: float
-    """Mean over the case's voxels, the same in all rows of the case."""
-    nll: float
-    """In nats; mean over the case's voxels, the same in all rows of the case."""
-
-
 def evaluate_site(bundle: LoadedBundle, cases: Sequence[Case], done: Callable[[Case], None]) -> SiteEvaluation:
     """Measure every case; one that cannot be read, or whose label map does not fit, is listed and the others go on.
 
@@ -117,10 +95,11 @@ def write_site(out: Path, evaluation: SiteEvaluation, source: str) -> list[Path]
     """
     out.mkdir(parents=True, exist_ok=True)
     table, figures, diagram = (out / name for name in ("cases.csv", "figures.json", "reliability.png"))
+    rows = [row for found in evaluation.cases for row in _rows_of(found)]
     with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(asdict(row) for found in evaluation.cases for row in _rows_of(found))
+        writer.writerows(rows)
     compared = {name: cohort.model_dump(mode="json") for name, cohort in evaluation.figures.items()}
     figures.write_text(json.dumps(compared, indent=2) + "\n")
     names = [structure.name for structure in evaluation.cases[0].measured.measured.structures]
@@ -141,24 +120,17 @@ def _measured(bundle: LoadedBundle, case: Case) -> MeasuredHere:
     return MeasuredHere(case, MeasuredCase(person=case.person, measured=measured), summary.statement.reasons)
 
 
-def _rows_of(found: MeasuredHere) -> list[Row]:
+def _rows_of(found: MeasuredHere) -> list[dict[str, Any]]:
+    """Return a row for each structure of a case; Brier score and NLL are means over its voxels, the same in all of its rows."""
     measured = found.measured.measured
+    of_case = {
+        "case": found.case.name,
+        "person": found.case.person,
+        "statement": measured.statement,
+        "reasons": " ".join(found.reasons),
+    }
+    whole = {"brier": measured.brier, "nll": measured.nll}
     return [
-        Row(
-            case=found.case.name,
-            person=found.case.person,
-            statement=measured.statement or "",
-            reasons=" ".join(found.reasons),
-            brier=measured.brier,
-            nll=measured.nll,
-            structure=structure.name,
-            reference_voxels=structure.reference_voxels,
-            predicted_voxels=structure.predicted_voxels,
-            dsc=structure.dsc,
-            hd95_mm=structure.hd95_mm,
-            ace=structure.ace,
-            ece=structure.ece,
-            mce=structure.mce,
-        )
+        {**of_case, "structure": structure.name, **structure.model_dump(exclude={"name"}), **whole}
         for structure in measured.structures
     ]

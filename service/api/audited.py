@@ -8,9 +8,9 @@ from typing import Final
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.origins import SAFE
 from service.storage.audit import AuditLog, Event
 
-_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED: Final = frozenset({401, 403})
 _RESULT: Final = re.compile(r"/v1/segmentations/\{job_id\}/(?!events$)")
 """Paths of routes that give out what was made from a scan."""
@@ -49,7 +49,7 @@ class Audited:
         route, status = scope.get("route"), answer["status"]
         refused = status in _REFUSED
         path = getattr(route, "path", "")
-        if not refused and (route is None or (scope["method"] in _READING and not _RESULT.match(path))):
+        if not refused and (route is None or (scope["method"] in SAFE and not _RESULT.match(path))):
             return None
         left_out = self._count_refusal() if refused else 0
         if left_out is None:

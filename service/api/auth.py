@@ -109,7 +109,5 @@ def needed_for(method: str, path: str) -> frozenset[Scope]:
     """
     if path.startswith("/monailabel/infer"):  # takes a scan and answers with its mask
         return EVERYTHING
-    reads = method in ("GET", "HEAD") or path.endswith(
-        "/reference"
-    )  # measures a result; the mask that is sent is not kept
-    return _READ if reads else _SUBMIT
+    # A reference measures a result, and is not kept.
+    return _READ if method in ("GET", "HEAD") or path.endswith(("/reference", "/site-figures")) else _SUBMIT

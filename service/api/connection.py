@@ -25,7 +25,7 @@ WINDOW_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """Bounds of a connection.
 
     Args:
@@ -46,7 +46,7 @@ class Limits:
 class BoundedConnection(HttpToolsProtocol):
     """A connection of uvicorn, with `limits`."""
 
-    limits: ClassVar[Limits]
+    limits: ClassVar[ConnectionLimits]
 
     _refused = False
     _in_head = True
@@ -200,7 +200,7 @@ class BoundedConnection(HttpToolsProtocol):
 
 def bounded(settings: Settings) -> type[BoundedConnection]:
     """Return the class of a server's connections."""
-    limits = Limits(
+    limits = ConnectionLimits(
         settings.max_header_bytes, settings.header_deadline_s, settings.min_upload_bytes_per_s, settings.max_connections
     )
     return type("Connection", (BoundedConnection,), {"limits": limits})

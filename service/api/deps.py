@@ -51,7 +51,8 @@ ServicesDep = Annotated[Services, Depends(_services)]
 """The services, as a route's argument."""
 
 
-def _caller(request: Request, services: ServicesDep) -> Owner:
+def identify(request: Request, services: ServicesDep) -> Owner:
+    """Return the owner of a request, who is noted for the audit log; refuse one too many, and what the key is not for."""
     owner = caller(request, services.keys, services.sessions, services.tokens)
     request.state.owner = owner  # for the audit log
     services.rates.count_request(owner.key)
@@ -64,14 +65,14 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-def _administrator(owner: Annotated[Owner, Depends(_caller)]) -> Owner:
+def _administrator(owner: Annotated[Owner, Depends(identify)]) -> Owner:
     if not owner.admin:
         msg = "This is for administrators. Use a key that was made with --admin."
         raise Forbidden(msg)
     return owner
 
 
-OwnerDep = Annotated[Owner, Depends(_caller)]
+OwnerDep = Annotated[Owner, Depends(identify)]
 """Owner of the request; 401 without a key where keys are in use."""
 
 AdministratorDep = Annotated[Owner, Depends(_administrator)]

@@ -20,7 +20,7 @@ GUESSED_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Allowance:
     """Bounds of what is on its way: a number of uploads, and bytes. A single upload always has room."""
 
     uploads: int
@@ -34,13 +34,13 @@ class _Load:
     uploads: int = 0
     bytes: int = 0
 
-    def exceeds(self, room: Room, number: int) -> bool:
+    def exceeds(self, room: Allowance, number: int) -> bool:
         """Return whether so many more bytes, of one more upload or of one that counts already, are too many."""
         return self.uploads > room.uploads or (self.uploads > 1 and self.bytes + number > room.bytes)
 
 
 @dataclass(slots=True)
-class Place:
+class Admitted:
     """The place of one upload."""
 
     flight: "UploadsInFlight"
@@ -68,8 +68,8 @@ class UploadsInFlight:
         in_all: bounds of all owners.
     """
 
-    per_owner: Room
-    in_all: Room
+    per_owner: Allowance
+    in_all: Allowance
     _owners: dict[str, _Load] = field(default_factory=dict)
     _all: _Load = field(default_factory=_Load)
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
@@ -78,12 +78,12 @@ class UploadsInFlight:
     def of(cls, settings: Settings) -> Self:
         """Return an application's bounds."""
         return cls(
-            Room(settings.max_uploads_per_owner, settings.max_upload_bytes_per_owner),
-            Room(settings.max_uploads, settings.max_upload_bytes_in_all),
+            Allowance(settings.max_uploads_per_owner, settings.max_upload_bytes_per_owner),
+            Allowance(settings.max_uploads, settings.max_upload_bytes_in_all),
         )
 
     @contextmanager
-    def admit(self, owner: str, announced: int) -> Iterator[Place]:
+    def admit(self, owner: str, announced: int) -> Iterator[Admitted]:
         """Give an upload its place as long as the context lasts.
 
         Args:
@@ -96,7 +96,7 @@ class UploadsInFlight:
         """
         load = self._owners.setdefault(owner, _Load())
         started = time.monotonic()
-        place = Place(self, owner, 0)
+        place = Admitted(self, owner, 0)
         for one in (load, self._all):
             one.uploads += 1
         try:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.checks import check_scan_of, select_series
 from service.api.deps import Services
-from service.api.inflight import Place
+from service.api.inflight import Admitted
 from service.api.multipart import Piece, file_of
 from service.api.parameters import parameters_of, suggestion
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType, UploadIncomplete
@@ -105,7 +105,7 @@ async def receive_scan(
         return Scan(id=await run_in_threadpool(upload.keep), bytes=received.size), received.says
 
 
-def admitted(request: Request, services: Services, owner: str) -> AbstractContextManager[Place]:
+def admitted(request: Request, services: Services, owner: str) -> AbstractContextManager[Admitted]:
     """Give a request its place among the uploads, by the length that it announces.
 
     Raises:
@@ -117,7 +117,7 @@ def admitted(request: Request, services: Services, owner: str) -> AbstractContex
     return services.uploads.admit(owner, int(request.headers.get("content-length", "0")))
 
 
-async def receive_file(request: Request, upload: Upload, limit: int, place: Place) -> Received:
+async def receive_file(request: Request, upload: Upload, limit: int, place: Admitted) -> Received:
     """Write the file of the body to `upload`, flush it to the disk and return its size and what its name says.
 
     Raises:

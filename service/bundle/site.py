@@ -1,14 +1,14 @@
 """Images that a site measured against its own references -> its figures beside the card's, and whether they differ."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from service.bundle.card import CalibrationCard, CaseRecord, Interval
-from service.calibration.cohort import CaseSums, cohort_scores
-from service.calibration.two_cohorts import compare_cohorts
+from service.bundle.card import CalibrationCard, CaseRecord, Interval, Measurement
+from service.calibration.cohort import cohort_scores
+from service.calibration.two_cohorts import Difference, compare_cohorts
 from service.errors import MeasuredDiffer
 from service.schemas import Figure, Measured, MeasuredCase, SiteFigure, SiteFigures
 
@@ -30,13 +30,11 @@ def site_figures(card: CalibrationCard, model: str, cases: Sequence[MeasuredCase
         MeasuredDiffer: a case was measured with another model, or has other structures than the first.
     """
     _reject_differing(model, cases)
-    measured = [_sums_of(case, number) for number, case in enumerate(cases)]
+    measured = [record_of(case.measured, str(number), case.person).sums() for number, case in enumerate(cases)]
     stated = card.measurements[0]
     names = [structure.name for structure in cases[0].measured.structures]
-    comparable = names == list(stated.class_scores)
-    known = [record.sums() for record in stated.cases] if comparable else []
-    tests = compare_cohorts(known, measured, COMPARED) if known else {}
-    scores = cohort_scores(measured)
+    known = [record.sums() for record in stated.cases] if names == list(stated.class_scores) else []
+    site = {name: Interval.of(estimate) for name, estimate in cohort_scores(measured).items() if name in COMPARED}
     return SiteFigures(
         model=model,
         n_cases=len(cases),
@@ -44,17 +42,30 @@ def site_figures(card: CalibrationCard, model: str, cases: Sequence[MeasuredCase
         statements=dict(Counter(case.measured.statement or "not kept" for case in cases)),
         card_n_cases=len(known) or None,
         card_n_persons=len({sums.person for sums in known}) or None,
-        figures={
-            name: SiteFigure(
-                site=_figure(Interval.of(scores[name])),
-                card=_figure(stated.scores[name]) if known else None,
-                difference=_figure(Interval.of(tests[name].difference)) if known else None,
-                p=tests[name].p if known else None,
-                differs=tests[name].differs if known else None,
-            )
-            for name in COMPARED
-        },
+        figures=_beside(stated, site, compare_cohorts(known, measured, COMPARED)) if known else _alone(site),
     )
+
+
+def _alone(site: Mapping[str, Interval]) -> dict[str, SiteFigure]:
+    return {
+        name: SiteFigure(site=_figure(site[name]), card=None, difference=None, p=None, differs=None)
+        for name in COMPARED
+    }
+
+
+def _beside(
+    stated: Measurement, site: Mapping[str, Interval], tests: Mapping[str, Difference]
+) -> dict[str, SiteFigure]:
+    return {
+        name: SiteFigure(
+            site=_figure(site[name]),
+            card=_figure(stated.scores[name]),
+            difference=_figure(Interval.of(tests[name].difference)),
+            p=None if np.isnan(tests[name].p) else tests[name].p,
+            differs=tests[name].differs,
+        )
+        for name in COMPARED
+    }
 
 
 def record_of(measured: Measured, case: str, person: str) -> CaseRecord:
@@ -89,10 +100,6 @@ def record_of(measured: Measured, case: str, person: str) -> CaseRecord:
         shape=(voxels, 1, 1),
         spacing_mm=(1, 1, 1),
     )
-
-
-def _sums_of(case: MeasuredCase, number: int) -> CaseSums:
-    return record_of(case.measured, str(number), case.person).sums()
 
 
 def _reject_differing(model: str, cases: Sequence[MeasuredCase]) -> None:

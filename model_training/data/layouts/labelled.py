@@ -15,6 +15,7 @@ import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha", ".mgz", ".mgh")
 """Names of scans and label maps end in one of these."""
 
 PERSONS: Final = "persons.json"
+
+_UNKNOWN: Final = "nothing: each case counts as a person of its own"
 
 _LABEL: Final = re.compile(r"_(label|labels|seg|dseg|mask)$")
 _CHANNEL: Final = re.compile(r"_0000$")
@@ -62,8 +65,7 @@ def read_labelled(source: Path) -> LabelledCases:
         )
         raise DataError(msg)
     found.cases.sort(key=lambda case: case.name)
-    names = [case.name for case in found.cases]
-    if doubled := next((name for name in names if names.count(name) > 1), None):
+    if doubled := next((one.name for one, other in pairwise(found.cases) if one.name == other.name), None):
         msg = f"Two scans in {source} are named {doubled}. Rename one, or list them in a CSV file with the column id."
         raise DataError(msg)
     return found
@@ -101,7 +103,11 @@ def _in_folder(root: Path) -> LabelledCases:
     files = list(_files(root.rglob("*")))
     if (root / "dataset_description.json").is_file():
         masks = [path for path in files if _stem(path).endswith("_dseg")]
-        scans = {_stem(path): path for path in files if "derivatives" not in path.parts and path not in masks}
+        scans = {
+            _stem(path): path
+            for path in files
+            if "derivatives" not in path.relative_to(root).parts and path not in masks
+        }
         return _of_bids(scans, masks)
     labels_by_name = {_LABEL.sub("", _stem(path)): path for path in files if _LABEL.search(_stem(path))}
     return _paired({_stem(path): path for path in files if path not in labels_by_name.values()}, labels_by_name)
@@ -124,9 +130,6 @@ def _paired(scans: dict[str, Path], labels: dict[str, Path]) -> LabelledCases:
     both = scans.keys() & labels.keys()
     left_out = [path for files in (scans, labels) for name, path in files.items() if name not in both]
     return LabelledCases([Case(name, name, (scans[name],), labels[name]) for name in both], _UNKNOWN, sorted(left_out))
-
-
-_UNKNOWN: Final = "nothing: each case counts as a person of its own"
 
 
 def _subject(name: str) -> str:

@@ -12,8 +12,7 @@ from fastapi import Depends, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.auth import caller, reject_beyond_scope
-from service.api.deps import ServicesDep
+from service.api.deps import ServicesDep, identify
 from service.storage.keys import LOCAL, Owner
 
 PREFIX: Final = "/monailabel"
@@ -66,11 +65,7 @@ def came_by_secret(request: Request) -> bool:
 def _viewer(request: Request, services: ServicesDep) -> Owner:
     if came_by_secret(request):
         return Owner(VIEWER if services.keys else LOCAL, admin=False)
-    owner = caller(request, services.keys, services.sessions, services.tokens)
-    request.state.owner = owner  # for the audit log
-    services.rates.count_request(owner.key)
-    reject_beyond_scope(owner, request)
-    return owner
+    return identify(request, services)
 
 
 ViewerDep = Annotated[Owner, Depends(_viewer)]

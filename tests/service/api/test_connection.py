@@ -10,10 +10,10 @@ import httpx
 import pytest
 import uvicorn
 
-from service.api.connection import BoundedConnection, Limits, bounded
+from service.api.connection import BoundedConnection, ConnectionLimits, bounded
 from service.settings import Settings
 
-LIMITS = Limits(head_bytes=65536, head_s=0.5, body_rate=1000, connections=20, window_s=0.5)
+LIMITS = ConnectionLimits(head_bytes=65536, head_s=0.5, body_rate=1000, connections=20, window_s=0.5)
 
 Server = Callable[..., AbstractContextManager[int]]
 
@@ -37,7 +37,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - A
 def served(**changes: float) -> Iterator[int]:
     """Serve `echo` in a thread with these limits, and yield the port."""
     limits = {name: changes.get(name, getattr(LIMITS, name)) for name in LIMITS.__dataclass_fields__}
-    connection = type("Connection", (BoundedConnection,), {"limits": Limits(**limits)})
+    connection = type("Connection", (BoundedConnection,), {"limits": ConnectionLimits(**limits)})
     server = uvicorn.Server(uvicorn.Config(echo, port=0, lifespan="off", log_config=None, http=connection, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -9,14 +9,14 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.inflight import Room, UploadsInFlight
+from service.api.inflight import Allowance, UploadsInFlight
 from service.client import Client
 from service.errors import ServiceBusy, TooManyUploads
 
 
 def test_f2_an_owner_has_bounded_uploads() -> None:
     """The third upload of an owner is refused with 429, the fourth of all with 503; an ended one makes room."""
-    uploads = UploadsInFlight(Room(2, 1000), Room(3, 1000))
+    uploads = UploadsInFlight(Allowance(2, 1000), Allowance(3, 1000))
 
     with uploads.admit("lab", 1), uploads.admit("lab", 1):
         with pytest.raises(TooManyUploads, match="2 of your uploads") as caught, uploads.admit("lab", 1):
@@ -30,7 +30,7 @@ def test_f2_an_owner_has_bounded_uploads() -> None:
 
 def test_f2_an_owner_has_bounded_bytes() -> None:
     """Announced bytes count before they arrive, others as they arrive; a single upload always has room."""
-    uploads = UploadsInFlight(Room(9, 100), Room(9, 150))
+    uploads = UploadsInFlight(Allowance(9, 100), Allowance(9, 150))
 
     with uploads.admit("lab", 1000), pytest.raises(TooManyUploads), uploads.admit("lab", 1):
         pass
@@ -47,7 +47,7 @@ def test_f2_an_owner_has_bounded_bytes() -> None:
 
 def test_f2_retry_after_follows_the_measured_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two uploads of about ten seconds on their way, one ends within five; before any was timed, a second is guessed."""
-    uploads = UploadsInFlight(Room(2, 9), Room(9, 9))
+    uploads = UploadsInFlight(Allowance(2, 9), Allowance(9, 9))
     clock = iter([0.0, 10.0, *[20.0] * 9])
     with (
         uploads.admit("lab", 1),
@@ -58,7 +58,7 @@ def test_f2_retry_after_follows_the_measured_uploads(monkeypatch: pytest.MonkeyP
         pass
     assert caught.value.retry_after_s == 1
 
-    uploads = UploadsInFlight(Room(2, 9), Room(9, 9))
+    uploads = UploadsInFlight(Allowance(2, 9), Allowance(9, 9))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with uploads.admit("lab", 1):
         pass
@@ -76,7 +76,7 @@ def test_f2_retry_after_follows_the_measured_uploads(monkeypatch: pytest.MonkeyP
 def full_(locked: FastAPI) -> Iterator[tuple[str, UploadsInFlight]]:
     """Yield the address of an application with room for one upload of an owner, and its uploads."""
     uploads: UploadsInFlight = locked.state.services.uploads
-    uploads.per_owner = Room(1, 1 << 20)
+    uploads.per_owner = Allowance(1, 1 << 20)
     config = uvicorn.Config(locked, port=0, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

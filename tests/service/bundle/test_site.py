@@ -112,6 +112,37 @@ def test_other_structures_are_not_compared_with_the_card() -> None:
         site_figures(CARD, MODEL, [*cases, *cases_of(STATED.cases[:1])])
 
 
+def test_a_figure_that_is_undefined_has_no_p_value() -> None:
+    """Images whose references hold no structure have no DSC: neither a p-value nor a difference."""
+    cases = [
+        case.model_copy(
+            update={
+                "measured": case.measured.model_copy(
+                    update={
+                        "structures": [
+                            structure.model_copy(update={"reference_voxels": 0, "dsc": None})
+                            for structure in case.measured.structures
+                        ],
+                        "reliability": case.measured.reliability.model_copy(
+                            update={
+                                "structures": [
+                                    row.model_copy(update={"frequency": [0.0 if n else None for n in row.count]})
+                                    for row in case.measured.reliability.structures
+                                ]
+                            }
+                        ),
+                    }
+                )
+            }
+        )
+        for case in cases_of(STATED.cases[:3])
+    ]
+
+    dsc = site_figures(CARD, MODEL, cases).figures["dsc"]
+
+    assert (dsc.site.value, dsc.p, dsc.differs) == (None, None, False)
+
+
 def test_another_models_cases_are_refused() -> None:
     """The message names the case and the expected model, not what was sent."""
     cases = [*cases_of(STATED.cases[:1]), *cases_of(STATED.cases[1:2], "secret@1")]
